@@ -1,0 +1,114 @@
+"""The contract between the driver and whatever generates tokens.
+
+An engine opens one stream per trace. Closing the stream, or cancelling the task that reads
+it, frees the engine's compute at once. Engines know nothing of policies or votes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.core import FinishReason, Message, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine was found to be able to do; probed, never assumed.
+
+    Attributes:
+        model: Name of the model behind it.
+        top_k: The most log-probabilities per token that it gives; 0 if it gives none.
+        concurrency: Traces that it generates at once; further ones wait.
+        context: Tokens that prompt and trace may have together; None where unknown.
+        seeds: Whether a seed reproduces a trace.
+    """
+
+    model: str
+    top_k: int
+    concurrency: int
+    context: int | None = None
+    seeds: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One trace to generate.
+
+    Attributes:
+        messages: The chat to continue.
+        sampling: How tokens are drawn.
+        seed: Seed of this trace, in [0, 2**31).
+        top_k: Log-probabilities per token that the caller wants (k of eq. 2); 0 for none.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int = 0
+    top_k: int = 0
+
+
+def _no_tokens() -> NDArray[np.float32]:
+    return np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Some more tokens of a trace.
+
+    Attributes:
+        text: What they add to the text; may be empty, and never splits a character.
+        confidences: Token confidence C_i (eq. 2) of each token generated since the last chunk,
+            float32, shape (tokens,), NaN where the engine gave none. Its length is the count of
+            tokens: a token without text or log-probabilities has its entry all the same.
+        finish: `STOP` or `LENGTH` in the last chunk of a stream, else None.
+        prompt_tokens: Tokens of the prompt, where the engine tells (usually in the last chunk).
+        cached_tokens: Prompt tokens that the engine did not have to compute again.
+    """
+
+    text: str = ""
+    confidences: NDArray[np.float32] = field(default_factory=_no_tokens)
+    finish: FinishReason | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Engine(ABC):
+    """Generates traces. Used as an asynchronous context manager: entering starts it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for people, as in "local Qwen2.5-Coder-0.5B-Instruct"."""
+
+    @abstractmethod
+    async def capabilities(self) -> Capabilities:
+        """What it can do, probed at the first call.
+
+        Raises:
+            EngineError: it cannot be reached or does not work.
+        """
+
+    @abstractmethod
+    def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+        """Generate one trace. Close the generator to stop it; that frees the compute at once.
+
+        Raises:
+            EngineError: the trace could not be generated, or broke off.
+        """
+
+    async def __aenter__(self) -> Self:
+        """Start what has to be started."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop what was started, also after an error or a cancellation."""

@@ -1,0 +1,127 @@
+"""Every error that conviction raises on purpose, as one tree.
+
+    ConvictionError
+    ├── UsageError                 a setting or an input is wrong: nothing was started (exit code 2)
+    │   ├── InvalidSettingError
+    │   ├── UnknownNameError
+    │   └── MissingExtraError
+    ├── EngineError                an engine could not do what was asked
+    │   ├── EngineStartError
+    │   ├── EngineUnavailableError
+    │   ├── ContextOverflowError
+    │   ├── MissingLogprobsError
+    │   └── StreamError            one trace's stream broke; other traces go on
+    ├── ModelError                 a model file is missing, broken or cannot be fetched
+    │   ├── DownloadError
+    │   ├── HashMismatchError
+    │   └── NotAChatModelError
+    ├── AnswerError                comparing answers failed as a whole
+    └── AllTracesFailedError       no trace came to an end
+
+An error says what was tried, what was found and what to do.
+"""
+
+from collections.abc import Sequence
+
+
+class ConvictionError(Exception):
+    """Base of all errors that conviction raises on purpose.
+
+    Args:
+        tried: What was attempted, as in "open model.gguf".
+        found: What happened instead.
+        remedy: What the reader can do about it; a whole sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, *, tried: str, found: str, remedy: str) -> None:
+        self.tried = tried
+        self.found = found
+        self.remedy = remedy
+        super().__init__(f"{tried}: {found.rstrip('.')}. {remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders (workers, Ray), so they must pickle."""
+        return _rebuild, (type(self), self.tried, self.found, self.remedy)
+
+
+def _rebuild(kind: type[ConvictionError], tried: str, found: str, remedy: str) -> ConvictionError:
+    return kind(tried=tried, found=found, remedy=remedy)
+
+
+class UsageError(ConvictionError):
+    """A setting or an input is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class InvalidSettingError(UsageError):
+    """A value lies outside of what a setting accepts."""
+
+
+class UnknownNameError(UsageError):
+    """A name (of a policy, a model, an answer kind, an engine) is not registered."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is needed and not installed."""
+
+
+class EngineError(ConvictionError):
+    """An engine could not do what was asked of it."""
+
+
+class EngineStartError(EngineError):
+    """An engine did not start."""
+
+
+class EngineUnavailableError(EngineError):
+    """An engine cannot be reached, or refuses us."""
+
+
+class ContextOverflowError(EngineError):
+    """The prompt and the tokens asked for do not fit the model's context."""
+
+
+class MissingLogprobsError(EngineError):
+    """A policy needs token confidence and the engine gives no log-probabilities."""
+
+
+class StreamError(EngineError):
+    """The stream of one trace broke; other traces are not affected."""
+
+
+class ModelError(ConvictionError):
+    """A model file is missing, broken or cannot be fetched."""
+
+
+class DownloadError(ModelError):
+    """A model could not be fetched from any of its sources."""
+
+
+class HashMismatchError(ModelError):
+    """A file is not the one whose sha256 was expected."""
+
+
+class NotAChatModelError(ModelError):
+    """A file is no GGUF, is cut short, or holds no chat model."""
+
+
+class AnswerError(ConvictionError):
+    """Comparing answers failed as a whole."""
+
+
+class AllTracesFailedError(ConvictionError):
+    """No trace came to an end; `causes` holds the distinct reasons."""
+
+    def __init__(self, *, tried: str, causes: Sequence[str], remedy: str) -> None:
+        self.causes = tuple(dict.fromkeys(causes))
+        super().__init__(tried=tried, found="; ".join(self.causes), remedy=remedy)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_all_failed, (self.tried, self.causes, self.remedy)
+
+
+def _rebuild_all_failed(tried: str, causes: Sequence[str], remedy: str) -> AllTracesFailedError:
+    return AllTracesFailedError(tried=tried, causes=causes, remedy=remedy)

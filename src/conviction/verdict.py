@@ -1,0 +1,214 @@
+"""The verdict: what the traces agreed on, what it cost, and how it is shown and stored."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any, Self
+
+import numpy as np
+
+from conviction.core import FinishReason, Question, Tally, Trace
+
+SCHEMA_VERSION = 1
+"""Version of `Verdict.to_dict()`; raised whenever a field changes its meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Every token that was generated, by what became of its trace.
+
+    Attributes:
+        voted: Of traces that voted.
+        unvoted: Of complete traces that did not vote (filtered out, or without an answer).
+        stopped: Of traces stopped for low confidence.
+        cancelled: Of traces cancelled by consensus or otherwise.
+        failed: Of traces that failed.
+        prompt: Prompt tokens, over all traces.
+        cached_prompt: Those of them that the engine took from its cache.
+        full_budget_estimate: Estimate of what the whole budget would have generated without
+            stopping: budget x mean tokens of the complete traces. None where none is complete.
+    """
+
+    voted: int = 0
+    unvoted: int = 0
+    stopped: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt: int = 0
+    cached_prompt: int = 0
+    full_budget_estimate: int | None = None
+
+    @classmethod
+    def of(cls, traces: Iterable[Trace], *, voters: frozenset[int], budget: int) -> Self:
+        """Count the tokens of `traces`, of which those whose id is in `voters` voted."""
+        fates: Counter[str] = Counter()
+        prompt = cached = 0
+        complete: list[int] = []
+        for trace in traces:
+            fates[_fate(trace, voters)] += trace.tokens
+            prompt += trace.prompt_tokens
+            cached += trace.cached_tokens
+            if trace.complete:
+                complete.append(trace.tokens)
+        estimate = round(budget * sum(complete) / len(complete)) if complete else None
+        return cls(**fates, prompt=prompt, cached_prompt=cached, full_budget_estimate=estimate)
+
+    @property
+    def generated(self) -> int:
+        """All generated tokens."""
+        return self.voted + self.unvoted + self.stopped + self.cancelled + self.failed
+
+    @property
+    def saving_estimate(self) -> float | None:
+        """Estimated part of the full budget's tokens that was not generated; may be negative."""
+        if not self.full_budget_estimate:
+            return None
+        return 1.0 - self.generated / self.full_budget_estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What the traces agreed on, how strongly, why it ended there, and what it cost.
+
+    `share` is the leader's part of the votes. It is not a probability of being right.
+
+    Attributes:
+        question: What was asked.
+        answer: The leading answer; None where no trace gave one.
+        tally: The votes, leader first.
+        ended: Why the run ended: "budget", "consensus", "interrupted", "time", or a policy's own
+            word.
+        policy: Name and settings of the policy, with those it chose itself.
+        threshold: Group confidence below which traces were stopped; None if there was none.
+        window: Tokens in a group; None where no group was needed.
+        top_k: Log-probabilities behind each token confidence; 0 where there were none.
+        budget: The most traces the policy might have started.
+        traces: All traces that were started, in order of starting.
+        usage: Tokens by fate.
+        seconds: Wall time.
+        engine: Name of the engine and its model.
+        seed: The seed that every trace's seed was derived from.
+        warnings: What the reader should know before trusting this.
+    """
+
+    question: Question
+    answer: str | None
+    tally: Tally
+    ended: str
+    policy: dict[str, Any]
+    traces: tuple[Trace, ...]
+    usage: Usage
+    budget: int
+    threshold: float | None = None
+    window: int | None = None
+    top_k: int = 0
+    seconds: float = 0.0
+    engine: str = ""
+    seed: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The leader's part of the votes, in [0, 1]."""
+        return self.tally.share
+
+    @property
+    def best_trace(self) -> Trace | None:
+        """The trace to show for the answer: of those that voted for it, the most confident."""
+        leader = self.tally.leader
+        if leader is None:
+            return None
+        supporters = [trace for trace in self.traces if trace.id in leader.votes]
+        return max(supporters, key=_mean_confidence, default=None)
+
+    def finishes(self) -> dict[FinishReason, int]:
+        """How many traces ended for which reason; reasons that did not occur are left out."""
+        return dict(Counter(trace.finish for trace in self.traces))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain JSON types; per-token confidences are left out."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "question": self.question.text,
+            "question_id": self.question.id,
+            "answer": self.answer,
+            "share": self.share,
+            "tied": list(self.tally.tied),
+            "tally": [
+                {
+                    "answer": entry.text,
+                    "weight": entry.weight,
+                    "count": entry.count,
+                    "traces": list(entry.votes),
+                }
+                for entry in self.tally.entries
+            ],
+            "ended": self.ended,
+            "policy": self.policy,
+            "budget": self.budget,
+            "threshold": self.threshold,
+            "window": self.window,
+            "top_k": self.top_k,
+            "usage": {
+                **asdict(self.usage),
+                "generated": self.usage.generated,
+                "saving_estimate": self.usage.saving_estimate,
+            },
+            "seconds": self.seconds,
+            "engine": self.engine,
+            "seed": self.seed,
+            "warnings": list(self.warnings),
+            "traces": [_trace_to_dict(trace) for trace in self.traces],
+        }
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks; all text of the model is escaped."""
+        cost = f"{len(self.traces)} traces, {self.usage.generated:,} tokens, {self.seconds:.1f} s"
+        rows = "".join(
+            f"<tr><td>{escape(entry.text)}</td><td>{entry.count}</td>"
+            f"<td>{entry.weight / self.tally.total if self.tally.total else 0:.0%}</td></tr>"
+            for entry in self.tally.entries
+        )
+        notes = "".join(f"<li>{escape(warning)}</li>" for warning in self.warnings)
+        answer = "no answer" if self.answer is None else escape(self.answer)
+        return (
+            f"<div><p><b>{answer}</b></p>"
+            f"<table><thead><tr><th>answer</th><th>votes</th><th>share of weight</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
+            f"<p>{cost}, ended by {escape(self.ended)}</p><ul>{notes}</ul></div>"
+        )
+
+
+def _fate(trace: Trace, voters: frozenset[int]) -> str:
+    if trace.id in voters:
+        return "voted"
+    match trace.finish:
+        case FinishReason.STOP | FinishReason.LENGTH:
+            return "unvoted"
+        case FinishReason.LOW_CONFIDENCE:
+            return "stopped"
+        case FinishReason.CONSENSUS | FinishReason.CANCELLED:
+            return "cancelled"
+        case FinishReason.ERROR:
+            return "failed"
+
+
+def _mean_confidence(trace: Trace) -> float:
+    known = trace.confidences[np.isfinite(trace.confidences)]
+    return float(known.mean(dtype=np.float64)) if known.size else 0.0
+
+
+def _trace_to_dict(trace: Trace) -> dict[str, Any]:
+    return {
+        "id": trace.id,
+        "seed": trace.seed,
+        "finish": str(trace.finish),
+        "tokens": trace.tokens,
+        "answer": trace.answer.text if trace.answer else None,
+        "text": trace.text,
+        "mean_confidence": _mean_confidence(trace) or None,
+        "started": trace.started,
+        "ended": trace.ended,
+        "error": trace.error or None,
+    }
