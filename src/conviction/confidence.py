@@ -1,0 +1,311 @@
+"""Confidence from log-probabilities: the formulas of DeepConf (arXiv 2508.15260), written once.
+
+All values are natural-log units. Higher means more peaked, so more sure; the least value that
+k log-probabilities allow is ln k, and there is no greatest. Values compare only within one
+model and one k.
+
+Tokens whose confidence is unknown (NaN or infinite: masked, missing, malformed) are left out
+of every mean and every group: a group is the last `window` *known* tokens.
+
+Metrics exist in two forms that are tested equal: over arrays (`measure`, and `measure_pool`
+for many traces at once) and one token at a time (`GroupWindow`).
+"""
+
+from array import array
+from collections.abc import Sequence
+from enum import StrEnum
+from heapq import nlargest
+from itertools import pairwise
+from math import inf, isfinite, nan
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+FILLER = -9999.0
+"""Servers send this (vLLM) or less in place of minus infinity; it is no log-probability."""
+
+BOTTOM_SHARE = 0.1
+HEAD_SHARE = 0.1
+
+_POOL_BLOCK = 65536
+"""Tokens per cumulative sum: keeps rounding near 1e-10 and the block in the cache."""
+
+_SCALAR_CHUNK = 24
+"""Chunks up to this size are pushed token by token, which is faster than numpy's overhead."""
+
+
+class Metric(StrEnum):
+    """How a trace's token confidences become one number (METHOD: eqs. 3, 5, 6, 7)."""
+
+    MEAN = "mean"
+    """Mean over all tokens (eq. 3)."""
+    BOTTOM_10 = "bottom-10"
+    """Mean of the lowest 10% of the group confidences (eq. 5)."""
+    LOWEST_GROUP = "lowest-group"
+    """Lowest group confidence (eq. 6)."""
+    TAIL = "tail"
+    """Mean over the last `window` tokens (eq. 7)."""
+    HEAD = "head"
+    """Mean over the first 10% of the tokens (an ablation of the paper)."""
+
+
+def token_confidence(logprobs: Sequence[float], k: int) -> float:
+    """Token confidence C_i (eq. 2): minus the mean of the k largest log-probabilities.
+
+    Args:
+        logprobs: Natural-log probabilities of the likeliest next tokens, in any order. Servers
+            add the sampled token when it is not among the k likeliest; it is not averaged in.
+        k: How many to average, at least 1.
+
+    Returns:
+        The confidence, or NaN if fewer than k usable values were given. NaN, infinite and
+        filler values are unusable: averaging the rest would read a masked, hence forced, token
+        as an unsure one.
+    """
+    best = nlargest(k, (value for value in logprobs if FILLER < value <= 0.0))
+    return -sum(best) / k if len(best) == k else nan
+
+
+def token_confidences(logprobs: Floats, k: int) -> NDArray[np.float32]:
+    """`token_confidence` of many tokens at once.
+
+    Args:
+        logprobs: Shape (tokens, m) with m >= k, natural logs, in any order.
+        k: How many to average, from 1 to m.
+
+    Returns:
+        Shape (tokens,), NaN for tokens with fewer than k usable values.
+    """
+    usable = (logprobs > FILLER) & (logprobs <= 0.0)
+    known = np.where(usable, logprobs, -inf)
+    best = np.partition(known, known.shape[1] - k, axis=1)[:, -k:]
+    mean = -best.mean(axis=1, dtype=np.float64)
+    return np.where(np.isfinite(mean), mean, nan).astype(np.float32)
+
+
+def known(confidences: Floats) -> Floats:
+    """`confidences` without the tokens whose confidence is unknown; shape (<= tokens,)."""
+    finite = np.isfinite(confidences)
+    return confidences if finite.all() else confidences[finite]
+
+
+def cumulative(confidences: Floats) -> NDArray[np.float64]:
+    """Sums S_0 = 0, S_1, … of known confidences, added in order; shape (tokens + 1,).
+
+    Streaming and vectorised code take group sums as differences of these very numbers, which
+    is why a gate fires at the same token in a stream and in a recording.
+    """
+    sums = np.empty(confidences.size + 1, np.float64)
+    sums[0] = 0.0
+    np.cumsum(confidences, dtype=np.float64, out=sums[1:])
+    return sums
+
+
+def group_confidences(confidences: Floats, window: int) -> NDArray[np.float64]:
+    """Group confidences (eq. 4): means over `window` consecutive tokens, stride 1.
+
+    Args:
+        confidences: Token confidences of one trace, shape (tokens,).
+        window: Tokens in a group, at least 1.
+
+    Returns:
+        Shape (known tokens - window + 1,). A trace shorter than the window has one group, of
+        all that it has; a trace without known tokens has none.
+    """
+    values = known(confidences)
+    if values.size == 0:
+        return np.empty(0, np.float64)
+    sums = cumulative(values)
+    width = min(window, values.size)
+    return (sums[width:] - sums[:-width]) / width
+
+
+def measure(metric: Metric, confidences: Floats, window: int) -> float:
+    """One trace's confidence under `metric`; NaN if no token's confidence is known.
+
+    Args:
+        metric: The metric.
+        confidences: Token confidences, shape (tokens,).
+        window: Tokens in a group, at least 1; the mean and the head do not depend on it.
+    """
+    return float(measure_pool(metric, confidences, np.array([0, confidences.size]), window)[0])
+
+
+def measure_pool(
+    metric: Metric, confidences: Floats, offsets: NDArray[np.int64], window: int
+) -> NDArray[np.float64]:
+    """Confidences of many traces under `metric`.
+
+    Args:
+        metric: The metric.
+        confidences: Token confidences of all traces, one after another, shape (tokens,).
+        offsets: Where each trace begins, and the end: shape (traces + 1,), ascending.
+        window: Tokens in a group, at least 1.
+
+    Returns:
+        Shape (traces,), NaN for traces without a known token.
+    """
+    result = np.full(offsets.size - 1, nan)
+    for first, last in _blocks(offsets):
+        bounds = offsets[first : last + 1]
+        values, bounds = _drop_unknown(confidences[bounds[0] : bounds[-1]], bounds - bounds[0])
+        result[first:last] = _measure_block(metric, values, bounds, window)
+    return result
+
+
+def _blocks(offsets: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Runs of whole traces of about `_POOL_BLOCK` tokens, as (first, past the last)."""
+    traces = offsets.size - 1
+    cuts = np.searchsorted(offsets, np.arange(int(offsets[0]), int(offsets[-1]), _POOL_BLOCK))
+    return list(pairwise(sorted({0, *cuts.tolist(), traces})))
+
+
+def _drop_unknown(values: Floats, bounds: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+    finite = np.isfinite(values)
+    if finite.all():
+        return values, bounds
+    return values[finite], np.concatenate(([0], np.cumsum(finite, dtype=np.int64)))[bounds]
+
+
+def _measure_block(
+    metric: Metric, values: Floats, bounds: NDArray[np.int64], window: int
+) -> NDArray[np.float64]:
+    sums = cumulative(values)
+    begin, end = bounds[:-1], bounds[1:]
+    tokens = end - begin
+    present = tokens > 0
+    tokens = np.maximum(tokens, 1)
+    match metric:
+        case Metric.MEAN:
+            result = (sums[end] - sums[begin]) / tokens
+        case Metric.TAIL:
+            width = np.minimum(tokens, window) * present
+            result = (sums[end] - sums[end - width]) / np.maximum(width, 1)
+        case Metric.HEAD:
+            width = np.maximum((tokens * HEAD_SHARE).astype(np.int64), 1) * present
+            result = (sums[begin + width] - sums[begin]) / np.maximum(width, 1)
+        case Metric.LOWEST_GROUP:
+            result = _lowest_groups(sums, begin, end, window)
+        case Metric.BOTTOM_10:
+            result = np.array(
+                [_bottom(sums[a : b + 1], window) for a, b in zip(begin, end, strict=True)]
+            )
+    return np.where(present, result, nan)
+
+
+def _lowest_groups(
+    sums: NDArray[np.float64], begin: NDArray[np.int64], end: NDArray[np.int64], window: int
+) -> NDArray[np.float64]:
+    tokens = end - begin
+    result = (sums[end] - sums[begin]) / np.maximum(tokens, 1)
+    full = np.flatnonzero(tokens >= window)
+    if full.size:
+        groups = sums[window:] - sums[:-window]
+        # Pairs (begin, past the end) of each trace's groups; reduceat answers for the gaps
+        # between them too, and those answers are dropped.
+        segments = np.stack((begin[full], end[full] - window + 1), axis=1).ravel()
+        segments = segments[:-1] if segments[-1] == groups.size else segments
+        result[full] = np.minimum.reduceat(groups, segments)[::2] / window
+    return result
+
+
+def _bottom(sums: NDArray[np.float64], window: int) -> float:
+    if sums.size == 1:
+        return nan
+    width = min(window, sums.size - 1)
+    groups = sums[width:] - sums[:-width]
+    lowest = max(int(groups.size * BOTTOM_SHARE), 1)
+    groups.partition(lowest - 1)
+    return float(groups[:lowest].mean()) / width
+
+
+class GroupWindow:
+    """A trace's confidences as they come: O(1) time per token, `window` numbers of memory.
+
+    Args:
+        window: Tokens in a group, at least 1.
+    """
+
+    __slots__ = ("_count", "_group", "_low", "_sums", "_total", "window")
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self._count = 0
+        self._total = 0.0
+        self._low = inf
+        self._group = nan
+        # The last `window` cumulative sums; slot n % window holds S_n. S_0 = 0 stands already.
+        self._sums = array("d", bytes(8 * window))
+
+    def push(self, confidences: Floats) -> float:
+        """Take the next tokens of the trace.
+
+        Args:
+            confidences: Their token confidences, shape (tokens,); unknown ones are left out.
+
+        Returns:
+            The lowest group confidence among the full groups that these tokens completed;
+            infinity if they completed none.
+        """
+        if confidences.size > _SCALAR_CHUNK:
+            return self._push_many(known(confidences))
+        sums, window, count, total = self._sums, self.window, self._count, self._total
+        lowest, group = inf, nan
+        for value in confidences.tolist():
+            if not isfinite(value):
+                continue
+            total += value
+            count += 1
+            slot = count % window
+            if count >= window:
+                group = (total - sums[slot]) / window
+                lowest = min(lowest, group)
+            sums[slot] = total
+        self._count, self._total = count, total
+        if lowest < inf:
+            self._low, self._group = min(self._low, lowest), group
+        return lowest
+
+    def _push_many(self, values: Floats) -> float:
+        window, count = self.window, self._count
+        held = min(count, window - 1)
+        slots = np.frombuffer(self._sums, np.float64)
+        before = slots[np.arange(count - held, count + 1) % window]
+        # Continues the addition where it stood, so the sums are those of one long `cumulative`.
+        sums = np.cumsum(np.concatenate(([self._total], values)), dtype=np.float64)
+        joined = np.concatenate((before[:-1], sums))
+        groups = (joined[window:] - joined[:-window]) / window
+        newest = min(values.size, window)
+        count += values.size
+        slots[np.arange(count - newest + 1, count + 1) % window] = sums[sums.size - newest :]
+        self._count, self._total = count, float(sums[-1])
+        if not groups.size:
+            return inf
+        lowest = float(groups.min())
+        self._low, self._group = min(self._low, lowest), float(groups[-1])
+        return lowest
+
+    @property
+    def count(self) -> int:
+        """Known tokens so far."""
+        return self._count
+
+    @property
+    def mean(self) -> float:
+        """Mean over all known tokens so far (eq. 3); NaN before the first."""
+        return self._total / self._count if self._count else nan
+
+    @property
+    def current(self) -> float:
+        """Confidence of the group that ends here (eq. 4, and eq. 7 at the end of a trace).
+
+        Before the window is full: of what there is. NaN before the first token.
+        """
+        return self._group if self._count >= self.window else self.mean
+
+    @property
+    def lowest(self) -> float:
+        """Lowest group confidence so far (eq. 6); before the window is full, of what there is."""
+        return self._low if self._count >= self.window else self.mean

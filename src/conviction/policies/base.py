@@ -1,0 +1,140 @@
+"""The contract of a policy: it decides which traces to start, stop and count.
+
+A policy is pure: no I/O, no clock, no randomness. Given the same events in the same order it
+takes the same actions, so one and the same object steers a live engine and a recording.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+from conviction.core import Tally, Trace, require
+from conviction.gate import Gate
+
+DEFAULT_BUDGET = 16
+"""Traces per question unless told otherwise; what a small model on two cores does in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start further traces; those that the engine cannot run at once wait their turn.
+
+    Attributes:
+        count: How many, at least 1.
+        gate: When to stop each of them early; None to let them run.
+    """
+
+    count: int
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Cancel these traces; they end as `FinishReason.CANCELLED`."""
+
+    traces: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The verdict is settled: cancel everything that runs or waits.
+
+    Attributes:
+        reason: One word for people, as in "consensus".
+    """
+
+    reason: str
+
+
+Action = Start | Stop | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a policy may know of where it runs, before it starts anything.
+
+    Attributes:
+        concurrency: Traces that run at once.
+        max_tokens: The most tokens of one trace.
+        top_k: Log-probabilities per token; 0 if there are none.
+    """
+
+    concurrency: int
+    max_tokens: int
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the vote stands.
+
+    Attributes:
+        tally: The votes; if the run ended now, its leader would be the verdict.
+        threshold: Group confidence below which traces are stopped or not counted.
+        window: Tokens in a group.
+        notes: What a reader should know before trusting the tally.
+    """
+
+    tally: Tally
+    threshold: float | None = None
+    window: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Policy(ABC):
+    """Steers the traces of one question.
+
+    Subclasses are dataclasses: their arguments are the settings, their other fields the state
+    of one run. A policy that a caller passes in is a prototype: every run gets a `fresh` copy.
+
+    Trace ids count from 0 in order of starting, so the first `Start(n)` makes 0 … n - 1. Each
+    started trace is reported finished exactly once, unless the policy was `Done` before.
+    """
+
+    name: ClassVar[str]
+    """Its name on the command line."""
+    needs_confidence: ClassVar[bool] = False
+    """Whether it can do nothing without log-probabilities."""
+
+    budget: int
+    """The most traces that it starts."""
+
+    def fresh(self) -> Self:
+        """A copy for one run."""
+        return deepcopy(self)
+
+    @abstractmethod
+    def begin(self, conditions: Conditions) -> Sequence[Action]:
+        """The first actions; at least one `Start`."""
+
+    @abstractmethod
+    def on_finished(self, trace: Trace) -> Sequence[Action]:
+        """The actions after a trace ended, whatever the reason."""
+
+    @abstractmethod
+    def standing(self) -> Standing:
+        """Where the vote stands now."""
+
+    def settings(self) -> dict[str, Any]:
+        """Name and settings, as plain JSON types."""
+        values: dict[str, Any] = {"name": self.name}
+        for item in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            if item.init:
+                values[item.name] = getattr(self, item.name)
+        return values
+
+
+def check_budget(budget: int) -> None:
+    """Check that a budget lets at least one trace start.
+
+    Raises:
+        InvalidSettingError: the budget is below 1.
+    """
+    require("budget", budget, low=1)
+
+
+def may_vote(trace: Trace) -> bool:
+    """Whether a trace votes by default: it ended itself and gave an answer."""
+    return trace.finish == "stop" and trace.answer is not None

@@ -1,0 +1,170 @@
+"""DeepConf online (Algorithm 2): weak traces are stopped as they grow, consensus ends the run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from conviction.confidence import Metric, measure
+from conviction.core import InvalidSettingError, Trace, require
+from conviction.gate import Gate
+from conviction.policies.base import (
+    DEFAULT_BUDGET,
+    Action,
+    Conditions,
+    Done,
+    Policy,
+    Standing,
+    Start,
+    check_budget,
+    may_vote,
+)
+from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
+from conviction.voting import Ballot, threshold_for
+
+PAPER_BUDGET = 512
+PAPER_WARMUP = 16
+
+
+@dataclass
+class DeepConfOnline(Policy):
+    """Warm up with complete traces, set a threshold, stop later traces that fall below it.
+
+    The paper's algorithm draws traces one after another; here as many run as the engine can,
+    the consensus is looked at after each that ends, and when it is reached the running ones
+    are cancelled. The paper's own settings are `DeepConfOnline.paper(keep)`; the defaults
+    scale down to small budgets and short traces.
+
+    Attributes:
+        keep: Share of the warm-up traces that pass the threshold, in (0, 1].
+        budget: The most traces to start, warm-up included.
+        warmup: Complete traces before the threshold is set; None takes a quarter of the
+            budget, from 4 to the paper's 16.
+        window: Tokens in a group; None fits it to the warm-up traces.
+        consensus: Share of the weight at which the leader settles the verdict (tau), in (0, 1].
+        quorum: Votes needed before consensus is looked at; the paper needs only 1.
+        weighted: Whether a vote weighs as much as its trace's lowest group confidence.
+    """
+
+    name: ClassVar[str] = "deepconf-online"
+    needs_confidence: ClassVar[bool] = True
+
+    keep: float = 0.9
+    budget: int = DEFAULT_BUDGET
+    warmup: int | None = None
+    window: int | None = None
+    consensus: float = 0.95
+    quorum: int = 3
+    weighted: bool = True
+
+    _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
+    _unfiltered: Ballot = field(default_factory=Ballot, init=False, repr=False)
+    _warm: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
+    _waiting: int = field(default=0, init=False, repr=False)
+    _gate: Gate | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        check_window(self.window)
+        require("keep", self.keep, low=1e-9, high=1.0)
+        require("consensus", self.consensus, low=1e-9, high=1.0)
+        require("quorum", self.quorum, low=1)
+        if self.warmup is not None:
+            require("warmup", self.warmup, low=1)
+            if self.warmup > self.budget:
+                raise InvalidSettingError(
+                    tried=f"warm up with {self.warmup} traces of a budget of {self.budget}",
+                    found="the warm-up is larger than the budget",
+                    remedy="Raise the budget or lower the warm-up.",
+                )
+
+    @classmethod
+    def paper(cls, **settings: Any) -> Self:
+        """The paper's settings: budget 512, warm-up 16, window 2048, no quorum."""
+        paper = {
+            "budget": PAPER_BUDGET,
+            "warmup": PAPER_WARMUP,
+            "window": PAPER_WINDOW,
+            "quorum": 1,
+        }
+        return cls(**{**paper, **settings})
+
+    def begin(self, conditions: Conditions) -> Sequence[Action]:
+        """Start the warm-up: complete traces, no gate."""
+        del conditions
+        self._waiting = self.warmup or min(self.budget, PAPER_WARMUP, max(4, self.budget // 4))
+        self.warmup = self._waiting
+        return [Start(self._waiting)]
+
+    def on_finished(self, trace: Trace) -> Sequence[Action]:
+        """Collect the warm-up; after it, count the vote and look at the consensus."""
+        if may_vote(trace) and trace.answer:
+            self._unfiltered.cast(trace.id, trace.answer)
+        if self._waiting:
+            self._warm.append(trace)
+            self._waiting -= 1
+            return [] if self._waiting else self._end_warmup()
+        self._vote(trace)
+        return [Done("consensus")] if self._settled() else []
+
+    def _end_warmup(self) -> Sequence[Action]:
+        complete = [trace for trace in self._warm if trace.complete]
+        self.window = self.window or fitting_window(complete)
+        scores = np.array([self._score(trace) for trace in complete])
+        threshold = threshold_for(scores, self.keep)
+        if np.isfinite(threshold):
+            self._gate = Gate(self.window, threshold)
+        for trace, score in zip(complete, scores.tolist(), strict=True):
+            if score >= threshold:
+                self._vote(trace)
+        if self._settled():
+            return [Done("consensus")]
+        rest = self.budget - len(self._warm)
+        return [Start(rest, self._gate)] if rest else []
+
+    def _score(self, trace: Trace) -> float:
+        return measure(Metric.LOWEST_GROUP, trace.confidences, self.window or PAPER_WINDOW)
+
+    def _vote(self, trace: Trace) -> None:
+        if not may_vote(trace) or trace.answer is None:
+            return
+        score = self._score(trace)
+        if np.isfinite(score):
+            self._ballot.cast(trace.id, trace.answer, score if self.weighted else 1.0)
+
+    def _settled(self) -> bool:
+        return self._ballot.count >= self.quorum and self._ballot.share >= self.consensus
+
+    def standing(self) -> Standing:
+        """The vote of the traces that passed; where none did, the majority of all complete ones."""
+        threshold = self._gate.threshold if self._gate else None
+        if self._ballot.count or self._waiting:
+            ballot, notes = self._ballot, ()
+        else:
+            ballot, notes = self._unfiltered, (_FALLBACK,)
+        if self._waiting:
+            ballot = self._unfiltered
+        return Standing(ballot.tally(), threshold, self.window, notes)
+
+
+_FALLBACK = (
+    "No trace that passed the threshold gave an answer; "
+    "this is the plain majority of all complete traces."
+)
+
+
+@dataclass
+class DeepConfLow(DeepConfOnline):
+    """DeepConf-low: keeps the most confident 10%, stops the most, saves the most."""
+
+    name: ClassVar[str] = "deepconf-low"
+    keep: float = 0.1
+
+
+@dataclass
+class DeepConfHigh(DeepConfOnline):
+    """DeepConf-high: keeps 90%, stops only the weakest, closest to majority voting."""
+
+    name: ClassVar[str] = "deepconf-high"
+    keep: float = 0.9
