@@ -1,7 +1,7 @@
 """The verdict: what the traces agreed on, what it cost, and how it is shown and stored."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, Self
@@ -178,6 +178,18 @@ class Verdict:
             f"<tbody>{rows}</tbody></table>"
             f"<p>{cost}, ended by {escape(self.ended)}</p><ul>{notes}</ul></div>"
         )
+
+
+def caveats(traces: Sequence[Trace], tally: Tally) -> Iterator[str]:
+    """What a reader should know before trusting a tally of these traces; one line each."""
+    if tally.tied:
+        yield f"Tied: {', '.join(tally.tied)}. The answer that was seen first is shown."
+    if len(tally.voters) == 1 and len(traces) > 1:
+        yield "Only one trace voted."
+    failed = [trace.error for trace in traces if trace.finish is FinishReason.ERROR]
+    if failed:
+        causes = "; ".join(dict.fromkeys(failed))
+        yield f"{len(failed)} of {len(traces)} traces failed: {causes}"
 
 
 def _fate(trace: Trace, voters: frozenset[int]) -> str:

@@ -41,6 +41,7 @@ class TraceRequest:
 
     Attributes:
         messages: The chat to continue.
+        trace: The trace's number within its run, from 0.
         sampling: How tokens are drawn.
         seed: Seed of this trace, in [0, 2**31).
         top_k: Log-probabilities per token that the caller wants (k of eq. 2); 0 for none.
@@ -48,6 +49,7 @@ class TraceRequest:
 
     messages: tuple[Message, ...]
     sampling: Sampling
+    trace: int = 0
     seed: int = 0
     top_k: int = 0
 
@@ -63,7 +65,7 @@ class Chunk:
     Attributes:
         text: What they add to the text; may be empty, and never splits a character.
         confidences: Token confidence C_i (eq. 2) of each token generated since the last chunk,
-            float32, shape (tokens,), NaN where the engine gave none. Its length is the count of
+            float32, contiguous, shape (tokens,), NaN where the engine gave none. Its length is the count of
             tokens: a token without text or log-probabilities has its entry all the same.
         finish: `STOP` or `LENGTH` in the last chunk of a stream, else None.
         prompt_tokens: Tokens of the prompt, where the engine tells (usually in the last chunk).

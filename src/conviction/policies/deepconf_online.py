@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,8 +23,15 @@ from conviction.policies.base import (
 from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
 from conviction.voting import Ballot, threshold_for
 
-PAPER_BUDGET = 512
 PAPER_WARMUP = 16
+
+PAPER_SETTINGS: dict[str, Any] = {
+    "budget": 512,
+    "warmup": PAPER_WARMUP,
+    "window": PAPER_WINDOW,
+    "quorum": 1,
+}
+"""Algorithm 2 as published, for `DeepConfLow(**PAPER_SETTINGS)` and `DeepConfHigh`."""
 
 
 @dataclass
@@ -33,7 +40,7 @@ class DeepConfOnline(Policy):
 
     The paper's algorithm draws traces one after another; here as many run as the engine can,
     the consensus is looked at after each that ends, and when it is reached the running ones
-    are cancelled. The paper's own settings are `DeepConfOnline.paper(keep)`; the defaults
+    are cancelled. The paper's own settings are `PAPER_SETTINGS`; the defaults
     scale down to small budgets and short traces.
 
     Attributes:
@@ -63,6 +70,8 @@ class DeepConfOnline(Policy):
     _warm: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
     _waiting: int = field(default=0, init=False, repr=False)
     _gate: Gate | None = field(default=None, init=False, repr=False)
+    _gated: int = field(default=0, init=False, repr=False)
+    _longest: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -79,17 +88,6 @@ class DeepConfOnline(Policy):
                     remedy="Raise the budget or lower the warm-up.",
                 )
 
-    @classmethod
-    def paper(cls, **settings: Any) -> Self:
-        """The paper's settings: budget 512, warm-up 16, window 2048, no quorum."""
-        paper = {
-            "budget": PAPER_BUDGET,
-            "warmup": PAPER_WARMUP,
-            "window": PAPER_WINDOW,
-            "quorum": 1,
-        }
-        return cls(**{**paper, **settings})
-
     def begin(self, conditions: Conditions) -> Sequence[Action]:
         """Start the warm-up: complete traces, no gate."""
         del conditions
@@ -105,6 +103,8 @@ class DeepConfOnline(Policy):
             self._warm.append(trace)
             self._waiting -= 1
             return [] if self._waiting else self._end_warmup()
+        self._gated += 1
+        self._longest = max(self._longest, trace.tokens)
         self._vote(trace)
         return [Done("consensus")] if self._settled() else []
 
@@ -137,21 +137,30 @@ class DeepConfOnline(Policy):
         return self._ballot.count >= self.quorum and self._ballot.share >= self.consensus
 
     def standing(self) -> Standing:
-        """The vote of the traces that passed; where none did, the majority of all complete ones."""
+        """The vote of the traces that passed; without any, of all complete traces, and a note."""
         threshold = self._gate.threshold if self._gate else None
-        if self._ballot.count or self._waiting:
-            ballot, notes = self._ballot, ()
-        else:
-            ballot, notes = self._unfiltered, (_FALLBACK,)
         if self._waiting:
-            ballot = self._unfiltered
-        return Standing(ballot.tally(), threshold, self.window, notes)
+            note = "The warm-up has not ended; this is the plain majority so far."
+            return Standing(self._unfiltered.tally(), notes=(note,))
+        notes = self._why_nothing_stopped()
+        if self._ballot.count:
+            return Standing(self._ballot.tally(), threshold, self.window, notes)
+        note = (
+            "No trace that passed the threshold gave an answer; "
+            "this is the plain majority of all complete traces."
+        )
+        return Standing(self._unfiltered.tally(), threshold, self.window, (note, *notes))
 
-
-_FALLBACK = (
-    "No trace that passed the threshold gave an answer; "
-    "this is the plain majority of all complete traces."
-)
+    def _why_nothing_stopped(self) -> tuple[str, ...]:
+        if self.budget == self.warmup:
+            return ("Early stopping was inactive: the warm-up used up the whole budget.",)
+        if self._gate is None:
+            return ("Early stopping was inactive: no warm-up trace had a known confidence.",)
+        if self._gated and self._longest < self._gate.window:
+            reason = f"the longest gated trace had {self._longest} tokens"
+            window = self._gate.window
+            return (f"Early stopping was inactive: {reason}, the window {window}.",)
+        return ()
 
 
 @dataclass

@@ -1,0 +1,130 @@
+"""An engine that plays prepared traces: for tests, demonstrations and replays."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import anyio.lowlevel
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.core import FinishReason, require
+from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Script:
+    """One trace to play.
+
+    Attributes:
+        text: All that it writes, spread evenly over its tokens.
+        confidences: Token confidence of each of its tokens, shape (tokens,).
+        finish: How it ends.
+        fault: Raised after `fault_after` tokens, in place of what would have followed.
+        fault_after: Tokens before the fault.
+        prompt_tokens: Tokens of the prompt, as reported at the end.
+    """
+
+    text: str
+    confidences: NDArray[np.float32]
+    finish: FinishReason = FinishReason.STOP
+    fault: Exception | None = None
+    fault_after: int = 0
+    prompt_tokens: int = 0
+
+    @classmethod
+    def even(cls, text: str, *, tokens: int = 20, confidence: float = 10.0) -> "Script":
+        """A trace whose tokens are all equally sure."""
+        return cls(text, np.full(tokens, confidence, np.float32))
+
+
+Pace = Callable[[TraceRequest], Awaitable[None]]
+
+
+async def _at_once(_: TraceRequest) -> None:
+    await anyio.lowlevel.checkpoint()
+
+
+class ScriptedEngine(Engine):
+    """Plays scripts: trace n of every run plays script n, starting over when they run out.
+
+    Args:
+        scripts: What to play, at least one; or a function that gives the script of a request.
+        concurrency: Traces that it admits at once, at least 1.
+        top_k: Log-probabilities that it claims to give; 0 plays unknown confidences.
+        chunk_tokens: Tokens per chunk, at least 1.
+        delay: Seconds before each chunk.
+        pace: Awaited before each chunk instead of `delay`, for full control over the order.
+
+    Attributes:
+        generated: Tokens that each stream generated, in order of opening, also if nobody
+            read them to the end.
+        running: Streams that are open now.
+    """
+
+    def __init__(
+        self,
+        scripts: Sequence[Script] | Callable[[TraceRequest], Script],
+        *,
+        concurrency: int = 64,
+        top_k: int = 20,
+        chunk_tokens: int = 1,
+        delay: float = 0.0,
+        pace: Pace | None = None,
+    ) -> None:
+        require("concurrency", concurrency, low=1)
+        require("chunk_tokens", chunk_tokens, low=1)
+        require("delay", delay, low=0)
+        self._scripts = scripts
+        self._concurrency = concurrency
+        self._top_k = top_k
+        self._chunk_tokens = chunk_tokens
+        self._pace = pace or (_at_once if delay == 0 else lambda _: anyio.sleep(delay))
+        self.generated: list[int] = []
+        self.running = 0
+
+    @property
+    def name(self) -> str:
+        """Always "scripted"."""
+        return "scripted"
+
+    async def capabilities(self) -> Capabilities:
+        """What the constructor was told."""
+        return Capabilities("scripted", self._top_k, self._concurrency, seeds=True)
+
+    def script(self, request: TraceRequest) -> Script:
+        """The script that a request plays."""
+        if callable(self._scripts):
+            return self._scripts(request)
+        return self._scripts[request.trace % len(self._scripts)]
+
+    async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+        """Play one script."""
+        script = self.script(request)
+        stream = len(self.generated)
+        self.generated.append(0)
+        self.running += 1
+        try:
+            total = min(script.confidences.size, request.sampling.max_tokens)
+            cut = total < script.confidences.size
+            last = min(script.fault_after, total) if script.fault else total
+            for begin in range(0, last, self._chunk_tokens):
+                await self._pace(request)
+                end = min(begin + self._chunk_tokens, last)
+                self.generated[stream] = end
+                yield self._chunk(script, begin, end)
+            await self._pace(request)
+            if script.fault:
+                raise script.fault
+            yield Chunk(
+                finish=FinishReason.LENGTH if cut else script.finish,
+                prompt_tokens=script.prompt_tokens,
+            )
+        finally:
+            self.running -= 1
+
+    def _chunk(self, script: Script, begin: int, end: int) -> Chunk:
+        size, letters = script.confidences.size, len(script.text)
+        text = script.text[begin * letters // size : end * letters // size]
+        if self._top_k:
+            return Chunk(text, script.confidences[begin:end])
+        return Chunk(text, np.full(end - begin, np.nan, np.float32))

@@ -1,0 +1,368 @@
+"""The driver: lets a policy steer an engine, for one question.
+
+One task per trace reads the engine's stream and watches its gate; one loop hears of traces
+that ended, asks the policy, and acts. Everything lives inside one task group, so nothing
+outlives the run.
+"""
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from hashlib import blake2b
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from anyio.abc import TaskGroup
+from numpy.typing import NDArray
+
+from conviction.answers.base import AnswerKind
+from conviction.answers.grouping import Grouping
+from conviction.core import Answer, FinishReason, Question, Sampling, Trace, require
+from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+from conviction.errors import (
+    AllTracesFailedError,
+    ConvictionError,
+    InvalidSettingError,
+    MissingLogprobsError,
+)
+from conviction.events import (
+    Event,
+    Listener,
+    RunFinished,
+    RunStarted,
+    TraceAdvanced,
+    TraceFinished,
+    TraceStarted,
+)
+from conviction.gate import Gate
+from conviction.live import LiveTrace
+from conviction.policies.base import Action, Conditions, Done, Policy, Start, Stop
+from conviction.verdict import Usage, Verdict, caveats
+
+TOP_K = 20
+"""Log-probabilities per token that are asked for: the paper's k."""
+
+
+def trace_seed(seed: int, question: str, trace: int) -> int:
+    """The seed of one trace, in [0, 2**31): the same for the same run, question id and number."""
+    digest = blake2b(f"{seed}/{question}/{trace}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) >> 1
+
+
+async def deliberate(
+    question: Question,
+    *,
+    engine: Engine,
+    policy: Policy,
+    answers: AnswerKind,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    on_event: Listener | None = None,
+    time_limit: float | None = None,
+    interrupt: anyio.Event | None = None,
+) -> Verdict:
+    """Think about one question and return the verdict.
+
+    Args:
+        question: What to ask.
+        engine: Generates the traces; already started.
+        policy: Decides which traces to start, stop and count. A prototype: it is not changed.
+        answers: Finds answers in traces and tells equal ones.
+        sampling: How tokens are drawn.
+        seed: Seeds of all traces derive from it and the question's id.
+        on_event: Called with every event, in order. It must not block; if it raises, it is
+            not called again and the verdict says so.
+        time_limit: Seconds after which the run ends with the votes it has.
+        interrupt: When set, the run ends with the votes it has.
+
+    Raises:
+        AllTracesFailedError: no trace came to an end; the causes are named.
+        MissingLogprobsError: the policy needs token confidence and the engine gives none.
+        EngineError: the engine cannot be used at all.
+    """
+    if time_limit is not None:
+        require("time_limit", time_limit, low=0)
+    capabilities = await engine.capabilities()
+    if policy.needs_confidence and not capabilities.top_k:
+        raise _no_logprobs(engine, policy, "it offers none")
+    run = _Run(
+        question=question,
+        engine=engine,
+        capabilities=capabilities,
+        policy=policy.fresh(),
+        answers=answers,
+        sampling=sampling or Sampling(),
+        seed=seed,
+        on_event=on_event,
+    )
+    return await run.run(time_limit, interrupt)
+
+
+def _no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsError:
+    return MissingLogprobsError(
+        tried=f"read token confidence from {engine.name} for the policy {policy.name!r}",
+        found=f"no log-probabilities came back: {found}",
+        remedy="Switch them on in the engine, or use --policy majority, which needs none.",
+    )
+
+
+class _Run:
+    """The state of one deliberation."""
+
+    def __init__(
+        self,
+        *,
+        question: Question,
+        engine: Engine,
+        capabilities: Capabilities,
+        policy: Policy,
+        answers: AnswerKind,
+        sampling: Sampling,
+        seed: int,
+        on_event: Listener | None,
+    ) -> None:
+        self._question = question
+        self._engine = engine
+        self._capabilities = capabilities
+        self._policy = policy
+        self._answers = answers
+        self._grouping = Grouping(answers)
+        self._sampling = sampling
+        self._seed = seed
+        self._on_event = on_event
+        self._top_k = min(TOP_K, capabilities.top_k)
+        self._began = time.perf_counter()
+        self._queue: deque[Gate | None] = deque()
+        self._live: dict[int, LiveTrace] = {}
+        self._traces: list[Trace] = []
+        self._started = 0
+        self._ended: str | None = None
+        self._listener_failure = ""
+        # Unbounded, but never holds more than one entry per trace of the budget.
+        self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace](
+            max_buffer_size=float("inf")
+        )
+
+    async def run(self, time_limit: float | None, interrupt: anyio.Event | None) -> Verdict:
+        """Run to the verdict."""
+        self._emit(
+            RunStarted(
+                self._question,
+                self._policy.settings(),
+                self._policy.budget,
+                self._engine.name,
+                self._capabilities,
+            )
+        )
+        failure: Exception | None = None
+        with self._outcomes, self._arrivals:
+            async with anyio.create_task_group() as tasks:
+                if interrupt is not None:
+                    tasks.start_soon(self._end_on, interrupt)
+                if time_limit is not None:
+                    tasks.start_soon(self._end_after, time_limit)
+                try:
+                    await self._steer(tasks)
+                except Exception as error:  # noqa: BLE001  # raised again below, out of the group
+                    failure = error
+                tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        verdict = self._verdict()
+        self._emit(RunFinished(verdict))
+        return verdict
+
+    async def _steer(self, tasks: TaskGroup) -> None:
+        conditions = Conditions(
+            self._capabilities.concurrency, self._sampling.max_tokens, self._top_k
+        )
+        self._act(self._policy.begin(conditions))
+        self._fill(tasks)
+        if not self._live and self._ended is None:
+            raise InvalidSettingError(
+                tried=f"begin with the policy {self._policy.name!r}",
+                found="it started no trace",
+                remedy="Its begin() must return a Start.",
+            )
+        while self._live:
+            trace = await self._conclude(await self._arrivals.receive())
+            if self._ended is None:
+                self._act(self._policy.on_finished(trace))
+            if self._on_event:
+                self._emit(TraceFinished(trace, self._policy.standing()))
+            self._fill(tasks)
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start(count, gate):
+                    self._queue.extend([gate] * count)
+                    if self._started + len(self._queue) > self._policy.budget:
+                        raise InvalidSettingError(
+                            tried=f"start {count} more traces for {self._policy.name!r}",
+                            found=f"that exceeds its own budget of {self._policy.budget}",
+                            remedy="Mend the policy, or raise its budget.",
+                        )
+                case Stop(traces):
+                    for trace in traces:
+                        if trace in self._live:
+                            self._live[trace].scope.cancel()
+                case Done(reason):
+                    self._end(reason, FinishReason.CONSENSUS)
+
+    def _end(self, reason: str, finish: FinishReason) -> None:
+        if self._ended is not None:
+            return
+        self._ended = reason
+        self._queue.clear()
+        for live in self._live.values():
+            live.cancel_reason = finish
+            live.scope.cancel()
+
+    async def _end_on(self, interrupt: anyio.Event) -> None:
+        await interrupt.wait()
+        self._end("interrupted", FinishReason.CANCELLED)
+
+    async def _end_after(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        self._end("time", FinishReason.CANCELLED)
+
+    def _fill(self, tasks: TaskGroup) -> None:
+        while self._queue and len(self._live) < self._capabilities.concurrency:
+            live = LiveTrace(
+                id=self._started,
+                seed=trace_seed(self._seed, self._question.id, self._started),
+                gate=self._queue.popleft(),
+                started=self._now(),
+            )
+            self._started += 1
+            self._live[live.id] = live
+            self._emit(TraceStarted(live.id, live.gate))
+            tasks.start_soon(self._generate, live)
+
+    async def _generate(self, live: LiveTrace) -> None:
+        request = TraceRequest(
+            messages=self._question.messages,
+            sampling=self._sampling,
+            trace=live.id,
+            seed=live.seed,
+            top_k=self._top_k,
+        )
+        try:
+            with live.scope:
+                async with aclosing(self._engine.stream(request)) as chunks:
+                    await self._read(live, chunks)
+        except ConvictionError as error:
+            live.error = str(error)
+        except Exception as error:  # noqa: BLE001  # an engine's bug must not end other traces
+            live.error = f"{type(error).__name__}: {error}"
+        if live.finish is None and live.scope.cancel_called:
+            live.finish, live.error = live.cancel_reason, ""
+        elif live.finish is None:
+            live.finish = FinishReason.ERROR
+            live.error = live.error or f"{self._engine.name} ended the stream without saying why"
+        self._outcomes.send_nowait(live)
+
+    async def _read(self, live: LiveTrace, chunks: AsyncGenerator[Chunk, None]) -> None:
+        take = live.take
+        async for chunk in chunks:
+            ended = take(chunk)
+            if self._on_event is not None:
+                self._emit(TraceAdvanced(live.id, chunk))
+            if ended:
+                return
+
+    async def _conclude(self, live: LiveTrace) -> Trace:
+        """Turn a trace that ended into a finished one, its answer classified."""
+        text = live.text.getvalue()
+        finish = live.finish or FinishReason.ERROR
+        confidences = live.confidences()
+        answer = None
+        if finish in (FinishReason.STOP, FinishReason.LENGTH):
+            # Comparing answers may wait for another process, so it leaves the event loop.
+            answer = await anyio.to_thread.run_sync(self._find_answer, text)
+            if self._policy.needs_confidence and not _any_known(confidences):
+                raise _no_logprobs(
+                    self._engine, self._policy, f"trace {live.id} ended without a single one"
+                )
+        trace = Trace(
+            id=live.id,
+            finish=finish,
+            tokens=confidences.size,
+            text=text,
+            confidences=confidences,
+            answer=answer,
+            seed=live.seed,
+            prompt_tokens=live.prompt_tokens,
+            cached_tokens=live.cached_tokens,
+            started=live.started,
+            ended=self._now(),
+            error=live.error,
+        )
+        del self._live[live.id]
+        self._traces.append(trace)
+        return trace
+
+    def _find_answer(self, text: str) -> Answer | None:
+        found = self._answers.extract(text)
+        return None if found is None else self._grouping.classify(found)
+
+    def _verdict(self) -> Verdict:
+        traces = tuple(sorted(self._traces, key=lambda trace: trace.id))
+        failed = [trace for trace in traces if trace.finish is FinishReason.ERROR]
+        if traces and len(failed) == len(traces):
+            raise AllTracesFailedError(
+                tried=f"think with {len(traces)} traces on {self._engine.name}",
+                causes=[trace.error for trace in failed],
+                remedy="Mend the cause and ask again; nothing was answered.",
+            )
+        standing = self._policy.standing()
+        leader = standing.tally.leader
+        return Verdict(
+            question=self._question,
+            answer=leader.text if leader else None,
+            tally=standing.tally,
+            ended=self._ended or "budget",
+            policy=self._policy.settings(),
+            traces=traces,
+            usage=Usage.of(traces, voters=standing.tally.voters, budget=self._policy.budget),
+            budget=self._policy.budget,
+            threshold=standing.threshold,
+            window=standing.window,
+            top_k=self._top_k,
+            seconds=self._now(),
+            engine=self._engine.name,
+            seed=self._seed,
+            warnings=(*standing.notes, *caveats(traces, standing.tally), *self._warnings()),
+        )
+
+    def _warnings(self) -> Iterator[str]:
+        silent = sum(t.finish is FinishReason.STOP and t.answer is None for t in self._traces)
+        if silent:
+            kind = self._answers.name
+            yield f"{silent} of {self._started} traces ended without an answer of kind {kind!r}."
+        cut = sum(trace.finish is FinishReason.LENGTH for trace in self._traces)
+        if cut:
+            most = self._sampling.max_tokens
+            yield f"{cut} of {self._started} traces reached {most} tokens and did not vote."
+        yield from self._answers.limits
+        if self._listener_failure:
+            yield f"The listener raised {self._listener_failure} and was not called again."
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception as error:  # noqa: BLE001  # watching must not end what is watched
+            self._on_event = None
+            self._listener_failure = f"{type(error).__name__}: {error}"
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._began
+
+
+def _any_known(confidences: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(confidences).any())
