@@ -1,1 +1,65 @@
-"""."""
+"""Think many times in parallel, stop what is weak, vote, and say how sure the answer is.
+
+    import conviction
+
+    verdict = conviction.think("A farmer has 17 sheep and buys 3 pens of 8. How many now?")
+    print(verdict.answer, verdict.share)
+"""
+
+from conviction.api import athink, think
+from conviction.core import (
+    Answer,
+    FinishReason,
+    Message,
+    Question,
+    Sampling,
+    Tally,
+    TallyEntry,
+    Trace,
+)
+from conviction.errors import ConvictionError
+from conviction.gate import Gate
+from conviction.policies import (
+    DeepConfHigh,
+    DeepConfLow,
+    DeepConfOffline,
+    Done,
+    Majority,
+    Policy,
+    Single,
+    Standing,
+    Start,
+    Stop,
+    policy,
+)
+from conviction.thinking import deliberate
+from conviction.verdict import Usage, Verdict
+
+__all__ = [
+    "Answer",
+    "ConvictionError",
+    "DeepConfHigh",
+    "DeepConfLow",
+    "DeepConfOffline",
+    "Done",
+    "FinishReason",
+    "Gate",
+    "Majority",
+    "Message",
+    "Policy",
+    "Question",
+    "Sampling",
+    "Single",
+    "Standing",
+    "Start",
+    "Stop",
+    "Tally",
+    "TallyEntry",
+    "Trace",
+    "Usage",
+    "Verdict",
+    "athink",
+    "deliberate",
+    "policy",
+    "think",
+]

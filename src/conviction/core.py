@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 from math import isfinite
+from numbers import Integral, Real
 from typing import Literal, Self
 
 import numpy as np
@@ -82,11 +83,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         require("temperature", self.temperature, low=0.0)
-        require("max_tokens", self.max_tokens, low=1)
+        require_whole("max_tokens", self.max_tokens, low=1)
         if self.top_p is not None:
             require("top_p", self.top_p, low=1e-6, high=1.0)
         if self.top_k is not None:
-            require("top_k", self.top_k, low=1)
+            require_whole("top_k", self.top_k, low=1)
         if self.min_p is not None:
             require("min_p", self.min_p, low=0.0, high=1.0)
 
@@ -97,11 +98,29 @@ def require(name: str, value: float, *, low: float, high: float | None = None) -
     Raises:
         InvalidSettingError: naming the setting, its value and its range.
     """
-    if isfinite(value) and value >= low and (high is None or value <= high):
+    number = isinstance(value, Real)
+    if number and isfinite(value) and value >= low and (high is None or value <= high):
         return
     span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-    raise InvalidSettingError(
-        tried=f"use {name} = {value}", found=f"{name} must be {span}", remedy="Change it and retry."
+    raise _refused(name, value, span if number else f"a number, {span}")
+
+
+def require_whole(name: str, value: float, *, low: int) -> None:
+    """Check that a setting is a whole number, at least `low`.
+
+    Raises:
+        InvalidSettingError: naming the setting, its value and its range.
+    """
+    require(name, value, low=low)
+    if not isinstance(value, Integral):
+        raise _refused(name, value, f"a whole number, at least {low}")
+
+
+def _refused(name: str, value: object, wanted: str) -> InvalidSettingError:
+    return InvalidSettingError(
+        tried=f"use {name} = {value!r}",
+        found=f"{name} must be {wanted}",
+        remedy="Change it and retry.",
     )
 
 

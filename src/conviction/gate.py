@@ -6,7 +6,7 @@ from math import isfinite
 import numpy as np
 
 from conviction.confidence import Floats, GroupWindow, group_confidences
-from conviction.core import require
+from conviction.core import require, require_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Gate:
     threshold: float
 
     def __post_init__(self) -> None:
-        require("window", self.window, low=1)
+        require_whole("window", self.window, low=1)
         if not isfinite(self.threshold):
             require("threshold", self.threshold, low=0.0)
 

@@ -347,7 +347,7 @@ class _Run:
         if cut:
             most = self._sampling.max_tokens
             yield f"{cut} of {self._started} traces reached {most} tokens and did not vote."
-        yield from self._answers.limits
+        yield from self._grouping.limits
         if self._listener_failure:
             yield f"The listener raised {self._listener_failure} and was not called again."
 

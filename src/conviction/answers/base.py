@@ -31,5 +31,10 @@ class AnswerKind(ABC):
         del first, second
         return False
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What it could not do so far, in sentences for the reader of a verdict."""
+        return ()
+
     def close(self) -> None:
         """End helper processes, if there are any. The kind can be used again afterwards."""

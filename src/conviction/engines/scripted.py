@@ -7,7 +7,7 @@ import anyio.lowlevel
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import FinishReason, require
+from conviction.core import FinishReason, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 
 
@@ -71,8 +71,8 @@ class ScriptedEngine(Engine):
         delay: float = 0.0,
         pace: Pace | None = None,
     ) -> None:
-        require("concurrency", concurrency, low=1)
-        require("chunk_tokens", chunk_tokens, low=1)
+        require_whole("concurrency", concurrency, low=1)
+        require_whole("chunk_tokens", chunk_tokens, low=1)
         require("delay", delay, low=0)
         self._scripts = scripts
         self._concurrency = concurrency

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
-from conviction.core import Tally, Trace, require
+from conviction.core import Tally, Trace, require_whole
 from conviction.gate import Gate
 
 DEFAULT_BUDGET = 16
@@ -130,9 +130,9 @@ def check_budget(budget: int) -> None:
     """Check that a budget lets at least one trace start.
 
     Raises:
-        InvalidSettingError: the budget is below 1.
+        InvalidSettingError: the budget is no whole number of at least 1.
     """
-    require("budget", budget, low=1)
+    require_whole("budget", budget, low=1)
 
 
 def may_vote(trace: Trace) -> bool:

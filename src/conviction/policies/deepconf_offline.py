@@ -19,6 +19,7 @@ from conviction.policies.base import (
     may_vote,
 )
 from conviction.policies.windows import check_window, fitting_window
+from conviction.registry import unknown_name
 from conviction.voting import Ballot, threshold_for
 
 
@@ -48,6 +49,8 @@ class DeepConfOffline(Policy):
         check_budget(self.budget)
         check_window(self.window)
         require("keep", self.keep, low=1e-9, high=1.0)
+        if self.metric not in set(Metric):
+            raise unknown_name("metrics", str(self.metric), [metric.value for metric in Metric])
         self.metric = Metric(self.metric)
 
     def begin(self, conditions: Conditions) -> Sequence[Action]:
@@ -62,12 +65,19 @@ class DeepConfOffline(Policy):
         return []
 
     def standing(self) -> Standing:
-        """The filtered, weighted vote among the traces so far."""
+        """The filtered, weighted vote among the traces so far.
+
+        Where no confidence is known, of all of them, unweighted, and a note.
+        """
         window = self.window or fitting_window(self._traces)
         scores = np.array([measure(self.metric, t.confidences, window) for t in self._traces])
         threshold = threshold_for(scores, self.keep)
+        blind = not np.isfinite(threshold)
         ballot = Ballot()
         for trace, score in zip(self._traces, scores.tolist(), strict=True):
-            if trace.answer and score >= threshold:
-                ballot.cast(trace.id, trace.answer, score if self.weighted else 1.0)
-        return Standing(ballot.tally(), threshold if np.isfinite(threshold) else None, window)
+            if trace.answer and (blind or score >= threshold):
+                ballot.cast(trace.id, trace.answer, score if self.weighted and not blind else 1.0)
+        if not blind:
+            return Standing(ballot.tally(), threshold, window)
+        note = "No trace had a known confidence; this is the plain majority of all complete traces."
+        return Standing(ballot.tally(), None, window, (note,) if self._traces else ())

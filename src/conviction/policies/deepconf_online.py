@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from conviction.confidence import Metric, measure
-from conviction.core import InvalidSettingError, Trace, require
+from conviction.core import InvalidSettingError, Trace, require, require_whole
 from conviction.gate import Gate
 from conviction.policies.base import (
     DEFAULT_BUDGET,
@@ -78,9 +78,9 @@ class DeepConfOnline(Policy):
         check_window(self.window)
         require("keep", self.keep, low=1e-9, high=1.0)
         require("consensus", self.consensus, low=1e-9, high=1.0)
-        require("quorum", self.quorum, low=1)
+        require_whole("quorum", self.quorum, low=1)
         if self.warmup is not None:
-            require("warmup", self.warmup, low=1)
+            require_whole("warmup", self.warmup, low=1)
             if self.warmup > self.budget:
                 raise InvalidSettingError(
                     tried=f"warm up with {self.warmup} traces of a budget of {self.budget}",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from conviction.core import Trace, require
+from conviction.core import Trace, require_whole
 
 PAPER_WINDOW = 2048
 LEAST_WINDOW = 16
@@ -22,10 +22,10 @@ def check_window(window: int | None) -> None:
     """Check a window that a user set.
 
     Raises:
-        InvalidSettingError: it is below 1.
+        InvalidSettingError: it is no whole number of at least 1.
     """
     if window is not None:
-        require("window", window, low=1)
+        require_whole("window", window, low=1)
 
 
 def fitting_window(traces: Sequence[Trace]) -> int:

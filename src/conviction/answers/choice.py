@@ -1,0 +1,63 @@
+"""Answers to multiple-choice questions: the letter, the number, or several of them."""
+
+import re
+from collections.abc import Sequence
+
+from conviction.answers.base import AnswerKind
+from conviction.answers.characters import fold, fold_words
+from conviction.answers.extraction import check_strategies, extract_answer
+from conviction.answers.formulas.markup import clean
+
+_LABEL = r"[A-Z]|\d{1,2}|[ㄱ-ㅎ]|[가나다라마바사아]"
+_LEAD = re.compile(
+    r"^(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice|선택지|보기|정답)\s*(?:is|[은는])?\s*:?\s*)+",
+    re.IGNORECASE,
+)
+_ALONE = re.compile(rf"[(\[{{]?\s*({_LABEL})\s*[)\]}}]?\s*(?:번|[.:])?", re.IGNORECASE)
+# A text may follow: "C) Paris", "(C) Paris", "C. Paris", "C: Paris", "C is correct".
+_WITH_TEXT = re.compile(
+    rf"(?:[(\[]\s*({_LABEL})\s*[)\]]|({_LABEL})\s*[).:\]](?!\d)|([A-Z])\s+(?:(?:is|because|since)\b|-))"
+    r"\s*\S.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_SEPARATOR = re.compile(r"\s*(?:,|;|&|/|\band\b|\bor\b|및|와|과|그리고)\s*", re.IGNORECASE)
+# NFKC takes the letters of Hangul apart: "ㄱ" becomes another character that looks the same.
+_HANGUL_LETTERS = str.maketrans("ᄀᄂᄃᄅᄆᄇᄉᄋᄌᄎᄏᄐᄑᄒ", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
+
+
+class ChoiceAnswers(AnswerKind):
+    """Choices: "C", "(c)", "C. Paris", "Option C" are one; so are "③", "3" and "3번".
+
+    Several choices ("A and C", "ㄱ, ㄷ") are a set. What holds no choice is no answer.
+
+    Args:
+        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
+
+    Raises:
+        UnknownNameError: a strategy is not known.
+    """
+
+    name = "choice"
+
+    def __init__(self, strategies: Sequence[str] = ("boxed", "marker", "last-line")) -> None:
+        self._strategies = check_strategies(strategies)
+
+    def extract(self, text: str) -> str | None:
+        """The last answer that names a choice."""
+        return extract_answer(text, self._strategies, accept=_choices)
+
+    def canonical(self, answer: str) -> str:
+        """The labels in upper case, sorted, as in "C" or "A,C"."""
+        return ",".join(_choices(answer)) or fold_words(answer) or "nothing"
+
+
+def _choices(answer: str) -> list[str]:
+    """The labels that an answer names, sorted; empty if it names none."""
+    plain = fold(clean(answer).replace('"', " ")).translate(_HANGUL_LETTERS)
+    plain = _LEAD.sub("", plain.strip(" *_`")).strip(" *_`")
+    parts = [_ALONE.fullmatch(part) for part in _SEPARATOR.split(plain)]
+    found = [part.group(1).upper() for part in parts if part]
+    if len(found) == len(parts):
+        return sorted(set(found))
+    with_text = _WITH_TEXT.fullmatch(plain)
+    return [label.upper() for label in with_text.groups() if label] if with_text else []

@@ -1,0 +1,1 @@
+"""Reading formulas cheaply: markup, parsing, a normal form, and the shapes answers come in."""

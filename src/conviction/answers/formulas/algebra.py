@@ -1,0 +1,236 @@
+"""A normal form for formulas, with exact arithmetic.
+
+It is cheap rather than complete: formulas with the same normal form are equal, formulas with
+different ones may be equal all the same.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+MOST_BITS = 12_000
+"""Size of the largest whole numbers that are calculated exactly (about 3,600 digits)."""
+
+_LARGEST_RADICAND = 10_000_000
+_HALF = Fraction(1, 2)
+
+
+class TooLargeError(ArithmeticError):
+    """A number would be too large to write down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A variable, or a constant such as pi."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function of one or two arguments."""
+
+    function: str
+    arguments: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """`base` to the power of `exponent`."""
+
+    base: "Node"
+    exponent: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A rational number times factors, which are sorted and neither numbers nor products."""
+
+    coefficient: Fraction
+    factors: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Two or more sorted terms, no two of which differ by a rational factor only."""
+
+    terms: "tuple[Node, ...]"
+
+
+Node = Fraction | Name | Call | Power | Product | Sum
+
+
+def add(terms: Iterable[Node]) -> Node:
+    """The sum, with like terms collected."""
+    collected: dict[tuple[Node, ...], Fraction] = {}
+    for term in terms:
+        for part in term.terms if isinstance(term, Sum) else (term,):
+            coefficient, factors = _split_coefficient(part)
+            total = collected.get(factors, Fraction(0)) + coefficient
+            collected[factors] = _bounded(total)
+    parts = [_product(number, factors) for factors, number in collected.items() if number]
+    if len(parts) < 2:
+        return parts[0] if parts else Fraction(0)
+    return Sum(tuple(sorted(parts, key=render)))
+
+
+def multiply(factors: Iterable[Node]) -> Node:
+    """The product, with powers of the same base collected."""
+    coefficient = Fraction(1)
+    exponents: dict[Node, list[Node]] = {}
+    for factor in factors:
+        number, rest = _split_coefficient(factor)
+        coefficient = _bounded(coefficient * number)
+        for part in rest:
+            base, exponent = (
+                (part.base, part.exponent) if isinstance(part, Power) else (part, Fraction(1))
+            )
+            exponents.setdefault(base, []).append(exponent)
+    collected: list[Node] = []
+    for base, found in exponents.items():
+        number, rest = _split_coefficient(
+            power(base, found[0] if len(found) == 1 else add(found))
+        )
+        coefficient = _bounded(coefficient * number)
+        collected.extend(rest)
+    if not coefficient:
+        return Fraction(0)
+    if len(collected) == 1 and isinstance(collected[0], Sum):
+        terms = map(_split_coefficient, collected[0].terms)
+        return add(_product(coefficient * number, factors) for number, factors in terms)
+    return _product(coefficient, tuple(sorted(collected, key=render)))
+
+
+def power(base: Node, exponent: Node) -> Node:
+    """The power; roots of rational numbers become multiples of roots without squares."""
+    if exponent == 1:
+        return base
+    if exponent == 0 and base != 0:
+        return Fraction(1)
+    if isinstance(exponent, Fraction):
+        if isinstance(base, Fraction):
+            return _rational_power(base, exponent)
+        if exponent.denominator == 1:
+            if isinstance(base, Power):
+                return power(base.base, multiply([base.exponent, exponent]))
+            if isinstance(base, Product):
+                number = _whole_power(base.coefficient, exponent.numerator)
+                return multiply([number, *(power(factor, exponent) for factor in base.factors)])
+    return Power(base, exponent)
+
+
+def _rational_power(base: Fraction, exponent: Fraction) -> Node:
+    if exponent.denominator == 1:
+        return _whole_power(base, exponent.numerator)
+    if exponent.denominator == 2 and base > 0:
+        # (p/q)^(n + 1/2) = (p/q)^n sqrt(pq) / q
+        outside, inside = _without_squares(base.numerator * base.denominator)
+        number = _whole_power(base, math.floor(exponent)) * Fraction(outside, base.denominator)
+        return _product(_bounded(number), (Power(Fraction(inside), _HALF),) if inside > 1 else ())
+    return Power(base, exponent)
+
+
+def _whole_power(base: Fraction, exponent: int) -> Fraction:
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if abs(base) != 1 and abs(exponent) * bits > MOST_BITS:
+        raise TooLargeError
+    return base**exponent
+
+
+def _without_squares(number: int) -> tuple[int, int]:
+    """`a` and `b` with a² b = number, `b` free of squares if the number is not too large."""
+    root = math.isqrt(number)
+    if root * root == number:
+        return root, 1
+    outside, divisor = 1, 2
+    while number <= _LARGEST_RADICAND and divisor * divisor <= number:
+        while number % (divisor * divisor) == 0:
+            number //= divisor * divisor
+            outside *= divisor
+        divisor += 1
+    return outside, number
+
+
+def _split_coefficient(node: Node) -> tuple[Fraction, tuple[Node, ...]]:
+    match node:
+        case Fraction():
+            return node, ()
+        case Product(coefficient, factors):
+            return coefficient, factors
+        case _:
+            return Fraction(1), (node,)
+
+
+def _product(coefficient: Fraction, factors: tuple[Node, ...]) -> Node:
+    if not factors:
+        return coefficient
+    if coefficient == 1 and len(factors) == 1:
+        return factors[0]
+    return Product(coefficient, factors)
+
+
+def _bounded(number: Fraction) -> Fraction:
+    if max(number.numerator.bit_length(), number.denominator.bit_length()) > MOST_BITS:
+        raise TooLargeError
+    return number
+
+
+def render(node: Node) -> str:
+    """The formula as LaTeX that `parsing.parse` reads back as the same node."""
+    match node:
+        case Fraction():
+            return str(node)
+        case Name(text):
+            return text
+        case Call(function, arguments):
+            return _render_call(function, [render(argument) for argument in arguments])
+        case Power(base, exponent):
+            if exponent == _HALF:
+                return f"\\sqrt{{{render(base)}}}"
+            plain = isinstance(base, Name) or (
+                isinstance(base, Fraction) and base.denominator == 1 and base >= 0
+            )
+            return f"{render(base) if plain else f'({render(base)})'}^{{{render(exponent)}}}"
+        case Product(coefficient, factors):
+            return _render_product(coefficient, factors)
+        case Sum(terms):
+            return "+".join(map(render, terms)).replace("+-", "-")
+
+
+def _render_call(function: str, arguments: list[str]) -> str:
+    if function == "abs":
+        return f"|{arguments[0]}|"
+    if function in {"floor", "ceil"}:
+        return f"\\l{function} {arguments[0]}\\r{function}"
+    if function == "factorial":
+        return f"({arguments[0]})!"
+    if function == "binom":
+        return f"\\binom{{{arguments[0]}}}{{{arguments[1]}}}"
+    if len(arguments) == 2:
+        return f"\\{function}_{{{arguments[0]}}}({arguments[1]})"
+    return f"\\{function}({arguments[0]})"
+
+
+def _render_product(coefficient: Fraction, factors: tuple[Node, ...]) -> str:
+    above: list[str] = []
+    below: list[str] = []
+    for factor in factors:
+        exponent = factor.exponent if isinstance(factor, Power) else None
+        if isinstance(factor, Power) and isinstance(exponent, Fraction) and exponent < 0:
+            below.append(_render_factor(power(factor.base, -exponent)))
+        else:
+            above.append(_render_factor(factor))
+    if coefficient.denominator != 1:
+        below.insert(0, str(coefficient.denominator))
+    numerator = abs(coefficient.numerator)
+    if numerator != 1 or not above:
+        above.insert(0, str(numerator))
+    sign = "-" if coefficient < 0 else ""
+    if not below:
+        return sign + r" \cdot ".join(above)
+    return rf"{sign}\frac{{{' * '.join(above)}}}{{{' * '.join(below)}}}".replace("*", r"\cdot")
+
+
+def _render_factor(factor: Node) -> str:
+    return f"({render(factor)})" if isinstance(factor, Sum) else render(factor)

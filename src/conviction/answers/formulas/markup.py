@@ -1,0 +1,132 @@
+r"""Markup taken off formulas: what is left says the same with fewer ways of saying it.
+
+Text in formulas (`\text{cm}`) is kept between double quotes, so that "cm" is no product of
+letters.
+"""
+
+import re
+from collections.abc import Iterator
+
+from conviction.answers.characters import fold
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUPERSCRIPT_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_GREEK = {
+    letter: f"\\{name} "
+    for letter, name in zip(
+        "αβγδεθλμπρστφψωΓΔΘΛΠΣΦΨΩ",
+        "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi psi omega "
+        "Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega".split(),
+        strict=True,
+    )
+}
+_SYMBOLS = str.maketrans({
+    **_GREEK,
+    "√": r"\root ",
+    "∞": r"\infty ",
+    "×": r"\cdot ",
+    "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "∙": r"\cdot ",
+    "÷": "/",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "∪": r"\cup ",
+    "∈": r"\in ",
+    "±": r"\pm ",
+    "∅": r"\emptyset ",
+})
+_TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|operatorname|"
+    r"boldsymbol|bm|emph)\*?\s*\{([^{}]*)\}"
+)
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,!:;])\s*(?=\d{3}(?!\d))")
+_REWRITES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\cr\s*\[[^\[\]]*(?:mm|cm|pt|em|ex)\]", r"\\cr "),
+        (r'\^\s*(?:\{\s*"?\s*(?:st|nd|rd|th)\s*"?\s*\}|"(?:st|nd|rd|th)")', " "),
+        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
+        (r"\\(?:display|text|script)style(?![A-Za-z])", ""),
+        (r"\\(?:boxed|fbox)(?![A-Za-z])", ""),
+        (r"\\[()\[\]]|\\?\$", ""),
+        (r"\\(?=\d)", ""),
+        (r"\\[,!:;> ]|\\q?quad(?![A-Za-z])|~", " "),
+        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])", "°"),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\leq(?:slant)?(?![A-Za-z])|<=", r"\\le "),
+        (r"\\geq(?:slant)?(?![A-Za-z])|>=", r"\\ge "),
+        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\(?:times|ast)(?![A-Za-z])|\*(?!\*)|(?<=\d)\s*x\s*(?=10\^)", r"\\cdot "),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\*\*", "^"),
+        (r"\\approx(?![A-Za-z])|\\equiv(?![A-Za-z])", "="),
+        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\\[lr]brace(?![A-Za-z])\s*", ""),
+        (r"\\[lr]?vert(?![A-Za-z])", "|"),
+        (r"\\%", "%"),
+    )
+)
+_TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|.', re.DOTALL)
+_OPENING = frozenset({"(", "[", "{", "\\{"})
+_CLOSING = frozenset({")", "]", "}", "\\}"})
+
+
+def clean(answer: str) -> str:
+    """One line of plain markup, without delimiters, sizes, spacing and final punctuation."""
+    text = _SUPERSCRIPT_RUN.sub(
+        lambda run: f"^{{{run.group().translate(_SUPERSCRIPTS)}}}", answer.replace('"', " ")
+    )
+    text = fold(text.translate(_SYMBOLS)).replace("\n", " ")
+    if "\\begin" in text:
+        text = text.replace("\\\\", r"\cr ")
+    else:
+        # Some models escape every backslash twice.
+        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text).replace("\\\\", " ")
+    text = _THOUSANDS.sub("", _TEXT.sub(_quoted, text))
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return " ".join(text.split()).rstrip(".,;: ").strip("` ")
+
+
+def _quoted(match: re.Match[str]) -> str:
+    content = " ".join(match.group(1).split())
+    inner = content.strip("()[]. ")
+    if len(inner) == 1 and inner.isascii() and inner.isalpha():
+        return f" {inner} "  # a variable in bold, or a choice
+    return f' "{content}" ' if content else " "
+
+
+def tokens(text: str) -> Iterator[str]:
+    """Commands, quoted texts and single characters."""
+    return (match.group() for match in _TOKEN.finditer(text))
+
+
+def split(text: str, separators: frozenset[str]) -> list[str]:
+    """The parts of `text` between separators that stand outside of all brackets."""
+    parts = [""]
+    depth = 0
+    for token in tokens(text):
+        depth += (token in _OPENING) - (token in _CLOSING)
+        if depth <= 0 and token in separators:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return [part.strip() for part in parts]
+
+
+def enclosed(text: str) -> tuple[str, str, str] | None:
+    """Opening bracket, content and closing bracket, if one pair encloses all of `text`."""
+    found = list(tokens(text))
+    if len(found) < 2 or found[0] not in _OPENING or found[-1] not in _CLOSING:
+        return None
+    depth = 0
+    for position, token in enumerate(found):
+        depth += (token in _OPENING) - (token in _CLOSING)
+        if depth == 0 and position < len(found) - 1:
+            return None
+    return (found[0], "".join(found[1:-1]).strip(), found[-1]) if depth == 0 else None

@@ -1,0 +1,271 @@
+r"""Reading formulas, in LaTeX or as people type them, into the normal form of `algebra`."""
+
+import math
+import re
+from fractions import Fraction
+from typing import NoReturn
+
+from conviction.answers.formulas.algebra import (
+    MOST_BITS,
+    Call,
+    Name,
+    Node,
+    TooLargeError,
+    add,
+    multiply,
+    power,
+)
+from conviction.answers.formulas.numeric import FUNCTIONS
+
+MOST_CHARACTERS = 2_000
+"""Longer formulas are not read."""
+
+_MOST_DIGITS = 3_600
+_DEEPEST = 40
+_LARGEST_FACTORIAL = 1_000
+_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+(?![\d.]))?"
+_TOKEN = re.compile(rf"\s*({_NUMBER}|\\[A-Za-z]+|[A-Za-z]+|\\[{{}}|]|\S)")
+_MIXED = re.compile(r"(?<![\w.^/\\])(\d+)\s*\\frac\s*\{?\s*(\d+?)\s*\}?\s*\{?\s*(\d+)\s*\}?(?![\d.])")
+_MIXED_PLAIN = re.compile(r"(?<![\w.^/])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\w)")
+_GREEK = frozenset(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
+    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega "
+    "pi infty ell".split()
+)
+_KNOWN_WORDS = {
+    **dict.fromkeys(("pi", "Pi", "PI"), r"\pi"),
+    **dict.fromkeys(("infinity", "inf", "oo"), r"\infty"),
+    **{name: f"\\{name}" for name in (*FUNCTIONS, "theta", "alpha", "beta", "gamma", "lambda")},
+    **{f"a{name}": f"\\arc{name}" for name in ("sin", "cos", "tan")},
+    "sqrt": r"\root",
+}
+_CLOSED_BY = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+_LONGEST_PRODUCT_OF_LETTERS = 4
+
+
+class UnreadableError(ValueError):
+    """Something is no formula, or one of a kind that is not read here."""
+
+
+def parse(text: str) -> Node:
+    """The formula in `text`, cleaned by `markup.clean`.
+
+    Raises:
+        UnreadableError: it cannot be read.
+        ArithmeticError: it divides by zero, or holds a number that is too large.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise UnreadableError
+    text = _MIXED.sub(r"(\1+\2/\3)", _MIXED_PLAIN.sub(r"(\1+\2/\3)", text))
+    parser = _Parser([match.group(1) for match in _TOKEN.finditer(text)])
+    node = parser.sum()
+    if parser.next:
+        raise UnreadableError
+    return node
+
+
+def known_word(word: str) -> bool:
+    """Whether a run of letters is the name of a constant or a function."""
+    return word in _KNOWN_WORDS
+
+
+def exact(number: str) -> Fraction:
+    """A decimal number, exactly.
+
+    Raises:
+        TooLargeError: it has too many digits.
+    """
+    mantissa, _, exponent = number.lower().partition("e")
+    if len(mantissa) > _MOST_DIGITS or len(exponent) > 6 or abs(int(exponent or 0)) > _MOST_DIGITS:
+        raise TooLargeError
+    return Fraction(number)
+
+
+class _Parser:
+    """Recursive descent over tokens; `next` is the one to read, empty at the end."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self._tokens = [part for token in tokens for part in _letters(token)][::-1]
+        self._depth = 0
+
+    @property
+    def next(self) -> str:
+        return self._tokens[-1] if self._tokens else ""
+
+    def take(self) -> str:
+        if not self._tokens:
+            raise UnreadableError
+        return self._tokens.pop()
+
+    def accept(self, *choices: str) -> str:
+        return self.take() if self.next in choices else ""
+
+    def expect(self, token: str) -> None:
+        if self.take() != token:
+            raise UnreadableError
+
+    def sum(self) -> Node:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise UnreadableError
+        terms = [self.product()]
+        while sign := self.accept("+", "-"):
+            term = self.product()
+            terms.append(term if sign == "+" else multiply([Fraction(-1), term]))
+        self._depth -= 1
+        return add(terms)
+
+    def product(self) -> Node:
+        node = self.signed()
+        while True:
+            if self.accept(r"\cdot"):
+                node = multiply([node, self.signed()])
+            elif self.accept("/"):
+                node = multiply([node, power(self.signed(), Fraction(-1))])
+            elif self._starts_factor() and not self.next[0].isdigit():
+                node = multiply([node, self.factor()])
+            else:
+                return node
+
+    def signed(self) -> Node:
+        if sign := self.accept("+", "-"):
+            node = self.signed()
+            return node if sign == "+" else multiply([Fraction(-1), node])
+        return self.factor()
+
+    def factor(self) -> Node:
+        node = self.atom()
+        while True:
+            if self.accept("!"):
+                node = _factorial(node)
+            elif self.accept("^"):
+                return power(node, self.exponent())
+            else:
+                return node
+
+    def exponent(self) -> Node:
+        if self.next in {"{", "("}:
+            return self.group()
+        if sign := self.accept("+", "-"):
+            node = self.factor()
+            return node if sign == "+" else multiply([Fraction(-1), node])
+        return self.factor()
+
+    def atom(self) -> Node:
+        token = self.next
+        if token in _CLOSED_BY:
+            return self.group()
+        self.take()
+        if token[:1].isdigit() or (token[:1] == "." and len(token) > 1):
+            return exact(token)
+        if token == "|":
+            node = self.sum()
+            self.expect("|")
+            return Call("abs", (node,))
+        if len(token) == 1 and token.isascii() and token.isalpha():
+            return self.name(token)
+        return self.command(token.removeprefix("\\")) if token[:1] == "\\" else _refuse()
+
+    def command(self, name: str) -> Node:
+        if name in _GREEK:
+            return self.name(f"\\{name}")
+        if name == "frac":
+            above = self.argument()
+            return multiply([above, power(self.argument(), Fraction(-1))])
+        if name == "sqrt":
+            degree = self.group() if self.next == "[" else Fraction(2)
+            return power(self.argument(), power(degree, Fraction(-1)))
+        if name == "root":
+            return power(self.atom(), Fraction(1, 2))
+        if name == "binom":
+            return _binomial(self.argument(), self.argument())
+        if name in FUNCTIONS:
+            return self.call(name)
+        return _refuse()
+
+    def name(self, text: str) -> Node:
+        if not self.accept("_"):
+            return Name(text)
+        if not self.accept("{"):
+            return Name(f"{text}_{{{self.take()}}}")
+        inside = ""
+        while (token := self.take()) != "}":
+            inside += token
+        return Name(f"{text}_{{{inside}}}") if "{" not in inside else _refuse()
+
+    def call(self, function: str) -> Node:
+        exponent: Node = Fraction(1)
+        base: list[Node] = []
+        if self.accept("_"):
+            base.append(self.argument())
+        if self.accept("^"):
+            exponent = self.exponent()
+        if exponent == -1 or (base and function != "log"):
+            return _refuse()  # sin^{-1} may mean either
+        if self.next in _CLOSED_BY:
+            argument = self.group()
+        else:
+            factors = [self.factor()]
+            while self._starts_factor() and not self._starts_call():
+                factors.append(self.factor())
+            argument = multiply(factors)
+        return power(Call(function, (*base, argument)), exponent)
+
+    def group(self) -> Node:
+        opening = self.take()
+        node = self.sum()
+        self.expect(_CLOSED_BY[opening])
+        return node
+
+    def argument(self) -> Node:
+        """An argument as TeX reads it: a group, or one token, of a number its first digit."""
+        if self.next == "{":
+            return self.group()
+        if self.next.isdigit() and len(self.next) > 1:
+            digits = self.take()
+            self._tokens.append(digits[1:])
+            return Fraction(int(digits[0]))
+        return self.atom()
+
+    def _starts_factor(self) -> bool:
+        token = self.next
+        known = token[:1] == "\\" and token[1:] in _STARTING_COMMANDS
+        return known or token in {"(", "[", "{"} or token[:1].isalnum()
+
+    def _starts_call(self) -> bool:
+        return self.next.removeprefix("\\") in FUNCTIONS
+
+
+_STARTING_COMMANDS = _GREEK | FUNCTIONS | {"frac", "sqrt", "root", "lfloor", "lceil"}
+
+
+def _letters(token: str) -> list[str]:
+    if not (token.isascii() and token.isalpha() and len(token) > 1):
+        return [token]
+    if token in _KNOWN_WORDS:
+        return [_KNOWN_WORDS[token]]
+    return list(token) if len(token) <= _LONGEST_PRODUCT_OF_LETTERS else _refuse()
+
+
+def _factorial(node: Node) -> Node:
+    if not isinstance(node, Fraction):
+        return Call("factorial", (node,))
+    if node.denominator != 1 or node < 0:
+        return _refuse()
+    if node > _LARGEST_FACTORIAL:
+        raise TooLargeError
+    return Fraction(math.factorial(node.numerator))
+
+
+def _binomial(above: Node, below: Node) -> Node:
+    if not (isinstance(above, Fraction) and isinstance(below, Fraction)):
+        return Call("binom", (above, below))
+    if above.denominator != 1 or below.denominator != 1 or min(above, below) < 0:
+        return _refuse()
+    if min(below, above - below) * above.numerator.bit_length() > MOST_BITS:
+        raise TooLargeError
+    return Fraction(math.comb(above.numerator, below.numerator))
+
+
+def _refuse() -> NoReturn:
+    raise UnreadableError

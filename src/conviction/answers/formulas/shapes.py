@@ -1,0 +1,295 @@
+r"""The shapes that answers come in, and how to read them.
+
+What is read generously, since all traces answer the same question:
+
+- a unit, a currency and a degree sign are left out: "15 cm^2" and "\$15" are 15;
+- "x = 5" is 5, "x \in (0, 1)" is (0, 1), and a chain "a = b = 5" is its last part;
+- a list is a set: "1, -2" is {-2, 1}; a pair in parentheses keeps its order;
+- "50%" may stand for 0.5 or for 50, and "52_8" for "52" where the base went without saying.
+
+Everything else is exact: 0.333 is not 1/3.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+from conviction.answers.characters import fold_words
+from conviction.answers.formulas.algebra import Node, render
+from conviction.answers.formulas.markup import clean, enclosed, split
+from conviction.answers.formulas.numeric import value_of
+from conviction.answers.formulas.parsing import (
+    MOST_CHARACTERS,
+    UnreadableError,
+    exact,
+    known_word,
+    parse,
+)
+
+
+class Shape(StrEnum):
+    """What kind of thing an answer is."""
+
+    NUMBER = "number"
+    PERCENT = "percent"
+    BASED = "number in another base"
+    EXPRESSION = "expression"
+    WORDS = "words"
+    TUPLE = "tuple"
+    INTERVAL = "interval"
+    SET = "set"
+    UNION = "union"
+    MATRIX = "matrix"
+    RELATION = "relation"
+    OPAQUE = "opaque"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An answer as it was read.
+
+    Attributes:
+        shape: What kind of thing it is.
+        text: Its canonical form: LaTeX, or words in lower case.
+        parts: The elements of tuples, sets, matrices and the like.
+        number: The exact value of numbers and percentages.
+        value: The value of numbers and expressions at a fixed point, where it is known.
+    """
+
+    shape: Shape
+    text: str
+    parts: "tuple[Form, ...]" = ()
+    number: Fraction | None = None
+    value: complex | None = None
+
+
+_SEPARATORS = frozenset({",", ";", '"or"', '"and"', '","', '", and"', '"," and'})
+_WORD_SEPARATOR = re.compile(r'(?<![A-Za-z"])(?:or|and|또는|그리고)(?![A-Za-z"])')
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
+_BASED = re.compile(r'(\d[\dA-Z]*)\s*_\s*\{?\s*"?\s*(\w+)\s*"?\s*\}?')
+_RATIO = re.compile(r"\d+(?:\s*:\s*\d+)+")
+_LETTERS = re.compile(r"[^\W\d_]+(?:(?:\s|[-'.&]|\. )[^\W\d_]+)*")
+_QUOTED_END = re.compile(r'\s*(?:/?\s*"[^"]*"(?:\s*\^\s*\{?-?\d\}?)?)+$')
+_UNIT_END = re.compile(
+    r"(?<=[\d})°])(?:\s*(?:[kcmn]m|[kmn]g|ml|ft|in|mi|min|hrs?|mph|kph|cents?|dollars?|degrees?|"
+    r"units?|inches|inch|feet|foot|miles?|meters?|hours?|minutes?|seconds?|sec|years?|days?|"
+    r"[개명원살세분초시권장대마리번째도]+|시간|킬로미터|센티미터|미터)(?:/\w+|per\w+)?"
+    r"(?:\s*\^\s*\{?[23]\}?)?|\s+[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*|\s+[^\W\d_]{2}(?:\s+[^\W\d_]+)+"
+    r"|(?:st|nd|rd|th)\b.*)$"
+)
+_PERCENT_END = re.compile(r'\s*(?:%|"?\s*(?:percent|per cent|퍼센트|프로)\s*"?)$')
+_CURRENCY = re.compile(r'^(?:"?\s*(?:USD|US|EUR|KRW|Rs)\s*"?|[€£¥₩])\s*(?=[-\d.])|\s*[€£¥₩]$')
+_SCALES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "천": 10**3,
+    "만": 10**4,
+    "억": 10**8,
+}
+_SCALED = re.compile(rf'(\d+(?:\.\d+)?)\s*"?\s*({"|".join(_SCALES)})(?![A-Za-z])\s*"?')
+_SCALED_RUN = re.compile(rf"(?:{_SCALED.pattern})+(?:(?<=[천만억])\s*\d+)?")
+_COMPARISON = re.compile(r"(\\(?:le|ge|ne)(?![A-Za-z])|[<>])")
+_OPERATOR = re.compile(r"[-+*/^<>|!\d]|\\(?:cdot|le|ge|ne|pm|frac|sqrt)(?![A-Za-z])")
+_ARGUMENTS = re.compile(r"_\{[^{}]*\}|_\w|(?<=[A-Za-z'})])\([^()]*\)|\^\{?-1\}?|'|\|")
+
+
+def read(answer: str) -> Form:
+    """Read any text; what cannot be read is `OPAQUE`, and never an error."""
+    if len(answer) > MOST_CHARACTERS:
+        return Form(Shape.OPAQUE, " ".join(answer.split()))
+    return _read(clean(answer)) or Form(Shape.WORDS, fold_words(answer) or "nothing")
+
+
+def _read(text: str, depth: int = 0) -> Form | None:
+    if not text or depth > 5:
+        return Form(Shape.OPAQUE, text) if text else None
+    if matrix := _MATRIX.fullmatch(text):
+        return _matrix(matrix.group(2), depth)
+    text = text if depth else _THOUSANDS.sub(_without_commas, text)
+    if words := _words(text):
+        return words
+    items = [item for item in split(_WORD_SEPARATOR.sub(";", text), _SEPARATORS) if item]
+    if len(items) > 1:
+        return _list(items, depth)
+    text = items[0] if items else text
+    sides = [side for side in split(text, frozenset({"=", r"\in"})) if side]
+    if len(sides) > 1 and not _COMPARISON.search(text):
+        return _equation(sides, depth)
+    return _structure(sides[0] if sides else text, depth)
+
+
+def _without_commas(match: re.Match[str]) -> str:
+    before = match.string[: match.start()]
+    outside = sum(map(before.count, "([{")) == sum(map(before.count, ")]}"))
+    return match.group().replace(",", "") if outside else match.group()
+
+
+def _structure(text: str, depth: int) -> Form | None:
+    union = split(text, frozenset({r"\cup"}))
+    if len(union) > 1:
+        return _collection(Shape.UNION, union, depth, opening="", closing="", between=r"\cup ")
+    if r"\pm" in text:
+        both = [text.replace(r"\pm", "+"), text.replace(r"\pm", "-")]
+        return _list([side.replace(r"\mp", sign) for side, sign in zip(both, "-+", strict=True)], depth)
+    if found := enclosed(text):
+        opening, inside, closing = found
+        items = split(inside, frozenset({",", ";"}))
+        if opening == r"\{" and closing == r"\}":
+            return _list(items, depth)
+        if len(items) > 1:
+            interval = opening == "[" or closing == "]"
+            shape = Shape.INTERVAL if interval else Shape.TUPLE
+            return _collection(shape, items, depth, opening=opening, closing=closing, between=",")
+        if opening == "{" or _words(inside):
+            return _read(inside, depth + 1)
+    if _COMPARISON.search(text):
+        return _comparison(text, depth)
+    return leaf(text)
+
+
+def _comparison(text: str, depth: int) -> Form:
+    """An inequality; its sides are in normal form, its truth is not looked at."""
+    pieces = _COMPARISON.split(text)
+    for position in range(0, len(pieces), 2):
+        side = _read(pieces[position].strip(), depth + 1)
+        pieces[position] = side.text if side else ""
+    return Form(Shape.RELATION, "".join(f"{piece} " if piece[:1] == "\\" else piece for piece in pieces))
+
+
+def leaf(text: str) -> Form:
+    """Read a single number, expression or word, cleaned by `markup.clean`."""
+    text = _CURRENCY.sub("", text).strip()
+    if percent := _PERCENT_END.search(text):
+        form = leaf(text[: percent.start()])
+        if form.number is None or form.shape is Shape.PERCENT:
+            return form
+        return Form(Shape.PERCENT, rf"{form.text}\%", number=form.number)
+    if based := _BASED.fullmatch(text):
+        return Form(Shape.BASED, f"{based.group(1)}_{{{based.group(2).casefold()}}}")
+    if _RATIO.fullmatch(text):
+        return Form(Shape.WORDS, "".join(text.split()))
+    if text == r"\emptyset":
+        return Form(Shape.WORDS, "empty set")
+    try:
+        bare = _without_unit(_SCALED_RUN.sub(_scaled, text)).removesuffix("°").strip()
+        return of_node(parse(bare or text))
+    except UnreadableError:
+        return _words(text) or Form(Shape.OPAQUE, _squeezed(text))
+    except (ArithmeticError, RecursionError):
+        # Too large to calculate, or undefined: equal to what is written in the same way only.
+        return Form(Shape.WORDS, "".join(text.split()))
+
+
+def _scaled(run: re.Match[str]) -> str:
+    """ "2만 5천" as 25000, "5 million" as 5000000."""
+    rest = re.search(r"\d*$", run.group())
+    parts = [exact(number) * _SCALES[scale] for number, scale in _SCALED.findall(run.group())]
+    return f"{sum(parts, Fraction(rest.group() or 0) if rest else Fraction(0))} "
+
+
+def _without_unit(text: str) -> str:
+    bare = _QUOTED_END.sub("", text.strip())
+    unit = _UNIT_END.search(bare)
+    if not unit or any(map(known_word, re.findall("[A-Za-z]+", unit.group()))):
+        return bare
+    return bare[: unit.start()]
+
+
+def of_node(node: Node) -> Form:
+    """The form of a parsed formula."""
+    if isinstance(node, Fraction):
+        return Form(Shape.NUMBER, render(node), number=node, value=value_of(node))
+    return Form(Shape.EXPRESSION, render(node), value=value_of(node))
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text)
+
+
+def _words(text: str) -> Form | None:
+    """Words: a quoted text, or letters that are no name of anything in a formula."""
+    unquoted = text.replace('"', " ").strip("() ")
+    plain = _LETTERS.fullmatch(unquoted) and re.search(r"[^\W\d_]{2}", unquoted)
+    if not plain and not (text[:1] == '"' and "=" not in text):
+        return None
+    pieces = unquoted.split()
+    if '"' not in text and (len(unquoted) < 2 or all(map(known_word, pieces))):
+        return None
+    if len(pieces) == 1 and known_word(pieces[0]):
+        return None
+    folded = fold_words(unquoted)
+    separators = {"and", "or", "또는", "그리고"}
+    if '"' not in text and separators & set(folded.split()) and all(len(p) < 4 for p in pieces):
+        return None  # "x or y", "A and B"
+    return Form(Shape.WORDS, folded) if folded else None
+
+
+def _list(items: list[str], depth: int) -> Form | None:
+    names = [match[0] for item in items if len(match := split(item, frozenset({"="}))) == 2]
+    if len(names) == len(items) and len(set(names)) == len(names) > 1:
+        # "x = 2, y = 3": a system, whose order does not matter but whose names do.
+        sides = [_read(item, depth + 1) for item in items]
+        pairs = sorted(f"{name}={side.text}" for name, side in zip(names, sides, strict=True) if side)
+        return Form(Shape.OPAQUE, ",".join(pairs))
+    return _collection(Shape.SET, items, depth, opening=r"\{", closing=r"\}", between=",")
+
+
+def _collection(
+    shape: Shape, items: list[str], depth: int, *, opening: str, closing: str, between: str
+) -> Form | None:
+    parts = [form for item in items if (form := _read(item, depth + 1))]
+    if shape is Shape.SET:
+        nested = [inner for form in parts for inner in _elements(form)]
+        parts = list({form.text: form for form in nested}.values())
+    if shape in {Shape.SET, Shape.UNION}:
+        parts.sort(key=lambda form: form.text)
+        if len(parts) < 2:
+            return parts[0] if parts else None
+    text = opening + between.join(form.text for form in parts) + closing
+    return Form(shape, text, tuple(parts))
+
+
+def _elements(form: Form) -> tuple[Form, ...]:
+    return form.parts if form.shape is Shape.SET else (form,)
+
+
+def _matrix(inside: str, depth: int) -> Form:
+    rows = [[_read(cell, depth + 1) for cell in row.split("&")] for row in inside.split(r"\cr") if row.strip()]
+    parts = tuple(cell for row in rows for cell in row if cell)
+    body = r"\\".join("&".join(cell.text if cell else "" for cell in row) for row in rows)
+    return Form(Shape.MATRIX, rf"\begin{{pmatrix}}{body}\end{{pmatrix}}", parts)
+
+
+def _equation(sides: list[str], depth: int) -> Form | None:
+    if len(sides) > 2 or _assigned(sides[0]):
+        return _read(sides[-1], depth + 1)
+    forms = [_read(side, depth + 1) for side in sides]
+    if None in forms:
+        return forms[0] or forms[1]
+    texts = [form.text for form in forms if form]
+    # The right side comes first, so that a number can be compared with it.
+    parts = tuple(form for form in reversed(forms) if form)
+    return Form(Shape.RELATION, "=".join(texts), parts)
+
+
+def _assigned(left: str) -> bool:
+    """Whether a left side names what is on the right: "x", "f(2)", "(a, b)", "area", "AB"."""
+    names = _ARGUMENTS.sub("", left)
+    if _OPERATOR.search(names):
+        return False
+    runs = re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", re.sub(r'"[^"]*"', "", names))
+    return all(len(run) == 1 or len(run) > 3 or run.isupper() for run in runs)
+
+
+def product_of_letters(form: Form) -> bool:
+    """Whether a form may as well be a short word: a product of different variables."""
+    return bool(form.shape is Shape.EXPRESSION and _only_letters(form.text))
+
+
+def _only_letters(text: str) -> bool:
+    return all(piece.isalpha() and len(piece) == 1 for piece in text.split(r" \cdot "))

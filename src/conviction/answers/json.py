@@ -1,0 +1,60 @@
+"""Answers that are JSON: objects, arrays, or single values."""  # noqa: A005  # the kind's name
+
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, cast
+
+from conviction.answers.base import AnswerKind
+from conviction.answers.extraction import check_strategies, extract_answer
+from conviction.answers.formulas.parsing import exact
+
+
+class JsonAnswers(AnswerKind):
+    """JSON values, equal whatever the order of keys, the spacing, and "1" or "1.0".
+
+    Args:
+        strategies: How answers are found, out of `STRATEGIES`, tried in this order. By default
+            the last fenced block, if it is JSON, then the last JSON value in the text.
+
+    Raises:
+        UnknownNameError: a strategy is not known.
+    """
+
+    name = "json"
+
+    def __init__(self, strategies: Sequence[str] = ("fence", "json")) -> None:
+        self._strategies = check_strategies(strategies)
+
+    def extract(self, text: str) -> str | None:
+        """The last answer that is JSON."""
+        return extract_answer(text, self._strategies, accept=_canonical)
+
+    def canonical(self, answer: str) -> str:
+        """The value with sorted keys and exact numbers; other text as it stands."""
+        return _canonical(answer) or answer.strip() or "nothing"
+
+
+def _canonical(text: str) -> str | None:
+    try:
+        return _render(json.loads(text, parse_int=exact, parse_float=exact, parse_constant=_refuse))
+    except (ValueError, ArithmeticError, RecursionError):
+        return None
+
+
+def _render(value: Any) -> str:  # noqa: ANN401  # whatever json reads
+    match value:
+        case dict():
+            members = cast("dict[str, Any]", value)
+            inside = (f"{json.dumps(key)}: {_render(members[key])}" for key in sorted(members))
+            return "{" + ", ".join(inside) + "}"
+        case list():
+            return "[" + ", ".join(map(_render, cast("list[Any]", value))) + "]"
+        case Fraction():
+            return str(value)
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and Infinity are not JSON

@@ -1,0 +1,77 @@
+"""Numbers as answers, compared exactly."""
+
+import re
+from collections.abc import Sequence
+
+from conviction.answers.base import AnswerKind
+from conviction.answers.characters import fold, fold_words
+from conviction.answers.extraction import NUMBER, check_strategies, extract_answer
+from conviction.answers.formulas.differences import certainly_differ, stand_for_the_same
+from conviction.answers.formulas.markup import clean
+from conviction.answers.formulas.shapes import Form, Shape, leaf
+
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
+_POINTS_AND_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d,])")
+_SPACED = re.compile(r"(?<=\d)[ '](?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_HAS_NUMBER = re.compile(r"\d|\\frac")
+_NUMBER = re.compile(rf"-?\s*\\frac\s*\{{?\d+\}}?\s*\{{?\d+\}}?|{NUMBER.pattern}")
+
+
+class NumberAnswers(AnswerKind):
+    r"""One number: "1,234.50" is 1234.5, "\$5" and "12 apples" lose their unit, "1/2" is 0.5.
+
+    Where an answer holds several numbers, the first after the last "=" counts. "50%" may stand
+    for 0.5 or for 50.
+
+    Args:
+        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
+
+    Raises:
+        UnknownNameError: a strategy is not known.
+    """
+
+    name = "number"
+
+    def __init__(
+        self, strategies: Sequence[str] = ("boxed", "marker", "hashes", "last-number")
+    ) -> None:
+        self._strategies = check_strategies(strategies)
+
+    def extract(self, text: str) -> str | None:
+        """The last answer with a number in it."""
+        return extract_answer(text, self._strategies, accept=_holds_number)
+
+    def canonical(self, answer: str) -> str:
+        """An exact fraction such as "5" or "1/2", a percentage, or words where there is none."""
+        return _read(answer).text
+
+    def decided(self, first: str, second: str) -> bool:
+        """True but for percentages, which may stand for two numbers."""
+        return "%" not in first + second or certainly_differ(_read(first), _read(second))
+
+    def equivalent(self, first: str, second: str) -> bool:
+        """Whether a percentage stands for a number."""
+        return stand_for_the_same(_read(first), _read(second))
+
+
+def _holds_number(answer: str) -> bool:
+    return bool(_HAS_NUMBER.search(fold(answer)))
+
+
+def _read(answer: str) -> Form:
+    text = clean(_without_separators(fold(answer)))
+    result = text.rpartition("=")[2].strip() or text
+    found = _NUMBER.search(result)
+    for candidate in (result, found.group() if found else ""):
+        form = leaf(candidate)
+        if form.shape in {Shape.NUMBER, Shape.PERCENT}:
+            return form
+    return Form(Shape.WORDS, fold_words(text) or answer or "nothing")
+
+
+def _without_separators(text: str) -> str:
+    """Digits without thousands separators, and with a point before the decimals."""
+    text = _POINTS_AND_COMMA.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", text)
+    text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+    return _SPACED.sub("", _DECIMAL_COMMA.sub(r"\1.\2", text))

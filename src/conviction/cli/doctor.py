@@ -1,0 +1,175 @@
+"""`conviction doctor`: what is installed, what is cached, what works."""
+
+import json as jsonlib
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from conviction.answers import kind
+from conviction.core import Question, Sampling
+from conviction.engines.local import LocalEngine, available_memory
+from conviction.errors import ConvictionError
+from conviction.models import ModelFile, cache_folder, catalogue, resolve
+from conviction.policies.majority import Single
+from conviction.thinking import deliberate
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        what: What was looked at.
+        found: What was seen.
+        ok: Whether it works; None for plain facts.
+        remedy: What to do if it does not.
+    """
+
+    what: str
+    found: str
+    ok: bool | None = None
+    remedy: str = ""
+
+
+def doctor(
+    *,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    run: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Show versions, cores, memory, the model cache, and what works here.
+
+    Args:
+        json: Print the findings as JSON on stdout.
+        run: Also start the embedded engine with a cached model and generate a few tokens.
+    """
+    findings = [*_versions(), *_machine(), *_extras(), *_cache()]
+    if run:
+        findings.append(_try_engine())
+    if json:
+        print(jsonlib.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        _print(findings)
+    return 1 if any(finding.ok is False for finding in findings) else 0
+
+
+def _versions() -> list[Finding]:
+    return [
+        Finding("conviction", version("conviction")),
+        Finding("Python", f"{platform.python_version()} ({sys.executable})"),
+        Finding("system", f"{platform.system()} {platform.machine()}"),
+    ]
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    memory = available_memory()
+    return [
+        Finding("cores", str(cores)),
+        Finding("free memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
+    ]
+
+
+def _extras() -> list[Finding]:
+    return [
+        _extra("embedded engine", "xllamacpp", "xllamacpp", "local"),
+        _extra("formulas compared", "math-verify", "math_verify", "math"),
+    ]
+
+
+def _extra(what: str, package: str, module: str, extra: str) -> Finding:
+    remedy = f'pip install "conviction[{extra}]"'
+    if find_spec(module) is None:
+        return Finding(what, f"{package} is not installed", ok=False, remedy=remedy)
+    try:
+        return Finding(what, f"{package} {version(package)}", ok=True)
+    except PackageNotFoundError:
+        return Finding(what, f"{package} of unknown version", ok=True)
+
+
+def _cache() -> list[Finding]:
+    folder = cache_folder()
+    findings = [_writable(folder)]
+    for model in catalogue().models:
+        findings.append(_cached(model.name))
+    return findings
+
+
+def _writable(folder: os.PathLike[str]) -> Finding:
+    probe = os.path.join(folder, f".probe-{os.getpid()}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(probe, "xb"):
+            pass
+        os.unlink(probe)
+    except OSError as error:
+        return Finding(
+            "model cache",
+            f"{folder}: {error.strerror}",
+            ok=False,
+            remedy="Set CONVICTION_CACHE to a folder that you can write to.",
+        )
+    return Finding("model cache", str(folder), ok=True)
+
+
+def _cached(name: str) -> Finding:
+    try:
+        resolve(name, fetch=False)
+    except ConvictionError:
+        return Finding(f"  {name}", "not fetched")
+    return Finding(f"  {name}", "ready", ok=True)
+
+
+def _try_engine() -> Finding:
+    what = "a trace on the embedded engine"
+    for model in catalogue().models:
+        try:
+            file = resolve(model.name, fetch=False)
+        except ConvictionError:
+            continue
+        try:
+            return anyio.run(_generate, file)
+        except ConvictionError as error:
+            return Finding(what, error.found, ok=False, remedy=error.remedy)
+    return Finding(what, "no model is cached", ok=False, remedy="Run: conviction models pull")
+
+
+async def _generate(model: ModelFile) -> Finding:
+    began = time.perf_counter()
+    async with LocalEngine(model.path) as engine:
+        loaded = time.perf_counter() - began
+        verdict = await deliberate(
+            Question.ask("Count from one to ten."),
+            engine=engine,
+            policy=Single(),
+            answers=kind("text"),
+            sampling=Sampling(max_tokens=24),
+            time_limit=60,
+        )
+    trace = verdict.traces[0]
+    rate = trace.tokens / max(trace.ended - trace.started, 1e-9)
+    return Finding(
+        "a trace on the embedded engine",
+        f"{model.name}: loaded in {loaded:.1f} s, {trace.tokens} tokens at {rate:.0f} a second, "
+        f"{verdict.top_k} log-probabilities each",
+        ok=trace.tokens > 0 and verdict.top_k > 0,
+    )
+
+
+def _print(findings: list[Finding]) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: ""}
+    for finding in findings:
+        remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
+        table.add_row(finding.what, marks[finding.ok], escape(finding.found + remedy))
+    Console(highlight=False).print(table)

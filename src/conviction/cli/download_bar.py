@@ -1,0 +1,45 @@
+"""A progress bar for fetching a model; appears only when something is fetched."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from conviction.models import Progress as ProgressCallback
+
+
+@contextmanager
+def download_bar(console: Console) -> Iterator[ProgressCallback]:
+    """A callback that draws what it is told on `console`."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console.quiet,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def show(done: int, total: int | None, what: str) -> None:
+        if not tasks:
+            bar.start()
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if tasks:
+            bar.stop()

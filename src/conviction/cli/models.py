@@ -1,0 +1,118 @@
+"""`conviction models`: which models there are, and fetching them."""
+
+import json as jsonlib
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from conviction.cli.download_bar import download_bar
+from conviction.models import ModelStore
+
+app = App(name="models", help="List the models that are known by name, and fetch models.")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of the list, and one object of its JSON."""
+
+    name: str
+    size: int
+    sha256: str | None
+    fetched: bool
+    prompt_style: str
+    default: bool = False
+    licence: str | None = None
+    aliases: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    note: str = ""
+
+
+@app.default
+@app.command(name="list")
+def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """List the models that are known by name, and those that were fetched by address.
+
+    Args:
+        json: Print the list as JSON on stdout.
+    """
+    models = _listed(ModelStore())
+    if json:
+        print(jsonlib.dumps([asdict(model) for model in models], indent=2))
+    else:
+        _print(models)
+
+
+@app.command
+def pull(target: str) -> None:
+    """Fetch a model into the cache and print the path of its file on stdout.
+
+    An interrupted fetch continues where it broke off. A model whose file was brought to this
+    machine by other means is pulled by the path of that file.
+
+    Args:
+        target: A name from the list, hf:owner/repository/file.gguf, an address that begins
+            with https://, or the path of a file.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with download_bar(console) as progress:
+        model = ModelStore().pull(
+            target, progress=progress, notice=lambda text: console.print(escape(text))
+        )
+    if model.sha256:
+        console.print(f"{escape(model.name)} is ready (sha256 {model.sha256}).")
+    else:
+        console.print(f"{escape(model.name)} is ready; it is used where it is.")
+    print(model.path)
+
+
+def _listed(store: ModelStore) -> list[Listed]:
+    known = [
+        Listed(
+            name=model.name,
+            size=model.size,
+            sha256=model.sha256,
+            fetched=store.holds(model),
+            default=model.name == store.catalogue.default,
+            licence=model.licence,
+            prompt_style=model.prompt_style,
+            aliases=model.aliases,
+            sources=tuple(source.label for source in model.sources),
+            note=model.note,
+        )
+        for model in store.catalogue.models
+    ]
+    others = [
+        Listed(
+            name=model.name,
+            size=model.path.stat().st_size,
+            sha256=model.sha256,
+            fetched=True,
+            prompt_style=model.prompt_style,
+            note="fetched by address",
+        )
+        for model in store.others()
+    ]
+    return [*known, *others]
+
+
+def _print(models: list[Listed]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("Name", "Size", "Licence", "Fetched", "Note"):
+        table.add_column(heading, no_wrap=heading != "Note")
+    for model in models:
+        table.add_row(
+            escape(model.name),
+            decimal(model.size),
+            model.licence or "not known",
+            "yes" if model.fetched else "no",
+            f"the default: {model.note}" if model.default else model.note,
+        )
+    # A pipe has no width: each model stays on one line.
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, width=width).print(table)

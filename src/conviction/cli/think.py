@@ -1,0 +1,219 @@
+"""`conviction think`: one question, one considered answer."""
+
+import json as jsonlib
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from conviction.answers import kind
+from conviction.api import DEFAULT_POLICY, athink
+from conviction.cli.download_bar import download_bar
+from conviction.cli.question import read_question
+from conviction.cli.summary import summary
+from conviction.cli.view import LiveView, PlainView
+from conviction.confidence import Metric
+from conviction.core import Sampling, require
+from conviction.events import Listener
+from conviction.models import ModelFile, default_model, resolve
+from conviction.policies import policy as named_policy
+from conviction.policies.base import Policy
+from conviction.policies.deepconf_online import PAPER_SETTINGS
+from conviction.prompts import PromptStyle
+from conviction.verdict import Verdict
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+@Parameter(name="*", group="Policy")
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How many traces, which of them count, and when it is enough."""
+
+    policy: str = DEFAULT_POLICY
+    "single, majority, deepconf-offline, deepconf-low, deepconf-high, or a plug-in's."
+    budget: int | None = None
+    "The most traces to start."
+    warmup: int | None = None
+    "Complete traces before a threshold is set (deepconf-low, -high)."
+    window: int | None = None
+    "Tokens in a group; fitted to the traces if not given."
+    keep: float | None = None
+    "Share of the traces to keep, in (0, 1]."
+    consensus: float | None = None
+    "Share of the vote at which the leader has won (deepconf-low, -high)."
+    quorum: int | None = None
+    "Votes needed before consensus counts (deepconf-low, -high)."
+    metric: Metric | None = None
+    "Confidence of a whole trace (deepconf-offline)."
+    paper: Annotated[bool, Parameter(negative="")] = False
+    "The paper's budget 512, warm-up 16, window 2048, no quorum (deepconf-low, -high)."
+
+    def build(self) -> Policy:
+        """The policy with the settings that were given."""
+        given: dict[str, Any] = dict(PAPER_SETTINGS) if self.paper else {}
+        for name in ("budget", "warmup", "window", "keep", "consensus", "quorum", "metric"):
+            value = getattr(self, name)
+            if value is not None:
+                given[name] = value
+        return named_policy(self.policy, **given)
+
+
+@Parameter(name="*", group="Generation")
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What generates the traces, and how."""
+
+    model: Annotated[str | None, Parameter(alias="-m")] = None
+    "A name from `conviction models`, a GGUF file, or hf:owner/repo/file.gguf."
+    answer: str = "math"
+    "Kind of answer: math, number, choice, text or json."
+    prompt_style: PromptStyle | None = None
+    "What to add to the question; default: what suits the model."
+    max_tokens: int = 1024
+    "The most tokens of one trace."
+    temperature: float = 0.7
+    "0 is greedy; traces then differ little or not at all."
+    top_p: float | None = None
+    "Nucleus mass, in (0, 1]."
+    seed: int = 0
+    "Same seed, same question, same traces, where the engine allows."
+    time_limit: float | None = None
+    "Seconds after which the votes so far decide."
+
+    def sampling(self) -> Sampling:
+        """The sampling that was asked for."""
+        return Sampling(
+            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens
+        )
+
+
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True)
+class OutputOptions:
+    """What to show."""
+
+    json: Annotated[bool, Parameter(negative="")] = False
+    "Print the whole verdict as JSON on stdout, in place of the answer."
+    show_traces: Annotated[bool, Parameter(negative="")] = False
+    "Print the text of every trace on stderr."
+    quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
+    "Nothing on stderr but errors."
+
+
+_POLICY, _GENERATION, _OUTPUT = PolicyOptions(), GenerationOptions(), OutputOptions()
+
+
+def think(
+    question: str | None = None,
+    /,
+    *,
+    file: Annotated[Path | None, Parameter(alias="-f")] = None,
+    policy: PolicyOptions = _POLICY,
+    generation: GenerationOptions = _GENERATION,
+    output: OutputOptions = _OUTPUT,
+) -> int:
+    """Think about a question many times in parallel and print one answer.
+
+    Args:
+        question: What to ask; "-" reads standard input.
+        file: Read the question from this file.
+        policy: How many traces, which of them count, and when it is enough.
+        generation: What generates the traces, and how.
+        output: What to show.
+    """
+    # Everything that can be refused is refused before anything is fetched or started.
+    steering = policy.build()
+    sampling = generation.sampling()
+    kind(generation.answer)
+    if generation.time_limit is not None:
+        require("time_limit", generation.time_limit, low=0)
+    text = read_question(question, file)
+    console = Console(stderr=True, quiet=output.quiet, highlight=False)
+    with download_bar(console) as progress:
+        model = resolve(generation.model or default_model().name, progress=progress)
+    with _view(console) as listener:
+        verdict = anyio.run(
+            _deliberate, text, model, steering, generation, sampling, listener
+        )
+    _report(verdict, output, console)
+    if verdict.ended == "interrupted":
+        return INTERRUPTED
+    return 0 if verdict.answer is not None else FAILED
+
+
+@contextmanager
+def _view(console: Console) -> Iterator[Listener | None]:
+    if console.quiet:
+        yield None
+    elif console.is_terminal and not console.is_dumb_terminal:
+        with LiveView(console) as view:
+            yield view.on_event
+    else:
+        yield PlainView(console).on_event
+
+
+async def _deliberate(
+    text: str,
+    model: ModelFile,
+    policy: Policy,
+    generation: GenerationOptions,
+    sampling: Sampling,
+    listener: Listener | None,
+) -> Verdict:
+    interrupt = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_watch_signals, interrupt)
+        verdict = await athink(
+            text,
+            model=model,
+            policy=policy,
+            answers=generation.answer,
+            prompt_style=generation.prompt_style,
+            sampling=sampling,
+            seed=generation.seed,
+            time_limit=generation.time_limit,
+            on_event=listener,
+            interrupt=interrupt,
+        )
+        tasks.cancel_scope.cancel()
+    return verdict
+
+
+async def _watch_signals(interrupt: anyio.Event) -> None:
+    """The first Ctrl-C ends the run with the votes it has; the second ends everything."""
+    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
+        return
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            if interrupt.is_set():
+                raise KeyboardInterrupt
+            interrupt.set()
+
+
+def _report(verdict: Verdict, output: OutputOptions, console: Console) -> None:
+    if output.show_traces:
+        for trace in verdict.traces:
+            answer = trace.answer.text if trace.answer else "no answer"
+            console.rule(f"trace {trace.id} · {trace.finish} · {trace.tokens} tokens", align="left")
+            console.print(escape(trace.text.strip()))
+            console.print(f"→ {escape(answer)}", style="bold")
+        console.rule()
+    for warning in verdict.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}")
+    console.file.flush()
+    if output.json:
+        print(jsonlib.dumps(verdict.to_dict(), ensure_ascii=False, indent=2))
+    elif verdict.answer is not None:
+        print(verdict.answer)
+    sys.stdout.flush()
+    console.print(summary(verdict), style="dim")

@@ -1,0 +1,268 @@
+"""What a terminal shows while traces grow: a live table, or plain lines where it cannot move."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from conviction.confidence import Floats, GroupWindow
+from conviction.core import FinishReason, Trace
+from conviction.events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    TraceAdvanced,
+    TraceFinished,
+    TraceStarted,
+)
+from conviction.policies.base import Standing
+
+_BARS = "▁▂▃▄▅▆▇█"
+_POINTS = 32
+_SMOOTHING = 8
+"""Tokens in a group of the picture until the policy has chosen its window."""
+
+_STATES = {
+    FinishReason.STOP: ("done", "green"),
+    FinishReason.LENGTH: ("cut: token limit", "yellow"),
+    FinishReason.LOW_CONFIDENCE: ("stopped: low confidence", "red"),
+    FinishReason.CONSENSUS: ("cancelled: consensus", "dim"),
+    FinishReason.CANCELLED: ("cancelled", "dim"),
+    FinishReason.ERROR: ("failed", "bold red"),
+}
+
+
+class Curve:
+    """A trace's group confidence over its whole life, in at most `_POINTS` points."""
+
+    def __init__(self, window: int) -> None:
+        self._groups = GroupWindow(window)
+        self._points: list[float] = []
+        self._stride = 1
+        self._since = 0
+
+    def push(self, confidences: Floats) -> None:
+        """Take the next tokens."""
+        for position in range(confidences.size):
+            self._groups.push(confidences[position : position + 1])
+            self._since += 1
+            if self._since >= self._stride:
+                self._since = 0
+                self._points.append(self._groups.current)
+        if len(self._points) > _POINTS:
+            # Halve the resolution rather than forget the beginning.
+            self._points = self._points[1::2]
+            self._stride *= 2
+
+    def draw(self, low: float, high: float) -> str:
+        """The curve as a line of bars between two confidences."""
+        span = max(high - low, 1e-9)
+        top = len(_BARS) - 1
+        return "".join(
+            _BARS[min(max(int((point - low) / span * top + 0.5), 0), top)]
+            for point in self._points
+            if np.isfinite(point)
+        )
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Lowest and highest point; (inf, -inf) without any."""
+        known = [point for point in self._points if np.isfinite(point)]
+        return min(known, default=np.inf), max(known, default=-np.inf)
+
+
+@dataclass
+class _Row:
+    trace: int
+    gated: bool
+    curve: Curve
+    tokens: int = 0
+    ended: Trace | None = None
+
+
+@dataclass
+class _State:
+    """All that the view has heard so far."""
+
+    started: RunStarted | None = None
+    rows: dict[int, _Row] = field(default_factory=dict[int, _Row])
+    standing: Standing | None = None
+    tokens: int = 0
+    complete: deque[int] = field(default_factory=lambda: deque[int](maxlen=256))
+
+    def hear(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self.started = event
+            case TraceStarted(trace, gate):
+                window = gate.window if gate else _SMOOTHING
+                self.rows[trace] = _Row(trace, gate is not None, Curve(window))
+            case TraceAdvanced(trace, chunk):
+                row = self.rows[trace]
+                row.curve.push(chunk.confidences)
+                row.tokens += chunk.confidences.size
+                self.tokens += chunk.confidences.size
+            case TraceFinished(trace, standing):
+                self.rows[trace.id].ended = trace
+                self.standing = standing
+                if trace.complete:
+                    self.complete.append(trace.tokens)
+            case RunFinished():
+                pass
+
+    @property
+    def full_budget(self) -> int | None:
+        """Estimate of the tokens that the whole budget would take without stopping."""
+        if self.started is None or not self.complete:
+            return None
+        return round(self.started.budget * sum(self.complete) / len(self.complete))
+
+
+class LiveView:
+    """A table that moves: a line per trace, the vote, and the tokens. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state = _State()
+        self._live = Live(
+            console=console,
+            get_renderable=self._render,
+            refresh_per_second=8,
+            transient=False,
+            vertical_overflow="crop",
+            redirect_stdout=False,
+        )
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Draw once more and stop."""
+        self._live.stop()
+
+    def on_event(self, event: Event) -> None:
+        """Take note; drawing happens at its own pace."""
+        self._state.hear(event)
+
+    def _render(self) -> RenderableType:
+        if self._state.started is None:
+            return Text("starting the engine …", style="dim")
+        return Group(self._header(), self._traces(), self._vote(), self._cost())
+
+    def _header(self) -> Text:
+        state = self._state
+        assert state.started is not None  # noqa: S101  # _render has looked
+        started, standing = state.started, state.standing
+        text = Text.assemble(
+            (started.engine, "bold"), " · ", (str(started.policy["name"]), "bold"),
+            f" · budget {started.budget}",
+        )
+        if standing and standing.window:
+            text.append(f" · window {standing.window}")
+        if standing and standing.threshold is not None:
+            text.append(f" · threshold {standing.threshold:.2f}", style="red")
+        return text
+
+    def _traces(self) -> Table:
+        rows = list(self._state.rows.values())
+        space = max(self._console.height - 8, 4)
+        hidden = len(rows) - space
+        if hidden > 0:
+            # Traces that still run are what people watch; of the others the latest are kept.
+            rows = sorted(rows, key=lambda row: (row.ended is None, row.trace))[hidden:]
+            rows.sort(key=lambda row: row.trace)
+        table = Table(box=None, padding=(0, 1), show_edge=False, header_style="dim")
+        table.add_column("trace", justify="right")
+        table.add_column("group confidence", width=_POINTS, no_wrap=True)
+        table.add_column("tokens", justify="right")
+        table.add_column("state", no_wrap=True)
+        table.add_column("answer", no_wrap=True, overflow="ellipsis", max_width=24)
+        low, high = self._extent()
+        votes = self._state.standing.tally.voters if self._state.standing else frozenset[int]()
+        for row in rows:
+            word, style = _STATES[row.ended.finish] if row.ended else ("thinking", "cyan")
+            answer = row.ended.answer.text if row.ended and row.ended.answer else ""
+            table.add_row(
+                str(row.trace),
+                Text(row.curve.draw(low, high), style=style),
+                str(row.tokens),
+                Text(word, style=style),
+                Text(answer, style="bold" if row.trace in votes else "dim"),
+            )
+        if hidden > 0:
+            table.add_row("", Text(f"… and {hidden} more", style="dim"))
+        return table
+
+    def _extent(self) -> tuple[float, float]:
+        extents = [row.curve.extent for row in self._state.rows.values()]
+        low = min((extent[0] for extent in extents), default=0.0)
+        high = max((extent[1] for extent in extents), default=1.0)
+        return low, high
+
+    def _vote(self) -> RenderableType:
+        standing = self._state.standing
+        if standing is None or standing.tally.leader is None:
+            return Text("no votes yet", style="dim")
+        table = Table(box=None, padding=(0, 1), show_header=False, show_edge=False)
+        for entry in standing.tally.entries[:4]:
+            part = entry.weight / standing.tally.total if standing.tally.total else 0.0
+            table.add_row(
+                Text(entry.text, style="bold", overflow="ellipsis"),
+                Text("█" * max(round(part * 24), 1), style="green"),
+                f"{part:.0%}",
+                f"{entry.count} vote{'s' if entry.count != 1 else ''}",
+            )
+        others = len(standing.tally.entries) - 4
+        if others > 0:
+            table.add_row(Text(f"{others} other answers", style="dim"))
+        return table
+
+    def _cost(self) -> Text:
+        full = self._state.full_budget
+        spent = f"{self._state.tokens:,} tokens"
+        return Text(f"{spent} of about {full:,} for the full budget" if full else spent, "dim")
+
+
+class PlainView:
+    """One line per event that matters, for logs and pipes: no control codes, no colour."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._threshold: float | None = None
+
+    def on_event(self, event: Event) -> None:
+        """Print what happened."""
+        match event:
+            case RunStarted():
+                self._say(
+                    f"{event.engine}: {event.policy['name']}, budget {event.budget}, "
+                    f"{event.capabilities.concurrency} at once"
+                )
+            case TraceFinished(trace, standing):
+                word, _ = _STATES[trace.finish]
+                answer = f", answer {trace.answer.text}" if trace.answer else ""
+                self._say(f"trace {trace.id}: {word}, {trace.tokens} tokens{answer}")
+                if standing.threshold is not None and standing.threshold != self._threshold:
+                    self._threshold = standing.threshold
+                    self._say(
+                        f"threshold {standing.threshold:.2f} over groups of {standing.window} tokens"
+                    )
+            case TraceStarted() | TraceAdvanced() | RunFinished():
+                pass
+
+    def _say(self, line: str) -> None:
+        self._console.print(escape(line), soft_wrap=True)
