@@ -18,19 +18,31 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from conviction import DeepConfHigh, DeepConfLow, DeepConfOffline, Majority, Policy, Sampling, Single
+from conviction import (
+    DeepConfHigh,
+    DeepConfLow,
+    DeepConfOffline,
+    Majority,
+    Policy,
+    Sampling,
+    Single,
+)
 from conviction.answers import kind
+from conviction.answers.base import AnswerKind
 from conviction.confidence import Metric, measure
 from conviction.core import FinishReason, Question
 from conviction.engines.local import LocalEngine
 from conviction.engines.scripted import Script, ScriptedEngine
-from conviction.models import default_model, resolve
+from conviction.models import catalogue, resolve
 from conviction.prompts import PromptStyle, compose
 from conviction.thinking import deliberate
 
 QUESTIONS = Path(__file__).parents[2] / "shared/data/questions/singleop.jsonl"
 BUDGET = 16
 SLOTS = 8
+
+Pool = list[tuple[float, list[Script]]]
+Results = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def questions(path: Path, count: int) -> list[tuple[int, str, float]]:
@@ -44,7 +56,7 @@ async def record(arguments: argparse.Namespace) -> None:
     done = set()
     if arguments.pool.exists():
         done = {json.loads(line)["question"] for line in arguments.pool.read_text().splitlines()}
-    model = resolve(arguments.model or default_model().name)
+    model = resolve(arguments.model or catalogue().default)
     numbers = kind("number")
     asked = questions(arguments.questions, arguments.count)
     began = time.perf_counter()
@@ -81,10 +93,13 @@ async def record(arguments: argparse.Namespace) -> None:
                 pool.write(json.dumps(row).replace("NaN", "null") + "\n")
                 pool.flush()
                 spent = time.perf_counter() - began
-                print(f"{position + 1}/{len(asked)} {spent:.0f} s {verdict.answer} ({gold:g})", file=sys.stderr)
+                print(
+                    f"{position + 1}/{len(asked)} {spent:.0f} s {verdict.answer} ({gold:g})",
+                    file=sys.stderr,
+                )
 
 
-def load(path: Path) -> list[tuple[float, list[Script]]]:
+def load(path: Path) -> Pool:
     pool = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
@@ -117,7 +132,7 @@ def rows() -> dict[str, Callable[[], Policy]]:
 async def replay(arguments: argparse.Namespace) -> None:
     pool = load(arguments.pool)
     numbers = kind("number")
-    results: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    results: Results = {}
     for name, make in rows().items():
         right = np.zeros((len(pool), arguments.repeats))
         tokens = np.zeros_like(right)
@@ -138,7 +153,7 @@ async def replay(arguments: argparse.Namespace) -> None:
     report(results, pool, arguments.repeats)
 
 
-def same(numbers, answer: str, gold: float) -> bool:
+def same(numbers: AnswerKind, answer: str, gold: float) -> bool:
     return numbers.canonical(answer) == numbers.canonical(f"{gold:g}")
 
 
@@ -149,7 +164,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def report(results, pool, repeats: int) -> None:
+def report(results: Results, pool: Pool, repeats: int) -> None:
     base_right, base_tokens = results["majority@16"]
     traces = [script for _, scripts in pool for script in scripts]
     print(
@@ -163,8 +178,8 @@ def report(results, pool, repeats: int) -> None:
         low, high = interval(right)
         less, more = interval(right - base_right)
         print(
-            f"| {name} | {right.mean():.1%} | {low:.1%} – {high:.1%} "
-            f"| {100 * (right - base_right).mean():+.1f} | {100 * less:+.1f} – {100 * more:+.1f} "
+            f"| {name} | {right.mean():.1%} | {low:.1%} to {high:.1%} "
+            f"| {100 * (right - base_right).mean():+.1f} | {100 * less:+.1f} to {100 * more:+.1f} "
             f"| {tokens.mean():.0f} | {tokens.mean() / base_tokens.mean():.0%} |"
         )
     print("\nDoes confidence rank right traces above wrong ones of the same question? (AUROC)\n")
@@ -173,7 +188,7 @@ def report(results, pool, repeats: int) -> None:
         print(f"| {metric} | {auroc(pool, metric):.3f} |")
 
 
-def auroc(pool, metric: Metric) -> float:
+def auroc(pool: Pool, metric: Metric) -> float:
     numbers = kind("number")
     wins = pairs = 0.0
     for gold, scripts in pool:
@@ -191,7 +206,9 @@ def auroc(pool, metric: Metric) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     recording = commands.add_parser("record")
     recording.add_argument("pool", type=Path)

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conviction.errors import (
     DownloadError,
@@ -24,6 +27,7 @@ from conviction.errors import (
 from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore
 from conviction.models.partial import Partial
 from conviction.models.sources import WebFile
+from conviction.prompts import PromptStyle
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
 FAST = Limits(connect=2, read=0.5, attempts=3, pause=0.01, part=30, lock=20)
@@ -50,6 +54,7 @@ class Reply:
     status: int = 200
     location: str | None = None
     ranges: bool = True
+    heedless: bool = False
     shift: int = 0
     cut: int | None = None
     stall: float = 0.0
@@ -107,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
     def start_of(self, reply: Reply) -> int:
         asked = self.headers.get("Range")
         condition = self.headers.get("If-Range", reply.tag)
-        if not asked or not reply.ranges or condition != reply.tag:
+        if not asked or not reply.ranges or (condition != reply.tag and not reply.heedless):
             return 0
         return int(asked.removeprefix("bytes=").rstrip("-"))
 
@@ -127,6 +132,12 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    with serving() as script:
+        yield script
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
     script, ended = Server(), threading.Event()
     handler = type("Scripted", (Handler,), {"script": script, "ended": ended})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
@@ -151,7 +162,7 @@ def store_of(folder: Path, *urls: str, content: bytes = CONTENT, **limits: float
         size=len(content),
         sha256=sha256(content).hexdigest(),
         licence="Apache-2.0",
-        prompt_style="worked-examples",
+        prompt_style=PromptStyle.WORKED_EXAMPLES,
         sources=tuple(map(WebFile, urls)),
     )
     chosen = {**{name: getattr(FAST, name) for name in FAST.__slots__}, **limits}
@@ -199,6 +210,34 @@ def test_a_cut_connection_is_continued_where_it_broke(store: ModelStore, server:
     assert server.requests[1]["If-Range"] == '"one"'
 
 
+replies = st.builds(
+    Reply,
+    cut=st.integers(0, len(CONTENT)),
+    tag=st.sampled_from(['"one"', None]),
+    ranges=st.booleans(),
+    shift=st.sampled_from([0, 0, 1]),
+    status=st.sampled_from([200, 200, 200, 503, 404]),
+    length=st.booleans(),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(broken=st.lists(replies, max_size=6))
+def test_after_any_row_of_failures_the_file_is_whole(broken: list[Reply]) -> None:
+    with TemporaryDirectory() as folder, serving() as server:
+        server.replies = [*broken, Reply()]
+        store = store_of(Path(folder), server.url())
+        for _ in server.replies:
+            try:
+                model = store.pull("Tiny")
+            except (DownloadError, HashMismatchError):
+                with pytest.raises(ModelError, match="not been fetched"):
+                    store.resolve("Tiny", fetch=False)
+            else:
+                break
+        assert model.path.read_bytes() == CONTENT
+
+
 def test_an_interrupted_pull_is_continued_by_the_next_one(
     store: ModelStore, server: Server
 ) -> None:
@@ -238,6 +277,23 @@ def test_a_range_that_was_not_asked_for_is_not_used(store: ModelStore, server: S
     server.replies = [Reply(cut=100_000), Reply(shift=7), Reply()]
     assert store.pull("Tiny").path.read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-", None]
+
+
+def test_a_server_that_heeds_no_condition_does_not_mix_two_files(
+    store: ModelStore, server: Server
+) -> None:
+    old = Reply(chat_model()[:-600] + b"x" * 600, '"old"', cut=1000)
+    server.replies = [old, Reply(chat_model(), '"new"', heedless=True)]
+    assert store.pull(server.url("/other.gguf")).path.read_bytes() == chat_model()
+    assert server.ranges == [None, "bytes=1000-", None]
+
+
+def test_a_connection_that_ends_early_without_a_word_is_continued(
+    store: ModelStore, server: Server
+) -> None:
+    server.replies = [Reply(cut=100_000, length=False), Reply(length=False)]
+    assert store.pull("Tiny").path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-"]
 
 
 def test_a_server_that_is_busy_is_asked_again(store: ModelStore, server: Server) -> None:
@@ -473,6 +529,15 @@ def test_a_file_that_came_whole_before_an_interruption_is_not_fetched_again(
         store.pull(url, progress=stop_when_checked)
     assert store.pull(url).path.read_bytes() == chat_model()
     assert server.ranges == [None, f"bytes={len(chat_model())}-"]
+
+
+def test_a_whole_file_of_known_length_is_not_asked_for_again(
+    store: ModelStore, server: Server
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        store.pull("Tiny", progress=stop_when_checked)
+    assert store.pull("Tiny").path.read_bytes() == CONTENT
+    assert server.ranges == [None]
 
 
 def test_a_file_that_got_shorter_meanwhile_is_fetched_afresh(

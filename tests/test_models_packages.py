@@ -20,6 +20,7 @@ from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore
 from conviction.models.packages import _pip_failed
 from conviction.models.partial import Partial
 from conviction.models.sources import WheelMember, WheelParts
+from conviction.prompts import PromptStyle
 
 PIECES = [os.urandom(70_000), bytes(50_000), os.urandom(30_000)]
 CONTENT = b"".join(PIECES)
@@ -67,7 +68,7 @@ def store_in(folder: Path, *first: WheelParts) -> ModelStore:
         size=len(CONTENT),
         sha256=sha256(CONTENT).hexdigest(),
         licence="Apache-2.0",
-        prompt_style="worked-examples",
+        prompt_style=PromptStyle.WORKED_EXAMPLES,
         sources=(*first, WheelParts(tuple(parts))),
     )
     return ModelStore(folder / "models", Catalogue((model,), "Tiny"), Limits(part=60))

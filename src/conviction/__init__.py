@@ -1,9 +1,9 @@
 """Think many times in parallel, stop what is weak, vote, and say how sure the answer is.
 
-    import conviction
+import conviction
 
-    verdict = conviction.think("A farmer has 17 sheep and buys 3 pens of 8. How many now?")
-    print(verdict.answer, verdict.share)
+verdict = conviction.think("A farmer has 17 sheep and buys 3 pens of 8. How many now?")
+print(verdict.answer, verdict.share)
 """
 
 from conviction.api import athink, think

@@ -15,7 +15,7 @@ from conviction.answers.base import AnswerKind
 from conviction.core import InvalidSettingError, Question, Sampling
 from conviction.engines.base import Engine
 from conviction.events import Listener
-from conviction.models import ModelFile, default_model, resolve
+from conviction.models import ModelFile, catalogue, resolve
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
@@ -166,7 +166,7 @@ def _policy(policy: str | Policy, budget: int | None) -> Policy:
 
 
 def _model(model: str | ModelFile | None) -> ModelFile:
-    return model if isinstance(model, ModelFile) else resolve(model or default_model().name)
+    return model if isinstance(model, ModelFile) else resolve(model or catalogue().default)
 
 
 def _embedded(model: ModelFile, question: str | Question, sampling: Sampling | None) -> Engine:

@@ -8,6 +8,7 @@ Styles:
 """
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -37,29 +38,37 @@ _KOREAN: Final = {
     "json": "차근차근 생각한 다음 결과를 ```json 블록에 JSON으로 쓰세요.",
 }
 
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    asked: str
+    solved: str
+
+
 _ENGLISH_EXAMPLES: Final = (
-    (
-        "A shelf holds 4 boxes with 6 mugs in each box. 5 mugs are broken. "
+    _Example(
+        asked="A shelf holds 4 boxes with 6 mugs in each box. 5 mugs are broken. "
         "How many mugs are whole?",
-        "There are 4 * 6 = 24 mugs. Without the 5 broken ones, 24 - 5 = 19 are whole. "
+        solved="There are 4 * 6 = 24 mugs. Without the 5 broken ones, 24 - 5 = 19 are whole. "
         "The answer is \\boxed{19}.",
     ),
-    (
-        "Mia had 50 stickers. She gave 12 to Leo and then bought 9 more. "
+    _Example(
+        asked="Mia had 50 stickers. She gave 12 to Leo and then bought 9 more. "
         "How many stickers does she have now?",
-        "After giving 12 away she has 50 - 12 = 38 stickers. After buying 9 more she has "
+        solved="After giving 12 away she has 50 - 12 = 38 stickers. After buying 9 more she has "
         "38 + 9 = 47. The answer is \\boxed{47}.",
     ),
 )
 _KOREAN_EXAMPLES: Final = (
-    (
-        "선반에 상자가 4개 있고 상자마다 컵이 6개 있습니다. 컵 5개가 깨졌습니다. "
+    _Example(
+        asked="선반에 상자가 4개 있고 상자마다 컵이 6개 있습니다. 컵 5개가 깨졌습니다. "
         "멀쩡한 컵은 몇 개입니까?",
-        "컵은 모두 4 * 6 = 24개입니다. 깨진 5개를 빼면 24 - 5 = 19개입니다. 답은 \\boxed{19}입니다.",
+        solved="컵은 모두 4 * 6 = 24개입니다. 깨진 5개를 빼면 24 - 5 = 19개입니다. "
+        "답은 \\boxed{19}입니다.",
     ),
-    (
-        "미아는 스티커 50장이 있었습니다. 12장을 주고 9장을 샀습니다. 지금 몇 장입니까?",
-        "12장을 주면 50 - 12 = 38장입니다. 9장을 사면 38 + 9 = 47장입니다. "
+    _Example(
+        asked="미아는 스티커 50장이 있었습니다. 12장을 주고 9장을 샀습니다. 지금 몇 장입니까?",
+        solved="12장을 주면 50 - 12 = 38장입니다. 9장을 사면 38 + 9 = 47장입니다. "
         "답은 \\boxed{47}입니다.",
     ),
 )
@@ -81,15 +90,10 @@ def compose(text: str, *, kind: str, style: PromptStyle, id: str = "") -> Questi
     korean = bool(_HANGUL.search(text))
     endings = _KOREAN if korean else _ENGLISH
     ending = endings.get(kind, endings["math"])
-    messages = [Message("user", f"{text}\n\n{ending}")]
+    messages: list[Message] = []
     if style is PromptStyle.WORKED_EXAMPLES and ending == endings["math"]:
-        examples = _KOREAN_EXAMPLES if korean else _ENGLISH_EXAMPLES
-        messages = [
-            message
-            for asked, solved in examples
-            for message in (
-                Message("user", f"{asked}\n\n{ending}"),
-                Message("assistant", solved),
-            )
-        ] + messages
+        for example in _KOREAN_EXAMPLES if korean else _ENGLISH_EXAMPLES:
+            messages.append(Message("user", f"{example.asked}\n\n{ending}"))
+            messages.append(Message("assistant", example.solved))
+    messages.append(Message("user", f"{text}\n\n{ending}"))
     return Question(tuple(messages), plain.id)

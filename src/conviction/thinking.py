@@ -39,6 +39,7 @@ from conviction.events import (
 from conviction.gate import Gate
 from conviction.live import LiveTrace
 from conviction.policies.base import Action, Conditions, Done, Policy, Start, Stop
+from conviction.tasks import helpers
 from conviction.verdict import Usage, Verdict, caveats
 
 TOP_K = 20
@@ -156,20 +157,13 @@ class _Run:
                 self._capabilities,
             )
         )
-        failure: Exception | None = None
         with self._outcomes, self._arrivals:
-            async with anyio.create_task_group() as tasks:
+            async with helpers() as tasks:
                 if interrupt is not None:
                     tasks.start_soon(self._end_on, interrupt)
                 if time_limit is not None:
                     tasks.start_soon(self._end_after, time_limit)
-                try:
-                    await self._steer(tasks)
-                except Exception as error:  # noqa: BLE001  # raised again below, out of the group
-                    failure = error
-                tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+                await self._steer(tasks)
         verdict = self._verdict()
         self._emit(RunFinished(verdict))
         return verdict

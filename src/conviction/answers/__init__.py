@@ -33,5 +33,5 @@ def kind(name: str) -> AnswerKind:
     raise InvalidSettingError(
         tried=f"use {name!r} as a kind of answer",
         found=f"{found!r} is not a subclass of conviction.answers.AnswerKind",
-        remedy=f"Correct its entry point under {_GROUP!r}, or use another of: {', '.join(kinds())}.",
+        remedy=f"Correct its entry point under {_GROUP!r}, or use one of: {', '.join(kinds())}.",
     )

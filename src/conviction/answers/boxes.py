@@ -6,8 +6,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_NUMBER = re.compile(r"[-+]?\d(?:[\d,./]*\d)?")
 _BETWEEN_LISTED = re.compile(
-    r"(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|또는|그리고|및|와|과"
-    r"|[A-Za-z](?:_\{?\d\}?)?\s*=)*"
+    r"(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b"
+    r"|또는|그리고|및|와|과|[A-Za-z](?:_\{?\d\}?)?\s*=)*"
 )
 _SEPARATOR = re.compile(r"[,;&]|and|or|또는|그리고|및|와|과")
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from conviction.answers.base import AnswerKind
-from conviction.answers.characters import fold, fold_words
+from conviction.answers.characters import fold_words
 from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.answers.formulas.markup import clean
 
@@ -17,9 +17,10 @@ _ALONE = re.compile(rf"[(\[{{]?\s*({_LABEL})\s*[)\]}}]?\s*(?:번|[.:])?", re.IGN
 # A text may follow: "C) Paris", "(C) Paris", "C. Paris", "C: Paris", "C is correct".
 _WITH_TEXT = re.compile(
     rf"(?:[(\[]\s*({_LABEL})\s*[)\]]|({_LABEL})\s*[).:\]](?!\d)|([A-Z])\s+(?:(?:is|because|since)\b|-))"
-    r"\s*\S.*",
+    r".*",
     re.IGNORECASE | re.DOTALL,
 )
+_EMPHASIS = " *_`\n"
 _SEPARATOR = re.compile(r"\s*(?:,|;|&|/|\band\b|\bor\b|및|와|과|그리고)\s*", re.IGNORECASE)
 # NFKC takes the letters of Hangul apart: "ㄱ" becomes another character that looks the same.
 _HANGUL_LETTERS = str.maketrans("ᄀᄂᄃᄅᄆᄇᄉᄋᄌᄎᄏᄐᄑᄒ", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
@@ -53,8 +54,8 @@ class ChoiceAnswers(AnswerKind):
 
 def _choices(answer: str) -> list[str]:
     """The labels that an answer names, sorted; empty if it names none."""
-    plain = fold(clean(answer).replace('"', " ")).translate(_HANGUL_LETTERS)
-    plain = _LEAD.sub("", plain.strip(" *_`")).strip(" *_`")
+    plain = clean(answer.strip(_EMPHASIS)).replace('"', " ").translate(_HANGUL_LETTERS)
+    plain = _LEAD.sub("", plain).strip(_EMPHASIS)
     parts = [_ALONE.fullmatch(part) for part in _SEPARATOR.split(plain)]
     found = [part.group(1).upper() for part in parts if part]
     if len(found) == len(parts):

@@ -1,6 +1,6 @@
 """Comparing formulas with math-verify, in a process that is killed when it takes too long."""
 
-import importlib.util
+from importlib.util import find_spec
 import json
 import subprocess
 import sys
@@ -165,7 +165,7 @@ class FormulaComparer:
         """The worker, started if need be; None where it cannot be."""
         if self._worker or self._failure:
             return self._worker
-        if importlib.util.find_spec("math_verify") is None or getattr(sys, "frozen", False):
+        if find_spec("math_verify") is None or getattr(sys, "frozen", False):
             self._failure = (
                 "math-verify is not installed, so formulas count as equal only where their simple "
                 "forms agree. Install it with: pip install 'conviction[math]'"
@@ -181,7 +181,9 @@ class FormulaComparer:
             started = self._worker.reply(self._seconds_to_start)
             if "ready" in started:
                 return self._worker
-            self._failure = f"math-verify cannot be used: {started.get('failed', 'no reason given')}."
+            self._failure = (
+                f"math-verify cannot be used: {started.get('failed', 'no reason given')}."
+            )
         self._failure = self._failure or (
             "The process that compares formulas did not start within "
             f"{self._seconds_to_start:g} s, so only simple forms were compared."

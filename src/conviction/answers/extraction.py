@@ -26,7 +26,7 @@ NUMBER = re.compile(
 _HASHES = re.compile(r"^####[ \t]*(.*\d.*)$", re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _JSON_OPENING = re.compile(r"[\[{]")
-_MOST_FAILED_JSON_READINGS = 10_000
+_MOST_FAILED_JSON_READINGS = 2_000
 
 
 def last_number(text: str) -> str | None:
@@ -53,9 +53,7 @@ def last_json(text: str) -> str | None:
     if _read_json(stripped) is not None:
         return stripped
     found, position, failed = None, 0, 0
-    while failed < _MOST_FAILED_JSON_READINGS and (
-        opening := _JSON_OPENING.search(text, position)
-    ):
+    while failed < _MOST_FAILED_JSON_READINGS and (opening := _JSON_OPENING.search(text, position)):
         end = _read_json(text, opening.start())
         if end is None:
             failed += 1
@@ -68,7 +66,9 @@ def last_json(text: str) -> str | None:
 def _read_json(text: str, start: int | None = None) -> int | None:
     """Where the JSON value at `start` ends; without `start`, all of `text` has to be one."""
     try:
-        _, end = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse).raw_decode(text, start or 0)
+        _, end = json.JSONDecoder(
+            parse_float=str, parse_int=str, parse_constant=_refuse
+        ).raw_decode(text, start or 0)
     except (ValueError, RecursionError):
         return None
     return end if start is not None or end == len(text) else None
@@ -78,15 +78,17 @@ def _refuse(constant: str) -> str:
     raise ValueError(constant)  # NaN and Infinity are not JSON
 
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType({
-    "boxed": last_box,
-    "marker": after_marker,
-    "hashes": after_hashes,
-    "last-line": last_line,
-    "last-number": last_number,
-    "fence": last_fence,
-    "json": last_json,
-})
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {
+        "boxed": last_box,
+        "marker": after_marker,
+        "hashes": after_hashes,
+        "last-line": last_line,
+        "last-number": last_number,
+        "fence": last_fence,
+        "json": last_json,
+    }
+)
 """All strategies by name."""
 
 

@@ -1,4 +1,4 @@
-"""Answers that are JSON: objects, arrays, or single values."""  # noqa: A005  # the kind's name
+"""Answers that are JSON: objects, arrays, or single values."""
 
 import json
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def _canonical(text: str) -> str | None:
         return None
 
 
-def _render(value: Any) -> str:  # noqa: ANN401  # whatever json reads
+def _render(value: Any) -> str:
     match value:
         case dict():
             members = cast("dict[str, Any]", value)

@@ -7,8 +7,9 @@ from itertools import islice
 _MARKER = re.compile(
     r"""
     (?<![a-z]) (?:final\s+)? answers? [*_]{0,2} [ \t]*
-        (?: is\b [*_]{0,2} [ \t]* [:：]? | [:：=] )
-  | (?<![가-힣]) (?:정답|해답|답) [*_]{0,2} [ \t]* (?: [:：=] | [은이](?![가-힣]) )
+        (?: is\b [*_]{0,2} [ \t]* [:\uff1a]? | [:\uff1a=] ) [*_]*
+  | (?<![가-힣]) (?:정답|해답|답변|답안|답) [*_]{0,2} [ \t]*
+        (?: [:\uff1a=] [*_]* | [은이](?![가-힣]) )
   | ^ [\s#*_]* (?: (?:final\s+)? answer | (?:최종\s*)? (?:정답|답) ) [ \t*_]* $
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
@@ -28,21 +29,21 @@ def after_marker(text: str) -> str | None:
     """What follows the last marker that anything follows, up to the end of its sentence."""
     for marker in reversed(list(_MARKER.finditer(text))):
         for line in islice(_lines_from(text, marker.end()), _LINES_LOOKED_AT):
-            if answer := _KOREAN_ENDING.sub("", tidy(_sentence(line))):
+            if answer := tidy(_KOREAN_ENDING.sub("", tidy(_sentence(line)))):
                 return answer
     return None
 
 
 def last_line(text: str) -> str | None:
     """The last line that holds anything but markup."""
-    return next(filter(None, map(tidy, reversed(text.splitlines()))), None)
+    return next((line for raw in reversed(text.splitlines()) if (line := tidy(raw))), None)
 
 
 def tidy(line: str) -> str:
     """A line without emphasis, list marks, math delimiters around it, and its final full stop."""
     line = _EMPHASIS.sub("", line).strip().lstrip("#>}").strip()
     line = re.sub(r"^[-*•]\s+", "", line)
-    previous = None
+    previous = ""
     while line != previous:
         previous = line
         line = line.removesuffix(".").removesuffix("。").strip()

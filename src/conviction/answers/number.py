@@ -67,6 +67,8 @@ def _read(answer: str) -> Form:
         form = leaf(candidate)
         if form.shape in {Shape.NUMBER, Shape.PERCENT}:
             return form
+        if form.shape is Shape.WORDS and candidate[:1].isdigit():
+            return form  # "8:30", or a number too large to write down
     return Form(Shape.WORDS, fold_words(text) or answer or "nothing")
 
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -18,7 +19,8 @@ from rich.table import Table
 
 from conviction.answers import kind
 from conviction.core import Question, Sampling
-from conviction.engines.local import LocalEngine, available_memory
+from conviction.engines.local import LocalEngine
+from conviction.engines.local.memory import available_memory
 from conviction.errors import ConvictionError
 from conviction.models import ModelFile, cache_folder, catalogue, resolve
 from conviction.policies.majority import Single
@@ -98,20 +100,15 @@ def _extra(what: str, package: str, module: str, extra: str) -> Finding:
 
 
 def _cache() -> list[Finding]:
-    folder = cache_folder()
-    findings = [_writable(folder)]
-    for model in catalogue().models:
-        findings.append(_cached(model.name))
-    return findings
+    return [_writable(cache_folder()), *(_cached(model.name) for model in catalogue().models)]
 
 
-def _writable(folder: os.PathLike[str]) -> Finding:
-    probe = os.path.join(folder, f".probe-{os.getpid()}")
+def _writable(folder: Path) -> Finding:
+    probe = folder / f".probe-{os.getpid()}"
     try:
-        os.makedirs(folder, exist_ok=True)
-        with open(probe, "xb"):
-            pass
-        os.unlink(probe)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
     except OSError as error:
         return Finding(
             "model cache",

@@ -1,6 +1,6 @@
 """A progress bar for fetching a model; appears only when something is fetched."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,16 +13,17 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 
 from conviction.models import Progress as ProgressCallback
 
 
 @contextmanager
-def download_bar(console: Console) -> Iterator[ProgressCallback]:
+def download_bar(console: Console) -> Generator[ProgressCallback]:
     """A callback that draws what it is told on `console`."""
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),

@@ -49,7 +49,7 @@ def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
 
 
 @app.command
-def pull(target: str) -> None:
+def pull(target: str | None = None) -> None:
     """Fetch a model into the cache and print the path of its file on stdout.
 
     An interrupted fetch continues where it broke off. A model whose file was brought to this
@@ -57,12 +57,15 @@ def pull(target: str) -> None:
 
     Args:
         target: A name from the list, hf:owner/repository/file.gguf, an address that begins
-            with https://, or the path of a file.
+            with https://, or the path of a file. The default model unless given.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with download_bar(console) as progress:
-        model = ModelStore().pull(
-            target, progress=progress, notice=lambda text: console.print(escape(text))
+        store = ModelStore()
+        model = store.pull(
+            target or store.catalogue.default,
+            progress=progress,
+            notice=lambda text: console.print(escape(text)),
         )
     if model.sha256:
         console.print(f"{escape(model.name)} is ready (sha256 {model.sha256}).")

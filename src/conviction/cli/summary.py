@@ -27,12 +27,16 @@ def _vote(verdict: Verdict) -> str:
     leader = verdict.tally.leader
     if leader is None:
         return "No answer"
-    return f"{leader.count} of {len(verdict.tally.voters)} votes ({verdict.share:.0%} of the weight)"
+    return (
+        f"{leader.count} of {len(verdict.tally.voters)} votes ({verdict.share:.0%} of the weight)"
+    )
 
 
 def _traces(verdict: Verdict) -> str:
     counts = verdict.finishes()
-    fates = ", ".join(f"{counts[reason]} {word}" for reason, word in _WORDS.items() if reason in counts)
+    fates = ", ".join(
+        f"{counts[reason]} {word}" for reason, word in _WORDS.items() if reason in counts
+    )
     return f"{len(verdict.traces)} of {verdict.budget} traces started ({fates})"
 
 

@@ -3,9 +3,10 @@
 import json as jsonlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,15 +20,17 @@ from conviction.api import DEFAULT_POLICY, athink
 from conviction.cli.download_bar import download_bar
 from conviction.cli.question import read_question
 from conviction.cli.summary import summary
+from conviction.cli.terminal import safe
 from conviction.cli.view import LiveView, PlainView
 from conviction.confidence import Metric
 from conviction.core import Sampling, require
 from conviction.events import Listener
-from conviction.models import ModelFile, default_model, resolve
+from conviction.models import catalogue, resolve
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.prompts import PromptStyle
+from conviction.tasks import helpers
 from conviction.verdict import Verdict
 
 FAILED = 1
@@ -81,7 +84,7 @@ class GenerationOptions:
     "What to add to the question; default: what suits the model."
     max_tokens: int = 1024
     "The most tokens of one trace."
-    temperature: float = 0.7
+    temperature: float = 1.0
     "0 is greedy; traces then differ little or not at all."
     top_p: float | None = None
     "Nucleus mass, in (0, 1]."
@@ -92,9 +95,7 @@ class GenerationOptions:
 
     def sampling(self) -> Sampling:
         """The sampling that was asked for."""
-        return Sampling(
-            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens
-        )
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
 
 
 @Parameter(name="*", group="Output")
@@ -140,11 +141,25 @@ def think(
     text = read_question(question, file)
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
     with download_bar(console) as progress:
-        model = resolve(generation.model or default_model().name, progress=progress)
-    with _view(console) as listener:
-        verdict = anyio.run(
-            _deliberate, text, model, steering, generation, sampling, listener
+        model = resolve(
+            generation.model or catalogue().default,
+            progress=progress,
+            notice=lambda text: console.print(escape(safe(text))),
         )
+    with _view(console) as listener:
+        work = partial(
+            athink,
+            text,
+            model=model,
+            policy=steering,
+            answers=generation.answer,
+            prompt_style=generation.prompt_style,
+            sampling=sampling,
+            seed=generation.seed,
+            time_limit=generation.time_limit,
+            on_event=listener,
+        )
+        verdict = anyio.run(_until_interrupted, work)
     _report(verdict, output, console)
     if verdict.ended == "interrupted":
         return INTERRUPTED
@@ -152,7 +167,7 @@ def think(
 
 
 @contextmanager
-def _view(console: Console) -> Iterator[Listener | None]:
+def _view(console: Console) -> Generator[Listener | None]:
     if console.quiet:
         yield None
     elif console.is_terminal and not console.is_dumb_terminal:
@@ -162,41 +177,22 @@ def _view(console: Console) -> Iterator[Listener | None]:
         yield PlainView(console).on_event
 
 
-async def _deliberate(
-    text: str,
-    model: ModelFile,
-    policy: Policy,
-    generation: GenerationOptions,
-    sampling: Sampling,
-    listener: Listener | None,
-) -> Verdict:
+async def _until_interrupted(work: Callable[..., Awaitable[Verdict]]) -> Verdict:
+    """Run to the verdict; the first Ctrl-C asks for the votes so far, the second ends it all."""
     interrupt = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_watch_signals, interrupt)
-        verdict = await athink(
-            text,
-            model=model,
-            policy=policy,
-            answers=generation.answer,
-            prompt_style=generation.prompt_style,
-            sampling=sampling,
-            seed=generation.seed,
-            time_limit=generation.time_limit,
-            on_event=listener,
-            interrupt=interrupt,
-        )
-        tasks.cancel_scope.cancel()
-    return verdict
+    async with helpers() as tasks:
+        tasks.start_soon(_watch_signals, interrupt, tasks.cancel_scope)
+        return await work(interrupt=interrupt)
+    raise KeyboardInterrupt
 
 
-async def _watch_signals(interrupt: anyio.Event) -> None:
-    """The first Ctrl-C ends the run with the votes it has; the second ends everything."""
+async def _watch_signals(interrupt: anyio.Event, everything: anyio.CancelScope) -> None:
     if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
         return
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             if interrupt.is_set():
-                raise KeyboardInterrupt
+                everything.cancel()
             interrupt.set()
 
 
@@ -205,15 +201,15 @@ def _report(verdict: Verdict, output: OutputOptions, console: Console) -> None:
         for trace in verdict.traces:
             answer = trace.answer.text if trace.answer else "no answer"
             console.rule(f"trace {trace.id} · {trace.finish} · {trace.tokens} tokens", align="left")
-            console.print(escape(trace.text.strip()))
-            console.print(f"→ {escape(answer)}", style="bold")
+            console.print(escape(safe(trace.text.strip())))
+            console.print(f"→ {escape(safe(answer))}", style="bold")
         console.rule()
     for warning in verdict.warnings:
-        console.print(f"[yellow]note:[/] {escape(warning)}")
+        console.print(f"[yellow]note:[/] {escape(safe(warning))}")
     console.file.flush()
     if output.json:
         print(jsonlib.dumps(verdict.to_dict(), ensure_ascii=False, indent=2))
     elif verdict.answer is not None:
-        print(verdict.answer)
+        print(safe(verdict.answer))
     sys.stdout.flush()
     console.print(summary(verdict), style="dim")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from conviction.cli.terminal import safe
 from conviction.confidence import Floats, GroupWindow
 from conviction.core import FinishReason, Trace
 from conviction.events import (
@@ -168,7 +169,9 @@ class LiveView:
         assert state.started is not None  # noqa: S101  # _render has looked
         started, standing = state.started, state.standing
         text = Text.assemble(
-            (started.engine, "bold"), " · ", (str(started.policy["name"]), "bold"),
+            (started.engine, "bold"),
+            " · ",
+            (str(started.policy["name"]), "bold"),
             f" · budget {started.budget}",
         )
         if standing and standing.window:
@@ -195,7 +198,7 @@ class LiveView:
         votes = self._state.standing.tally.voters if self._state.standing else frozenset[int]()
         for row in rows:
             word, style = _STATES[row.ended.finish] if row.ended else ("thinking", "cyan")
-            answer = row.ended.answer.text if row.ended and row.ended.answer else ""
+            answer = safe(row.ended.answer.text) if row.ended and row.ended.answer else ""
             table.add_row(
                 str(row.trace),
                 Text(row.curve.draw(low, high), style=style),
@@ -221,7 +224,7 @@ class LiveView:
         for entry in standing.tally.entries[:4]:
             part = entry.weight / standing.tally.total if standing.tally.total else 0.0
             table.add_row(
-                Text(entry.text, style="bold", overflow="ellipsis"),
+                Text(safe(entry.text), style="bold", overflow="ellipsis"),
                 Text("█" * max(round(part * 24), 1), style="green"),
                 f"{part:.0%}",
                 f"{entry.count} vote{'s' if entry.count != 1 else ''}",
@@ -258,11 +261,10 @@ class PlainView:
                 self._say(f"trace {trace.id}: {word}, {trace.tokens} tokens{answer}")
                 if standing.threshold is not None and standing.threshold != self._threshold:
                     self._threshold = standing.threshold
-                    self._say(
-                        f"threshold {standing.threshold:.2f} over groups of {standing.window} tokens"
-                    )
+                    groups = f"groups of {standing.window} tokens"
+                    self._say(f"threshold {standing.threshold:.2f} over {groups}")
             case TraceStarted() | TraceAdvanced() | RunFinished():
                 pass
 
     def _say(self, line: str) -> None:
-        self._console.print(escape(line), soft_wrap=True)
+        self._console.print(escape(safe(line)), soft_wrap=True)

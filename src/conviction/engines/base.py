@@ -65,8 +65,8 @@ class Chunk:
     Attributes:
         text: What they add to the text; may be empty, and never splits a character.
         confidences: Token confidence C_i (eq. 2) of each token generated since the last chunk,
-            float32, contiguous, shape (tokens,), NaN where the engine gave none. Its length is the count of
-            tokens: a token without text or log-probabilities has its entry all the same.
+            float32, contiguous, shape (tokens,), NaN where the engine gave none. Its length is
+            the count of tokens: one without text or log-probabilities has its entry, too.
         finish: `STOP` or `LENGTH` in the last chunk of a stream, else None.
         prompt_tokens: Tokens of the prompt, where the engine tells (usually in the last chunk).
         cached_tokens: Prompt tokens that the engine did not have to compute again.

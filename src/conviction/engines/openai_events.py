@@ -130,7 +130,9 @@ class TraceReader:
             StreamError: the stream ended before the trace did.
         """
         if self._finish is None:
-            raise _broken(f"the stream ended in the middle of the trace, after {self._tokens} tokens")
+            raise _broken(
+                f"the stream ended in the middle of the trace, after {self._tokens} tokens"
+            )
         told = max(self._usage.completion_tokens or 0, self._timings.predicted_n)
         # The token that ends a trace has no text, and on some servers no log-probabilities.
         confidences = self._confidences([], told)

@@ -66,7 +66,7 @@ class EventParser:
             self._data_bytes = 0
             return event
         if line.startswith(b"data:"):
-            value = bytes(line[6:] if line[5:6] == b" " else line[5:])
+            value = bytes(line[5:]).removeprefix(b" ")
             self._data.append(value)
             self._data_bytes += len(value)
         return None

@@ -9,7 +9,6 @@ from conviction.models.base import Limits, Notice, Progress
 from conviction.models.catalogue import (
     Catalogue,
     CatalogueModel,
-    PromptStyle,
     catalogue,
     default_model,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "ModelStore",
     "Notice",
     "Progress",
-    "PromptStyle",
     "cache_folder",
     "catalogue",
     "default_model",

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from conviction.models.catalogue import PromptStyle
 from conviction.models.sources import Source
+from conviction.prompts import PromptStyle
 
 Progress = Callable[[int, int | None, str], None]
 """Called as (bytes done, bytes in all where known, what is being done).

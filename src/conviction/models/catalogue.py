@@ -5,13 +5,11 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 from conviction import registry
 from conviction.models.sources import HubFile, Source, WebFile, WheelMember, WheelParts
-
-PromptStyle = Literal["worked-examples", "step-by-step"]
-"""How a model is asked: shown worked examples, or told to reason step by step."""
+from conviction.prompts import PromptStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class CatalogueModel:
             "size": self.size > 0,
             "sha256": re.fullmatch("[0-9a-f]{64}", self.sha256),
             "file": re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf", self.file),
-            "prompt_style": self.prompt_style in get_args(PromptStyle),
+            "prompt_style": self.prompt_style in set(PromptStyle),
             "sources": self.sources,
             "licence": self.licence,
         }

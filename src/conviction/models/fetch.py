@@ -75,9 +75,8 @@ def _fetch(wanted: Wanted, limits: Limits, watcher: Watcher) -> str:
             return _fetch_from(source, wanted, limits, watcher)
         except SourceFailedError as error:
             failures.append(error)
-            following = wanted.sources[number : number + 1]
-            then = f" Trying {following[0].label}." if following else ""
-            watcher.notice(f"{source.label}: {error}.{then}")
+            for following in wanted.sources[number : number + 1]:
+                watcher.notice(f"{source.label}: {error}. Trying {following.label}.")
     raise _nowhere(wanted, failures)
 
 

@@ -23,12 +23,13 @@ from conviction.models.base import (
     ignore_notice,
     ignore_progress,
 )
-from conviction.models.catalogue import Catalogue, CatalogueModel, PromptStyle, catalogue
+from conviction.models.catalogue import Catalogue, CatalogueModel, catalogue
 from conviction.models.disk import explained
 from conviction.models.fetch import obtain
 from conviction.models.notes import read_note
 from conviction.models.sources import HubFile, LocalFile, WebFile
 from conviction.models.verification import MARKER, remember, sha256_of, trusted, verify
+from conviction.prompts import PromptStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ class ModelStore:
                 path = marker.with_name(marker.name.removesuffix(MARKER))
                 note = read_note(marker)
                 if path.is_file() and isinstance(name := note.get("name"), str):
-                    yield ModelFile(path, name, "step-by-step", str(note.get("sha256")))
+                    yield ModelFile(path, name, PromptStyle.STEP_BY_STEP, str(note.get("sha256")))
 
     def _wanted(self, target: str | Path) -> Wanted | Path:
         if isinstance(target, Path):
@@ -184,11 +185,11 @@ class ModelStore:
                 place = Path("hub", source.owner, source.repository, source.file)
             case WebFile():
                 place = Path("web", source.folder, source.file)
-        return Wanted(source.label, self.folder / place, (source,), "step-by-step")
+        return Wanted(source.label, self.folder / place, (source,), PromptStyle.STEP_BY_STEP)
 
     def _local(self, path: Path) -> ModelFile:
         header = check_chat_model(path)
-        style: PromptStyle = "step-by-step"
+        style = PromptStyle.STEP_BY_STEP
         for model in self.catalogue.models:
             if model.size == header.file_size:
                 style = model.prompt_style

@@ -89,9 +89,7 @@ def multiply(factors: Iterable[Node]) -> Node:
             exponents.setdefault(base, []).append(exponent)
     collected: list[Node] = []
     for base, found in exponents.items():
-        number, rest = _split_coefficient(
-            power(base, found[0] if len(found) == 1 else add(found))
-        )
+        number, rest = _split_coefficient(power(base, found[0] if len(found) == 1 else add(found)))
         coefficient = _bounded(coefficient * number)
         collected.extend(rest)
     if not coefficient:
@@ -176,7 +174,7 @@ def _bounded(number: Fraction) -> Fraction:
     return number
 
 
-def render(node: Node) -> str:
+def render(node: Node) -> str:  # noqa: PLR0911  # one for each kind of node
     """The formula as LaTeX that `parsing.parse` reads back as the same node."""
     match node:
         case Fraction():

@@ -12,7 +12,7 @@ _MANY = _ORDERED | _UNORDERED
 _LONGEST_PRODUCT_OF_LETTERS = 4
 
 
-def certainly_differ(first: Form, second: Form) -> bool:
+def certainly_differ(first: Form, second: Form) -> bool:  # noqa: PLR0911  # one for each case
     """Whether two forms with different canonical texts are certainly different answers."""
     shapes = {first.shape, second.shape}
     if Shape.WORDS in shapes:

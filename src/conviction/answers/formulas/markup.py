@@ -11,33 +11,34 @@ from conviction.answers.characters import fold
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
-_GREEK = {
-    letter: f"\\{name} "
-    for letter, name in zip(
-        "αβγδεθλμπρστφψωΓΔΘΛΠΣΦΨΩ",
-        "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi psi omega "
-        "Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega".split(),
-        strict=True,
-    )
-}
-_SYMBOLS = str.maketrans({
-    **_GREEK,
-    "√": r"\root ",
-    "∞": r"\infty ",
-    "×": r"\cdot ",
-    "·": r"\cdot ",
-    "⋅": r"\cdot ",
-    "∙": r"\cdot ",
-    "÷": "/",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "∪": r"\cup ",
-    "∈": r"\in ",
-    "±": r"\pm ",
-    "∅": r"\emptyset ",
-})
+_GREEK_LETTERS = "αβγδεθλμπρστφψωΓΔΘΛΠΣΦΨΩ"
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi psi omega "
+    "Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega"
+)
+_SYMBOLS = str.maketrans(
+    {
+        **{
+            letter: f"\\{name} "
+            for letter, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)
+        },
+        "√": r"\root ",
+        "∞": r"\infty ",
+        "\N{MULTIPLICATION SIGN}": r"\cdot ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "∙": r"\cdot ",
+        "÷": "/",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "≈": r"\approx ",
+        "\N{UNION}": r"\cup ",
+        "∈": r"\in ",
+        "±": r"\pm ",
+        "∅": r"\emptyset ",
+    }
+)
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|operatorname|"
     r"boldsymbol|bm|emph)\*?\s*\{([^{}]*)\}"
@@ -52,7 +53,7 @@ _REWRITES = tuple(
         (r"\\(?:display|text|script)style(?![A-Za-z])", ""),
         (r"\\(?:boxed|fbox)(?![A-Za-z])", ""),
         (r"\\[()\[\]]|\\?\$", ""),
-        (r"\\(?=\d)", ""),
+        (r"\\(?=[\d-])", ""),
         (r"\\[,!:;> ]|\\q?quad(?![A-Za-z])|~", " "),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])", "°"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -64,7 +65,8 @@ _REWRITES = tuple(
         (r"\\(?:times|ast)(?![A-Za-z])|\*(?!\*)|(?<=\d)\s*x\s*(?=10\^)", r"\\cdot "),
         (r"\\div(?![A-Za-z])", "/"),
         (r"\*\*", "^"),
-        (r"\\approx(?![A-Za-z])|\\equiv(?![A-Za-z])", "="),
+        (r"\\equiv(?![A-Za-z])", "="),
+        (r"\\(?:simeq|sim)(?![A-Za-z])", r"\\approx "),
         (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\[lr]brace(?![A-Za-z])\s*", ""),
         (r"\\[lr]?vert(?![A-Za-z])", "|"),
@@ -90,7 +92,9 @@ def clean(answer: str) -> str:
     text = _THOUSANDS.sub("", _TEXT.sub(_quoted, text))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    return " ".join(text.split()).rstrip(".,;: ").strip("` ")
+    line = " ".join(text.split()).rstrip(",;: ").strip("` ")
+    # "0.333..." is not 0.333.
+    return line if line.endswith("..") else line.removesuffix(".").rstrip()
 
 
 def _quoted(match: re.Match[str]) -> str:

@@ -25,13 +25,15 @@ _DEEPEST = 40
 _LARGEST_FACTORIAL = 1_000
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+(?![\d.]))?"
 _TOKEN = re.compile(rf"\s*({_NUMBER}|\\[A-Za-z]+|[A-Za-z]+|\\[{{}}|]|\S)")
-_MIXED = re.compile(r"(?<![\w.^/\\])(\d+)\s*\\frac\s*\{?\s*(\d+?)\s*\}?\s*\{?\s*(\d+)\s*\}?(?![\d.])")
+_WHOLE_ARGUMENT = r"(?:\{\s*(\d+)\s*\}|(\d))\s*"
+_MIXED = re.compile(rf"(?<![\w.^/\\])(\d+)\s*\\frac\s*{_WHOLE_ARGUMENT * 2}")
 _MIXED_PLAIN = re.compile(r"(?<![\w.^/])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\w)")
-_GREEK = frozenset(
+_GREEK_NAMES = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
-    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega "
-    "pi infty ell".split()
+    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi "
+    "Omega pi infty ell"
 )
+_GREEK = frozenset(_GREEK_NAMES.split())
 _KNOWN_WORDS = {
     **dict.fromkeys(("pi", "Pi", "PI"), r"\pi"),
     **dict.fromkeys(("infinity", "inf", "oo"), r"\infty"),
@@ -56,12 +58,17 @@ def parse(text: str) -> Node:
     """
     if len(text) > MOST_CHARACTERS:
         raise UnreadableError
-    text = _MIXED.sub(r"(\1+\2/\3)", _MIXED_PLAIN.sub(r"(\1+\2/\3)", text))
+    text = _MIXED.sub(_mixed_number, _MIXED_PLAIN.sub(r"(\1+\2/\3)", text))
     parser = _Parser([match.group(1) for match in _TOKEN.finditer(text)])
     node = parser.sum()
     if parser.next:
         raise UnreadableError
     return node
+
+
+def _mixed_number(match: re.Match[str]) -> str:
+    whole, above, below = filter(None, match.groups())
+    return f"({whole}+{above}/{below})"
 
 
 def known_word(word: str) -> bool:
@@ -158,15 +165,15 @@ class _Parser:
         self.take()
         if token[:1].isdigit() or (token[:1] == "." and len(token) > 1):
             return exact(token)
-        if token == "|":
+        if token == "|":  # noqa: S105  # a bar
             node = self.sum()
             self.expect("|")
-            return Call("abs", (node,))
+            return abs(node) if isinstance(node, Fraction) else Call("abs", (node,))
         if len(token) == 1 and token.isascii() and token.isalpha():
             return self.name(token)
         return self.command(token.removeprefix("\\")) if token[:1] == "\\" else _refuse()
 
-    def command(self, name: str) -> Node:
+    def command(self, name: str) -> Node:  # noqa: PLR0911  # one for each command
         if name in _GREEK:
             return self.name(f"\\{name}")
         if name == "frac":

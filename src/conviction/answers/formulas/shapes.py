@@ -66,10 +66,13 @@ class Form:
 
 _SEPARATORS = frozenset({",", ";", '"or"', '"and"', '","', '", and"', '"," and'})
 _WORD_SEPARATOR = re.compile(r'(?<![A-Za-z"])(?:or|and|또는|그리고)(?![A-Za-z"])')
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
 _BASED = re.compile(r'(\d[\dA-Z]*)\s*_\s*\{?\s*"?\s*(\w+)\s*"?\s*\}?')
-_RATIO = re.compile(r"\d+(?:\s*:\s*\d+)+")
+# Ratios, times and dates: exact as they are written, and nothing to calculate.
+_RATIO = re.compile(
+    r'\d+(?:\s*:\s*\d+)+(?:\s*"?\s*[ap]\.?m\.?\s*"?)?|\d{1,4}([-/.])\d{1,2}\1\d{1,4}', re.IGNORECASE
+)
 _LETTERS = re.compile(r"[^\W\d_]+(?:(?:\s|[-'.&]|\. )[^\W\d_]+)*")
 _QUOTED_END = re.compile(r'\s*(?:/?\s*"[^"]*"(?:\s*\^\s*\{?-?\d\}?)?)+$')
 _UNIT_END = re.compile(
@@ -79,7 +82,10 @@ _UNIT_END = re.compile(
     r"(?:\s*\^\s*\{?[23]\}?)?|\s+[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*|\s+[^\W\d_]{2}(?:\s+[^\W\d_]+)+"
     r"|(?:st|nd|rd|th)\b.*)$"
 )
-_PERCENT_END = re.compile(r'\s*(?:%|"?\s*(?:percent|per cent|퍼센트|프로)\s*"?)$')
+_PERCENT_END = re.compile(
+    r'\s*(?:%|"?\s*(?:percent|per cent|퍼센트|프로)\s*"?)'
+    r'(?:\s*"[^"]*"|\s+[^\W\d_]+(?:\s+[^\W\d_]+)*)?$'
+)
 _CURRENCY = re.compile(r'^(?:"?\s*(?:USD|US|EUR|KRW|Rs)\s*"?|[€£¥₩])\s*(?=[-\d.])|\s*[€£¥₩]$')
 _SCALES = {
     "hundred": 10**2,
@@ -87,12 +93,20 @@ _SCALES = {
     "million": 10**6,
     "billion": 10**9,
     "trillion": 10**12,
+    "백만": 10**6,
+    "천만": 10**7,
     "천": 10**3,
     "만": 10**4,
     "억": 10**8,
 }
 _SCALED = re.compile(rf'(\d+(?:\.\d+)?)\s*"?\s*({"|".join(_SCALES)})(?![A-Za-z])\s*"?')
 _SCALED_RUN = re.compile(rf"(?:{_SCALED.pattern})+(?:(?<=[천만억])\s*\d+)?")
+_EQUALS = frozenset({"=", r"\in"})
+_COMPARISONS = frozenset({"<", ">", r"\le", r"\ge", r"\ne"})
+_ASIDE = re.compile(
+    r"\s*\(\s*(?:=|\\approx|approx|about|i\.?e)[^()]*\)$"
+    r"|(?<=\d)\s+\([^\W\d_]{2,}[^()\d+*/^=]*\)$"
+)
 _COMPARISON = re.compile(r"(\\(?:le|ge|ne)(?![A-Za-z])|[<>])")
 _OPERATOR = re.compile(r"[-+*/^<>|!\d]|\\(?:cdot|le|ge|ne|pm|frac|sqrt)(?![A-Za-z])")
 _ARGUMENTS = re.compile(r"_\{[^{}]*\}|_\w|(?<=[A-Za-z'})])\([^()]*\)|\^\{?-1\}?|'|\|")
@@ -105,7 +119,8 @@ def read(answer: str) -> Form:
     return _read(clean(answer)) or Form(Shape.WORDS, fold_words(answer) or "nothing")
 
 
-def _read(text: str, depth: int = 0) -> Form | None:
+def _read(text: str, depth: int = 0) -> Form | None:  # noqa: PLR0911  # one for each shape
+    text = _ASIDE.sub("", text)
     if not text or depth > 5:
         return Form(Shape.OPAQUE, text) if text else None
     if matrix := _MATRIX.fullmatch(text):
@@ -117,16 +132,21 @@ def _read(text: str, depth: int = 0) -> Form | None:
     if len(items) > 1:
         return _list(items, depth)
     text = items[0] if items else text
-    sides = [side for side in split(text, frozenset({"=", r"\in"})) if side]
-    if len(sides) > 1 and not _COMPARISON.search(text):
-        return _equation(sides, depth)
-    return _structure(sides[0] if sides else text, depth)
+    exactly, *rounded = split(text, frozenset({r"\approx"}))
+    if rounded:
+        # "2\sqrt{3} \approx 3.46" is exact on the left, "x \approx 3.46" says nothing there.
+        named = _assigned(split(exactly, _EQUALS)[-1])
+        return _read(rounded[-1] if named else exactly, depth + 1)
+    if len(split(text, _COMPARISONS)) > 1:
+        return _comparison(text, depth)
+    sides = [side for side in split(text, _EQUALS) if side]
+    return _equation(sides, depth) if len(sides) > 1 else _structure("".join(sides), depth)
 
 
 def _without_commas(match: re.Match[str]) -> str:
     before = match.string[: match.start()]
     outside = sum(map(before.count, "([{")) == sum(map(before.count, ")]}"))
-    return match.group().replace(",", "") if outside else match.group()
+    return re.sub("[ ,]", "", match.group()) if outside else match.group()
 
 
 def _structure(text: str, depth: int) -> Form | None:
@@ -135,11 +155,13 @@ def _structure(text: str, depth: int) -> Form | None:
         return _collection(Shape.UNION, union, depth, opening="", closing="", between=r"\cup ")
     if r"\pm" in text:
         both = [text.replace(r"\pm", "+"), text.replace(r"\pm", "-")]
-        return _list([side.replace(r"\mp", sign) for side, sign in zip(both, "-+", strict=True)], depth)
+        return _list(
+            [side.replace(r"\mp", sign) for side, sign in zip(both, "-+", strict=True)], depth
+        )
     if found := enclosed(text):
         opening, inside, closing = found
         items = split(inside, frozenset({",", ";"}))
-        if opening == r"\{" and closing == r"\}":
+        if (opening, closing) == (r"\{", r"\}") or (opening == "{" and len(items) > 1):
             return _list(items, depth)
         if len(items) > 1:
             interval = opening == "[" or closing == "]"
@@ -147,8 +169,6 @@ def _structure(text: str, depth: int) -> Form | None:
             return _collection(shape, items, depth, opening=opening, closing=closing, between=",")
         if opening == "{" or _words(inside):
             return _read(inside, depth + 1)
-    if _COMPARISON.search(text):
-        return _comparison(text, depth)
     return leaf(text)
 
 
@@ -158,10 +178,12 @@ def _comparison(text: str, depth: int) -> Form:
     for position in range(0, len(pieces), 2):
         side = _read(pieces[position].strip(), depth + 1)
         pieces[position] = side.text if side else ""
-    return Form(Shape.RELATION, "".join(f"{piece} " if piece[:1] == "\\" else piece for piece in pieces))
+    return Form(
+        Shape.RELATION, "".join(f"{piece} " if piece[:1] == "\\" else piece for piece in pieces)
+    )
 
 
-def leaf(text: str) -> Form:
+def leaf(text: str) -> Form:  # noqa: PLR0911  # one for each shape
     """Read a single number, expression or word, cleaned by `markup.clean`."""
     text = _CURRENCY.sub("", text).strip()
     if percent := _PERCENT_END.search(text):
@@ -172,12 +194,15 @@ def leaf(text: str) -> Form:
     if based := _BASED.fullmatch(text):
         return Form(Shape.BASED, f"{based.group(1)}_{{{based.group(2).casefold()}}}")
     if _RATIO.fullmatch(text):
-        return Form(Shape.WORDS, "".join(text.split()))
+        return Form(Shape.WORDS, "".join(text.replace('"', "").casefold().split()))
     if text == r"\emptyset":
         return Form(Shape.WORDS, "empty set")
     try:
-        bare = _without_unit(_SCALED_RUN.sub(_scaled, text)).removesuffix("°").strip()
-        return of_node(parse(bare or text))
+        bare = _without_unit(_SCALED_RUN.sub(_scaled, text))
+        node = parse(bare.removesuffix("°").strip() or text)
+        if bare.endswith("°") and not isinstance(node, Fraction):
+            return Form(Shape.OPAQUE, _squeezed(text))  # "cos 30°"
+        return of_node(node)
     except UnreadableError:
         return _words(text) or Form(Shape.OPAQUE, _squeezed(text))
     except (ArithmeticError, RecursionError):
@@ -186,10 +211,10 @@ def leaf(text: str) -> Form:
 
 
 def _scaled(run: re.Match[str]) -> str:
-    """ "2만 5천" as 25000, "5 million" as 5000000."""
-    rest = re.search(r"\d*$", run.group())
+    """Numbers with their scales, as in "2만 5천" and "5 million", written out."""
+    rest = _SCALED.sub("", run.group()).strip()
     parts = [exact(number) * _SCALES[scale] for number, scale in _SCALED.findall(run.group())]
-    return f"{sum(parts, Fraction(rest.group() or 0) if rest else Fraction(0))} "
+    return f"{sum(parts, exact(rest or '0'))} "
 
 
 def _without_unit(text: str) -> str:
@@ -213,7 +238,7 @@ def _squeezed(text: str) -> str:
 
 def _words(text: str) -> Form | None:
     """Words: a quoted text, or letters that are no name of anything in a formula."""
-    unquoted = text.replace('"', " ").strip("() ")
+    unquoted = text.replace('"', " ").strip("() '")
     plain = _LETTERS.fullmatch(unquoted) and re.search(r"[^\W\d_]{2}", unquoted)
     if not plain and not (text[:1] == '"' and "=" not in text):
         return None
@@ -234,7 +259,9 @@ def _list(items: list[str], depth: int) -> Form | None:
     if len(names) == len(items) and len(set(names)) == len(names) > 1:
         # "x = 2, y = 3": a system, whose order does not matter but whose names do.
         sides = [_read(item, depth + 1) for item in items]
-        pairs = sorted(f"{name}={side.text}" for name, side in zip(names, sides, strict=True) if side)
+        pairs = sorted(
+            f"{name}={side.text}" for name, side in zip(names, sides, strict=True) if side
+        )
         return Form(Shape.OPAQUE, ",".join(pairs))
     return _collection(Shape.SET, items, depth, opening=r"\{", closing=r"\}", between=",")
 
@@ -259,7 +286,11 @@ def _elements(form: Form) -> tuple[Form, ...]:
 
 
 def _matrix(inside: str, depth: int) -> Form:
-    rows = [[_read(cell, depth + 1) for cell in row.split("&")] for row in inside.split(r"\cr") if row.strip()]
+    rows = [
+        [_read(cell, depth + 1) for cell in row.split("&")]
+        for row in inside.split(r"\cr")
+        if row.strip()
+    ]
     parts = tuple(cell for row in rows for cell in row if cell)
     body = r"\\".join("&".join(cell.text if cell else "" for cell in row) for row in rows)
     return Form(Shape.MATRIX, rf"\begin{{pmatrix}}{body}\end{{pmatrix}}", parts)
@@ -269,6 +300,8 @@ def _equation(sides: list[str], depth: int) -> Form | None:
     if len(sides) > 2 or _assigned(sides[0]):
         return _read(sides[-1], depth + 1)
     forms = [_read(side, depth + 1) for side in sides]
+    if forms[0] and forms[0].shape is Shape.NUMBER:
+        return forms[1]
     if None in forms:
         return forms[0] or forms[1]
     texts = [form.text for form in forms if form]

@@ -1,0 +1,89 @@
+"""The command line: answers on stdout, everything else on stderr.
+
+Exit codes: 0 answered, 1 failed, 2 wrong use, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import cyclopts
+from cyclopts import App, CycloptsError
+from platformdirs import user_config_path
+from rich.console import Console
+from rich.markup import escape
+
+from conviction.cli.doctor import doctor
+from conviction.cli.models import app as models
+from conviction.cli.terminal import safe
+from conviction.cli.think import think
+from conviction.errors import ConvictionError
+
+USAGE = 2
+INTERRUPTED = 130
+
+
+def config_path() -> Path:
+    """The settings file: $CONVICTION_CONFIG, or config.toml in the user's folder for settings."""
+    return Path(
+        os.environ.get("CONVICTION_CONFIG") or user_config_path("conviction") / "config.toml"
+    )
+
+
+def build() -> App:
+    """The command line as an application."""
+    app = App(
+        name="conviction",
+        help="Ask an open language model once; it thinks many times and says how sure it is.",
+        help_epilogue=(
+            "Every option can also be set in the environment (CONVICTION_THINK_BUDGET=32) or in "
+            "a settings file; flags come first, then the environment, then the file."
+        ),
+        version=version("conviction"),
+        config=[
+            cyclopts.config.Env("CONVICTION_", show=False),
+            cyclopts.config.Toml(config_path(), allow_unknown=False),
+        ],
+        exit_on_error=False,
+        print_error=False,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    app.command(think)
+    app.command(models, name="models")
+    app.command(doctor)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are printed, never raised."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        code = build()(None if arguments is None else list(arguments))
+    except CycloptsError as error:
+        errors.print(f"[bold red]error:[/] {_plain(str(error))}")
+        errors.print("Try [bold]conviction --help[/].")
+        return USAGE
+    except ConvictionError as error:
+        errors.print(f"[bold red]error:[/] {_plain(f'{error.tried}: {error.found}'.rstrip('.'))}.")
+        errors.print(_plain(error.remedy))
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the answer has gone; nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _plain(text: str) -> str:
+    return escape(safe(text))
+
+
+def main() -> None:
+    """Entry point of the `conviction` command."""
+    sys.exit(run())

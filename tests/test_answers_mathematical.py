@@ -1,0 +1,304 @@
+"""Mathematical answers: what is equal, what is not, and what is decided without calculating."""
+
+import json
+from collections.abc import Iterator
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from conviction.answers import Grouping
+from conviction.answers.formulas.algebra import render
+from conviction.answers.formulas.parsing import UnreadableError, parse
+from conviction.answers.mathematical import MathematicalAnswers
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+needs_math_verify = pytest.mark.skipif(
+    find_spec("math_verify") is None, reason="math-verify (extra `math`) is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[MathematicalAnswers]:
+    kind = MathematicalAnswers(seconds_per_pair=20.0)  # a busy machine must not decide
+    yield kind
+    kind.close()
+
+
+def equal(kind: MathematicalAnswers, first: str, second: str) -> bool:
+    grouping = Grouping(kind)
+    return grouping.classify(first).key == grouping.classify(second).key
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("0.5", "1/2", r"\frac{1}{2}", r"\dfrac12", ".50", "½", r"\frac{2}{4}", "2^{-1}", "$0.5$"),
+        ("10080", "10,080", r"10,\!080", r"10\,080", "10{,}080", "10 080", r"\$10,080", "1.008e4"),
+        ("9/5", r"1\frac{4}{5}", "1 4/5", "1.8"),
+        (
+            "5",
+            "x=5",
+            "x = 5.",
+            r"\boxed{5}",
+            r"5\text{ cm}",
+            "5 cm^2",
+            "5 apples",
+            r"P(2) = 5",
+            "{5}",
+        ),
+        (
+            "90",
+            r"90^\circ",
+            "90°",
+            "90 degrees",
+            r"90\text{ degrees}",
+            "90^{\\circ}",
+            r"\angle A = 90",
+        ),
+        ("23", "m+n=7+16=23", "2 + 3 \\cdot 7 = 23"),
+        ("1024", "2^{10}", "2^10", "2**10"),
+        ("-7", "−7", "-7.0"),  # noqa: RUF001  # minus
+        ("x+1", "1 + x", "1+x", "f(x) = x + 1", "y=x+1"),
+        ("2k+2", "2(k+1)", "2 (1+k)"),
+        (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt3}", "√3/3", "sqrt(3)/3", r"3^{-1/2}"),
+        (r"3\sqrt{8}", r"6\sqrt2", r"6 \cdot \sqrt{2}", r"2\sqrt{18}"),
+        (r"\pi/2", r"\frac{\pi}{2}", r"\frac12\pi", "pi/2", "π/2"),
+        (r"(3,\frac{\pi}{2})", r"\left( 3, \pi/2 \right)", r"(r,\theta) = (3, \frac\pi2)"),
+        (r"\{1,-2\}", "-2, 1", "1 and -2", "x = 1 or x = -2", r"1 \text{ or } -2"),
+        (r"1\pm\sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}", r"\{1-\sqrt{19},\,1+\sqrt{19}\}"),
+        ("x=2, y=3", "y = 3, x = 2"),
+        ("(3,4]", r"\left(3, 4\right]", r"x \in (3,4]"),
+        (r"(-\infty,2)\cup(3,\infty)", r"(3, \infty) \cup (-\infty, 2)", "(−∞,2)∪(3,∞)"),  # noqa: RUF001
+        (
+            r"\begin{pmatrix} 1/2 \\ -3 \end{pmatrix}",
+            r"\begin{bmatrix}\frac12\\-3\end{bmatrix}",
+            r"\begin{pmatrix} 0.5 \\[2mm] -3 \end{pmatrix}",
+        ),
+        ("Canberra", r"\text{Canberra}", "canberra", r"\textbf{Canberra}."),
+        (r"\text{(C)}", "C", "(C)"),
+        (r"2\sqrt{3} \approx 3.46", r"2\sqrt{3}", r"2\sqrt3 \text{ cm}"),
+        (r"s \approx 3.46", "3.46"),
+    ],
+)
+def test_these_have_one_canonical_form(answers: MathematicalAnswers, same: tuple[str, ...]) -> None:
+    assert len({answers.canonical(answer) for answer in same}) == 1
+
+
+DIFFERENT = [
+    ("0.333", "1/3"),
+    ("0.333...", "0.333"),
+    ("3.14", r"\pi"),
+    ("5", "-5"),
+    ("p-q", "q-p"),
+    ("(1,2)", "(2,1)"),
+    ("(1,2)", r"\{1,2\}"),
+    ("[1,2]", "(1,2)"),
+    ("[1,2)", "[1,2]"),
+    ("1,2", "1,2,3"),
+    ("x=2, y=3", "x=3, y=2"),
+    ("52_8", "52_9"),
+    ("east", "west"),
+    ("east", "5"),
+    ("x+y=5", "x"),
+    ("5x - 7y + 11z + 4 = 0", "0"),
+    (r"2\cdot5!\cdot5! = 28800", "2 = 3"),
+    ("8:30", "8:45"),
+    ("2024-01-02", "2024-02-01"),
+    ("8 AM", "8 PM"),
+    ("5!", "5"),
+    ("2^{2024}", "2^{2024}-1"),
+    ("9^{9^{9^9}}", "9^{9^9}"),
+    (r"\frac{1}{0}", "0"),
+    ("x", "X"),
+    ("199-\\sqrt{8481}", "\\frac{19671}{184}"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), DIFFERENT)
+def test_these_are_different(answers: MathematicalAnswers, first: str, second: str) -> None:
+    assert not equal(answers, first, second)
+    assert not equal(answers, second, first)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("17", "18"),
+        ("1/3", "0.333"),
+        ("Paris", "London"),
+        ("Paris", "17"),
+        ("Paris", r"\sqrt{2}"),
+        (r"\sqrt{2}", r"\sqrt{3}"),
+        ("x+1", "x+2"),
+        ("(1,2)", "(1,3)"),
+        ("(1,2)", "5"),
+        (r"\{1,2\}", r"\{1,3\}"),
+        (r"\{1,\sqrt2\}", r"\{1,\sqrt3\}"),
+        ("[1,2]", "[1,3]"),
+        ("50%", "7"),
+    ],
+)
+def test_no_slow_comparison_is_asked_for_what_is_plainly_different(
+    answers: MathematicalAnswers, first: str, second: str
+) -> None:
+    one, other = answers.canonical(first), answers.canonical(second)
+    assert one != other
+    assert answers.decided(one, other)
+    assert answers.decided(other, one)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("50%", "50"), ("50%", "0.5"), ("52_8", "52"), (r"204_{5}", "204")]
+)
+def test_what_one_trace_leaves_unsaid_another_may_say(
+    answers: MathematicalAnswers, first: str, second: str
+) -> None:
+    assert equal(answers, first, second)
+    assert equal(answers, second, first)
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (r"\frac{x^2-1}{x-1}", "x+1"),
+        ("(x+1)^2", "x^2+2x+1"),
+        (r"\sin^2 x + \cos^2 x", "1"),
+        (r"\log_2 8", "3"),
+        (r"\sqrt[3]{8}", "2"),
+        (r"\sqrt2\sqrt3", r"\sqrt6"),
+        (r"\frac{14}{1+\sqrt{2}}", r"14\sqrt2-14"),
+        ("x>2", r"(2,\infty)"),
+        (r"3<x\le4", "(3,4]"),
+        (r"|x-1|", "|1-x|"),
+        ("i^2", "-1"),
+        ("xy", "y x"),
+        ("m+n=29", "29"),
+        (r"\{\sqrt[3]{8}, 5\}", r"\{2,5\}"),
+        (r"\int_0^1 2x \, dx", "1"),
+    ],
+)
+def test_math_verify_settles_the_rest_in_either_order(
+    answers: MathematicalAnswers, first: str, second: str
+) -> None:
+    assert equal(answers, first, second)
+    assert equal(answers, second, first)
+
+
+rationals = st.fractions(max_denominator=10_000).filter(lambda value: abs(value) < 10**9)
+
+
+def spellings(value: Fraction) -> list[str]:
+    sign, above, below = "-" if value < 0 else "", abs(value.numerator), value.denominator
+    written = [
+        f"{value}",
+        rf"{sign}\frac{{{above}}}{{{below}}}",
+        rf"$\dfrac{{{sign}{above}}}{{{below}}}$",
+        rf"x = {value}.",
+        rf"\boxed{{{value}}}",
+        rf"{value}\text{{ cm}}",
+        f"{3 * value.numerator}/{3 * below}",
+        rf"\left({value}\right)",
+    ]
+    if below == 1:
+        written += [f"{value:,}", f"{value}.0", f"{above:,} apples" if not sign else str(value)]
+        written.append(f"{value:,}".replace(",", r",\!").replace("-", "−"))  # noqa: RUF001
+    whole, rest = divmod(above, below)
+    if whole and rest:
+        written.append(rf"{sign}{whole}\frac{{{rest}}}{{{below}}}")
+    if 10**6 % below == 0:
+        written.append(f"{value.numerator * (10**6 // below)}e-6")
+    return written
+
+
+@given(rationals)
+@example(Fraction(1234))
+@example(Fraction(-1234567, 4))
+def test_a_number_keeps_its_key_however_it_is_written(value: Fraction) -> None:
+    kind = MathematicalAnswers()
+    assert {kind.canonical(text) for text in spellings(value)} == {str(value)}
+
+
+@given(rationals, rationals)
+def test_numbers_share_a_class_exactly_if_they_are_equal(first: Fraction, second: Fraction) -> None:
+    kind = MathematicalAnswers()
+    for one, other in zip(spellings(first), reversed(spellings(second)), strict=False):
+        assert equal(kind, one, other) == equal(kind, other, one) == (first == second)
+
+
+formulas = st.recursive(
+    st.integers(0, 12).map(str) | st.sampled_from(["x", "y", r"\pi", "a_1", r"\theta"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda pair: rf"\frac{{{pair[0]}}}{{{pair[1]}}}"),
+        st.tuples(inner, inner).map(lambda pair: f"({pair[0]})({pair[1]})"),
+        st.tuples(inner, inner).map(lambda pair: f"{pair[0]}+{pair[1]}"),
+        st.tuples(inner, inner).map(lambda pair: f"{pair[0]}-({pair[1]})"),
+        st.tuples(inner, st.integers(-3, 5)).map(lambda pair: f"({pair[0]})^{{{pair[1]}}}"),
+        inner.map(lambda base: rf"\sqrt{{{base}}}"),
+        inner.map(lambda angle: rf"\sin({angle})"),
+        inner.map(lambda value: f"|{value}|"),
+    ),
+    max_leaves=8,
+)
+
+
+@given(formulas)
+def test_a_normal_form_is_read_back_as_itself(formula: str) -> None:
+    try:
+        node = parse(formula)
+    except (UnreadableError, ArithmeticError):
+        return
+    assert parse(render(node)) == node
+
+
+@given(formulas, formulas)
+def test_what_is_decided_does_not_depend_on_the_order(first: str, second: str) -> None:
+    kind = MathematicalAnswers()
+    one, other = kind.canonical(first), kind.canonical(second)
+    assert kind.decided(one, other) == kind.decided(other, one)
+
+
+@given(formulas, formulas)
+def test_sums_and_products_may_be_written_in_any_order(first: str, second: str) -> None:
+    kind = MathematicalAnswers()
+    assert kind.canonical(f"({first})+({second})") == kind.canonical(f"({second})+({first})")
+    assert kind.canonical(f"({first})({second})") == kind.canonical(f"({second})({first})")
+
+
+def test_without_math_verify_simple_forms_still_decide_and_the_reader_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conviction.answers.comparing.find_spec", lambda _: None)
+    kind = MathematicalAnswers()
+    grouping = Grouping(kind)
+    assert grouping.classify("1/2").key == grouping.classify("0.5").key
+    assert grouping.limits == ()
+    assert grouping.classify(r"\log_2 8").key != grouping.classify("3").key
+    assert len(grouping.limits) == 1
+    assert "pip install 'conviction[math]'" in grouping.limits[0]
+    grouping.classify(r"\log_3 9")
+    grouping.classify("2")
+    assert len(grouping.limits) == 1
+
+
+@needs_math_verify
+@pytest.mark.skipif(
+    not SHARED.exists(), reason="the MATH questions (shared/data) do not lie beside this checkout"
+)
+def test_the_answers_of_250_math_questions_are_found_in_their_solutions(
+    answers: MathematicalAnswers,
+) -> None:
+    lines = (SHARED / "questions" / "math500_first250.jsonl").read_text(encoding="utf-8")
+    questions = [json.loads(line) for line in lines.splitlines()]
+    missed = [
+        question["answer"]
+        for question in questions
+        if not equal(answers, question["answer"], answers.extract(question["solution"]) or "")
+    ]
+    assert len(questions) == 250
+    assert missed == []

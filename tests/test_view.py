@@ -1,0 +1,147 @@
+"""What people see, fed with the events of real runs on the scripted engine."""
+
+import io
+import re
+
+import anyio
+import numpy as np
+import pytest
+from rich.console import Console
+
+from conviction.answers import kind
+from conviction.cli.summary import summary
+from conviction.cli.view import Curve, LiveView, PlainView
+from conviction.core import Question
+from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.events import Listener
+from conviction.policies import DeepConfLow, Majority, Policy
+from conviction.thinking import deliberate
+from conviction.verdict import Verdict
+
+CONTROL = re.compile(r"\x1b|\r|\x08")
+
+
+def traces() -> list[Script]:
+    random = np.random.default_rng(3)
+    answers = [5, 5, 4, 5, 3, 5, 5, 4, 5, 5, 7, 5]
+    return [
+        Script(
+            f"Answer: {answer}",
+            random.gamma(9.0, 1.2 if answer == 5 else 0.7, 60).astype(np.float32),
+        )
+        for answer in answers
+    ]
+
+
+def run(policy: Policy, listener: Listener, scripts: list[Script] | None = None) -> Verdict:
+    async def main() -> Verdict:
+        return await deliberate(
+            Question.ask("How many?"),
+            engine=ScriptedEngine(scripts or traces(), concurrency=4),
+            policy=policy,
+            answers=kind("number"),
+            on_event=listener,
+        )
+
+    return anyio.run(main)
+
+
+def terminal(width: int = 100, height: int = 40) -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=True, width=width, height=height), out
+
+
+def last_picture(console: Console, view: LiveView) -> str:
+    with console.capture() as capture:
+        console.print(view._render())
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
+
+
+def test_the_live_view_shows_every_trace_its_curve_the_threshold_and_the_vote() -> None:
+    console, _ = terminal()
+    with LiveView(console) as view:
+        verdict = run(DeepConfLow(budget=12), view.on_event)
+    picture = last_picture(console, view)
+    assert "stopped: low confidence" in picture
+    assert f"threshold {verdict.threshold:.2f}" in picture
+    assert f"window {verdict.window}" in picture
+    assert "█" in picture
+    for trace in verdict.traces:
+        assert re.search(rf"^ +{trace.id} +[▁-█]+ +{trace.tokens} ", picture, re.MULTILINE)
+    assert f"{verdict.usage.generated:,} tokens of about" in picture
+
+
+@pytest.mark.parametrize("height", [8, 14])
+def test_a_small_terminal_shows_the_latest_traces_and_says_how_many_are_hidden(
+    height: int,
+) -> None:
+    console, _ = terminal(height=height)
+    with LiveView(console) as view:
+        run(Majority(12), view.on_event)
+    picture = last_picture(console, view)
+    assert re.search(r"… and \d+ more", picture)
+    assert len(picture.splitlines()) <= height + 6
+
+
+def test_text_from_the_model_cannot_draw_on_the_terminal() -> None:
+    evil = "Answer: [bold red]5[/] \x1b[2J"
+    scripts = [Script.even(evil)]
+    for make in (PlainView, LiveView):
+        console, out = terminal()
+        view = make(console)
+
+        async def main(view: PlainView | LiveView = view) -> None:
+            await deliberate(
+                Question.ask("How many?"),
+                engine=ScriptedEngine(scripts),
+                policy=Majority(1),
+                answers=kind("text"),
+                on_event=view.on_event,
+            )
+
+        anyio.run(main)
+        if isinstance(view, LiveView):
+            console.print(view._render())
+        assert "\x1b[2J" not in out.getvalue()
+
+
+def test_plain_lines_hold_no_control_codes_and_name_each_fate() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    verdict = run(DeepConfLow(budget=12), PlainView(console).on_event)
+    text = out.getvalue()
+    assert not CONTROL.search(text)
+    assert len(re.findall(r"^trace \d+: ", text, re.MULTILINE)) == len(verdict.traces)
+    assert f"threshold {verdict.threshold:.2f} over groups of {verdict.window} tokens" in text
+
+
+def test_the_summary_adds_up_and_calls_an_estimate_an_estimate() -> None:
+    verdict = run(DeepConfLow(budget=12), lambda _: None)
+    line = summary(verdict)
+    counts = [int(n) for n in re.findall(r"(\d+) (?:finished|stopped|cancelled)", line)]
+    assert sum(counts) == len(verdict.traces)
+    assert f"{verdict.usage.generated:,} tokens" in line
+    assert "(estimate)" in line
+
+
+def test_a_majority_claims_no_saving() -> None:
+    line = summary(run(Majority(12), lambda _: None))
+    assert "no tokens saved" in line
+    assert "estimate" not in line
+
+
+def test_a_curve_keeps_its_beginning_and_a_bounded_number_of_points() -> None:
+    curve = Curve(4)
+    for value in np.linspace(1.0, 9.0, 5000, dtype=np.float32):
+        curve.push(np.array([value], np.float32))
+    line = curve.draw(1.0, 9.0)
+    assert 8 <= len(line) <= 32
+    assert line[0] == "▁"
+    assert line[-1] == "█"
+    assert list(line) == sorted(line)
+
+
+def test_a_curve_of_unknown_confidences_is_empty() -> None:
+    curve = Curve(4)
+    curve.push(np.full(9, np.nan, np.float32))
+    assert curve.draw(0.0, 1.0) == ""
