@@ -75,7 +75,7 @@ async def record(arguments: argparse.Namespace) -> None:
                     engine=engine,
                     policy=Majority(arguments.traces),
                     answers=numbers,
-                    sampling=Sampling(temperature=arguments.temperature, max_tokens=300),
+                    sampling=Sampling(temperature=arguments.temperature, max_tokens=400),
                 )
                 row = {
                     "question": index,
@@ -214,7 +214,7 @@ def main() -> None:
     recording.add_argument("pool", type=Path)
     recording.add_argument("--questions", type=Path, default=QUESTIONS)
     recording.add_argument("--count", type=int, default=60)
-    recording.add_argument("--traces", type=int, default=24)
+    recording.add_argument("--traces", type=int, default=16)
     recording.add_argument("--temperature", type=float, default=0.7)
     recording.add_argument("--style", help="prompt style, if not the model's own")
     recording.add_argument("--model")

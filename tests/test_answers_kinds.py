@@ -1,7 +1,7 @@
 """Each kind of answer gives equal answers one canonical form."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conviction.answers import AnswerKind, kind, kinds
@@ -54,7 +54,7 @@ def test_different_choices_stay_apart_and_prose_is_no_choice() -> None:
 @pytest.mark.parametrize(
     "answers",
     [
-        ("1,234.50", "1234.5", "1 234.5", "$1,234.50", "1.234,50", r"\$1{,}234.5", "１２３４.５"),
+        ("1,234.50", "1234.5", "1 234.5", "$1,234.50", "1.234,50", r"\$1{,}234.5", "１２３４.5"),  # noqa: RUF001
         ("12", "12 apples", "about 12 apples", "12개", "12개입니다", "7 + 5 = 12", "12.", "총12개"),
         ("0.5", "1/2", r"\frac{1}{2}", ".5", "½", r"about \frac12 of it"),
         ("1000", "1e3", "10^3", "1 thousand", "1천", "1,000원"),
@@ -101,7 +101,7 @@ def test_a_percentage_may_stand_for_its_number_or_its_hundredth() -> None:
             "eiffel tower",
             "  Eiffel\nTower",
             '"Eiffel Tower"',
-            "Ｅｉｆｆｅｌ tower",
+            "Ｅｉｆｆｅｌ tower",  # noqa: RUF001
         ),
         ("Paris", r"\text{Paris}", "**Paris**", "PARIS."),
         ("서울", "서울."),
@@ -153,6 +153,7 @@ ALPHABET = st.sampled_from(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text() | st.lists(ALPHABET, max_size=30).map("".join))
 def test_no_text_breaks_a_kind_and_no_key_is_empty(text: str) -> None:
     for name in ("choice", "json", "math", "number", "text"):
@@ -163,6 +164,7 @@ def test_no_text_breaks_a_kind_and_no_key_is_empty(text: str) -> None:
         answers.extract(text)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=50))
 def test_the_same_text_always_has_the_same_key(text: str) -> None:
     for name in ("choice", "json", "math", "number", "text"):

@@ -16,9 +16,12 @@ import conviction
 from conviction.answers import worker
 from conviction.answers.comparing import FormulaComparer
 
-pytestmark = pytest.mark.skipif(
-    find_spec("math_verify") is None, reason="math-verify (extra `math`) is not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        find_spec("math_verify") is None, reason="math-verify (extra `math`) is not installed"
+    ),
+    pytest.mark.skipif(os.name != "posix", reason="looks at processes as POSIX systems do"),
+]
 
 EQUAL = (r"\log_{2}(8)", "3")
 # math-verify parses this for minutes.
@@ -145,7 +148,6 @@ def test_a_comparer_that_nobody_closed_takes_its_worker_along() -> None:
     assert gone(before)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs signals")
 def test_the_worker_ends_with_its_parent_even_in_the_middle_of_a_question() -> None:
     program = (
         "import sys, threading, time\n"

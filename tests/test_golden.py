@@ -6,11 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 
+from conviction.answers import kind
 from conviction.confidence import Metric, measure, measure_pool
-from conviction.core import Answer, FinishReason, Trace
+from conviction.core import Answer, FinishReason, Question, Trace
+from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.policies import (
     Conditions,
     DeepConfHigh,
@@ -19,6 +22,8 @@ from conviction.policies import (
     Majority,
     Policy,
 )
+from conviction.thinking import deliberate
+from conviction.verdict import Verdict
 from conviction.voting import threshold_for
 
 GOLDEN = (
@@ -68,14 +73,22 @@ def traces(case: dict[str, Any]) -> list[Trace]:
 
 
 def vote(policy: Policy, case: dict[str, Any]) -> tuple[str, int]:
-    """The answer that a policy finds in the case's traces, and how many of them it let vote."""
-    policy = policy.fresh()
-    policy.begin(ANYWHERE)
-    for trace in traces(case):
-        policy.on_finished(trace)
-    tally = policy.standing().tally
-    assert tally.leader is not None
-    return tally.leader.text, len(tally.voters)
+    """The answer that a policy finds, steering the case's traces, and how many it let vote."""
+
+    async def think() -> Verdict:
+        scripts = [
+            Script(f"The answer is {trace['answer']}", values)
+            for trace, values in zip(case["traces"], confidences(case, np.float32), strict=True)
+        ]
+        # Whole traces as single chunks end in the order of starting, which decides ties.
+        engine = ScriptedEngine(scripts, concurrency=policy.budget, chunk_tokens=1000)
+        return await deliberate(
+            Question.ask("?"), engine=engine, policy=policy, answers=kind("number")
+        )
+
+    verdict = anyio.run(think)
+    assert verdict.answer is not None
+    return verdict.answer, len(verdict.tally.voters)
 
 
 def test_all_cases_are_there() -> None:
@@ -138,14 +151,15 @@ def test_warm_up_thresholds_are_the_references_after_its_rounding(number: int) -
 
 @every_case
 @pytest.mark.parametrize(
-    ("kind", "name"), [(DeepConfLow, "deepconf_low_p90"), (DeepConfHigh, "deepconf_high_p10")]
+    ("policy_type", "name"),
+    [(DeepConfLow, "deepconf_low_p90"), (DeepConfHigh, "deepconf_high_p10")],
 )
 def test_a_warm_up_sets_the_references_threshold_but_for_that_rounding(
-    number: int, kind: type[DeepConfLow | DeepConfHigh], name: str
+    number: int, policy_type: type[DeepConfLow | DeepConfHigh], name: str
 ) -> None:
     case = cases()[number]
     warmup = min(16, len(case["traces"]))
-    policy = kind(budget=warmup + 1, warmup=warmup, window=case["window"], quorum=warmup + 1)
+    policy = policy_type(budget=warmup + 1, warmup=warmup, window=case["window"], quorum=warmup + 1)
     policy.begin(ANYWHERE)
     for trace in traces(case)[:warmup]:
         actions = policy.on_finished(trace)

@@ -222,7 +222,12 @@ class TestVoting:
 class TestDeepConfOffline:
     @given(recordings, st.sampled_from(Metric), shares, st.booleans(), st.integers(1, 30))
     def test_the_best_share_votes_with_its_confidence(
-        self, traces: list[Trace], metric: Metric, keep: float, weighted: bool, window: int
+        self,
+        traces: list[Trace],
+        metric: Metric,
+        keep: float,
+        weighted: bool,  # noqa: FBT001  # as hypothesis draws it
+        window: int,
     ) -> None:
         prototype = DeepConfOffline(
             budget=len(traces), metric=metric, keep=keep, weighted=weighted, window=window
@@ -350,9 +355,7 @@ class TestDeepConfOnline:
 
     def test_consensus_is_reached_exactly_at_tau(self) -> None:
         rows = [("b", 10.0)] + [("a", 10.0)] * 30
-        _, played = replay(
-            DeepConfHigh(budget=31, warmup=4, window=4, consensus=0.95), pool(*rows)
-        )
+        _, played = replay(DeepConfHigh(budget=31, warmup=4, window=4, consensus=0.95), pool(*rows))
         assert len(played) == 20  # 19 of 20 is .95; 18 of 19 is not
 
     def test_a_tau_of_one_is_never_reached_against_a_dissenter(self) -> None:
@@ -496,7 +499,7 @@ class TestSettings:
             policy(wrong)
 
     def test_a_name_like_no_other_gets_the_list(self) -> None:
-        with pytest.raises(UnknownNameError, match="Known: deepconf-high, .*single") as caught:
+        with pytest.raises(UnknownNameError, match=r"Known: deepconf-high, .*single") as caught:
             policy("xyzzy")
         assert "Did you mean" not in str(caught.value)
 

@@ -75,7 +75,7 @@ class Sampling:
         InvalidSettingError: a value lies outside its range.
     """
 
-    temperature: float = 1.0
+    temperature: float = 0.7
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from hashlib import blake2b
+from math import inf
 
 import anyio
 import anyio.to_thread
@@ -44,6 +45,9 @@ from conviction.verdict import Usage, Verdict, caveats
 
 TOP_K = 20
 """Log-probabilities per token that are asked for: the paper's k."""
+
+
+_NEGATIVE = "a token confidence below 0: it is minus the mean log-probability, so the sign is wrong"
 
 
 def trace_seed(seed: int, question: str, trace: int) -> int:
@@ -135,12 +139,15 @@ class _Run:
         self._on_event = on_event
         self._top_k = min(TOP_K, capabilities.top_k)
         self._began = time.perf_counter()
-        self._queue: deque[Gate | None] = deque()
+        # Promised traces wait as the Starts that promised them: a budget costs no memory.
+        self._queue: deque[Start] = deque()
+        self._promised = 0
         self._live: dict[int, LiveTrace] = {}
         self._traces: list[Trace] = []
         self._started = 0
         self._ended: str | None = None
         self._listener_failure = ""
+        self._informed = False
         # Unbounded, but never holds more than one entry per trace of the budget.
         self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace](
             max_buffer_size=float("inf")
@@ -191,20 +198,22 @@ class _Run:
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Start(count, gate):
-                    self._queue.extend([gate] * count)
-                    if self._started + len(self._queue) > self._policy.budget:
+                case Start(count):
+                    self._promised += count
+                    if self._promised > self._policy.budget:
                         raise InvalidSettingError(
                             tried=f"start {count} more traces for {self._policy.name!r}",
                             found=f"that exceeds its own budget of {self._policy.budget}",
                             remedy="Mend the policy, or raise its budget.",
                         )
+                    self._queue.append(action)
                 case Stop(traces):
                     for trace in traces:
                         if trace in self._live:
                             self._live[trace].scope.cancel()
                 case Done(reason):
                     self._end(reason, FinishReason.CONSENSUS)
+                    return
 
     def _end(self, reason: str, finish: FinishReason) -> None:
         if self._ended is not None:
@@ -228,13 +237,19 @@ class _Run:
             live = LiveTrace(
                 id=self._started,
                 seed=trace_seed(self._seed, self._question.id, self._started),
-                gate=self._queue.popleft(),
+                gate=self._next_gate(),
                 started=self._now(),
             )
             self._started += 1
             self._live[live.id] = live
             self._emit(TraceStarted(live.id, live.gate))
             tasks.start_soon(self._generate, live)
+
+    def _next_gate(self) -> Gate | None:
+        start = self._queue.popleft()
+        if start.count > 1:
+            self._queue.appendleft(Start(start.count - 1, start.gate))
+        return start.gate
 
     async def _generate(self, live: LiveTrace) -> None:
         request = TraceRequest(
@@ -250,6 +265,10 @@ class _Run:
                     await self._read(live, chunks)
         except ConvictionError as error:
             live.error = str(error)
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == -inf:
+                raise
+            live.error = f"{self._engine.name} cancelled the trace by itself"
         except Exception as error:  # noqa: BLE001  # an engine's bug must not end other traces
             live.error = f"{type(error).__name__}: {error}"
         if live.finish is None and live.scope.cancel_called:
@@ -273,14 +292,14 @@ class _Run:
         text = live.text.getvalue()
         finish = live.finish or FinishReason.ERROR
         confidences = live.confidences()
+        if (confidences < 0).any():
+            finish, live.error = FinishReason.ERROR, _NEGATIVE
         answer = None
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
             # Comparing answers may wait for another process, so it leaves the event loop.
             answer = await anyio.to_thread.run_sync(self._find_answer, text)
-            if self._policy.needs_confidence and not _any_known(confidences):
-                raise _no_logprobs(
-                    self._engine, self._policy, f"trace {live.id} ended without a single one"
-                )
+            if self._policy.needs_confidence and confidences.size:
+                self._check_confidence(confidences)
         trace = Trace(
             id=live.id,
             finish=finish,
@@ -298,6 +317,17 @@ class _Run:
         del self._live[live.id]
         self._traces.append(trace)
         return trace
+
+    def _check_confidence(self, confidences: NDArray[np.float32]) -> None:
+        """Refuse to go on with an engine that drops log-probabilities without a word.
+
+        A single trace without any may be chance; one before any other had some is not.
+        """
+        self._informed = self._informed or _any_known(confidences)
+        if not self._informed and not any(
+            _any_known(live.confidences()) for live in self._live.values()
+        ):
+            raise _no_logprobs(self._engine, self._policy, "a trace ended without a single one")
 
     def _find_answer(self, text: str) -> Answer | None:
         found = self._answers.extract(text)

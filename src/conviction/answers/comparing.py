@@ -1,10 +1,10 @@
 """Comparing formulas with math-verify, in a process that is killed when it takes too long."""
 
-from importlib.util import find_spec
 import json
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from time import monotonic
@@ -74,6 +74,13 @@ class _Worker:
         self._output.close()
         with suppress(OSError):
             self._requests.close()
+
+
+def _installed() -> bool:
+    try:
+        return find_spec("math_verify") is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _pump(output: IO[str], replies: SimpleQueue[str]) -> None:
@@ -165,7 +172,8 @@ class FormulaComparer:
         """The worker, started if need be; None where it cannot be."""
         if self._worker or self._failure:
             return self._worker
-        if find_spec("math_verify") is None or getattr(sys, "frozen", False):
+        # A frozen program has no Python to run the worker with.
+        if not _installed() or getattr(sys, "frozen", False):
             self._failure = (
                 "math-verify is not installed, so formulas count as equal only where their simple "
                 "forms agree. Install it with: pip install 'conviction[math]'"

@@ -19,8 +19,7 @@ from rich.table import Table
 
 from conviction.answers import kind
 from conviction.core import Question, Sampling
-from conviction.engines.local import LocalEngine
-from conviction.engines.local.memory import available_memory
+from conviction.engines.local import LocalEngine, available_memory
 from conviction.errors import ConvictionError
 from conviction.models import ModelFile, cache_folder, catalogue, resolve
 from conviction.policies.majority import Single

@@ -61,7 +61,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are printed, never raised."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        code = build()(None if arguments is None else list(arguments))
+        code = build()(_dash_as_file(sys.argv[1:] if arguments is None else arguments))
     except CycloptsError as error:
         errors.print(f"[bold red]error:[/] {_plain(str(error))}")
         errors.print("Try [bold]conviction --help[/].")
@@ -78,6 +78,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _dash_as_file(arguments: Sequence[str]) -> list[str]:
+    """Spell a lone "-" (standard input) so that the parser does not take it for an option."""
+    spelled: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            if spelled and spelled[-1] in ("-f", "--file"):
+                spelled.pop()
+            spelled.append("--file=-")
+        else:
+            spelled.append(argument)
+    return spelled
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,7 @@ MOST_BYTES = 4 * MOST_CHARACTERS
 
 
 def read_question(argument: str | None, file: Path | None) -> str:
-    """The question: the argument, or a file's text, or standard input for "-" or a pipe.
+    """The question: the argument, or a file's text, or standard input for the file "-" or a pipe.
 
     Raises:
         InvalidSettingError: there is no question, there are two, or it is no usable text.
@@ -25,9 +25,9 @@ def read_question(argument: str | None, file: Path | None) -> str:
         )
     if file is not None and str(file) != "-":
         text = _read_file(file)
-    elif argument is not None and argument != "-":
+    elif argument is not None:
         text = argument
-    elif argument is None and file is None and sys.stdin.isatty():
+    elif file is None and sys.stdin.isatty():
         raise InvalidSettingError(
             tried="read the question",
             found="there is none",

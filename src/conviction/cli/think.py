@@ -84,7 +84,7 @@ class GenerationOptions:
     "What to add to the question; default: what suits the model."
     max_tokens: int = 1024
     "The most tokens of one trace."
-    temperature: float = 1.0
+    temperature: float = 0.7
     "0 is greedy; traces then differ little or not at all."
     top_p: float | None = None
     "Nucleus mass, in (0, 1]."
@@ -212,4 +212,4 @@ def _report(verdict: Verdict, output: OutputOptions, console: Console) -> None:
     elif verdict.answer is not None:
         print(safe(verdict.answer))
     sys.stdout.flush()
-    console.print(summary(verdict), style="dim")
+    console.print(summary(verdict), style="dim", soft_wrap=True)

@@ -31,6 +31,10 @@ class Script:
     fault_after: int = 0
     prompt_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        values = np.ascontiguousarray(self.confidences, np.float32)
+        object.__setattr__(self, "confidences", values)
+
     @classmethod
     def even(cls, text: str, *, tokens: int = 20, confidence: float = 10.0) -> "Script":
         """A trace whose tokens are all equally sure."""
@@ -71,6 +75,8 @@ class ScriptedEngine(Engine):
         delay: float = 0.0,
         pace: Pace | None = None,
     ) -> None:
+        if not callable(scripts):
+            require("the number of scripts", len(scripts), low=1)
         require_whole("concurrency", concurrency, low=1)
         require_whole("chunk_tokens", chunk_tokens, low=1)
         require("delay", delay, low=0)

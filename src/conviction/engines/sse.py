@@ -52,10 +52,9 @@ class EventParser:
 
     def finish(self) -> list[bytes]:
         """What the end of the stream completes; some servers leave out the last empty line."""
-        line, self._line = self._line, bytearray()
-        self._end_line(line)
-        event = self._end_line(bytearray())
-        return [] if event is None else [event]
+        lines = (self._line, bytearray())
+        self._line = bytearray()
+        return [event for line in lines if (event := self._end_line(line)) is not None]
 
     def _end_line(self, line: bytearray) -> bytes | None:
         if not line:

@@ -24,10 +24,16 @@ class Start:
     Attributes:
         count: How many, at least 1.
         gate: When to stop each of them early; None to let them run.
+
+    Raises:
+        InvalidSettingError: the count is no whole number of at least 1.
     """
 
     count: int
     gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        require_whole("count", self.count, low=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ class Name:
     text: str
 
 
+_IMAGINARY = Name("i")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A function of one or two arguments."""
@@ -53,7 +56,10 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Two or more sorted terms, no two of which differ by a rational factor only."""
+    """Two or more sorted terms with whole coefficients that have no factor in common.
+
+    No two of them differ by a rational factor only, and the first coefficient is positive.
+    """
 
     terms: "tuple[Node, ...]"
 
@@ -62,17 +68,18 @@ Node = Fraction | Name | Call | Power | Product | Sum
 
 
 def add(terms: Iterable[Node]) -> Node:
-    """The sum, with like terms collected."""
+    """The sum, with like terms collected and their common rational factor taken out."""
     collected: dict[tuple[Node, ...], Fraction] = {}
     for term in terms:
-        for part in term.terms if isinstance(term, Sum) else (term,):
-            coefficient, factors = _split_coefficient(part)
+        for coefficient, factors in _terms(term):
             total = collected.get(factors, Fraction(0)) + coefficient
             collected[factors] = _bounded(total)
-    parts = [_product(number, factors) for factors, number in collected.items() if number]
-    if len(parts) < 2:
-        return parts[0] if parts else Fraction(0)
-    return Sum(tuple(sorted(parts, key=render)))
+    found = [(factors, number) for factors, number in collected.items() if number]
+    if len(found) < 2:
+        return _product(found[0][1], found[0][0]) if found else Fraction(0)
+    found.sort(key=lambda term: render(_product(Fraction(1), term[0])) if term[0] else "")
+    common = _common_factor([number for _, number in found])
+    return _product(common, (Sum(tuple(_product(n / common, f) for f, n in found)),))
 
 
 def multiply(factors: Iterable[Node]) -> Node:
@@ -94,13 +101,10 @@ def multiply(factors: Iterable[Node]) -> Node:
         collected.extend(rest)
     if not coefficient:
         return Fraction(0)
-    if len(collected) == 1 and isinstance(collected[0], Sum):
-        terms = map(_split_coefficient, collected[0].terms)
-        return add(_product(coefficient * number, factors) for number, factors in terms)
     return _product(coefficient, tuple(sorted(collected, key=render)))
 
 
-def power(base: Node, exponent: Node) -> Node:
+def power(base: Node, exponent: Node) -> Node:  # noqa: PLR0911  # one for each case
     """The power; roots of rational numbers become multiples of roots without squares."""
     if exponent == 1:
         return base
@@ -110,6 +114,10 @@ def power(base: Node, exponent: Node) -> Node:
         if isinstance(base, Fraction):
             return _rational_power(base, exponent)
         if exponent.denominator == 1:
+            if base == _IMAGINARY:
+                return (Fraction(1), base, Fraction(-1), _product(Fraction(-1), (base,)))[
+                    exponent.numerator % 4
+                ]
             if isinstance(base, Power):
                 return power(base.base, multiply([base.exponent, exponent]))
             if isinstance(base, Product):
@@ -148,6 +156,23 @@ def _without_squares(number: int) -> tuple[int, int]:
             outside *= divisor
         divisor += 1
     return outside, number
+
+
+def _terms(node: Node) -> list[tuple[Fraction, tuple[Node, ...]]]:
+    coefficient, factors = _split_coefficient(node)
+    if len(factors) == 1 and isinstance(factors[0], Sum):
+        parts = map(_split_coefficient, factors[0].terms)
+        return [(coefficient * number, rest) for number, rest in parts]
+    return [(coefficient, factors)]
+
+
+def _common_factor(numbers: list[Fraction]) -> Fraction:
+    """The number to divide by for whole numbers without a common factor, the first positive."""
+    size = Fraction(
+        math.gcd(*(number.numerator for number in numbers)),
+        math.lcm(*(number.denominator for number in numbers)),
+    )
+    return _bounded(size if numbers[0] > 0 else -size)
 
 
 def _split_coefficient(node: Node) -> tuple[Fraction, tuple[Node, ...]]:

@@ -3,20 +3,19 @@
 from fractions import Fraction
 
 from conviction.answers.formulas.numeric import differ_clearly
-from conviction.answers.formulas.shapes import Form, Shape, product_of_letters
+from conviction.answers.formulas.shapes import Form, Shape
 
 _ELEMENTS = frozenset({Shape.NUMBER, Shape.PERCENT, Shape.BASED, Shape.EXPRESSION, Shape.WORDS})
 _ORDERED = frozenset({Shape.TUPLE, Shape.INTERVAL, Shape.MATRIX})
 _UNORDERED = frozenset({Shape.SET, Shape.UNION})
 _MANY = _ORDERED | _UNORDERED
-_LONGEST_PRODUCT_OF_LETTERS = 4
 
 
 def certainly_differ(first: Form, second: Form) -> bool:  # noqa: PLR0911  # one for each case
     """Whether two forms with different canonical texts are certainly different answers."""
     shapes = {first.shape, second.shape}
     if Shape.WORDS in shapes:
-        return not (_may_be_word(first) and _may_be_word(second))
+        return not _same_letters(first, second)
     if Shape.OPAQUE in shapes:
         return False
     if Shape.RELATION in shapes:
@@ -74,6 +73,9 @@ def _relations_differ(first: Form, second: Form) -> bool:
     return other.shape in _MANY or right.number == 0 or _parts_differ(right, other)
 
 
-def _may_be_word(form: Form) -> bool:
-    short = form.shape is Shape.WORDS and len(form.text) <= _LONGEST_PRODUCT_OF_LETTERS
-    return product_of_letters(form) or (short and form.text.isascii() and form.text.isalpha())
+def _same_letters(first: Form, second: Form) -> bool:
+    """Whether a word may as well be the product of variables: "ab", and a times b."""
+    if {first.shape, second.shape} != {Shape.WORDS, Shape.EXPRESSION}:
+        return False
+    one, other = (sorted(form.text.casefold().replace(r" \cdot ", "")) for form in (first, second))
+    return one == other

@@ -86,6 +86,8 @@ _PERCENT_END = re.compile(
     r'\s*(?:%|"?\s*(?:percent|per cent|퍼센트|프로)\s*"?)'
     r'(?:\s*"[^"]*"|\s+[^\W\d_]+(?:\s+[^\W\d_]+)*)?$'
 )
+# "xy" and "pqr", but neither "no" nor "dry".
+_PRODUCT = re.compile(r"[^\Waeiou_]{1,2}|[^\Waeiouy_]{3}", re.ASCII | re.IGNORECASE)
 _CURRENCY = re.compile(r'^(?:"?\s*(?:USD|US|EUR|KRW|Rs)\s*"?|[€£¥₩])\s*(?=[-\d.])|\s*[€£¥₩]$')
 _SCALES = {
     "hundred": 10**2,
@@ -116,7 +118,8 @@ def read(answer: str) -> Form:
     """Read any text; what cannot be read is `OPAQUE`, and never an error."""
     if len(answer) > MOST_CHARACTERS:
         return Form(Shape.OPAQUE, " ".join(answer.split()))
-    return _read(clean(answer)) or Form(Shape.WORDS, fold_words(answer) or "nothing")
+    form = _read(clean(answer))
+    return form if form and form.text else Form(Shape.WORDS, fold_words(answer) or "nothing")
 
 
 def _read(text: str, depth: int = 0) -> Form | None:  # noqa: PLR0911  # one for each shape
@@ -183,14 +186,19 @@ def _comparison(text: str, depth: int) -> Form:
     )
 
 
-def leaf(text: str) -> Form:  # noqa: PLR0911  # one for each shape
+def leaf(text: str) -> Form:
     """Read a single number, expression or word, cleaned by `markup.clean`."""
     text = _CURRENCY.sub("", text).strip()
-    if percent := _PERCENT_END.search(text):
-        form = leaf(text[: percent.start()])
-        if form.number is None or form.shape is Shape.PERCENT:
-            return form
-        return Form(Shape.PERCENT, rf"{form.text}\%", number=form.number)
+    percent = _PERCENT_END.search(text)
+    if percent is None:
+        return _single(text)
+    form = _single(text[: percent.start()])
+    if form.number is None:
+        return Form(Shape.OPAQUE, _squeezed(text))
+    return Form(Shape.PERCENT, rf"{form.text}\%", number=form.number)
+
+
+def _single(text: str) -> Form:  # noqa: PLR0911  # one for each shape
     if based := _BASED.fullmatch(text):
         return Form(Shape.BASED, f"{based.group(1)}_{{{based.group(2).casefold()}}}")
     if _RATIO.fullmatch(text):
@@ -243,9 +251,7 @@ def _words(text: str) -> Form | None:
     if not plain and not (text[:1] == '"' and "=" not in text):
         return None
     pieces = unquoted.split()
-    if '"' not in text and (len(unquoted) < 2 or all(map(known_word, pieces))):
-        return None
-    if len(pieces) == 1 and known_word(pieces[0]):
+    if '"' not in text and (all(map(known_word, pieces)) or _PRODUCT.fullmatch(unquoted)):
         return None
     folded = fold_words(unquoted)
     separators = {"and", "or", "또는", "그리고"}
@@ -317,12 +323,3 @@ def _assigned(left: str) -> bool:
         return False
     runs = re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", re.sub(r'"[^"]*"', "", names))
     return all(len(run) == 1 or len(run) > 3 or run.isupper() for run in runs)
-
-
-def product_of_letters(form: Form) -> bool:
-    """Whether a form may as well be a short word: a product of different variables."""
-    return bool(form.shape is Shape.EXPRESSION and _only_letters(form.text))
-
-
-def _only_letters(text: str) -> bool:
-    return all(piece.isalpha() and len(piece) == 1 for piece in text.split(r" \cdot "))

@@ -129,7 +129,8 @@ class LocalEngine(Engine):
             top_k=MOST_LOGPROBS,
             concurrency=self._slots,
             context=self._context,
-            seeds=True,
+            # Traces computed together round differently than alone, so their draws may part.
+            seeds=self._slots == 1,
         )
 
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:

@@ -145,7 +145,7 @@ class LlamaServer:
 async def _spawn(log: IO[bytes]) -> anyio.abc.Process:
     # Waiting threads sleep rather than spin: where cores are shared with other work, threads
     # that spin keep the one they wait for from running, and speed falls to a tenth.
-    sleeping = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    sleeping = {"OMP_WAIT_POLICY": "PASSIVE"}
     return await anyio.open_process(
         # As a file, not as a module: nothing of this package has to be found or imported. -P
         # keeps modules that lie beside it from taking other modules' names.

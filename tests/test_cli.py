@@ -1,0 +1,264 @@
+"""The command line, run in process; the embedded engine's place is taken by a scripted one."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conviction import api
+from conviction.cli import think as think_command
+from conviction.cli.main import run
+from conviction.core import FinishReason
+from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.models import ModelFile
+from conviction.prompts import PromptStyle
+
+ANSWERS = (41, 41, 56, 41, 41, 41, 3, 41)
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    random = np.random.default_rng(0)
+    scripts = [
+        Script(
+            f"Let us see. \\boxed{{{answer}}}",
+            random.gamma(9.0, 1.2 if answer == 41 else 0.6, 60).astype(np.float32),
+        )
+        for answer in ANSWERS
+    ]
+    scripted = ScriptedEngine(scripts, concurrency=4)
+    model = ModelFile(Path("model.gguf"), "scripted", PromptStyle.STEP_BY_STEP)
+    monkeypatch.setattr(think_command, "resolve", lambda *_, **__: model)
+    monkeypatch.setattr(api, "_embedded", lambda *_: scripted)
+    return scripted
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_the_answer_alone_goes_to_stdout_and_the_rest_to_stderr(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["think", "How many sheep?", "--policy", "majority", "--budget", "8"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "41\n"
+    assert "trace 0: done, 60 tokens, answer 41" in err
+    assert "6 of 8 votes (75% of the weight)" in err
+    assert "8 of 8 traces started (8 finished); 480 tokens; no tokens saved" in err
+    assert engine.running == 0
+
+
+def test_early_stopping_is_shown_with_its_threshold_and_an_estimated_saving(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["think", "How many?", "--policy", "deepconf-low", "--budget", "16"]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "stopped: low confidence" in err
+    assert "threshold" in err
+    assert "(estimate)" in err
+    assert f"{sum(engine.generated):,} tokens" in err
+
+
+@pytest.mark.usefixtures("engine")
+def test_quiet_leaves_stderr_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["think", "How many?", "-q"]) == 0
+    assert capsys.readouterr() == ("41\n", "")
+
+
+def test_json_prints_one_document_that_accounts_for_every_token(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["think", "How many?", "--json", "--seed", "7"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["answer"] == "41"
+    assert verdict["seed"] == 7
+    assert verdict["usage"]["generated"] == sum(engine.generated)
+    assert len(verdict["traces"]) == len(engine.generated)
+    assert verdict["schema_version"] == 1
+
+
+@pytest.mark.usefixtures("engine")
+def test_traces_are_shown_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["think", "How many?", "--show-traces", "--policy", "single"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "41\n"
+    assert "trace 0 · stop · 60 tokens" in err
+    assert "Let us see. \\boxed{41}" in err
+
+
+def test_no_answer_is_a_failure_with_a_reason(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine._scripts = [Script.even("I do not know")]
+    assert run(["think", "How many?", "--policy", "majority", "--budget", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "2 of 2 traces ended without an answer of kind 'math'" in err
+
+
+def test_truncated_traces_do_not_vote_and_the_reader_is_told(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine._scripts = [
+        Script("\\boxed{1}", np.full(9, 5, np.float32), FinishReason.LENGTH),
+        Script("\\boxed{2}", np.full(9, 5, np.float32)),
+    ]
+    assert run(["think", "How many?", "--policy", "majority", "--budget", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "2\n"
+    assert "1 of 2 traces reached 1024 tokens and did not vote" in err
+
+
+@pytest.mark.parametrize("via", ["-", "file", "pipe", "file -"])
+def test_a_question_comes_from_stdin_or_a_file_as_well(
+    via: str, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    engine._pace = lambda request: _note(asked, request.messages[-1].content)
+    pipe_in(monkeypatch, "몇 마리입니까?\n".encode())
+    file = tmp_path / "question.txt"
+    file.write_text("몇 마리입니까?\n", encoding="utf-8-sig")
+    arguments = {"-": ["-"], "pipe": [], "file": ["--file", str(file)], "file -": ["-f", "-"]}
+    assert run(["think", *arguments[via], "--policy", "single"]) == 0
+    assert asked[0].startswith("몇 마리입니까?\n\n")
+    assert "\\boxed{}" in asked[0]
+
+
+async def _note(asked: list[str], text: str) -> None:
+    asked.append(text)
+
+
+NOTHING_STARTED = [
+    (["think", "q", "--policy", "majorty"], "Did you mean 'majority'?"),
+    (["think", "q", "--answer", "maths"], "Did you mean 'math'?"),
+    (["think", "q", "--model", "qwen-0.5"], "Did you mean 'qwen-0.5b'?"),
+    (["think", "q", "--budget", "0"], "budget must be at least 1"),
+    (["think", "q", "--budget", "-3"], "budget must be at least 1"),
+    (["think", "q", "--budget", "many"], "many"),
+    (["think", "q", "--window", "0"], "window must be at least 1"),
+    (["think", "q", "--warmup", "9", "--budget", "8"], "warm-up is larger than the budget"),
+    (["think", "q", "--temperature", "-0.1"], "temperature must be"),
+    (["think", "q", "--temperature", "nan"], "temperature must be"),
+    (["think", "q", "--max-tokens", "0"], "max_tokens must be at least 1"),
+    (["think", "q", "--top-p", "1.5"], "top_p must be"),
+    (["think", "q", "--keep", "0"], "keep must be"),
+    (["think", "q", "--time-limit", "-1"], "time_limit must be"),
+    (["think", "q", "--policy", "majority", "--window", "8"], "Its settings: budget."),
+    (["think", "q", "--policy", "deepconf-offline", "--metric", "tial"], "tial"),
+    (["think", ""], "it is empty"),
+    (["think", "  \n "], "it is empty"),
+    (["think", "q", "--file", "question.txt"], "one on the command line and one in --file"),
+    (["think", "--file", "no-such-file.txt"], "No such file"),
+    (["think", "q", "--bugdet", "3"], "--bugdet"),
+    (["thnik", "q"], "thnik"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), NOTHING_STARTED)
+def test_wrong_use_is_refused_with_code_2_before_anything_is_fetched_or_started(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "NUL bytes"),
+        (b"caf\xe9 au lait", "not UTF-8"),
+        (b"x" * 4_000_001, "longer than"),
+        (b"x" * 1_000_001, "1,000,001 characters"),
+    ],
+)
+def test_what_is_no_question_on_stdin_is_refused(
+    data: bytes,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipe_in(monkeypatch, data)
+    assert run(["think", "-"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("engine")
+def test_flags_beat_the_environment_which_beats_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def budget(*flags: str) -> int:
+        assert run(["think", "q", "--json", "-q", "--policy", "majority", *flags]) == 0
+        return json.loads(capsys.readouterr().out)["budget"]
+
+    assert budget() == 16
+    (tmp_path / "config.toml").write_text("[think]\nbudget = 3\n")
+    assert budget() == 3
+    monkeypatch.setenv("CONVICTION_THINK_BUDGET", "5")
+    assert budget() == 5
+    assert budget("--budget", "7") == 7
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_settings_file_with_a_mistake_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text("[think]\nbugdet = 3\n")
+    assert run(["think", "q"]) == 2
+    assert "bugdet" in capsys.readouterr().err
+
+
+def test_a_broken_model_file_is_named_and_nothing_is_started(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF\x03\0\0\0")
+    assert run(["think", "q", "--model", str(broken)]) == 1
+    err = capsys.readouterr().err
+    assert "broken.gguf" in err
+    assert "Traceback" not in err
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["think", "--help"], ["models", "--help"], ["doctor", "--help"]):
+        assert run(arguments) == 0
+        assert "Usage" in capsys.readouterr().out
+    run(["think", "--help"])
+    text = capsys.readouterr().out
+    for flag in ("--policy", "--budget", "--window", "--answer", "--show-traces", "--json"):
+        assert flag in text
+
+
+def test_the_doctor_reports_what_works_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["doctor", "--json"]) == 0
+    findings = {finding["what"].strip(): finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["embedded engine"]["ok"] is True
+    assert findings["model cache"]["found"] == str(tmp_path / "cache" / "models")
+    assert findings["SmolLM2-135M-Instruct"]["found"] == "not fetched"
+
+
+def test_the_doctor_fails_where_the_cache_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "file"))
+    assert run(["doctor"]) == 1
+    assert "CONVICTION_CACHE" in capsys.readouterr().out
