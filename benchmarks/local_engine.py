@@ -147,7 +147,9 @@ async def throughput(engine: LocalEngine, tokens: int, rounds: int) -> None:
 async def predicted(engine: LocalEngine) -> int:
     """The server's own count of generated tokens, once its slots are at rest."""
     http = engine._running.http  # noqa: SLF001
-    while '"is_processing":true' in (await http._whole("GET", "/slots")).decode():  # noqa: SLF001
+    for _ in range(500):
+        if b'"is_processing":true' not in await http._whole("GET", "/slots"):  # noqa: SLF001
+            break
         await anyio.sleep(0.01)
     lines = (await http._whole("GET", "/metrics")).decode().splitlines()  # noqa: SLF001
     return next(
@@ -213,8 +215,8 @@ async def start_times(engine: LocalEngine, rounds: int) -> None:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="path of a GGUF chat model")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens per trace")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=40, help="tokens per trace")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     load = os.getloadavg()[0]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from conviction.answers.base import AnswerKind
 from conviction.answers.grouping import Grouping
+from conviction.confidence import Metric, measure
 from conviction.core import Answer, FinishReason, Question, Sampling, Trace, require
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import (
@@ -46,8 +47,9 @@ from conviction.verdict import Usage, Verdict, caveats
 TOP_K = 20
 """Log-probabilities per token that are asked for: the paper's k."""
 
-
-_NEGATIVE = "a token confidence below 0: it is minus the mean log-probability, so the sign is wrong"
+_WRONG_SIGN = (
+    "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
+)
 
 
 def trace_seed(seed: int, question: str, trace: int) -> int:
@@ -292,8 +294,8 @@ class _Run:
         text = live.text.getvalue()
         finish = live.finish or FinishReason.ERROR
         confidences = live.confidences()
-        if (confidences < 0).any():
-            finish, live.error = FinishReason.ERROR, _NEGATIVE
+        if measure(Metric.MEAN, confidences, window=1) < 0:
+            finish, live.error = FinishReason.ERROR, _WRONG_SIGN
         answer = None
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
             # Comparing answers may wait for another process, so it leaves the event loop.

@@ -120,7 +120,7 @@ class Verdict:
         if leader is None:
             return None
         supporters = [trace for trace in self.traces if trace.id in leader.votes]
-        return max(supporters, key=_mean_confidence, default=None)
+        return max(supporters, key=lambda trace: _mean_confidence(trace) or 0.0, default=None)
 
     def finishes(self) -> dict[FinishReason, int]:
         """How many traces ended for which reason; reasons that did not occur are left out."""
@@ -206,9 +206,9 @@ def _fate(trace: Trace, voters: frozenset[int]) -> str:
             return "failed"
 
 
-def _mean_confidence(trace: Trace) -> float:
+def _mean_confidence(trace: Trace) -> float | None:
     known = trace.confidences[np.isfinite(trace.confidences)]
-    return float(known.mean(dtype=np.float64)) if known.size else 0.0
+    return float(known.mean(dtype=np.float64)) if known.size else None
 
 
 def _trace_to_dict(trace: Trace) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _trace_to_dict(trace: Trace) -> dict[str, Any]:
         "tokens": trace.tokens,
         "answer": trace.answer.text if trace.answer else None,
         "text": trace.text,
-        "mean_confidence": _mean_confidence(trace) or None,
+        "mean_confidence": _mean_confidence(trace),
         "started": trace.started,
         "ended": trace.ended,
         "error": trace.error or None,

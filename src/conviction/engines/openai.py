@@ -4,6 +4,7 @@ One request per trace, with a single choice, so that each trace can be cancelled
 its connection is what tells the server to stop.
 """
 
+import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
@@ -113,14 +114,17 @@ class OpenAIEngine(Engine):
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         try:
-            host = httpx2.URL(self._base_url).host
+            url = httpx2.URL(self._base_url)
             self._client = httpx2.AsyncClient(
                 headers=headers,
                 timeout=self._timeout,
                 # A trace lasts seconds, so a connection of its own costs nothing, and a request
                 # never meets one that the server is about to drop.
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-                trust_env=host not in _LOOPBACK,
+                trust_env=url.host not in _LOOPBACK,
+                # Reading the system's certificates takes a while; without TLS nobody asks for
+                # them. This context has none, so it would trust nobody.
+                verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.scheme == "http" else True,
             )
         except (httpx2.InvalidURL, ValueError) as error:
             raise EngineUnavailableError(

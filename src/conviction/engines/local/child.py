@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,9 +30,11 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  # whatever it is, the parent must hear of it
         _say(report, {"error": str(error)})
         sys.exit(1)
-    _say(report, {"url": server.listening_address})
-    while os.read(_STDIN, 4096):
-        pass
+    # The parent may have ended while the model was loading; then nobody hears this.
+    with suppress(OSError):
+        _say(report, {"url": server.listening_address})
+        while os.read(_STDIN, 4096):
+            pass
     shutil.rmtree(settings["folder"], ignore_errors=True)
     # Without the destructors of native code: there is nothing left to save.
     os._exit(0)
