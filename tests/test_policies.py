@@ -391,10 +391,10 @@ class TestDeepConfOnline:
         assert any("no warm-up trace had a known confidence" in n for n in used.standing().notes)
 
     def test_a_trace_cut_by_its_token_limit_helps_set_the_threshold_but_does_not_vote(self) -> None:
-        rows = pool(("a", 12), ("b", 10))
+        rows = pool(("a", 8), ("b", 10))
         rows[0] = replace(rows[0], finish=FinishReason.LENGTH)
         used, _ = feed(DeepConfOnline(budget=4, warmup=2, keep=1.0, window=4), rows)
-        assert used.standing().threshold == 10
+        assert used.standing().threshold == 8
         assert used.standing().tally.voters == {1}
 
     def test_when_no_trace_passes_it_falls_back_to_the_majority_and_says_so(self) -> None:

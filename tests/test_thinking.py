@@ -1,7 +1,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -116,8 +116,9 @@ def odd_second(second: Stream, top_k: int = 20) -> Odd:
     async def stream(request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         await anyio.lowlevel.checkpoint()
         if request.trace == 1:
-            async for chunk in second(request):
-                yield chunk
+            async with aclosing(second(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         else:
             yield whole()
 
@@ -199,6 +200,34 @@ class TestConsensus:
         policy = Told(budget=9, first=[Start(2)], then=lambda _: [Done("enough"), Start(3)])
         verdict = await think(ScriptedEngine(saying("a", "a")), policy)
         assert (verdict.ended, len(verdict.traces)) == ("enough", 2)
+
+    async def test_a_trace_cancelled_by_it_did_not_fail_even_if_its_engine_says_so(self) -> None:
+        async def complains(_: TraceRequest) -> AsyncGenerator[Chunk, None]:
+            try:
+                await anyio.sleep(60)
+                yield whole()
+            except anyio.get_cancelled_exc_class():
+                raise StreamError(tried="read", found="closed", remedy="None.") from None
+
+        policy = Told(budget=2, first=[Start(2)], then=lambda _: [Done("enough")])
+        verdict = await think(odd_second(complains), policy)
+        assert (verdict.traces[1].finish, verdict.traces[1].error) == (FinishReason.CONSENSUS, "")
+
+    async def test_a_trace_that_had_ended_itself_is_not_called_cancelled_but_does_not_vote(
+        self,
+    ) -> None:
+        async def slow_to_close(_: TraceRequest) -> AsyncGenerator[Chunk, None]:
+            try:
+                yield whole("b")
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.2)
+
+        policy = Told(budget=2, first=[Start(2)], then=lambda _: [Done("enough")])
+        verdict = await think(odd_second(slow_to_close), policy)
+        assert verdict.traces[1].finish is FinishReason.STOP
+        assert verdict.tally.voters == {0}
+        assert verdict.usage.unvoted == 3
 
     async def test_a_policy_may_stop_single_traces(self) -> None:
         engine = ScriptedEngine([*saying("a"), *saying("b", tokens=5000), *saying("c", tokens=40)])

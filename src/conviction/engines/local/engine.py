@@ -39,7 +39,6 @@ _STALL_SECONDS = 600.0
 class _Running:
     server: LlamaServer
     http: OpenAIEngine
-    api: ServerApi
     prompts: SharedPrompts
     slots: SlotPool
 
@@ -105,9 +104,8 @@ class LocalEngine(Engine):
             server = await LlamaServer.start(settings, self._start_timeout)
             stack.push_async_callback(server.stop)
             http = await stack.enter_async_context(self._http(server))
-            api = ServerApi(http)
-            prompts = SharedPrompts(api, server.folder)
-            self._running = _Running(server, http, api, prompts, SlotPool(self._slots))
+            prompts = SharedPrompts(ServerApi(http), server.folder)
+            self._running = _Running(server, http, prompts, SlotPool(self._slots))
             self._stack = stack.pop_all()
         return self
 

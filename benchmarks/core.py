@@ -1,0 +1,194 @@
+"""What the core costs: metrics over arrays, the streaming gate, memory, and the driver.
+
+    python benchmarks/core.py [--runs 5]
+
+Every figure is the median of several runs on this machine. What is compared is timed in turns
+in the same process, so that a busy machine slows both sides alike.
+"""
+
+import argparse
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import anyio
+import numpy as np
+
+from conviction.answers.base import AnswerKind
+from conviction.confidence import Metric, measure_pool
+from conviction.core import Message, Question, Sampling, Trace
+from conviction.engines.base import Chunk, TraceRequest
+from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.gate import Gate
+from conviction.live import LiveTrace
+from conviction.policies import Action, Conditions, Majority, Start
+from conviction.thinking import deliberate
+
+RANDOM = np.random.default_rng(7)
+TRACES, TOKENS = 64, 10_000
+PAPER_WINDOW = 2048
+REFERENCE = "43-52 thousand tokens/s"
+"""The reference implementation's, confidence and stop test included, on 2 cores."""
+
+
+def confidences(count: int) -> np.ndarray:
+    """Token confidences as reasoning models give them: 8 to 20, some far above."""
+    return RANDOM.gamma(9.0, 1.5, count).astype(np.float32)
+
+
+def line(what: str, figure: str, target: str = "") -> None:
+    print(f"{what:<58}{figure:>22}   {target}")
+
+
+@dataclass
+class Clock:
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+@contextmanager
+def clocked() -> Iterator[Clock]:
+    clock = Clock(time.perf_counter(), time.process_time())
+    yield clock
+    clock.wall = time.perf_counter() - clock.wall
+    clock.cpu = time.process_time() - clock.cpu
+
+
+def metrics(runs: int) -> None:
+    shapes = {
+        "100 traces x 20,000, window 2048": (100, 20_000, PAPER_WINDOW),
+        "5,000 traces x 200, window 64": (5_000, 200, 64),
+    }
+    for name, (traces, tokens, window) in shapes.items():
+        flat = confidences(traces * tokens)
+        offsets = np.arange(traces + 1) * tokens
+        for metric in Metric:
+            taken: list[float] = []
+            for _ in range(runs):
+                with clocked() as clock:
+                    measure_pool(metric, flat, offsets, window)
+                taken.append(clock.cpu)
+            speed = flat.size / median(taken) / 1e6
+            line(f"{metric}, {name}", f"{speed:,.0f} M tokens/s", "target >= 100")
+
+
+def gate(runs: int) -> None:
+    for size in (1, 16):
+        chunks = np.split(confidences(160_000), range(size, 160_000, size))
+        taken: list[float] = []
+        for _ in range(runs):
+            push = Gate(PAPER_WINDOW, 0.0).monitor().push
+            with clocked() as clock:
+                for chunk in chunks:
+                    push(chunk)
+            taken.append(clock.cpu)
+        line(f"streaming gate, chunks of {size}", f"{median(taken) / 160_000 * 1e9:,.0f} ns/token")
+
+
+async def memory() -> None:
+    chunks = [Chunk("", values) for values in np.split(confidences(200_000), 200_000)]
+    tracemalloc.start()
+    live = LiveTrace(id=0, seed=0, gate=None, started=0.0)
+    before, _ = tracemalloc.get_traced_memory()
+    for chunk in chunks:
+        live.take(chunk)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    line(
+        "confidences of a growing trace",
+        f"{(after - before) / len(chunks):.1f} bytes/token",
+        "target <= 8; the reference keeps 4,700",
+    )
+
+
+class Nothing(AnswerKind):
+    name = "nothing"
+
+    def extract(self, text: str) -> str | None:
+        del text
+        return None
+
+    def canonical(self, answer: str) -> str:
+        return answer
+
+
+class Gated(Majority):
+    """Watches every token of every trace, and stops none."""
+
+    def begin(self, conditions: Conditions) -> list[Action]:
+        del conditions
+        return [Start(self.budget, Gate(PAPER_WINDOW, 0.0))]
+
+    def on_finished(self, trace: Trace) -> list[Action]:
+        del trace
+        return []
+
+
+def engine() -> ScriptedEngine:
+    scripts = [Script("", confidences(TOKENS)) for _ in range(TRACES)]
+    return ScriptedEngine(scripts, concurrency=TRACES)
+
+
+async def bare(played: ScriptedEngine) -> None:
+    """The same engine, one task per trace, and nothing else."""
+    sampling = Sampling(max_tokens=TOKENS)
+
+    async def read(trace: int) -> None:
+        request = TraceRequest((Message("user", "?"),), sampling, trace)
+        async for _ in played.stream(request):
+            pass
+
+    async with anyio.create_task_group() as tasks:
+        for trace in range(TRACES):
+            tasks.start_soon(read, trace)
+
+
+async def driven(played: ScriptedEngine) -> None:
+    await deliberate(
+        Question.ask("?"),
+        engine=played,
+        policy=Gated(budget=TRACES),
+        answers=Nothing(),
+        sampling=Sampling(max_tokens=TOKENS),
+    )
+
+
+def driver(runs: int) -> None:
+    played = engine()
+    costs: dict[Callable[[ScriptedEngine], Awaitable[None]], list[Clock]] = {bare: [], driven: []}
+    for _ in range(runs):
+        for way, clocks in costs.items():
+            with clocked() as clock:
+                anyio.run(way, played)
+            clocks.append(clock)
+    total = TRACES * TOKENS
+    for way, clocks in costs.items():
+        speed = total / median(clock.wall for clock in clocks) / 1e3
+        cpu = median(clock.cpu for clock in clocks) / total * 1e6
+        line(f"{way.__name__} loop, {TRACES} x {TOKENS:,}, chunks of 1", f"{speed:,.0f} k tokens/s")
+        line("    CPU", f"{cpu:.2f} us/token")
+    both = zip(costs[bare], costs[driven], strict=True)
+    ratios = [with_driver.cpu / alone.cpu - 1 for alone, with_driver in both]
+    line("driver overhead over the bare loop", f"{median(ratios):+.1%}", "target <= 5%")
+    added = median(
+        (with_driver.cpu - alone.cpu) / total * 1e6
+        for alone, with_driver in zip(costs[bare], costs[driven], strict=True)
+    )
+    line("driver's own CPU", f"{added:.2f} us/token", f"target <= 10; reference: {REFERENCE}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    metrics(runs)
+    gate(runs)
+    anyio.run(memory)
+    driver(runs)
+
+
+if __name__ == "__main__":
+    main()
