@@ -12,6 +12,7 @@ for many traces at once) and one token at a time (`GroupWindow`).
 """
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from enum import StrEnum
 from heapq import nlargest
@@ -32,8 +33,11 @@ HEAD_SHARE = 0.1
 _POOL_BLOCK = 65536
 """Tokens per cumulative sum: keeps rounding near 1e-10 and the block in the cache."""
 
-_SCALAR_CHUNK = 24
+_SCALAR_CHUNK = 48
 """Chunks up to this size are pushed token by token, which is faster than numpy's overhead."""
+
+_ROOM = 256
+"""Numbers that a window holds beyond two groups, so that small windows seldom make room."""
 
 
 class Metric(StrEnum):
@@ -222,22 +226,22 @@ def _bottom(sums: NDArray[np.float64], window: int) -> float:
 
 
 class GroupWindow:
-    """A trace's confidences as they come: O(1) time per token, `window` numbers of memory.
+    """A trace's confidences as they come: O(1) time per token, some two windows of memory.
 
     Args:
         window: Tokens in a group, at least 1.
     """
 
-    __slots__ = ("_count", "_group", "_low", "_sums", "_total", "window")
+    __slots__ = ("_last", "_least", "_origin", "_sums", "_view", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self._count = 0
-        self._total = 0.0
-        self._low = inf
-        self._group = nan
-        # The last `window` cumulative sums; slot n % window holds S_n. S_0 = 0 stands already.
-        self._sums = array("d", bytes(8 * window))
+        # Cumulative sums, the newest at `_last`, and S_0 at `_origin`. When there is no room
+        # left, those of the last group move to the front, and `_origin` becomes negative.
+        self._sums = array("d", bytes(8 * (2 * window + _ROOM)))
+        self._view = np.frombuffer(self._sums, np.float64)
+        self._origin = self._last = 0
+        self._least = inf
 
     def push(self, confidences: Floats) -> float:
         """Take the next tokens of the trace.
@@ -249,53 +253,85 @@ class GroupWindow:
             The lowest group confidence among the full groups that these tokens completed;
             infinity if they completed none.
         """
-        if confidences.size > _SCALAR_CHUNK:
-            return self._push_many(known(confidences))
-        sums, window, count, total = self._sums, self.window, self._count, self._total
-        lowest, group = inf, nan
+        many = confidences.size > _SCALAR_CHUNK
+        least = self._push_many(confidences) if many else self._push_few(confidences)
+        self._least = min(self._least, least)
+        return least / self.window
+
+    def _push_few(self, confidences: Floats) -> float:
+        """Push token by token; the least group sum that was completed."""
+        if self._last + confidences.size >= len(self._sums):
+            self._make_room()
+        sums, last, window, least = self._sums, self._last, self.window, inf
+        full, total = self._origin + window, sums[last]
         for value in confidences.tolist():
             if not isfinite(value):
                 continue
-            total += value
-            count += 1
-            slot = count % window
-            if count >= window:
-                group = (total - sums[slot]) / window
-                lowest = min(lowest, group)
-            sums[slot] = total
-        self._count, self._total = count, total
-        if lowest < inf:
-            self._low, self._group = min(self._low, lowest), group
-        return lowest
+            last += 1
+            sums[last] = total = total + value
+            if last >= full:
+                group = total - sums[last - window]
+                if group < least:  # noqa: PLR1730  # min() costs as much as all the rest
+                    least = group
+        self._last = last
+        return least
 
-    def _push_many(self, values: Floats) -> float:
-        window, count = self.window, self._count
-        held = min(count, window - 1)
-        slots = np.frombuffer(self._sums, np.float64)
-        before = slots[np.arange(count - held, count + 1) % window]
-        # Continues the addition where it stood, so the sums are those of one long `cumulative`.
-        sums = np.cumsum(np.concatenate(([self._total], values)), dtype=np.float64)
-        joined = np.concatenate((before[:-1], sums))
-        groups = (joined[window:] - joined[:-window]) / window
-        newest = min(values.size, window)
-        count += values.size
-        slots[np.arange(count - newest + 1, count + 1) % window] = sums[sums.size - newest :]
-        self._count, self._total = count, float(sums[-1])
-        if not groups.size:
-            return inf
-        lowest = float(groups.min())
-        self._low, self._group = min(self._low, lowest), float(groups[-1])
-        return lowest
+    def _push_many(self, confidences: Floats) -> float:
+        """Push with array operations; the least group sum that was completed."""
+        view, window, least = self._view, self.window, inf
+        values = known(confidences)
+        while values.size:
+            if self._last + 1 == view.size:
+                self._make_room()
+            begin = self._last
+            end = min(begin + values.size, view.size - 1)
+            new, values = values[: end - begin], values[end - begin :]
+            view[begin + 1 : end + 1] = new
+            # Continues the addition where it stood, so the sums are those of `cumulative`.
+            np.cumsum(view[begin : end + 1], out=view[begin : end + 1])
+            self._last = end
+            first = max(begin + 1, self._origin + window)
+            if first <= end:
+                groups = view[first : end + 1] - view[first - window : end + 1 - window]
+                least = min(least, float(groups.min()))
+        return least
+
+    def _make_room(self) -> None:
+        group = self._view[self._last - self.window : self._last + 1].copy()
+        self._view[: group.size] = group
+        self._origin -= self._last - self.window
+        self._last = self.window
+
+    def safe_tokens(self, threshold: float) -> int:
+        """How many tokens can come before a full group can be below `threshold`.
+
+        However low they are: a confidence is never negative, so a group sum shrinks at most by
+        the tokens that leave it. This is what allows a gate to be looked at now and then, and
+        yet to fire at the very token at which it would fire if it were looked at every time.
+
+        Returns:
+            A count from 0 to the window.
+        """
+        if self.count < self.window:
+            return self.window - self.count - 1
+        sums, window, last = self._sums, self.window, self._last
+        total, begin = sums[last], last - window
+        # The very expression of a group confidence, so that rounding cannot tell them apart.
+        return bisect_left(
+            range(1, window + 1),
+            True,  # noqa: FBT003  # the value that is searched for
+            key=lambda tokens: (total - sums[begin + tokens]) / window < threshold,
+        )
 
     @property
     def count(self) -> int:
         """Known tokens so far."""
-        return self._count
+        return self._last - self._origin
 
     @property
     def mean(self) -> float:
         """Mean over all known tokens so far (eq. 3); NaN before the first."""
-        return self._total / self._count if self._count else nan
+        return self._sums[self._last] / self.count if self.count else nan
 
     @property
     def current(self) -> float:
@@ -303,9 +339,11 @@ class GroupWindow:
 
         Before the window is full: of what there is. NaN before the first token.
         """
-        return self._group if self._count >= self.window else self.mean
+        if self.count < self.window:
+            return self.mean
+        return (self._sums[self._last] - self._sums[self._last - self.window]) / self.window
 
     @property
     def lowest(self) -> float:
         """Lowest group confidence so far (eq. 6); before the window is full, of what there is."""
-        return self._low if self._count >= self.window else self.mean
+        return self._least / self.window if self.count >= self.window else self.mean

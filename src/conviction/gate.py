@@ -68,3 +68,7 @@ class GateMonitor:
             confidences: Their token confidences, shape (tokens,), NaN where unknown.
         """
         return self.groups.push(confidences) < self.threshold
+
+    def safe_tokens(self) -> int:
+        """How many tokens can come before it could say stop: a count from 0 to the window."""
+        return self.groups.safe_tokens(self.threshold)

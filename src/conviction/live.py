@@ -1,5 +1,6 @@
 """A trace while it is being generated: what has come of it so far, and its gate."""
 
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from io import StringIO
 
@@ -11,7 +12,8 @@ from conviction.core import FinishReason
 from conviction.engines.base import Chunk
 from conviction.gate import Gate
 
-_FLOAT32 = np.dtype(np.float32)
+_MOST_ASIDE = 128
+"""Tokens that are set aside at most: some 30 kB a trace."""
 
 
 @dataclass(eq=False)
@@ -28,32 +30,66 @@ class LiveTrace:
     error: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    text: StringIO = field(default_factory=StringIO)
-    # float32 values as bytes: four a token, appended without a Python object per number.
+    _aside: list[Chunk] = field(default_factory=list[Chunk])
+    _text: StringIO = field(default_factory=StringIO)
+    # float32 values as bytes: four a token, without a Python object per number.
     _raw: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
-        self.monitor = self.gate.monitor() if self.gate else None
+        self._monitor = self.gate.monitor() if self.gate else None
 
-    def take(self, chunk: Chunk) -> bool:
-        """Add a chunk; True if the trace has ended or its gate says stop."""
-        confidences = chunk.confidences
-        if confidences.dtype is not _FLOAT32:
-            confidences = confidences.astype(np.float32)
+    async def read(
+        self, chunks: AsyncIterator[Chunk], watch: Callable[[Chunk], None] | None = None
+    ) -> None:
+        """Read a stream until the trace ends or its gate says stop.
+
+        Chunks are set aside while the gate cannot fire whatever they hold, and then read
+        together, which costs a fraction of reading each. The trace stops at the same token.
+
+        Args:
+            chunks: The stream.
+            watch: Called with every chunk as it comes.
+        """
+        aside, tokens, safe = self._aside, 0, self._safe_tokens()
+        try:
+            async for chunk in chunks:
+                aside.append(chunk)
+                if watch is not None:
+                    watch(chunk)
+                tokens += chunk.confidences.size
+                if tokens > safe or chunk.finish is not None:
+                    self._take_in()
+                    if self.finish is not None:
+                        return
+                    tokens, safe = 0, self._safe_tokens()
+        finally:
+            self._take_in()
+
+    def _safe_tokens(self) -> int:
+        return min(self._monitor.safe_tokens(), _MOST_ASIDE) if self._monitor else _MOST_ASIDE
+
+    def _take_in(self) -> None:
+        """Add what was set aside to what there is."""
+        if not self._aside:
+            return
+        chunks = self._aside.copy()
+        self._aside.clear()
+        confidences = np.concatenate([chunk.confidences for chunk in chunks], dtype=np.float32)
         self._raw += confidences.data
-        if chunk.text:
-            self.text.write(chunk.text)
-        if chunk.finish is not None:
-            self.finish = chunk.finish
-        if chunk.prompt_tokens:
+        self._text.write("".join([chunk.text for chunk in chunks]))
+        for chunk in [chunk for chunk in chunks if chunk.prompt_tokens]:
             self.prompt_tokens, self.cached_tokens = chunk.prompt_tokens, chunk.cached_tokens
-        if self.finish is not None:
-            return True
-        if self.monitor is not None and self.monitor.push(confidences):
+        self.finish = chunks[-1].finish
+        if self.finish is None and self._monitor and self._monitor.push(confidences):
             self.finish = FinishReason.LOW_CONFIDENCE
-            return True
-        return False
+
+    @property
+    def text(self) -> str:
+        """Everything it wrote so far."""
+        self._take_in()
+        return self._text.getvalue()
 
     def confidences(self) -> NDArray[np.float32]:
         """Token confidences so far, shape (tokens,)."""
+        self._take_in()
         return np.frombuffer(bytes(self._raw), np.float32)

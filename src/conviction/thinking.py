@@ -7,7 +7,7 @@ outlives the run.
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from hashlib import blake2b
 from math import inf
@@ -264,7 +264,7 @@ class _Run:
         try:
             with live.scope:
                 async with aclosing(self._engine.stream(request)) as chunks:
-                    await self._read(live, chunks)
+                    await live.read(chunks, self._watcher(live.id))
         except ConvictionError as error:
             live.error = str(error)
         except anyio.get_cancelled_exc_class():
@@ -280,18 +280,14 @@ class _Run:
             live.error = live.error or f"{self._engine.name} ended the stream without saying why"
         self._outcomes.send_nowait(live)
 
-    async def _read(self, live: LiveTrace, chunks: AsyncGenerator[Chunk, None]) -> None:
-        take = live.take
-        async for chunk in chunks:
-            ended = take(chunk)
-            if self._on_event is not None:
-                self._emit(TraceAdvanced(live.id, chunk))
-            if ended:
-                return
+    def _watcher(self, trace: int) -> Callable[[Chunk], None] | None:
+        if self._on_event is None:
+            return None
+        return lambda chunk: self._emit(TraceAdvanced(trace, chunk))
 
     async def _conclude(self, live: LiveTrace) -> Trace:
         """Turn a trace that ended into a finished one, its answer classified."""
-        text = live.text.getvalue()
+        text = live.text
         finish = live.finish or FinishReason.ERROR
         confidences = live.confidences()
         if measure(Metric.MEAN, confidences, window=1) < 0:

@@ -44,8 +44,14 @@ class Script:
 Pace = Callable[[TraceRequest], Awaitable[None]]
 
 
-async def _at_once(_: TraceRequest) -> None:
-    await anyio.lowlevel.checkpoint()
+def _evenly(delay: float) -> Pace:
+    async def pace(_: TraceRequest) -> None:
+        await anyio.sleep(delay)
+
+    async def at_once(_: TraceRequest) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    return pace if delay else at_once
 
 
 class ScriptedEngine(Engine):
@@ -84,7 +90,7 @@ class ScriptedEngine(Engine):
         self._concurrency = concurrency
         self._top_k = top_k
         self._chunk_tokens = chunk_tokens
-        self._pace = pace or (_at_once if delay == 0 else lambda _: anyio.sleep(delay))
+        self._pace = pace or _evenly(delay)
         self.generated: list[int] = []
         self.running = 0
 

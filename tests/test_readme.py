@@ -1,0 +1,71 @@
+"""The README does what it says."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def python(code: str, *, seconds: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_the_policy_of_ones_own_runs_as_printed() -> None:
+    (example,) = [block for block in blocks("python") if "FirstPair" in block]
+    result = python(example, seconds=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("5 a pair Usage(voted=")
+
+
+@pytest.mark.real
+@pytest.mark.timeout(600)
+def test_the_library_example_runs_as_printed() -> None:
+    (example,) = [block for block in blocks("python") if "verdict.share:.0%" in block]
+    result = python(example, seconds=590)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"100 \d+% \d+\n", result.stdout)
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_the_first_command_answers_its_question() -> None:
+    first = blocks("sh")[0].strip()
+    install, _, think = first.partition(" && ")
+    assert install == 'python -m pip install ".[local,math]"'
+    program, *arguments = shlex.split(think)
+    assert program == "conviction"
+    result = subprocess.run(
+        [sys.executable, "-m", "conviction", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=890,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "41\n"
+    assert "traces started" in result.stderr
+    assert "votes" in result.stderr
+
+
+def test_the_second_command_installs_for_development_and_runs_every_test() -> None:
+    assert blocks("sh")[1].strip() == 'python -m pip install -e ".[dev]" && pytest'
+
+
+def test_every_conviction_command_in_the_readme_is_understood() -> None:
+    commands = re.findall(r"^conviction (models|doctor)(?: .*)?$", README, re.MULTILINE)
+    assert set(commands) == {"models", "doctor"}
