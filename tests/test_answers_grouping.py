@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conviction.answers import AnswerKind, Grouping, kind
+from conviction.core import Answer
 
 
 class Scripted(AnswerKind):
@@ -107,3 +108,13 @@ def test_everything_imports_without_math_verify(monkeypatch: pytest.MonkeyPatch)
     for name in ("math", "number", "choice", "text", "json"):
         kind(name).canonical("1/2")
     assert "math_verify" not in sys.modules
+
+
+def test_what_canonical_forms_decide_is_classified_without_waiting() -> None:
+    grouping = Grouping(kind("math"))
+    assert grouping.classify_at_once("0.5") == Answer("0.5", "1/2")
+    assert grouping.classify_at_once("7") is not None
+    assert grouping.classify_at_once("\\sin(2x)") is not None
+    # Two formulas that are written differently: only a comparison can tell.
+    assert grouping.classify_at_once("2\\sin(x)\\cos(x)") is None
+    assert grouping.classify_at_once("\\sin(2x)") is not None

@@ -553,22 +553,35 @@ class TestListeners:
 
 
 class TestAnswerKinds:
-    async def test_a_slow_one_does_not_keep_other_traces_waiting(self) -> None:
-        engine = ScriptedEngine([*saying("a"), *saying("b", tokens=100)], delay=0.002)
+    async def test_a_slow_comparison_does_not_keep_other_traces_waiting(self) -> None:
+        texts = [*saying("a"), *saying("b", tokens=20), *saying("c", tokens=100)]
+        engine = ScriptedEngine(texts, delay=0.002)
         seen_meanwhile: list[int] = []
 
         class Slow(LastWord):
-            def canonical(self, answer: str) -> str:
+            def decided(self, first: str, second: str) -> bool:
+                del first, second
+                return False
+
+            def equivalent(self, first: str, second: str) -> bool:
+                del first, second
                 before = sum(engine.generated)
                 for _ in range(200):
                     if sum(engine.generated) > before:
                         break
                     time.sleep(0.005)
                 seen_meanwhile.append(sum(engine.generated) - before)
-                return answer
+                return False
 
-        await think(engine, Majority(budget=2), answers=Slow())
+        await think(engine, Majority(budget=3), answers=Slow())
         assert seen_meanwhile[0] > 0
+
+    async def test_plain_answers_are_settled_within_the_very_turn_in_which_they_end(self) -> None:
+        engine = ScriptedEngine(saying("a", "a", tokens=5) + saying("b", tokens=500))
+        policy = Told(budget=3, first=[Start(3)], then=lambda trace: [Done("x")] * trace.id)
+        verdict = await think(engine, policy)
+        assert verdict.traces[2].finish is FinishReason.CONSENSUS
+        assert verdict.traces[2].tokens <= 5 + 2
 
     async def test_one_with_a_bug_ends_the_run_with_that_bug(self) -> None:
         class Buggy(LastWord):

@@ -294,8 +294,7 @@ class _Run:
             finish, live.error = FinishReason.ERROR, _WRONG_SIGN
         answer = None
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
-            # Comparing answers may wait for another process, so it leaves the event loop.
-            answer = await anyio.to_thread.run_sync(self._find_answer, text)
+            answer = await self._find_answer(text)
             if self._policy.needs_confidence and confidences.size:
                 self._check_confidence(confidences)
         trace = Trace(
@@ -327,9 +326,15 @@ class _Run:
         ):
             raise _no_logprobs(self._engine, self._policy, "a trace ended without a single one")
 
-    def _find_answer(self, text: str) -> Answer | None:
+    async def _find_answer(self, text: str) -> Answer | None:
         found = self._answers.extract(text)
-        return None if found is None else self._grouping.classify(found)
+        if found is None:
+            return None
+        answer = self._grouping.classify_at_once(found)
+        if answer is None:
+            # Waiting for another process, so it leaves the event loop.
+            answer = await anyio.to_thread.run_sync(self._grouping.classify, found)
+        return answer
 
     def _verdict(self) -> Verdict:
         traces = tuple(sorted(self._traces, key=lambda trace: trace.id))

@@ -7,8 +7,9 @@ from typing import ClassVar
 class AnswerKind(ABC):
     """One kind of answer (a number, a choice, …).
 
-    Canonical forms decide first: they are cheap, pure and cached by the caller. `equivalent`
-    is asked only about pairs whose canonical forms differ and which `decided` leaves open.
+    Canonical forms decide first, on the event loop: extracting and canonicalising take well under
+    a millisecond, are pure, and are cached by the caller. `equivalent` may wait; it is asked in
+    another thread, and only about pairs of different canonical forms that `decided` leaves open.
     """
 
     name: ClassVar[str]

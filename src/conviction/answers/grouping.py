@@ -15,7 +15,7 @@ class Grouping:
     The first answer of a class represents it: a new answer joins the first class whose
     representative it equals. So the classes depend on the order of the answers where equality is
     not transitive ("0.5" and "50" both equal "50%"), and on nothing else. Used by one thread at a
-    time; a call may wait for a comparison, so an event loop calls it in a worker thread.
+    time; where `classify` would wait for a comparison, an event loop calls it in another thread.
 
     Args:
         kind: Finds and compares the answers.
@@ -33,14 +33,28 @@ class Grouping:
         self._representatives: list[str] = []
 
     def classify(self, raw: str) -> Answer:
-        """The answer with the key of its class. Never raises."""
-        canonical = self._canonical.get(raw)
-        if canonical is None:
-            canonical = self._canonical[raw] = self._kind.canonical(raw)
+        """The answer with the key of its class; may wait for a comparison. Never raises."""
+        canonical = self._canonical_form(raw)
         key = self._keys.get(canonical)
         if key is None:
             key = self._keys[canonical] = self._class_of(canonical)
         return Answer(raw, key)
+
+    def classify_at_once(self, raw: str) -> Answer | None:
+        """Like `classify`, but None where that would have to wait for a comparison."""
+        canonical = self._canonical_form(raw)
+        if canonical not in self._keys and not all(
+            self._kind.decided(representative, canonical)
+            for representative in self._representatives
+        ):
+            return None
+        return self.classify(raw)
+
+    def _canonical_form(self, raw: str) -> str:
+        canonical = self._canonical.get(raw)
+        if canonical is None:
+            canonical = self._canonical[raw] = self._kind.canonical(raw)
+        return canonical
 
     @property
     def limits(self) -> tuple[str, ...]:
