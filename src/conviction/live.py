@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from io import StringIO
+from math import inf
 
 import anyio
 import numpy as np
@@ -45,28 +46,28 @@ class LiveTrace:
             watch: Called with every chunk as it comes.
         """
         monitor = self.gate.monitor() if self.gate else None
-        raw, write = self._raw, self._text.write
-        seen, due = 0, _bytes_until_due(monitor)
+        raw, float32 = self._raw, _FLOAT32
+        read, due = 0, _bytes_to_next_look(monitor)
         async for chunk in chunks:
             confidences = chunk.confidences
-            if confidences.dtype is not _FLOAT32:
+            if confidences.dtype is not float32:
                 confidences = confidences.astype(np.float32)
             raw += confidences.tobytes()
             if chunk.text:
-                write(chunk.text)
+                self._text.write(chunk.text)
             if watch is not None:
                 watch(chunk)
+            if chunk.prompt_tokens:
+                self.prompt_tokens, self.cached_tokens = chunk.prompt_tokens, chunk.cached_tokens
             if chunk.finish is not None:
                 self.finish = chunk.finish
-                self.prompt_tokens = chunk.prompt_tokens
-                self.cached_tokens = chunk.cached_tokens
                 return
-            if monitor is not None and len(raw) >= due:
-                if monitor.push(np.frombuffer(raw[seen:], np.float32)):
+            if len(raw) >= due:
+                if monitor and monitor.push(np.frombuffer(raw[read:], np.float32)):
                     self.finish = FinishReason.LOW_CONFIDENCE
                     return
-                seen = len(raw)
-                due = seen + _bytes_until_due(monitor)
+                read = len(raw)
+                due = read + _bytes_to_next_look(monitor)
 
     @property
     def text(self) -> str:
@@ -78,5 +79,5 @@ class LiveTrace:
         return np.frombuffer(bytes(self._raw), np.float32)
 
 
-def _bytes_until_due(monitor: GateMonitor | None) -> int:
-    return _FLOAT32.itemsize * (monitor.safe_tokens() + 1) if monitor else 0
+def _bytes_to_next_look(monitor: GateMonitor | None) -> float:
+    return _FLOAT32.itemsize * (monitor.safe_tokens() + 1) if monitor else inf
