@@ -161,3 +161,56 @@ def test_a_trace_shorter_than_the_window_has_one_group_of_all_it_has() -> None:
 def test_a_trace_without_known_tokens_has_no_groups_and_no_confidence() -> None:
     assert group_confidences(np.array([math.nan]), 4).size == 0
     assert all(math.isnan(measure(metric, np.array([math.nan]), 4)) for metric in Metric)
+
+
+@given(
+    st.integers(1, 40),
+    st.floats(-1, 60),
+    st.lists(st.floats(0, 60, width=32), max_size=120),
+    st.lists(st.floats(0, 60, width=32), max_size=80),
+)
+def test_no_group_falls_below_a_threshold_within_the_safe_tokens(
+    window: int, threshold: float, before: list[float], after: list[float]
+) -> None:
+    stream = GroupWindow(window)
+    stream.push(np.array(before, np.float32))
+    safe = stream.safe_tokens(threshold)
+    assert 0 <= safe <= window
+    assert not stream.push(np.array(after[:safe], np.float32)) < threshold
+
+
+@given(
+    st.integers(1, 40),
+    st.floats(0.1, 60),
+    st.lists(st.floats(0, 60, width=32), max_size=120),
+)
+def test_one_more_than_the_safe_tokens_can_fall_below(
+    window: int, threshold: float, before: list[float]
+) -> None:
+    stream = GroupWindow(window)
+    stream.push(np.array(before, np.float32))
+    safe = stream.safe_tokens(threshold)
+    lowest = stream.push(np.zeros(safe + 1, np.float32))
+    if len(before) >= window:
+        assert lowest < threshold
+    else:
+        assert stream.count == window  # nothing is claimed beyond the first full group
+
+
+@given(st.data(), st.integers(1, 700), st.integers(0, 2**32))
+def test_long_streams_of_any_chunks_equal_one_array(
+    data: st.DataObject, window: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    values = random.gamma(4.0, 3.0, data.draw(st.integers(0, 5000))).astype(np.float32)
+    values[random.random(values.size) < 0.02] = math.nan
+    stream, at = GroupWindow(window), 0
+    while at < values.size:
+        size = data.draw(st.sampled_from([1, 7, 48, 49, 300, 2000]))
+        stream.push(values[at : at + size])
+        at += size
+    groups = group_confidences(values, window)
+    assert stream.count == np.isfinite(values).sum()
+    if groups.size:
+        assert stream.lowest == groups.min()
+        assert stream.current == groups[-1]

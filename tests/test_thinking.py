@@ -318,6 +318,19 @@ class TestFailingTraces:
         verdict = await think(Odd(talkative), Majority(budget=1))
         assert (verdict.answer, verdict.usage.generated) == ("a", 3)
 
+    @pytest.mark.parametrize("chunks", [1, 2])
+    async def test_confidences_of_the_wrong_type_fail_the_trace_with_the_reason(
+        self, chunks: int
+    ) -> None:
+        async def doubles(_: TraceRequest) -> AsyncGenerator[Chunk, None]:
+            for number in range(chunks):
+                finish = FinishReason.STOP if number == chunks - 1 else None
+                yield Chunk("= a", np.ones(3), finish)  # type: ignore[arg-type]
+
+        verdict = await think(odd_second(doubles), DeepConfOffline(budget=3, keep=1.0))
+        assert verdict.tally.voters == {0, 2}
+        assert "must be float32, not float64" in verdict.traces[1].error
+
     async def test_confidences_of_the_wrong_sign_fail_the_trace_with_the_reason(self) -> None:
         async def minus(_: TraceRequest) -> AsyncGenerator[Chunk, None]:
             yield whole(confidence=-9.0)

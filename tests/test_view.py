@@ -53,7 +53,7 @@ def terminal(width: int = 100, height: int = 40) -> tuple[Console, io.StringIO]:
 
 def last_picture(console: Console, view: LiveView) -> str:
     with console.capture() as capture:
-        console.print(view._render())
+        console.print(view.picture())
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
 
 
@@ -101,7 +101,7 @@ def test_text_from_the_model_cannot_draw_on_the_terminal() -> None:
 
         anyio.run(main)
         if isinstance(view, LiveView):
-            console.print(view._render())
+            console.print(view.picture())
         assert "\x1b[2J" not in out.getvalue()
 
 

@@ -13,7 +13,7 @@ for many traces at once) and one token at a time (`GroupWindow`).
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from heapq import nlargest
 from itertools import pairwise
@@ -191,38 +191,55 @@ def _measure_block(
             width = np.maximum((tokens * HEAD_SHARE).astype(np.int64), 1) * present
             result = (sums[begin + width] - sums[begin]) / np.maximum(width, 1)
         case Metric.LOWEST_GROUP:
-            result = _lowest_groups(sums, begin, end, window)
+            result = _over_groups(_least, sums, begin, end, window)
         case Metric.BOTTOM_10:
-            result = np.array(
-                [_bottom(sums[a : b + 1], window) for a, b in zip(begin, end, strict=True)]
-            )
+            result = _over_groups(_bottom, sums, begin, end, window)
     return np.where(present, result, nan)
 
 
-def _lowest_groups(
-    sums: NDArray[np.float64], begin: NDArray[np.int64], end: NDArray[np.int64], window: int
+def _over_groups(
+    summary: Callable[..., NDArray[np.float64]],
+    sums: NDArray[np.float64],
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+    window: int,
 ) -> NDArray[np.float64]:
+    """A summary of each trace's group confidences; a trace shorter than the window has one."""
     tokens = end - begin
     result = (sums[end] - sums[begin]) / np.maximum(tokens, 1)
     full = np.flatnonzero(tokens >= window)
     if full.size:
         groups = sums[window:] - sums[:-window]
-        # Pairs (begin, past the end) of each trace's groups; reduceat answers for the gaps
-        # between them too, and those answers are dropped.
-        segments = np.stack((begin[full], end[full] - window + 1), axis=1).ravel()
-        segments = segments[:-1] if segments[-1] == groups.size else segments
-        result[full] = np.minimum.reduceat(groups, segments)[::2] / window
+        result[full] = summary(groups, begin[full], end[full] - window + 1) / window
     return result
 
 
-def _bottom(sums: NDArray[np.float64], window: int) -> float:
-    if sums.size == 1:
-        return nan
-    width = min(window, sums.size - 1)
-    groups = sums[width:] - sums[:-width]
-    lowest = max(int(groups.size * BOTTOM_SHARE), 1)
-    groups.partition(lowest - 1)
-    return float(groups[:lowest].mean()) / width
+def _least(
+    groups: NDArray[np.float64], first: NDArray[np.int64], stop: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    return _reduce(np.minimum, groups, first, stop)
+
+
+def _bottom(
+    groups: NDArray[np.float64], first: NDArray[np.int64], stop: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    lowest = np.maximum(((stop - first) * BOTTOM_SHARE).astype(np.int64), 1)
+    for a, b, count in zip(first.tolist(), stop.tolist(), lowest.tolist(), strict=True):
+        groups[a:b].partition(count - 1)
+    return _reduce(np.add, groups, first, first + lowest) / lowest
+
+
+def _reduce(
+    operation: np.ufunc,
+    values: NDArray[np.float64],
+    first: NDArray[np.int64],
+    stop: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """`operation` over values[first:stop], for each pair of bounds; none of them empty."""
+    # reduceat answers for the gaps between the segments too, and takes no bound past the end.
+    bounds = np.stack((first, stop), axis=1).ravel()
+    bounds = bounds[:-1] if bounds[-1] == values.size else bounds
+    return operation.reduceat(values, bounds)[::2]
 
 
 class GroupWindow:

@@ -2,8 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from io import StringIO
-from math import inf
+from io import BytesIO, StringIO
 
 import anyio
 import numpy as np
@@ -14,6 +13,9 @@ from conviction.engines.base import Chunk
 from conviction.gate import Gate, GateMonitor
 
 _FLOAT32 = np.dtype(np.float32)
+_MOST_UNSEEN = 100_000
+"""Tokens between two looks at a trace that has no gate."""
+
 
 @dataclass(eq=False)
 class LiveTrace:
@@ -31,53 +33,62 @@ class LiveTrace:
     cached_tokens: int = 0
     _text: StringIO = field(default_factory=StringIO)
     # float32 values as bytes: four a token, without a Python object per number.
-    _raw: bytearray = field(default_factory=bytearray)
+    _raw: BytesIO = field(default_factory=BytesIO)
 
     async def read(
         self, chunks: AsyncIterator[Chunk], watch: Callable[[Chunk], None] | None = None
     ) -> None:
         """Read a stream until the trace ends or its gate says stop.
 
-        The gate is looked at only when it could say stop whatever the tokens since then were,
+        The gate is looked at only when it could say stop whatever came since the last look,
         which costs a fraction of looking at every token and stops at the same one.
 
         Args:
             chunks: The stream.
             watch: Called with every chunk as it comes.
+
+        Raises:
+            TypeError: the chunks' confidences are not float32.
         """
         monitor = self.gate.monitor() if self.gate else None
-        raw, float32 = self._raw, _FLOAT32
-        read, due = 0, _bytes_to_next_look(monitor)
+        # Arrays are buffers, though numpy's stubs do not say so.
+        write: Callable[[NDArray[np.float32]], int] = self._raw.write  # type: ignore[assignment]
+        seen = left = 0
         async for chunk in chunks:
-            confidences = chunk.confidences
-            if confidences.dtype is not float32:
-                confidences = confidences.astype(np.float32)
-            raw += confidences.tobytes()
+            left -= write(chunk.confidences)
             if chunk.text:
                 self._text.write(chunk.text)
             if watch is not None:
                 watch(chunk)
             if chunk.prompt_tokens:
                 self.prompt_tokens, self.cached_tokens = chunk.prompt_tokens, chunk.cached_tokens
-            if chunk.finish is not None:
+            if chunk.finish is not None or left <= 0:
+                self._check_type(chunk)
                 self.finish = chunk.finish
-                return
-            if len(raw) >= due:
-                if monitor and monitor.push(np.frombuffer(raw[read:], np.float32)):
+                if chunk.finish is None and monitor and monitor.push(self.confidences(seen)):
                     self.finish = FinishReason.LOW_CONFIDENCE
+                if self.finish is not None:
                     return
-                read = len(raw)
-                due = read + _bytes_to_next_look(monitor)
+                seen = self._raw.tell() // _FLOAT32.itemsize
+                left = _bytes_to_next_look(monitor)
 
     @property
     def text(self) -> str:
         """Everything it wrote so far."""
         return self._text.getvalue()
 
-    def confidences(self) -> NDArray[np.float32]:
-        """Token confidences so far, shape (tokens,)."""
-        return np.frombuffer(bytes(self._raw), np.float32)
+    def confidences(self, first: int = 0) -> NDArray[np.float32]:
+        """Token confidences so far, from token number `first` on; shape (tokens - first,)."""
+        with self._raw.getbuffer() as values:
+            return np.frombuffer(bytes(values[_FLOAT32.itemsize * first :]), np.float32)
+
+    def _check_type(self, chunk: Chunk) -> None:
+        if chunk.confidences.dtype != _FLOAT32:
+            self._raw.truncate(0)
+            found = chunk.confidences.dtype
+            raise TypeError(f"the confidences of a chunk must be float32, not {found}")
 
 
-def _bytes_to_next_look(monitor: GateMonitor | None) -> float:
-    return _FLOAT32.itemsize * (monitor.safe_tokens() + 1) if monitor else inf
+def _bytes_to_next_look(monitor: GateMonitor | None) -> int:
+    tokens = monitor.safe_tokens() + 1 if monitor else _MOST_UNSEEN
+    return _FLOAT32.itemsize * tokens

@@ -134,7 +134,7 @@ class LiveView:
         self._state = _State()
         self._live = Live(
             console=console,
-            get_renderable=self._render,
+            get_renderable=self.picture,
             refresh_per_second=8,
             transient=False,
             vertical_overflow="crop",
@@ -159,14 +159,15 @@ class LiveView:
         """Take note; drawing happens at its own pace."""
         self._state.hear(event)
 
-    def _render(self) -> RenderableType:
+    def picture(self) -> RenderableType:
+        """What is to be seen now."""
         if self._state.started is None:
             return Text("starting the engine …", style="dim")
         return Group(self._header(), self._traces(), self._vote(), self._cost())
 
     def _header(self) -> Text:
         state = self._state
-        assert state.started is not None  # noqa: S101  # _render has looked
+        assert state.started is not None  # noqa: S101  # picture() has looked
         started, standing = state.started, state.standing
         text = Text.assemble(
             (started.engine, "bold"),
