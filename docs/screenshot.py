@@ -13,9 +13,7 @@ import conviction
 from conviction.cli.summary import summary
 from conviction.cli.view import LiveView
 
-QUESTION = (
-    "A farmer has 17 sheep and buys 3 pens of 8 sheep each. How many sheep does he have now?"
-)
+QUESTION = "A farmer has 17 sheep and buys 3 pens of 8 sheep each. How many sheep does he have now?"
 
 
 def main() -> None:

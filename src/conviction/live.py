@@ -51,13 +51,13 @@ class LiveTrace:
             TypeError: the chunks' confidences are not float32.
         """
         monitor = self.gate.monitor() if self.gate else None
+        write_text = self._text.write
         # Arrays are buffers, though numpy's stubs do not say so.
         write: Callable[[NDArray[np.float32]], int] = self._raw.write  # type: ignore[assignment]
         seen = left = 0
         async for chunk in chunks:
             left -= write(chunk.confidences)
-            if chunk.text:
-                self._text.write(chunk.text)
+            write_text(chunk.text)
             if watch is not None:
                 watch(chunk)
             if chunk.prompt_tokens:
