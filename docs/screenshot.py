@@ -1,4 +1,4 @@
-"""Draws docs/think.svg: what a terminal shows at the end of a real run of the README's command.
+"""Draws docs/think.svg: what a terminal shows at the end of a real run on a harder question.
 
 python docs/screenshot.py
 """
@@ -13,7 +13,10 @@ import conviction
 from conviction.cli.summary import summary
 from conviction.cli.view import LiveView
 
-QUESTION = "A farmer has 17 sheep and buys 3 pens of 8 sheep each. How many sheep does he have now?"
+QUESTION = (
+    "A baker makes 12 trays of 15 rolls, sells 9 bags of 14 rolls, and gives away a third of the "
+    "rest. How many rolls are left?"
+)
 
 
 def main() -> None:

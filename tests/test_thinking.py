@@ -196,6 +196,26 @@ class TestConsensus:
         assert stopped.answer is None
         assert verdict.threshold == 10.0
 
+    async def test_a_trace_that_ends_itself_below_its_gate_was_not_stopped(self) -> None:
+        async def weak_but_done(_: TraceRequest) -> AsyncGenerator[Chunk, None]:
+            yield whole("a", confidence=1.0)
+
+        policy = Told(budget=1, first=[Start(1, Gate(window=2, threshold=5.0))])
+        verdict = await think(Odd(weak_but_done), policy)
+        assert verdict.traces[0].finish is FinishReason.STOP
+        assert verdict.answer == "a"
+
+    async def test_a_cancelled_trace_keeps_the_prompt_tokens_it_was_told_of(self) -> None:
+        async def tells_early(_: TraceRequest) -> AsyncGenerator[Chunk, None]:
+            yield Chunk("", np.ones(1, np.float32))
+            yield Chunk("", np.ones(1, np.float32), prompt_tokens=70, cached_tokens=64)
+            await anyio.sleep(60)
+
+        policy = Told(budget=2, first=[Start(2)], then=lambda _: [Done("enough")])
+        verdict = await think(odd_second(tells_early), policy)
+        assert verdict.traces[1].finish is FinishReason.CONSENSUS
+        assert (verdict.usage.prompt, verdict.usage.cached_prompt) == (70, 64)
+
     async def test_done_ends_it_whatever_the_policy_asks_for_beside(self) -> None:
         policy = Told(budget=9, first=[Start(2)], then=lambda _: [Done("enough"), Start(3)])
         verdict = await think(ScriptedEngine(saying("a", "a")), policy)

@@ -18,15 +18,22 @@ from rich.table import Column
 from conviction.models import Progress as ProgressCallback
 
 
+def whole() -> Column:
+    """A column that is never wrapped: figures stay in one piece on a narrow terminal."""
+    return Column(no_wrap=True)
+
+
 @contextmanager
 def download_bar(console: Console) -> Generator[ProgressCallback]:
     """A callback that draws what it is told on `console`."""
     bar = Progress(
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=16),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn(
+            "{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
+        BarColumn(bar_width=10),
+        DownloadColumn(table_column=whole()),
+        TransferSpeedColumn(table_column=whole()),
+        TimeRemainingColumn(compact=True, table_column=whole()),
         console=console,
         disable=console.quiet,
     )
