@@ -1,10 +1,15 @@
 """The command line, run in process; the embedded engine's place is taken by a scripted one."""
 
+import errno
 import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 
@@ -12,7 +17,9 @@ from conviction import api
 from conviction.cli import think as think_command
 from conviction.cli.main import run
 from conviction.core import FinishReason
+from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.errors import ContextOverflowError
 from conviction.models import ModelFile
 from conviction.prompts import PromptStyle
 
@@ -106,6 +113,81 @@ def test_no_answer_is_a_failure_with_a_reason(
     assert "2 of 2 traces ended without an answer of kind 'math'" in err
 
 
+def test_ctrl_c_shows_the_votes_so_far_and_exits_with_130(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def pace(request: TraceRequest) -> None:
+        await anyio.lowlevel.checkpoint()
+        # The first four traces end; then somebody presses Ctrl-C, which arrives twice.
+        if request.trace == 4 and engine.generated[4] == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        if request.trace >= 4 and max(engine.generated[4:]) >= 10:
+            await anyio.sleep(30)
+
+    engine._pace = pace
+    assert run(["think", "How many?", "--policy", "majority", "--budget", "8"]) == 130
+    out, err = capsys.readouterr()
+    assert out == "41\n"
+    assert "Ended by interrupted" in err
+    assert "3 of 4 votes" in err
+    assert engine.running == 0
+
+
+def test_a_prompt_that_fits_no_context_is_refused_once(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = ContextOverflowError(tried="generate", found="too long", remedy="Shorten it.")
+    engine._scripts = [Script("", np.full(1, 5, np.float32), fault=fault)]
+    assert run(["think", "How many?", "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: generate: too long.\nShorten it.\n")
+    assert len(engine.generated) <= 4
+
+
+def test_json_says_the_same_as_the_model_but_holds_no_control_characters(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\x9b2J \u202e \x1b[2J 답 \\boxed{7}"
+    engine._scripts = [Script.even(text)]
+    assert run(["think", "How many?", "--json", "--policy", "single"]) == 0
+    out = capsys.readouterr().out
+    assert not set("\x9b\u202e\x1b") & set(out)
+    assert "답" in out
+    assert json.loads(out)["traces"][0]["text"] == text
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_a_closed_stream_gives_no_traceback(
+    name: str, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, name, None)
+    assert run(["think", *(["q"] if name == "stdout" else []), "--policy", "single"]) == (
+        0 if name == "stdout" else 2
+    )
+    assert engine.running == 0
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_answer_that_cannot_be_written_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys.stdout, "write", full)
+    assert run(["think", "q", "--policy", "single"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_settings_file_that_is_a_folder_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path))
+    assert run(["think", "q"]) == 2
+    assert "it is no file" in capsys.readouterr().err
+
+
 def test_truncated_traces_do_not_vote_and_the_reader_is_told(
     engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +239,8 @@ NOTHING_STARTED = [
     (["think", "q", "--policy", "deepconf-offline", "--metric", "tial"], "tial"),
     (["think", ""], "it is empty"),
     (["think", "  \n "], "it is empty"),
+    (["think", "\udcff 2+2"], "not UTF-8"),
+    (["think", "q", "--prompt-style", "bogus"], "bogus"),
     (["think", "q", "--file", "question.txt"], "one on the command line and one in --file"),
     (["think", "--file", "no-such-file.txt"], "No such file"),
     (["think", "q", "--bugdet", "3"], "--bugdet"),

@@ -302,14 +302,15 @@ def test_pulling_the_file_of_a_known_model_brings_it_into_the_cache(
     assert store.pull(model.path) == model
 
 
-def test_pulling_a_file_that_only_looks_like_a_known_model_leaves_it_where_it_is(
+def test_a_damaged_copy_of_a_known_model_is_not_called_ready(
     store: ModelStore, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.gguf"
     path.write_bytes(CONTENT[:-1] + b"x")
-    model = store.pull(path)
-    assert model.path == path
-    assert model.sha256 != sha256(CONTENT).hexdigest()
+    with pytest.raises(HashMismatchError, match="Copy the file again") as caught:
+        store.pull(path)
+    assert sha256(CONTENT).hexdigest() in caught.value.found
+    assert path.exists()
     assert not store.folder.exists()
 
 

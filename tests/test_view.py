@@ -71,7 +71,20 @@ def test_the_live_view_shows_every_trace_its_curve_the_threshold_and_the_vote() 
     assert f"{verdict.usage.generated:,} tokens of about" in picture
 
 
-@pytest.mark.parametrize("height", [8, 14])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 14), (40, 10)])
+def test_the_picture_always_fits_the_terminal(width: int, height: int) -> None:
+    console, _ = terminal(width, height)
+    scripts = [Script.even(f"Answer: {n // 3}") for n in range(40)]
+    with LiveView(console) as view:
+        run(Majority(40), view.on_event, scripts)
+    lines = last_picture(console, view).splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    assert "tokens" in lines[-1]
+    assert any("█" in line for line in lines[-6:])
+
+
+@pytest.mark.parametrize("height", [10, 14])
 def test_a_small_terminal_shows_the_latest_traces_and_says_how_many_are_hidden(
     height: int,
 ) -> None:
@@ -80,11 +93,24 @@ def test_a_small_terminal_shows_the_latest_traces_and_says_how_many_are_hidden(
         run(Majority(12), view.on_event)
     picture = last_picture(console, view)
     assert re.search(r"… and \d+ more", picture)
-    assert len(picture.splitlines()) <= height + 6
+    assert re.search(r"^ +11 ", picture, re.MULTILINE)
+
+
+def test_answers_that_vote_stand_out_from_those_that_do_not() -> None:
+    console, _ = terminal()
+    weak = [Script.even("Answer: 4", confidence=3.0)]
+    with LiveView(console) as view:
+        run(DeepConfLow(budget=4, warmup=4), view.on_event, [Script.even("Answer: 5")] * 3 + weak)
+    with console.capture() as capture:
+        console.print(view.picture())
+    rows = [line for line in capture.get().splitlines() if "done" in line]
+    assert [("\x1b[1m5" in row, "\x1b[2m4" in row) for row in rows] == [(True, False)] * 3 + [
+        (False, True)
+    ]
 
 
 def test_text_from_the_model_cannot_draw_on_the_terminal() -> None:
-    evil = "Answer: [bold red]5[/] \x1b[2J"
+    evil = "Answer: [bold red]5[/] \x1b[2J \x9b2J \u202e"
     scripts = [Script.even(evil)]
     for make in (PlainView, LiveView):
         console, out = terminal()
@@ -102,7 +128,7 @@ def test_text_from_the_model_cannot_draw_on_the_terminal() -> None:
         anyio.run(main)
         if isinstance(view, LiveView):
             console.print(view.picture())
-        assert "\x1b[2J" not in out.getvalue()
+        assert not re.search("\x1b\\[2J|\x9b|\u202e", out.getvalue())
 
 
 def test_plain_lines_hold_no_control_codes_and_name_each_fate() -> None:

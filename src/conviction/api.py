@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -19,6 +18,7 @@ from conviction.models import ModelFile, catalogue, resolve
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
+from conviction.registry import unknown_name
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 
@@ -28,8 +28,8 @@ embedded default model (benchmarks/README.md)."""
 MOST_CHARACTERS = 1_000_000
 """A longer question is a mistake: no context holds it."""
 
-_PROMPT_TOKENS = 512
-"""Room for what a prompt style adds to the question."""
+_TEMPLATE = 64
+"""Room for what a chat template puts around each message, in tokens."""
 
 
 async def athink(
@@ -73,20 +73,25 @@ async def athink(
         AllTracesFailedError: no trace came to an end.
     """
     steering = _policy(policy, budget)
-    if isinstance(question, str):
-        check_question(question)
+    wanted_style = _style(prompt_style)
+    check_question(question)
+    if engine is not None and model is not None:
+        raise InvalidSettingError(
+            tried=f"think with the model {model} on the engine {engine.name}",
+            found="an engine has its model already",
+            remedy="Give one of them.",
+        )
     answer_kind = kind(answers) if isinstance(answers, str) else answers
     async with AsyncExitStack() as stack:
         if isinstance(answers, str):
             stack.callback(answer_kind.close)
-        style = PromptStyle.STEP_BY_STEP
-        if engine is None:
-            chosen = await anyio.to_thread.run_sync(_model, model)
-            style = PromptStyle(chosen.prompt_style)
-            engine = await stack.enter_async_context(_embedded(chosen, question, sampling))
+        chosen = None if engine else await anyio.to_thread.run_sync(_model, model)
         if isinstance(question, str):
-            style = PromptStyle(prompt_style) if prompt_style else style
-            question = compose(question, kind=answer_kind.name, style=style)
+            style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
+            question = compose(question, kind=answer_kind.name, style=PromptStyle(style))
+        if chosen is not None:
+            engine = await stack.enter_async_context(_embedded(chosen, question, sampling))
+        assert engine is not None  # noqa: S101  # given, or just started
         return await deliberate(
             question,
             engine=engine,
@@ -140,23 +145,36 @@ def _in_thread(work: Callable[[], Verdict]) -> Verdict:
     return verdicts[0]
 
 
-def check_question(text: str) -> None:
+def check_question(question: str | Question) -> None:
     """Check that a question can be asked.
 
     Raises:
         InvalidSettingError: it is empty, far too long, or not text.
     """
     found = ""
-    if not text.strip():
+    text = question.text if isinstance(question, Question) else question
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = f"it is {type(text).__name__}, not text"
+    elif not text.strip():
         found = "it is empty"
     elif len(text) > MOST_CHARACTERS:
         found = f"it has {len(text):,} characters; the most is {MOST_CHARACTERS:,}"
     elif "\0" in text:
         found = "it holds NUL bytes, so it is not text"
+    elif not _is_unicode(text):
+        found = "it holds bytes that are not UTF-8, so it is not text"
     if found:
         raise InvalidSettingError(
             tried="ask the question", found=found, remedy="Give a question in words."
         )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _policy(policy: str | Policy, budget: int | None) -> Policy:
@@ -164,18 +182,29 @@ def _policy(policy: str | Policy, budget: int | None) -> Policy:
         return named_policy(policy, **({} if budget is None else {"budget": budget}))
     if budget is None:
         return policy
-    return replace(policy, budget=budget)  # type: ignore[type-var]  # policies are dataclasses
+    raise InvalidSettingError(
+        tried=f"give a budget of {budget} beside a finished policy",
+        found="the policy has its own",
+        remedy=f"Set it there, or give the policy by its name, {policy.name!r}.",
+    )
+
+
+def _style(name: PromptStyle | str | None) -> PromptStyle | None:
+    if name is None:
+        return None
+    if name not in set(PromptStyle):
+        raise unknown_name("prompt styles", name, PromptStyle)
+    return PromptStyle(name)
 
 
 def _model(model: str | ModelFile | None) -> ModelFile:
     return model if isinstance(model, ModelFile) else resolve(model or catalogue().default)
 
 
-def _embedded(model: ModelFile, question: str | Question, sampling: Sampling | None) -> Engine:
+def _embedded(model: ModelFile, question: Question, sampling: Sampling | None) -> Engine:
     from conviction.engines.local import LocalEngine  # noqa: PLC0415  # an extra
 
-    messages = [question] if isinstance(question, str) else [m.content for m in question.messages]
-    # No tokenizer is at hand yet. Two characters a token is more than text takes; the engine
-    # counts exactly, and refuses what does not fit.
-    prompt = _PROMPT_TOKENS + sum(len(text) for text in messages) // 2
+    # No tokenizer is at hand yet, but no token is shorter than a byte. The engine counts
+    # exactly, and takes no more than the model was made for.
+    prompt = sum(len(message.content.encode()) + _TEMPLATE for message in question.messages)
     return LocalEngine(model.path, context=prompt + (sampling or Sampling()).max_tokens)

@@ -49,6 +49,12 @@ class Question:
     messages: tuple[Message, ...]
     id: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise InvalidSettingError(
+                tried="make a question", found="it has no messages", remedy="Give at least one."
+            )
+
     @classmethod
     def ask(cls, text: str, *, id: str = "") -> Self:  # noqa: A002  # the field's name
         """A question of a single user message."""

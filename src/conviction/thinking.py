@@ -25,6 +25,7 @@ from conviction.core import Answer, FinishReason, Question, Sampling, Trace, req
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import (
     AllTracesFailedError,
+    ContextOverflowError,
     ConvictionError,
     InvalidSettingError,
     MissingLogprobsError,
@@ -87,6 +88,7 @@ async def deliberate(
     Raises:
         AllTracesFailedError: no trace came to an end; the causes are named.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
+        ContextOverflowError: prompt and trace do not fit the model's context.
         EngineError: the engine cannot be used at all.
     """
     if time_limit is not None:
@@ -149,6 +151,7 @@ class _Run:
         self._started = 0
         self._ended: str | None = None
         self._listener_failure = ""
+        self._refused: ContextOverflowError | None = None
         self._informed = False
         # Unbounded, but never holds more than one entry per trace of the budget.
         self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace](
@@ -173,6 +176,8 @@ class _Run:
                 if time_limit is not None:
                     tasks.start_soon(self._end_after, time_limit)
                 await self._steer(tasks)
+        if self._refused is not None:
+            raise self._refused
         verdict = self._verdict()
         self._emit(RunFinished(verdict))
         return verdict
@@ -265,6 +270,11 @@ class _Run:
             with live.scope:
                 async with aclosing(self._engine.stream(request)) as chunks:
                     await live.read(chunks, self._watcher(live.id))
+        except ContextOverflowError as error:
+            # All traces have the same prompt and the same limit, so none of them fits.
+            self._refused = self._refused or error
+            live.error = str(error)
+            self._end("refused", FinishReason.CANCELLED)
         except ConvictionError as error:
             live.error = str(error)
         except anyio.get_cancelled_exc_class():

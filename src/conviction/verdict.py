@@ -184,6 +184,8 @@ def caveats(traces: Sequence[Trace], tally: Tally) -> Iterator[str]:
     """What a reader should know before trusting a tally of these traces; one line each."""
     if tally.tied:
         yield f"Tied: {', '.join(tally.tied)}. The answer that was seen first is shown."
+    if tally.leader and not tally.tied and tally.share < 0.5:
+        yield f"No answer has half of the vote; the leader has {tally.share:.0%}."
     if len(tally.voters) == 1 and len(traces) > 1:
         yield "Only one trace voted."
     failed = [trace.error for trace in traces if trace.finish is FinishReason.ERROR]

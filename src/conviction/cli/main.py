@@ -19,6 +19,7 @@ from conviction.cli.doctor import doctor
 from conviction.cli.models import app as models
 from conviction.cli.terminal import safe
 from conviction.cli.think import think
+from conviction.core import InvalidSettingError
 from conviction.errors import ConvictionError
 
 USAGE = 2
@@ -26,10 +27,21 @@ INTERRUPTED = 130
 
 
 def config_path() -> Path:
-    """The settings file: $CONVICTION_CONFIG, or config.toml in the user's folder for settings."""
-    return Path(
+    """The settings file: $CONVICTION_CONFIG, or config.toml in the user's folder for settings.
+
+    Raises:
+        InvalidSettingError: there is something of that name that is no file.
+    """
+    path = Path(
         os.environ.get("CONVICTION_CONFIG") or user_config_path("conviction") / "config.toml"
     )
+    if path.exists() and not path.is_file():
+        raise InvalidSettingError(
+            tried=f"read the settings file {path}",
+            found="it is no file",
+            remedy="Name a TOML file in CONVICTION_CONFIG.",
+        )
+    return path
 
 
 def build() -> App:
@@ -70,13 +82,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"[bold red]error:[/] {_plain(f'{error.tried}: {error.found}'.rstrip('.'))}.")
         errors.print(_plain(error.remedy))
         return error.exit_code
-    except KeyboardInterrupt:
-        errors.print("Interrupted.")
-        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the answer has gone; nothing is left to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A full disk, a settings file that is a folder, a stream that was closed: not our bug.
+        where = f" ({error.filename})" if error.filename else ""
+        errors.print(f"[bold red]error:[/] {_plain(f'{error.strerror or error}{where}')}.")
+        return 1
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 

@@ -27,7 +27,7 @@ def read_question(argument: str | None, file: Path | None) -> str:
         text = _read_file(file)
     elif argument is not None:
         text = argument
-    elif file is None and sys.stdin.isatty():
+    elif file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise InvalidSettingError(
             tried="read the question",
             found="there is none",

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from conviction.api import DEFAULT_POLICY, athink
 from conviction.cli.download_bar import download_bar
 from conviction.cli.question import read_question
 from conviction.cli.summary import summary
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import escaped, safe
 from conviction.cli.view import LiveView, PlainView
 from conviction.confidence import Metric
 from conviction.core import Sampling, require
@@ -32,6 +33,8 @@ from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.prompts import PromptStyle
 from conviction.tasks import helpers
 from conviction.verdict import Verdict
+
+_SAME_SIGNAL_SECONDS = 0.5
 
 FAILED = 1
 INTERRUPTED = 130
@@ -189,10 +192,13 @@ async def _until_interrupted(work: Callable[..., Awaitable[Verdict]]) -> Verdict
 async def _watch_signals(interrupt: anyio.Event, everything: anyio.CancelScope) -> None:
     if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
         return
+    first = inf
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
-            if interrupt.is_set():
+            # A supervisor may signal us and our whole group, so one Ctrl-C can come twice.
+            if anyio.current_time() - first > _SAME_SIGNAL_SECONDS:
                 everything.cancel()
+            first = min(first, anyio.current_time())
             interrupt.set()
 
 
@@ -208,8 +214,9 @@ def _report(verdict: Verdict, output: OutputOptions, console: Console) -> None:
         console.print(f"[yellow]note:[/] {escape(safe(warning))}")
     console.file.flush()
     if output.json:
-        print(jsonlib.dumps(verdict.to_dict(), ensure_ascii=False, indent=2))
+        print(escaped(jsonlib.dumps(verdict.to_dict(), ensure_ascii=False, indent=2)))
     elif verdict.answer is not None:
         print(safe(verdict.answer))
-    sys.stdout.flush()
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by >&-
+        sys.stdout.flush()
     console.print(summary(verdict), style="dim", soft_wrap=True)

@@ -3,16 +3,16 @@
 from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import one_line, safe
 from conviction.confidence import Floats, GroupWindow
 from conviction.core import FinishReason, Trace
 from conviction.events import (
@@ -25,10 +25,24 @@ from conviction.events import (
 )
 from conviction.policies.base import Standing
 
+
+class _Layout(TypedDict):
+    no_wrap: bool
+    overflow: OverflowMethod
+
+
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS = 32
 _SMOOTHING = 8
 """Tokens in a group of the picture until the policy has chosen its window."""
+
+_LEADERS = 3
+"""Answers whose votes are drawn."""
+
+_WIDE = 80
+"""Columns from which a trace's state is told in full."""
+
+_ONE_LINE: _Layout = {"no_wrap": True, "overflow": "ellipsis"}
 
 _STATES = {
     FinishReason.STOP: ("done", "green"),
@@ -62,14 +76,14 @@ class Curve:
             self._points = self._points[1::2]
             self._stride *= 2
 
-    def draw(self, low: float, high: float) -> str:
-        """The curve as a line of bars between two confidences."""
+    def draw(self, low: float, high: float, width: int = _POINTS) -> str:
+        """The curve as a line of at most `width` bars between two confidences."""
         span = max(high - low, 1e-9)
         top = len(_BARS) - 1
+        known = [point for point in self._points if np.isfinite(point)]
         return "".join(
             _BARS[min(max(int((point - low) / span * top + 0.5), 0), top)]
-            for point in self._points
-            if np.isfinite(point)
+            for point in known[:: -(-len(known) // width) or 1]
         )
 
     @property
@@ -170,28 +184,28 @@ class LiveView:
         assert state.started is not None  # noqa: S101  # picture() has looked
         started, standing = state.started, state.standing
         text = Text.assemble(
-            (started.engine, "bold"),
-            " · ",
-            (str(started.policy["name"]), "bold"),
-            f" · budget {started.budget}",
+            (str(started.policy["name"]), "bold"), f" · budget {started.budget}", **_ONE_LINE
         )
         if standing and standing.window:
             text.append(f" · window {standing.window}")
         if standing and standing.threshold is not None:
             text.append(f" · threshold {standing.threshold:.2f}", style="red")
-        return text
+        return text.append(f" · {safe(started.engine)}", style="dim")
 
     def _traces(self) -> Table:
         rows = list(self._state.rows.values())
-        space = max(self._console.height - 8, 4)
-        hidden = len(rows) - space
+        # Besides the rows: header, headings, the line of hidden rows, the vote, the cost, and
+        # one line for the cursor. A taller picture would scroll, and no longer move in place.
+        hidden = len(rows) - max(self._console.height - 5 - self._vote_lines(), 1)
+        narrow = self._console.width < _WIDE
+        width = min(_POINTS, max(8, self._console.width - (34 if narrow else 58)))
         if hidden > 0:
             # Traces that still run are what people watch; of the others the latest are kept.
             rows = sorted(rows, key=lambda row: (row.ended is None, row.trace))[hidden:]
             rows.sort(key=lambda row: row.trace)
         table = Table(box=None, padding=(0, 1), show_edge=False, header_style="dim")
         table.add_column("trace", justify="right")
-        table.add_column("group confidence", width=_POINTS, no_wrap=True)
+        table.add_column("group confidence"[:width], width=width, no_wrap=True)
         table.add_column("tokens", justify="right")
         table.add_column("state", no_wrap=True)
         table.add_column("answer", no_wrap=True, overflow="ellipsis", max_width=24)
@@ -199,12 +213,12 @@ class LiveView:
         votes = self._state.standing.tally.voters if self._state.standing else frozenset[int]()
         for row in rows:
             word, style = _STATES[row.ended.finish] if row.ended else ("thinking", "cyan")
-            answer = safe(row.ended.answer.text) if row.ended and row.ended.answer else ""
+            answer = one_line(row.ended.answer.text) if row.ended and row.ended.answer else ""
             table.add_row(
                 str(row.trace),
-                Text(row.curve.draw(low, high), style=style),
+                Text(row.curve.draw(low, high, width), style=style),
                 str(row.tokens),
-                Text(word, style=style),
+                Text(word.partition(":")[0] if narrow else word, style=style),
                 Text(answer, style="bold" if row.trace in votes else "dim"),
             )
         if hidden > 0:
@@ -222,23 +236,28 @@ class LiveView:
         if standing is None or standing.tally.leader is None:
             return Text("no votes yet", style="dim")
         table = Table(box=None, padding=(0, 1), show_header=False, show_edge=False)
-        for entry in standing.tally.entries[:4]:
+        for entry in standing.tally.entries[:_LEADERS]:
             part = entry.weight / standing.tally.total if standing.tally.total else 0.0
             table.add_row(
-                Text(safe(entry.text), style="bold", overflow="ellipsis"),
-                Text("█" * max(round(part * 24), 1), style="green"),
+                Text(one_line(entry.text), style="bold", **_ONE_LINE),
+                Text("█" * max(round(part * 16), 1), style="green", **_ONE_LINE),
                 f"{part:.0%}",
                 f"{entry.count} vote{'s' if entry.count != 1 else ''}",
             )
-        others = len(standing.tally.entries) - 4
+        others = len(standing.tally.entries) - _LEADERS
         if others > 0:
-            table.add_row(Text(f"{others} other answers", style="dim"))
+            table.add_row(Text(f"{others} more", style="dim"))
         return table
+
+    def _vote_lines(self) -> int:
+        standing = self._state.standing
+        return max(1, min(len(standing.tally.entries), _LEADERS + 1)) if standing else 1
 
     def _cost(self) -> Text:
         full = self._state.full_budget
         spent = f"{self._state.tokens:,} tokens"
-        return Text(f"{spent} of about {full:,} for the full budget" if full else spent, "dim")
+        of = f" of about {full:,} for the full budget" if full else ""
+        return Text(f"{spent}{of}", "dim", **_ONE_LINE)
 
 
 class PlainView:

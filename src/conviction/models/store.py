@@ -128,7 +128,12 @@ class ModelStore:
             if model.size == size:
                 digest = sha256_of(wanted, found.name, watcher)
                 if digest != model.sha256:
-                    return replace(found, sha256=digest)
+                    raise HashMismatchError(
+                        tried=f"pull {wanted} as {model.name}, whose size it has",
+                        found=f"its sha256 is {digest}, not {model.sha256}",
+                        remedy="Copy the file again. To use it as it is, name its path: "
+                        f"conviction think -m {wanted}.",
+                    )
                 copied = replace(self._of(model), sources=(LocalFile(wanted),))
                 return _model_file(copied, obtain(copied, self.limits, watcher))
         return found

@@ -38,7 +38,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Cancel these traces; they end as `FinishReason.CANCELLED`."""
+    """Cancel these traces; they end as `FinishReason.CANCELLED`.
+
+    Traces that are not running, because they wait or have ended, are left alone.
+    """
 
     traces: tuple[int, ...]
 

@@ -50,7 +50,8 @@ class DeepConfOnline(Policy):
             budget, from 4 to the paper's 16.
         window: Tokens in a group; None fits it to the warm-up traces.
         consensus: Share of the weight at which the leader settles the verdict (tau), in (0, 1].
-        quorum: Votes needed before consensus is looked at; the paper needs only 1.
+        quorum: Votes needed before consensus is looked at, or the whole budget if that is less;
+            the paper needs only 1.
         weighted: Whether a vote weighs as much as its trace's lowest group confidence.
     """
 
@@ -134,7 +135,8 @@ class DeepConfOnline(Policy):
             self._ballot.cast(trace.id, trace.answer, score if self.weighted else 1.0)
 
     def _settled(self) -> bool:
-        return self._ballot.count >= self.quorum and self._ballot.share >= self.consensus
+        quorum = min(self.quorum, self.budget)
+        return self._ballot.count >= quorum and self._ballot.share >= self.consensus
 
     def standing(self) -> Standing:
         """The vote of the traces that passed; without any, of all complete traces, and a note."""
