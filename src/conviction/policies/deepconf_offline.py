@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conviction.confidence import Metric, measure
 from conviction.core import Trace, require
@@ -44,6 +45,8 @@ class DeepConfOffline(Policy):
     weighted: bool = True
     window: int | None = None
     _traces: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
+    _scores: list[float] = field(default_factory=list[float], init=False, repr=False)
+    _scored_window: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -70,7 +73,7 @@ class DeepConfOffline(Policy):
         Where no confidence is known, of all of them, unweighted, and a note.
         """
         window = self.window or fitting_window(self._traces)
-        scores = np.array([measure(self.metric, t.confidences, window) for t in self._traces])
+        scores = self._measured(window)
         threshold = threshold_for(scores, self.keep)
         blind = not np.isfinite(threshold)
         ballot = Ballot()
@@ -81,3 +84,11 @@ class DeepConfOffline(Policy):
             return Standing(ballot.tally(), threshold, window)
         note = "No trace had a known confidence; this is the plain majority of all complete traces."
         return Standing(ballot.tally(), None, window, (note,) if self._traces else ())
+
+    def _measured(self, window: int) -> NDArray[np.float64]:
+        """Scores of the traces so far; those known for this window are not measured again."""
+        if window != self._scored_window:
+            self._scores, self._scored_window = [], window
+        for trace in self._traces[len(self._scores) :]:
+            self._scores.append(measure(self.metric, trace.confidences, window))
+        return np.array(self._scores)
