@@ -24,7 +24,6 @@ from conviction.models import (
     ModelStore,
     cache_folder,
     catalogue,
-    default_model,
     resolve,
 )
 from conviction.models.catalogue import parse_catalogue
@@ -93,9 +92,9 @@ def outside(tmp_path: Path) -> Path:
 
 
 def test_the_catalogue_names_its_default_and_every_models_sources() -> None:
-    assert default_model().name == "Qwen2.5-Coder-0.5B-Instruct"
+    assert catalogue().get(catalogue().default).name == "Qwen2.5-Coder-0.5B-Instruct"
     assert {model.licence for model in catalogue().models} == {"Apache-2.0"}
-    first = default_model()
+    first = catalogue().get(catalogue().default)
     hub, wheels = first.sources
     assert isinstance(hub, HubFile)
     assert hub.owner == "Qwen"
@@ -395,8 +394,8 @@ def test_the_list_as_json_says_what_is_fetched(
     run("list", "--json")
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert listed[model.name]["fetched"] is True
-    assert listed[default_model().name]["fetched"] is False
-    assert listed[default_model().name]["default"] is True
+    assert listed[catalogue().get(catalogue().default).name]["fetched"] is False
+    assert listed[catalogue().get(catalogue().default).name]["default"] is True
     assert listed[model.name]["sha256"] == model.sha256
 
 
@@ -421,7 +420,7 @@ def test_pulling_nothing_in_particular_is_pulling_the_default_model(
 
     monkeypatch.setattr(ModelStore, "pull", pull)
     run("pull")
-    assert asked == [default_model().name]
+    assert asked == [catalogue().get(catalogue().default).name]
     assert not cache.exists()
 
 

@@ -88,7 +88,7 @@ async def athink(
         chosen = None if engine else await anyio.to_thread.run_sync(_model, model)
         if isinstance(question, str):
             style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
-            question = compose(question, kind=answer_kind.name, style=PromptStyle(style))
+            question = compose(question, kind=answer_kind.name, style=style)
         if chosen is not None:
             engine = await stack.enter_async_context(_embedded(chosen, question, sampling))
         assert engine is not None  # noqa: S101  # given, or just started
@@ -109,8 +109,8 @@ def think(question: str | Question, **options: Any) -> Verdict:
     """`athink`, for programs without an event loop and for notebooks.
 
     Takes the same options, raises the same errors; an `engine` is started for this one call and
-    stopped after it. Inside a running event loop, as in a
-    notebook, it works in a thread of its own and blocks the caller until the verdict is in.
+    stopped after it. Inside a running event loop, as in a notebook, it works in a thread of its
+    own and blocks the caller until the verdict is in.
     """
 
     def work() -> Verdict:

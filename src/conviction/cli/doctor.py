@@ -19,7 +19,7 @@ from rich.table import Table
 
 from conviction.answers import kind
 from conviction.core import Question, Sampling
-from conviction.engines.local import LocalEngine, available_memory
+from conviction.engines.local import LocalEngine, available_memory, usable_cores
 from conviction.errors import ConvictionError
 from conviction.models import ModelFile, cache_folder, catalogue, resolve
 from conviction.policies.majority import Single
@@ -73,10 +73,9 @@ def _versions() -> list[Finding]:
 
 
 def _machine() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     memory = available_memory()
     return [
-        Finding("cores", str(cores)),
+        Finding("cores", str(usable_cores())),
         Finding("free memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
     ]
 

@@ -96,7 +96,6 @@ class Curve:
 @dataclass
 class _Row:
     trace: int
-    gated: bool
     curve: Curve
     tokens: int = 0
     ended: Trace | None = None
@@ -118,7 +117,7 @@ class _State:
                 self.started = event
             case TraceStarted(trace, gate):
                 window = gate.window if gate else _SMOOTHING
-                self.rows[trace] = _Row(trace, gate is not None, Curve(window))
+                self.rows[trace] = _Row(trace, Curve(window))
             case TraceAdvanced(trace, chunk):
                 row = self.rows[trace]
                 row.curve.push(chunk.confidences)

@@ -10,7 +10,6 @@ from conviction.models.catalogue import (
     Catalogue,
     CatalogueModel,
     catalogue,
-    default_model,
 )
 from conviction.models.store import ModelFile, ModelStore, cache_folder, pull, resolve
 
@@ -24,7 +23,6 @@ __all__ = [
     "Progress",
     "cache_folder",
     "catalogue",
-    "default_model",
     "pull",
     "resolve",
 ]

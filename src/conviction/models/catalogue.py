@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
@@ -98,11 +98,6 @@ def catalogue() -> Catalogue:
     return parse_catalogue(files("conviction.models").joinpath("catalogue.toml").read_text("utf-8"))
 
 
-def default_model() -> CatalogueModel:
-    """The model that is used unless another one is named."""
-    return catalogue().get(catalogue().default)
-
-
 def parse_catalogue(text: str) -> Catalogue:
     """Read a catalogue from TOML.
 
@@ -119,7 +114,9 @@ def parse_catalogue(text: str) -> Catalogue:
 def _model(entry: dict[str, Any]) -> CatalogueModel:
     entry["sources"] = tuple(_source(source) for source in entry["sources"])
     entry["aliases"] = tuple(entry.get("aliases", ()))
-    return CatalogueModel(**entry)
+    model = CatalogueModel(**entry)
+    # TOML knows only strings; from here on it is a style.
+    return replace(model, prompt_style=PromptStyle(model.prompt_style))
 
 
 def _source(entry: dict[str, Any]) -> Source:
