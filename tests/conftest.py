@@ -1,8 +1,75 @@
 """Fixtures shared by all tests."""
 
+from collections.abc import Generator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
 import pytest
+import real_servers
+import vllm_environment
+import vllm_models
+from real_servers import RealServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers",
+        action="store_true",
+        help="also run tests on real servers: vLLM and llama.cpp's (3 GB on disk, minutes)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--servers")
+    for item in items:
+        if item.get_closest_marker("servers") is None:
+            continue
+        if not wanted:
+            item.add_marker(
+                pytest.mark.skip("needs real servers (3 GB, minutes): run pytest --servers")
+            )
+        # The clock of a test starts when its servers run; making them has bounds of its own.
+        limit = item.get_closest_marker("timeout")
+        seconds = limit.args[0] if limit else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def llama_server(request: pytest.FixtureRequest) -> Generator[RealServer]:
+    """llama.cpp's server with the small real model."""
+    yield from _running(real_servers.llama_server(), request)
+
+
+@pytest.fixture(scope="session")
+def vllm_server(request: pytest.FixtureRequest) -> Generator[RealServer]:
+    """vLLM with the small real model."""
+    _need_vllm()
+    yield from _running(real_servers.vllm_server(), request)
+
+
+@pytest.fixture(scope="session")
+def tiny_vllm_server(request: pytest.FixtureRequest) -> Generator[RealServer]:
+    """vLLM with a tiny random model: ten times faster, and writes nonsense."""
+    _need_vllm()
+    yield from _running(real_servers.vllm_server(vllm_models.TINY), request)
+
+
+def _need_vllm() -> None:
+    if reason := vllm_environment.unavailable_because():
+        pytest.skip(reason)
+
+
+def _running(
+    server: AbstractContextManager[RealServer], request: pytest.FixtureRequest
+) -> Generator[RealServer]:
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+    with ExitStack() as stack:
+        # What takes minutes tells people how far it is.
+        with capture.global_and_fixture_disabled():
+            running = stack.enter_context(server)
+        yield running

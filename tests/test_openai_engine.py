@@ -1,12 +1,10 @@
 """The HTTP engine against a scripted server on loopback that plays bytes, faults included."""
 
-import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from itertools import pairwise
 from typing import Any
 
@@ -15,12 +13,31 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_server import (
+    DONE,
+    KEY,
+    RESET,
+    STOP,
+    UNTIL_HANG_UP,
+    Received,
+    ScriptedServer,
+    Step,
+    answer,
+    event,
+    events,
+    joined,
+    position,
+    request,
+    serving,
+    stream,
+    usage,
+)
 
-from conviction.core import FinishReason, Message, Sampling
+from conviction.core import FinishReason, Sampling
 from conviction.engines.base import Chunk, TraceRequest
-from conviction.engines.openai import OpenAIEngine
-from conviction.engines.openai_events import TraceReader
-from conviction.engines.sse import EventParser
+from conviction.engines.openai import OpenAIEngine, Timeouts
+from conviction.engines.openai.events import TraceReader
+from conviction.engines.openai.sse import EventParser
 from conviction.errors import (
     ContextOverflowError,
     EngineError,
@@ -28,135 +45,6 @@ from conviction.errors import (
     InvalidSettingError,
     StreamError,
 )
-
-KEY = "sk-a-secret-of-mine"
-DONE = b"data: [DONE]\n\n"
-UNTIL_HANG_UP = object()
-RESET = object()
-Step = bytes | float | object
-
-
-@dataclass
-class Received:
-    path: str
-    headers: dict[str, str]
-    body: Any
-
-
-@dataclass
-class ScriptedServer:
-    """Answers every request with the steps that `play` gives for it."""
-
-    play: Callable[[Received], Sequence[Step]]
-    url: str = ""
-    requests: list[Received] = field(default_factory=list)
-    open: int = 0
-    most_open: int = 0
-    hung_up: anyio.Event = field(default_factory=anyio.Event)
-    idle: anyio.Event = field(default_factory=anyio.Event)
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open += 1
-        self.idle = anyio.Event()
-        self.most_open = max(self.most_open, self.open)
-        try:
-            request = await _receive(reader)
-            self.requests.append(request)
-            for step in self.play(request):
-                await self._do(step, reader, writer)
-        except ConnectionError:
-            self.hung_up.set()
-        finally:
-            self.open -= 1
-            writer.close()
-            if not self.open:
-                self.idle.set()
-
-    async def _do(
-        self, step: Step, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        if step is UNTIL_HANG_UP:
-            assert await reader.read() == b""
-            self.hung_up.set()
-        elif step is RESET:
-            writer.transport.abort()
-        elif isinstance(step, bytes):
-            writer.write(step)
-            await writer.drain()
-        else:
-            await asyncio.sleep(step)
-
-
-async def _receive(reader: asyncio.StreamReader) -> Received:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    first, *lines = head.strip().split("\r\n")
-    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Received(first.split()[1], headers, json.loads(body or b"null"))
-
-
-@asynccontextmanager
-async def serving(
-    play: Callable[[Received], Sequence[Step]] | Sequence[Step],
-) -> AsyncGenerator[ScriptedServer, None]:
-    script = ScriptedServer(play if callable(play) else lambda _: play)
-    server = await asyncio.start_server(script.handle, "127.0.0.1", 0)
-    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    try:
-        yield script
-    finally:
-        server.close()
-        if script.open:
-            with anyio.move_on_after(2):
-                await script.idle.wait()
-
-
-def answer(status: str, body: bytes, content_type: str = "application/json", **more: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", "Connection: close"]
-    lines += [f"{name}: {value}" for name, value in more.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def stream(*payloads: object, end: bytes = DONE) -> bytes:
-    return answer("200 OK", events(*payloads) + end, "text/event-stream")
-
-
-def events(*payloads: object) -> bytes:
-    return b"".join(f"data: {json.dumps(payload)}\n\n".encode() for payload in payloads)
-
-
-def position(*logprobs: float | None) -> dict[str, Any]:
-    """One token's place in `logprobs.content`."""
-    return {"token": "x", "top_logprobs": [{"token": "y", "logprob": value} for value in logprobs]}
-
-
-def event(
-    text: str | None = None, *positions: object, finish: str | None = None, **more: object
-) -> dict[str, Any]:
-    delta = {} if text is None else {"content": text}
-    logprobs = {"content": list(positions)} if positions else None
-    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-    return {"choices": [choice], **more}
-
-
-def usage(prompt: int, completion: int, cached: int | None = None) -> dict[str, Any]:
-    counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
-    if cached is not None:
-        counts["prompt_tokens_details"] = {"cached_tokens": cached}
-    return {"choices": [], "usage": counts}
-
-
-STOP = event(finish="stop")
-
-
-def request(top_k: int = 2, sampling: Sampling | None = None) -> TraceRequest:
-    chat = (Message("user", "Why?"),)
-    return TraceRequest(chat, sampling or Sampling(), seed=7, top_k=top_k)
-
-
-def joined(chunks: Sequence[Chunk]) -> tuple[str, list[float]]:
-    confidences = np.concatenate([chunk.confidences for chunk in chunks])
-    return "".join(chunk.text for chunk in chunks), confidences.tolist()
 
 
 async def collect(engine: OpenAIEngine, asked: TraceRequest | None = None) -> list[Chunk]:
@@ -173,6 +61,7 @@ async def failure(
     steps: Sequence[Step], kind: type[EngineError] = EngineError, **settings: Any
 ) -> EngineError:
     """The error that a stream ends in; bounded, as a hang would be the worst of faults."""
+    settings = {"retries": 0, **settings}
     with anyio.fail_after(5):
         async with serving(steps) as server, OpenAIEngine(server.url, **settings) as engine:
             with pytest.raises(kind) as caught:
@@ -197,7 +86,7 @@ async def test_text_and_confidences_come_with_the_finish_in_the_last_chunk() -> 
         usage(9, 2, 4),
     )
     assert joined(chunks) == ("Because", [2.0, 2.0])
-    assert [chunk.finish for chunk in chunks] == [None, None, FinishReason.STOP]
+    assert [chunk.finish for chunk in chunks] == [None, FinishReason.STOP]
     assert (chunks[-1].prompt_tokens, chunks[-1].cached_tokens) == (9, 4)
     assert all(chunk.confidences.dtype == np.float32 for chunk in chunks)
 
@@ -366,8 +255,8 @@ def read(pieces: Sequence[bytes]) -> tuple[str, list[float], Chunk]:
     parser, reader = EventParser(), TraceReader(2)
     found: list[Chunk] = []
     for piece in pieces:
-        found += filter(None, map(reader.read, parser.feed(piece)))
-    found += filter(None, map(reader.read, parser.finish()))
+        found += filter(None, [reader.read(parser.feed(piece))])
+    found += filter(None, [reader.read(parser.finish())])
     assert reader.done
     last = reader.finish()
     return *joined([*found, last]), last
@@ -529,7 +418,7 @@ async def test_a_server_that_closes_without_an_answer_is_an_error() -> None:
 async def test_a_server_that_falls_silent_is_given_up(
     steps: list[Step], kind: type[EngineError]
 ) -> None:
-    error = await failure(steps, kind, stall_timeout=0.2)
+    error = await failure(steps, kind, timeouts=Timeouts(first_byte=0.2, stall=0.2))
     assert "not a byte came" in error.found
 
 
@@ -538,7 +427,10 @@ async def test_pings_keep_a_slow_stream_alive() -> None:
     ping = b": still there\n\n"
     head = answer("200 OK", b"", "text/event-stream")
     steps = [head, *[ping, 0.15] * 4, events(SOME, STOP) + DONE]
-    async with serving(steps) as server, OpenAIEngine(server.url, stall_timeout=0.4) as engine:
+    async with (
+        serving(steps) as server,
+        OpenAIEngine(server.url, timeouts=Timeouts(stall=0.4)) as engine,
+    ):
         assert joined(await collect(engine))[0] == "a"
 
 

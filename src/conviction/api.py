@@ -19,7 +19,7 @@ from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
 from conviction.registry import unknown_name
-from conviction.thinking import deliberate
+from conviction.thinking import RESTARTS, deliberate
 from conviction.verdict import Verdict
 
 DEFAULT_POLICY = "deepconf-high"
@@ -43,6 +43,7 @@ async def athink(
     prompt_style: PromptStyle | str | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
+    restarts: int = RESTARTS,
     time_limit: float | None = None,
     on_event: Listener | None = None,
     interrupt: anyio.Event | None = None,
@@ -62,6 +63,7 @@ async def athink(
         prompt_style: What to add to the question; default: what suits the model.
         sampling: How tokens are drawn.
         seed: Seeds of all traces derive from it.
+        restarts: How often a trace whose stream broke is begun again.
         time_limit: Seconds after which the run ends with the votes it has.
         on_event: Called with every event.
         interrupt: When set, the run ends with the votes it has.
@@ -99,6 +101,7 @@ async def athink(
             answers=answer_kind,
             sampling=sampling,
             seed=seed,
+            restarts=restarts,
             time_limit=time_limit,
             on_event=on_event,
             interrupt=interrupt,

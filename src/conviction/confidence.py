@@ -68,8 +68,10 @@ def token_confidence(logprobs: Sequence[float], k: int) -> float:
         filler values are unusable: averaging the rest would read a masked, hence forced, token
         as an unsure one.
     """
-    best = nlargest(k, (value for value in logprobs if FILLER < value <= 0.0))
-    return -sum(best) / k if len(best) == k else nan
+    usable = [value for value in logprobs if FILLER < value <= 0.0]
+    if len(usable) > k:
+        usable = nlargest(k, usable)
+    return -sum(usable) / k if len(usable) == k else nan
 
 
 def token_confidences(logprobs: Floats, k: int) -> NDArray[np.float32]:

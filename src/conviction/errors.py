@@ -8,6 +8,7 @@
     ├── EngineError                an engine could not do what was asked
     │   ├── EngineStartError
     │   ├── EngineUnavailableError
+    │   │   └── TemporarilyUnavailableError
     │   ├── ContextOverflowError
     │   ├── MissingLogprobsError
     │   └── StreamError            one trace's stream broke; other traces go on
@@ -78,6 +79,18 @@ class EngineStartError(EngineError):
 
 class EngineUnavailableError(EngineError):
     """An engine cannot be reached, or refuses us."""
+
+
+class TemporarilyUnavailableError(EngineUnavailableError):
+    """An engine cannot be reached or is too busy just now; the same request may work later.
+
+    Attributes:
+        busy: Whether it is well, but has too much to do.
+        wait: Seconds that the engine asks us to wait; None where it names none.
+    """
+
+    busy: bool = False
+    wait: float | None = None
 
 
 class ContextOverflowError(EngineError):

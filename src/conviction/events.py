@@ -39,6 +39,15 @@ class TraceAdvanced:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceRestarted:
+    """A trace broke off after `lost_tokens` tokens, and begins again from nothing."""
+
+    trace: int
+    lost_tokens: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class TraceFinished:
     """A trace ended; `standing` is the vote after it."""
 
@@ -53,5 +62,5 @@ class RunFinished:
     verdict: Verdict
 
 
-Event = RunStarted | TraceStarted | TraceAdvanced | TraceFinished | RunFinished
+Event = RunStarted | TraceStarted | TraceAdvanced | TraceRestarted | TraceFinished | RunFinished
 Listener = Callable[[Event], None]

@@ -31,6 +31,9 @@ class LiveTrace:
     error: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    restarts: int = 0
+    lost_tokens: int = 0
+    notes: list[str] = field(default_factory=list[str])
     _text: StringIO = field(default_factory=StringIO)
     # float32 values as bytes: four a token, without a Python object per number.
     _raw: BytesIO = field(default_factory=BytesIO)
@@ -62,6 +65,8 @@ class LiveTrace:
                 watch(chunk)
             if chunk.prompt_tokens:
                 self.prompt_tokens, self.cached_tokens = chunk.prompt_tokens, chunk.cached_tokens
+            if chunk.notes:
+                self.notes += chunk.notes
             if chunk.finish is not None or left <= 0:
                 self._check_type(chunk)
                 self.finish = chunk.finish
@@ -71,6 +76,18 @@ class LiveTrace:
                     return
                 seen = self._raw.tell() // _FLOAT32.itemsize
                 left = _bytes_to_next_look(monitor)
+
+    def begin_again(self) -> int:
+        """Drop what an attempt that broke off has brought; its tokens still count.
+
+        Returns:
+            How many tokens these were.
+        """
+        lost = self._raw.tell() // _FLOAT32.itemsize
+        self.restarts += 1
+        self.lost_tokens += lost
+        self._text, self._raw = StringIO(), BytesIO()
+        return lost
 
     @property
     def text(self) -> str:

@@ -6,7 +6,7 @@ outlives the run.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from conviction.answers.base import AnswerKind
 from conviction.answers.grouping import Grouping
 from conviction.confidence import Metric, measure
-from conviction.core import Answer, FinishReason, Question, Sampling, Trace, require
+from conviction.core import Answer, FinishReason, Question, Sampling, Trace, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import (
     AllTracesFailedError,
@@ -29,6 +29,7 @@ from conviction.errors import (
     ConvictionError,
     InvalidSettingError,
     MissingLogprobsError,
+    StreamError,
 )
 from conviction.events import (
     Event,
@@ -37,6 +38,7 @@ from conviction.events import (
     RunStarted,
     TraceAdvanced,
     TraceFinished,
+    TraceRestarted,
     TraceStarted,
 )
 from conviction.gate import Gate
@@ -47,6 +49,9 @@ from conviction.verdict import Usage, Verdict, caveats
 
 TOP_K = 20
 """Log-probabilities per token that are asked for: the paper's k."""
+
+RESTARTS = 2
+"""How often a trace whose stream broke is begun again, if nothing else is said."""
 
 _WRONG_SIGN = (
     "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
@@ -67,6 +72,7 @@ async def deliberate(
     answers: AnswerKind,
     sampling: Sampling | None = None,
     seed: int = 0,
+    restarts: int = RESTARTS,
     on_event: Listener | None = None,
     time_limit: float | None = None,
     interrupt: anyio.Event | None = None,
@@ -80,6 +86,8 @@ async def deliberate(
         answers: Finds answers in traces and tells equal ones.
         sampling: How tokens are drawn.
         seed: Seeds of all traces derive from it and the question's id.
+        restarts: How often a trace whose stream broke is begun again, at least 0. The tokens of
+            what was lost count.
         on_event: Called with every event, in order. It must not block; if it raises, it is
             not called again and the verdict says so.
         time_limit: Seconds after which the run ends with the votes it has.
@@ -93,9 +101,11 @@ async def deliberate(
     """
     if time_limit is not None:
         require("time_limit", time_limit, low=0)
+    require_whole("restarts", restarts, low=0)
     capabilities = await engine.capabilities()
     if policy.needs_confidence and not capabilities.top_k:
-        raise _no_logprobs(engine, policy, "it offers none")
+        reason = capabilities.top_k_reason
+        raise _no_logprobs(engine, policy, f"it was {reason}" if reason else "it offers none")
     run = _Run(
         question=question,
         engine=engine,
@@ -104,6 +114,7 @@ async def deliberate(
         answers=answers,
         sampling=sampling or Sampling(),
         seed=seed,
+        restarts=restarts,
         on_event=on_event,
     )
     return await run.run(time_limit, interrupt)
@@ -130,6 +141,7 @@ class _Run:
         answers: AnswerKind,
         sampling: Sampling,
         seed: int,
+        restarts: int,
         on_event: Listener | None,
     ) -> None:
         self._question = question
@@ -140,6 +152,7 @@ class _Run:
         self._grouping = Grouping(answers)
         self._sampling = sampling
         self._seed = seed
+        self._restarts = restarts
         self._on_event = on_event
         self._top_k = min(TOP_K, capabilities.top_k)
         self._began = time.perf_counter()
@@ -153,6 +166,8 @@ class _Run:
         self._listener_failure = ""
         self._refused: ContextOverflowError | None = None
         self._informed = False
+        self._notes: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
         # Unbounded, but never holds more than one entry per trace of the budget.
         self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace](
             max_buffer_size=float("inf")
@@ -268,8 +283,8 @@ class _Run:
         )
         try:
             with live.scope:
-                async with aclosing(self._engine.stream(request)) as chunks:
-                    await live.read(chunks, self._watcher(live.id))
+                while not await self._attempt(live, request):
+                    pass
         except ContextOverflowError as error:
             # All traces have the same prompt and the same limit, so none of them fits.
             self._refused = self._refused or error
@@ -289,6 +304,20 @@ class _Run:
             live.finish = FinishReason.ERROR
             live.error = live.error or f"{self._engine.name} ended the stream without saying why"
         self._outcomes.send_nowait(live)
+
+    async def _attempt(self, live: LiveTrace, request: TraceRequest) -> bool:
+        """Read a trace to its end; False if its stream broke and may be begun again."""
+        try:
+            async with aclosing(self._engine.stream(request)) as chunks:
+                await live.read(chunks, self._watcher(live.id))
+        except StreamError as error:
+            if live.restarts >= self._restarts or self._ended is not None:
+                raise
+            lost = live.begin_again()
+            self._lost[str(error)] += lost
+            self._emit(TraceRestarted(live.id, lost, str(error)))
+            return False
+        return True
 
     def _watcher(self, trace: int) -> Callable[[Chunk], None] | None:
         if self._on_event is None:
@@ -320,7 +349,10 @@ class _Run:
             started=live.started,
             ended=self._now(),
             error=live.error,
+            restarts=live.restarts,
+            lost_tokens=live.lost_tokens,
         )
+        self._notes.update(dict.fromkeys(live.notes, 1))
         del self._live[live.id]
         self._traces.append(trace)
         return trace
@@ -384,6 +416,16 @@ class _Run:
         if cut:
             most = self._sampling.max_tokens
             yield f"{cut} of {self._started} traces reached {most} tokens and did not vote."
+        begun_again = [trace for trace in self._traces if trace.restarts]
+        if begun_again:
+            lost = sum(trace.lost_tokens for trace in begun_again)
+            yield (
+                f"{len(begun_again)} of {self._started} traces broke off and were begun again; the "
+                f"{lost:,} tokens lost count as failed: {'; '.join(self._lost)}"
+            )
+        for note, count in self._notes.items():
+            yield f"{note} ({count} of {self._started} traces)"
+        yield from self._capabilities.notes
         yield from self._grouping.limits
         if self._listener_failure:
             yield f"The listener raised {self._listener_failure} and was not called again."

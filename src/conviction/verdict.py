@@ -23,7 +23,7 @@ class Usage:
         unvoted: Of complete traces that did not vote (filtered out, or without an answer).
         stopped: Of traces stopped for low confidence.
         cancelled: Of traces cancelled by consensus or otherwise.
-        failed: Of traces that failed.
+        failed: Of traces that failed, and of attempts that broke off and were begun again.
         prompt: Prompt tokens, over all traces.
         cached_prompt: Those of them that the engine took from its cache.
         full_budget_estimate: Estimate of what the whole budget would have generated without
@@ -47,6 +47,7 @@ class Usage:
         complete: list[int] = []
         for trace in traces:
             fates[_fate(trace, voters)] += trace.tokens
+            fates["failed"] += trace.lost_tokens
             prompt += trace.prompt_tokens
             cached += trace.cached_tokens
             if trace.complete:
@@ -225,4 +226,6 @@ def _trace_to_dict(trace: Trace) -> dict[str, Any]:
         "started": trace.started,
         "ended": trace.ended,
         "error": trace.error or None,
+        "restarts": trace.restarts,
+        "lost_tokens": trace.lost_tokens,
     }

@@ -1,11 +1,9 @@
 """`conviction doctor`: what is installed, what is cached, what works."""
 
-import json as jsonlib
 import os
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +12,11 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from conviction.answers import kind
+from conviction.cli.findings import Finding, report
+from conviction.cli.server import ServerOptions
+from conviction.cli.server_findings import examine
 from conviction.core import Question, Sampling
 from conviction.engines.local import LocalEngine, available_memory, usable_cores
 from conviction.errors import ConvictionError
@@ -25,43 +24,32 @@ from conviction.models import ModelFile, cache_folder, catalogue, resolve
 from conviction.policies.majority import Single
 from conviction.thinking import deliberate
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        what: What was looked at.
-        found: What was seen.
-        ok: Whether it works; None for plain facts.
-        remedy: What to do if it does not.
-    """
-
-    what: str
-    found: str
-    ok: bool | None = None
-    remedy: str = ""
+_SERVER = ServerOptions()
 
 
 def doctor(
     *,
     json: Annotated[bool, Parameter(negative="")] = False,
     run: Annotated[bool, Parameter(negative="")] = False,
+    model: Annotated[str | None, Parameter(alias="-m", group="Server")] = None,
+    server: ServerOptions = _SERVER,
 ) -> int:
-    """Show versions, cores, memory, the model cache, and what works here.
+    """Show versions, cores, memory, the model cache, and what works here; or what a server does.
 
     Args:
         json: Print the findings as JSON on stdout.
         run: Also start the embedded engine with a cached model and generate a few tokens.
+        model: The server's name for the model; default: the first that it lists.
+        server: A server to look at in place of this machine.
     """
+    if server.base_url:
+        with Console(stderr=True).status("asking the server …"):
+            return report(anyio.run(examine, server, model), json=json)
+    server.engine(model)  # Refuses options that make no sense without a server.
     findings = [*_versions(), *_machine(), *_extras(), *_cache()]
     if run:
         findings.append(_try_engine())
-    if json:
-        print(jsonlib.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        _print(findings)
-    return 1 if any(finding.ok is False for finding in findings) else 0
+    return report(findings, json=json)
 
 
 def _versions() -> list[Finding]:
@@ -159,12 +147,3 @@ async def _generate(model: ModelFile) -> Finding:
         f"{verdict.top_k} log-probabilities each",
         ok=trace.tokens > 0 and verdict.top_k > 0,
     )
-
-
-def _print(findings: list[Finding]) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: ""}
-    for finding in findings:
-        remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
-        table.add_row(finding.what, marks[finding.ok], escape(finding.found + remedy))
-    Console(highlight=False).print(table)

@@ -4,7 +4,7 @@ import json as jsonlib
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -20,18 +20,21 @@ from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
 from conviction.cli.download_bar import download_bar
 from conviction.cli.question import read_question
+from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.summary import summary
 from conviction.cli.terminal import escaped, safe
 from conviction.cli.view import LiveView, PlainView
 from conviction.confidence import Metric
-from conviction.core import Sampling, require
+from conviction.core import Question, Sampling, require, require_whole
+from conviction.engines.base import Engine
 from conviction.events import Listener
-from conviction.models import catalogue, resolve
+from conviction.models import ModelFile, catalogue, resolve
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.prompts import PromptStyle
 from conviction.tasks import helpers
+from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
 
 _SAME_SIGNAL_SECONDS = 0.5
@@ -80,7 +83,7 @@ class GenerationOptions:
     """What generates the traces, and how."""
 
     model: Annotated[str | None, Parameter(alias="-m")] = None
-    "A name from `conviction models`, a GGUF file, or hf:owner/repo/file.gguf."
+    "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
     answer: str = "math"
     "Kind of answer: math, number, choice, text or json."
     prompt_style: PromptStyle | None = None
@@ -95,6 +98,8 @@ class GenerationOptions:
     "Same seed, same question, same traces, where the engine allows."
     time_limit: float | None = None
     "Seconds after which the votes so far decide."
+    restarts: int = RESTARTS
+    "How often a trace whose stream broke is begun again."
 
     def sampling(self) -> Sampling:
         """The sampling that was asked for."""
@@ -115,6 +120,7 @@ class OutputOptions:
 
 
 _POLICY, _GENERATION, _OUTPUT = PolicyOptions(), GenerationOptions(), OutputOptions()
+_SERVER = ServerOptions()
 
 
 def think(
@@ -124,6 +130,7 @@ def think(
     file: Annotated[Path | None, Parameter(alias="-f")] = None,
     policy: PolicyOptions = _POLICY,
     generation: GenerationOptions = _GENERATION,
+    server: ServerOptions = _SERVER,
     output: OutputOptions = _OUTPUT,
 ) -> int:
     """Think about a question many times in parallel and print one answer.
@@ -133,6 +140,7 @@ def think(
         file: Read the question from this file.
         policy: How many traces, which of them count, and when it is enough.
         generation: What generates the traces, and how.
+        server: A server in place of the embedded engine.
         output: What to show.
     """
     # Everything that can be refused is refused before anything is fetched or started.
@@ -141,24 +149,23 @@ def think(
     kind(generation.answer)
     if generation.time_limit is not None:
         require("time_limit", generation.time_limit, low=0)
+    require_whole("restarts", generation.restarts, low=0)
+    engine = server.engine(generation.model, facts_folder=facts_folder())
     text = read_question(question, file)
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
-    with download_bar(console) as progress:
-        model = resolve(
-            generation.model or catalogue().default,
-            progress=progress,
-            notice=lambda text: console.print(escape(safe(text))),
-        )
+    model = None if engine else _fetched(generation.model, console)
     with _view(console) as listener:
         work = partial(
-            athink,
-            text,
+            _think,
+            Question.ask(text) if server.templated else text,
             model=model,
+            engine=engine,
             policy=steering,
             answers=generation.answer,
             prompt_style=generation.prompt_style,
             sampling=sampling,
             seed=generation.seed,
+            restarts=generation.restarts,
             time_limit=generation.time_limit,
             on_event=listener,
         )
@@ -167,6 +174,21 @@ def think(
     if verdict.ended == "interrupted":
         return INTERRUPTED
     return 0 if verdict.answer is not None else FAILED
+
+
+def _fetched(model: str | None, console: Console) -> ModelFile:
+    with download_bar(console) as progress:
+        return resolve(
+            model or catalogue().default,
+            progress=progress,
+            notice=lambda text: console.print(escape(safe(text))),
+        )
+
+
+async def _think(question: str | Question, *, engine: Engine | None, **options: Any) -> Verdict:
+    """Think, on an engine that is started for it, or on the embedded one."""
+    async with engine or nullcontext():
+        return await athink(question, engine=engine, **options)
 
 
 @contextmanager

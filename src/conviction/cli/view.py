@@ -21,6 +21,7 @@ from conviction.events import (
     RunStarted,
     TraceAdvanced,
     TraceFinished,
+    TraceRestarted,
     TraceStarted,
 )
 from conviction.policies.base import Standing
@@ -58,6 +59,7 @@ class Curve:
     """A trace's group confidence over its whole life, in at most `_POINTS` points."""
 
     def __init__(self, window: int) -> None:
+        self.window = window
         self._groups = GroupWindow(window)
         self._points: list[float] = []
         self._stride = 1
@@ -123,6 +125,8 @@ class _State:
                 row.curve.push(chunk.confidences)
                 row.tokens += chunk.confidences.size
                 self.tokens += chunk.confidences.size
+            case TraceRestarted(trace):
+                self.rows[trace] = _Row(trace, Curve(self.rows[trace].curve.window))
             case TraceFinished(trace, standing):
                 self.rows[trace.id].ended = trace
                 self.standing = standing
@@ -282,6 +286,8 @@ class PlainView:
                     self._threshold = standing.threshold
                     groups = f"groups of {standing.window} tokens"
                     self._say(f"threshold {standing.threshold:.2f} over {groups}")
+            case TraceRestarted(trace, lost, error):
+                self._say(f"trace {trace}: begun again after {lost} tokens: {error}")
             case TraceStarted() | TraceAdvanced() | RunFinished():
                 pass
 

@@ -26,6 +26,9 @@ class Capabilities:
         concurrency: Traces that it generates at once; further ones wait.
         context: Tokens that prompt and trace may have together; None where unknown.
         seeds: Whether a seed reproduces a trace.
+        top_k_reason: Why there are fewer log-probabilities than wanted, as the end of a sentence
+            that begins with the engine; empty where nothing is amiss.
+        notes: What a reader of a verdict should know about this engine; whole sentences.
     """
 
     model: str
@@ -33,6 +36,8 @@ class Capabilities:
     concurrency: int
     context: int | None = None
     seeds: bool = False
+    top_k_reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class Chunk:
         finish: `STOP` or `LENGTH` in the last chunk of a stream, else None.
         prompt_tokens: Tokens of the prompt, where the engine tells (usually in the last chunk).
         cached_tokens: Prompt tokens that the engine did not have to compute again.
+        notes: What happened on the way that a reader of the verdict should know; whole sentences.
     """
 
     text: str = ""
@@ -77,6 +83,7 @@ class Chunk:
     finish: FinishReason | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class Engine(ABC):

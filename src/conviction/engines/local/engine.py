@@ -17,7 +17,7 @@ from conviction.engines.local.prompts import Prompt, SharedPrompts
 from conviction.engines.local.server import LlamaServer, ServerSettings
 from conviction.engines.local.server_api import ServerApi
 from conviction.engines.local.slots import SlotPool
-from conviction.engines.openai import OpenAIEngine
+from conviction.engines.openai import OpenAIEngine, Timeouts
 from conviction.errors import (
     ContextOverflowError,
     EngineUnavailableError,
@@ -165,7 +165,10 @@ class LocalEngine(Engine):
             model=self._path.stem,
             api_key=server.api_key,
             concurrency=self._slots,
-            stall_timeout=_STALL_SECONDS,
+            timeouts=Timeouts(first_byte=_STALL_SECONDS, stall=_STALL_SECONDS),
+            # Its process is watched: if it does not answer it has ended.
+            retries=0,
+            patience=0,
         )
 
     def _started(self) -> _Running:

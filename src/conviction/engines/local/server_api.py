@@ -2,33 +2,34 @@
 
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+import msgspec
 
 from conviction.core import Message
-from conviction.engines.openai import Json, OpenAIEngine, chat
-from conviction.engines.openai_events import TokenUsage, quoted
+from conviction.engines.openai import OpenAIEngine
+from conviction.engines.openai.events import TokenUsage, quoted
+from conviction.engines.openai.requests import Json, chat
 from conviction.errors import EngineError
 
-AnswerT = TypeVar("AnswerT", bound=BaseModel)
+AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)
 
 
-class _Templated(BaseModel):
+class _Templated(msgspec.Struct):
     prompt: str
 
 
-class _Tokenised(BaseModel):
+class _Tokenised(msgspec.Struct):
     tokens: list[int]
 
 
-class _Completed(BaseModel):
+class _Completed(msgspec.Struct):
     usage: TokenUsage
 
 
-class _Saved(BaseModel):
+class _Saved(msgspec.Struct):
     n_written: int
 
 
-class _Restored(BaseModel):
+class _Restored(msgspec.Struct):
     n_restored: int
 
 
@@ -74,8 +75,8 @@ class ServerApi:
     async def _post(self, kind: type[AnswerT], path: str, body: Json) -> AnswerT:
         answer = await self._http.post(path, body)
         try:
-            return kind.model_validate_json(answer)
-        except ValidationError as error:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.DecodeError as error:
             raise EngineError(
                 tried=f"ask llama.cpp for {path}",
                 found=f"an unknown answer: {quoted(answer)}",

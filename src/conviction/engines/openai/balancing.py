@@ -1,0 +1,205 @@
+"""Which of several servers gets the next trace, and what happens to one that fails.
+
+A server that failed is *drained*: it gets no new traces until it gives a sign of life again;
+traces that still run on it go on. Nothing here sends anything. All state is of one event loop.
+"""
+
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import anyio
+
+from conviction.errors import EngineError
+
+ServerT = TypeVar("ServerT")
+
+_FIRST_REST = 0.5
+_LONGEST_REST = 15.0
+_LONGEST_WAIT = 120.0
+"""Seconds that a server may ask us to wait; one that asks for more is given up."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row, from 0.
+
+    Some of it is chance, or all that wait would come back at the same moment.
+    """
+    longest = min(_FIRST_REST * 2**failures, _LONGEST_REST)
+    return longest * random.uniform(0.75, 1.25)  # noqa: S311
+
+
+@dataclass(eq=False)
+class Endpoint(Generic[ServerT]):
+    """One server as the balancer sees it.
+
+    Attributes:
+        server: Whatever speaks to it.
+        most: Traces that it gets at once, at most.
+        limit: Traces that it gets at once for now: fewer after it said that they are too many.
+        open: Traces that it has.
+        outstanding: Tokens that these may still generate.
+        trusted: Whether the last that was heard of it was good; else it is checked first.
+        checking: Whether somebody is checking it.
+        rests_until: Until when it is left alone.
+        last: Its last failure.
+    """
+
+    server: ServerT
+    most: int
+    open: int = 0
+    outstanding: int = 0
+    trusted: bool = True
+    checking: bool = False
+    rests_until: float = 0.0
+    last: EngineError | None = None
+    limit: int = field(init=False)
+    _failures: int = 0
+    _failing_since: float | None = None
+    _asked_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.limit = self.most
+
+    def has_room(self, now: float) -> bool:
+        """Whether it may be given a trace, perhaps after a check."""
+        return self.open < self.limit and now >= self.rests_until and not self.checking
+
+    def worked(self) -> None:
+        """It took a trace."""
+        self.trusted, self._failures, self._failing_since = True, 0, None
+
+    def failed(self, error: EngineError, now: float) -> None:
+        """It could not be reached, or is in trouble: leave it alone for a while, then check."""
+        self.trusted = False
+        self._fail(error, now)
+
+    def crowded(self, error: EngineError, now: float, wait: float | None) -> None:
+        """It has too many traces: give it no more than it took, and rest as long as it asks."""
+        self.limit = max(1, self.open)
+        self._fail(error, now)
+        if wait is not None:
+            self._asked_until = max(self._asked_until, now + wait)
+            self.rests_until = max(self.rests_until, self._asked_until)
+
+    def hopeless(self, now: float, patience: float) -> bool:
+        """Whether waiting for it is over: it fails for too long, or asks for too much time."""
+        if self.open or self._failing_since is None:
+            return False  # What still runs there ends some time, and tells more.
+        if self._asked_until - now > _LONGEST_WAIT:
+            return True
+        failing = now - self._failing_since
+        # However often it asks for time, it is not given more than once the longest wait.
+        asked = now < self._asked_until and failing <= patience + _LONGEST_WAIT
+        return failing > patience and not asked
+
+    def _fail(self, error: EngineError, now: float) -> None:
+        self.last = error
+        if self._failing_since is None:
+            self._failing_since = now
+        if now >= self.rests_until:  # One outage meets many traces; it counts once.
+            self.rests_until = now + backoff(self._failures)
+            self._failures += 1
+
+
+@dataclass(eq=False)
+class Lease(Generic[ServerT]):
+    """A trace's place on a server, and the tokens that it may still generate there."""
+
+    endpoint: Endpoint[ServerT]
+    tokens: int
+
+    def advance(self, tokens: int) -> None:
+        """Some of the tokens have come."""
+        came = min(tokens, self.tokens)
+        self.tokens -= came
+        self.endpoint.outstanding -= came
+
+
+@dataclass(eq=False)
+class Balancer(Generic[ServerT]):
+    """Gives each trace a place on the server with the fewest outstanding tokens.
+
+    Args:
+        endpoints: The servers, at least one.
+        check: Asks one for a sign of life; raises EngineError if there is none.
+        patience: Seconds that all may fail before waiting ends with the last error.
+        clock: Seconds from any beginning.
+    """
+
+    endpoints: Sequence[Endpoint[ServerT]]
+    check: Callable[[ServerT], Awaitable[object]]
+    patience: float
+    clock: Callable[[], float] = time.monotonic
+    _waiting: deque[anyio.Event] = field(default_factory=deque[anyio.Event])
+
+    async def take(self, tokens: int) -> Lease[ServerT]:
+        """Wait for a place for a trace of at most so many tokens.
+
+        Raises:
+            EngineError: all servers have failed for too long.
+        """
+        while True:
+            now = self.clock()
+            free = [endpoint for endpoint in self.endpoints if endpoint.has_room(now)]
+            trusted = [endpoint for endpoint in free if endpoint.trusted]
+            if trusted:
+                endpoint = min(trusted, key=lambda e: e.outstanding)
+                endpoint.open += 1
+                endpoint.outstanding += tokens
+                if len(trusted) > 1 or endpoint.has_room(now):
+                    self._wake_one()
+                return Lease(endpoint, tokens)
+            if free:
+                await self._examine(free[0])
+            elif all(endpoint.hopeless(now, self.patience) for endpoint in self.endpoints):
+                self._wake_one()  # One after the other hears of it.
+                # A copy: one error raised for many traces would gather all their tracebacks.
+                raise next(copy(e.last) for e in self.endpoints if e.last is not None)
+            else:
+                await self._wait(now)
+
+    def give_back(self, lease: Lease[ServerT], *, complete: bool = False) -> None:
+        """The trace has ended. If it is complete, its server may be able to take one more."""
+        endpoint = lease.endpoint
+        endpoint.open -= 1
+        endpoint.outstanding -= lease.tokens
+        if complete:
+            endpoint.limit = min(endpoint.most, endpoint.limit + 1)
+        self._wake_one()
+
+    async def _examine(self, endpoint: Endpoint[ServerT]) -> None:
+        endpoint.checking = True
+        try:
+            await self.check(endpoint.server)
+        except EngineError as error:
+            endpoint.failed(error, self.clock())
+        else:
+            endpoint.trusted = True
+        finally:
+            endpoint.checking = False
+            self._wake_one()
+
+    async def _wait(self, now: float) -> None:
+        """Until a place may be free, or a rest is over."""
+        ends = [e.rests_until for e in self.endpoints if e.rests_until > now]
+        woken = anyio.Event()
+        self._waiting.append(woken)
+        cancelled = True
+        try:
+            with anyio.move_on_after(min(ends) - now if ends else None):
+                await woken.wait()
+            cancelled = False
+        finally:
+            if not woken.is_set():
+                self._waiting.remove(woken)
+            if cancelled:
+                self._wake_one()  # Somebody else must look, or nobody would.
+
+    def _wake_one(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()

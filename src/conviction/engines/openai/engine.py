@@ -1,0 +1,295 @@
+"""An engine over HTTP: one or several servers that speak the OpenAI protocol of completions.
+
+One request per trace, with a single choice, so that each trace can be cancelled alone: closing
+its connection is what tells the server to stop.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from conviction.core import require, require_whole
+from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+from conviction.engines.openai.balancing import Balancer, Endpoint, Lease, backoff
+from conviction.engines.openai.events import TraceReader
+from conviction.engines.openai.facts import FactsCache, ServerFacts
+from conviction.engines.openai.http import ByteStream, HttpClient, Timeouts
+from conviction.engines.openai.probe import find_model, probe
+from conviction.engines.openai.requests import (
+    FILTERS_OFF,
+    NOTHING,
+    Dialect,
+    Json,
+    Route,
+    trace_body,
+)
+from conviction.engines.openai.servers import Server, common_capabilities
+from conviction.engines.openai.sse import EventParser
+from conviction.errors import (
+    EngineError,
+    InvalidSettingError,
+    StreamError,
+    TemporarilyUnavailableError,
+)
+
+_CHECK_SECONDS = 5.0
+
+_TRACE_BYTES = 1 << 24
+_TOKEN_BYTES = 1 << 14
+"""A trace may have `_TRACE_BYTES`, and `_TOKEN_BYTES` more for each token it may generate."""
+
+
+class OpenAIEngine(Engine):
+    """Generates traces on servers of completions, such as vLLM, SGLang and llama.cpp.
+
+    Several addresses make one engine: a trace goes to the server with the fewest outstanding
+    tokens; one that fails gets no new traces until it answers again.
+
+    Args:
+        base_url: Address that "/chat/completions" is added to, as in "http://127.0.0.1:8000/v1";
+            or several.
+        model: Name of the model; None for the first that the server lists.
+        api_key: Key to send; never shown, never logged.
+        route: `Route.COMPLETIONS` for prompts that have the model's template already.
+        concurrency: Traces that one server gets at once, at least 1; further traces wait.
+        timeouts: Bounds of every wait.
+        retries: How often a request that a server did not take is sent again, at least 0.
+        patience: Seconds that all servers may fail before traces stop waiting for them.
+        facts_folder: Where to keep what was found out about servers; None to ask at every start.
+        extra: Further settings to send with every trace.
+
+    Raises:
+        InvalidSettingError: a setting lies outside of its range.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str],
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        route: Route = Route.CHAT,
+        concurrency: int = 64,
+        timeouts: Timeouts | None = None,
+        retries: int = 5,
+        patience: float = 30.0,
+        facts_folder: Path | None = None,
+        extra: Json = NOTHING,
+    ) -> None:
+        require_whole("concurrency", concurrency, low=1)
+        require_whole("retries", retries, low=0)
+        require("patience", patience, low=0)
+        urls = list(dict.fromkeys([base_url] if isinstance(base_url, str) else base_url))
+        if not urls:
+            raise InvalidSettingError(
+                tried="make an engine of servers",
+                found="there is no address",
+                remedy="Give at least one, such as http://127.0.0.1:8000/v1.",
+            )
+        self._model = model
+        self._route = route
+        self._concurrency = concurrency
+        self._retries = retries
+        self._cache = FactsCache(facts_folder) if facts_folder else None
+        self._extra = dict(extra)
+        self._servers = [
+            Server(HttpClient(url, api_key=api_key, timeouts=timeouts or Timeouts()))
+            for url in urls
+        ]
+        endpoints = [Endpoint(server, concurrency) for server in self._servers]
+        self._balancer = Balancer(endpoints, _check, patience)
+        self._stack = AsyncExitStack()
+        self._probing = anyio.Lock()
+        self._capabilities: Capabilities | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name and the servers' addresses."""
+        addresses = " and ".join(server.http.base_url for server in self._servers)
+        return f"{self._model or 'a model'} at {addresses}"
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """The servers, in the order given."""
+        return tuple(self._servers)
+
+    async def __aenter__(self) -> Self:
+        """Open the clients; the servers are first spoken to when something is asked."""
+        async with AsyncExitStack() as stack:
+            for server in self._servers:
+                await stack.enter_async_context(server.http)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close all connections."""
+        await self._stack.aclose()
+
+    async def capabilities(self) -> Capabilities:
+        """What the servers can do: asked once, with their lists of models and small requests.
+
+        Raises:
+            EngineError: no server works, or they serve different models.
+        """
+        async with self._probing:
+            if self._capabilities is None:
+                self._capabilities = await self._find_out()
+            return self._capabilities
+
+    async def stream(
+        self, request: TraceRequest, *, extra: Json = NOTHING
+    ) -> AsyncGenerator[Chunk, None]:
+        """Generate one trace.
+
+        Args:
+            request: The trace.
+            extra: Further settings to send with this trace.
+
+        Raises:
+            EngineUnavailableError: no server can be reached, or it refuses us.
+            ContextOverflowError: the trace does not fit the model's context.
+            StreamError: the stream broke, stalled, or is no stream of completions.
+            EngineError: the server refuses the request for another reason.
+        """
+        lease, stream, notes = await self._begin(request, {**self._extra, **extra})
+        http, most = lease.endpoint.server.http, request.sampling.max_tokens
+        reader = TraceReader(request.top_k, most, secret=http.failures.secret)
+        parser, last = EventParser(), None
+        left = most_bytes = _TRACE_BYTES + _TOKEN_BYTES * most
+        try:
+            # Closing this generator closes the connection.
+            async with aclosing(stream.pieces()) as pieces:
+                async for piece in pieces:
+                    left -= len(piece)
+                    if left < 0:
+                        raise http.failures.too_large(most_bytes)
+                    if chunk := reader.read(parser.feed(piece)):
+                        lease.advance(chunk.confidences.size)
+                        yield replace(chunk, notes=notes) if notes else chunk
+                        notes = ()
+                    if reader.done:
+                        break
+            if chunk := reader.read(parser.finish()):
+                yield chunk
+            last = reader.finish()
+        except StreamError:
+            lease.endpoint.trusted = False
+            raise
+        finally:
+            stream.close()
+            self._balancer.give_back(lease, complete=last is not None)
+        yield replace(last, notes=notes) if notes else last
+
+    async def post(self, path: str, body: Json) -> bytes:
+        """Post JSON below the first server's base URL and give the body of the answer.
+
+        Raises:
+            EngineError: the server cannot be reached, or does not answer with 200.
+        """
+        return await self._servers[0].http.ask("POST", path, body)
+
+    async def _begin(
+        self, request: TraceRequest, extra: Json
+    ) -> tuple[Lease[Server], ByteStream, tuple[str, ...]]:
+        """A server's answer, once one takes the trace, and what happened on the way."""
+        notes: dict[str, None] = {}
+        attempts = 0
+        while True:
+            lease = await self._balancer.take(request.sampling.max_tokens)
+            endpoint = lease.endpoint
+            try:
+                stream = await self._open(endpoint.server, request, extra)
+            except TemporarilyUnavailableError as error:
+                self._balancer.give_back(lease)
+                # A server that is busy with our own traces takes this one when one of them ends.
+                attempts += not (error.busy and endpoint.open)
+                now = self._balancer.clock()
+                if error.busy:
+                    endpoint.crowded(error, now, error.wait)
+                else:
+                    endpoint.failed(error, now)
+                if attempts > self._retries:
+                    raise
+                notes[f"A request had to be sent again: {error.tried}: {error.found}."] = None
+            except BaseException:
+                self._balancer.give_back(lease)
+                raise
+            else:
+                endpoint.worked()
+                return lease, stream, tuple(notes)
+
+    async def _open(self, server: Server, request: TraceRequest, extra: Json) -> ByteStream:
+        body = trace_body(
+            request,
+            route=self._route,
+            model=server.facts.model if server.facts else self._model,
+            dialect=server.facts.dialect if server.facts else Dialect(dict(FILTERS_OFF[0])),
+        )
+        return await server.http.stream(self._route, {**body, **extra})
+
+    async def _find_out(self) -> Capabilities:
+        async with anyio.create_task_group() as tasks:
+            for server in self._servers:
+                server.trouble = None  # That of an earlier call may be over.
+                tasks.start_soon(self._ask, server)
+        troubles = [server.trouble for server in self._servers if server.trouble]
+        if len(troubles) == len(self._servers):
+            raise troubles[0]
+        capabilities = common_capabilities(self._servers, self._concurrency)
+        self._model = capabilities.model
+        # Not a new balancer: traces may be waiting at this one already.
+        self._balancer.endpoints = [
+            endpoint for endpoint in self._balancer.endpoints if endpoint.server.trouble is None
+        ]
+        return capabilities
+
+    async def _ask(self, server: Server) -> None:
+        """Find out about a server; one that is busy, or still loading its model, is waited for."""
+        deadline = self._balancer.clock() + self._balancer.patience
+        failures = 0
+        while server.facts is None and server.trouble is None:
+            try:
+                server.facts = await self._facts(server.http)
+            except TemporarilyUnavailableError as error:
+                wait = error.wait or backoff(failures)
+                failures += 1
+                if not error.busy or self._balancer.clock() + wait > deadline:
+                    server.trouble = error
+                else:
+                    await anyio.sleep(wait)
+            except EngineError as error:
+                server.trouble = error
+
+    async def _facts(self, http: HttpClient) -> ServerFacts:
+        listed = await find_model(http, self._model)
+        cache = self._cache
+        known = cache.load(http.base_url, listed.model, self._route) if cache else None
+        if known is not None:
+            return replace(known, listed=listed.listed, context=listed.context)
+        facts = await probe(http, self._route, listed)
+        if cache:
+            cache.save(http.base_url, self._route, facts)
+        return facts
+
+
+async def _check(server: Server) -> None:
+    """Ask for a sign of life."""
+    try:
+        with anyio.fail_after(_CHECK_SECONDS):
+            await server.http.ask("GET", "/models")
+    except TimeoutError as error:
+        raise server.http.failures.unreachable(error) from error
+    except TemporarilyUnavailableError:
+        raise
+    except EngineError:
+        return  # It refuses to list its models, but it lives.

@@ -1,0 +1,332 @@
+"""What the events of a streamed completion mean: text, token confidences, the end.
+
+Both routes are read, chat completions and plain completions, as is everything that servers do
+differently: names of the thinking, shapes of log-probabilities, where the counts stand. Nothing
+here does any I/O, so recorded streams can be read as well as live ones.
+
+An event with 20 log-probabilities a token has about 2 kB; only the fields below are decoded.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from math import nan
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.confidence import token_confidence
+from conviction.core import FinishReason
+from conviction.engines.base import Chunk
+from conviction.errors import EngineError, StreamError
+
+DONE = b"[DONE]"
+_FINISHES = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+_REFUSED = ("content_filter", "tool_calls", "function_call")
+"""Finish reasons that would come again if the trace were started again."""
+
+_MOST_QUOTED = 300
+_SPARE_TOKENS = 16
+"""Tokens beyond the limit that are let pass: servers count the last one differently."""
+
+_MOST_TOKENS = 1 << 24
+
+_HALF_CHARACTER = re.compile(
+    rb"((?:^|[^\\])(?:\\\\)*)"
+    rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+
+
+class Candidate(msgspec.Struct, gc=False):
+    """One of the likeliest next tokens."""
+
+    logprob: float | None = None
+
+
+class Token(msgspec.Struct, gc=False):
+    """The likeliest tokens at one place of the trace."""
+
+    top_logprobs: list[Candidate] | None = None
+
+
+class Logprobs(msgspec.Struct, gc=False):
+    """The log-probabilities of the tokens of one event.
+
+    Chat completions have `content`; plain ones have `top_logprobs`, a mapping per token from
+    the candidate to its value.
+    """
+
+    content: list[Token] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
+
+    def candidates(self) -> Iterable[Sequence[float]]:
+        """For each token the log-probabilities of the likeliest ones at its place."""
+        for token in self.content or ():
+            yield [
+                value
+                for candidate in token.top_logprobs or ()
+                if (value := candidate.logprob) is not None
+            ]
+        for mapping in self.top_logprobs or ():
+            yield [value for value in (mapping or {}).values() if value is not None]
+
+
+class Delta(msgspec.Struct, gc=False):
+    """What one event adds to a chat. Servers name a model's thinking in two ways."""
+
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One event of one trace."""
+
+    delta: Delta | None = None
+    text: str | None = None
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class PromptDetails(msgspec.Struct, gc=False):
+    """How much of the prompt came from a cache."""
+
+    cached_tokens: int | None = None
+
+
+class TokenUsage(msgspec.Struct, gc=False):
+    """Tokens of the prompt and of the trace so far."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+
+class Timings(msgspec.Struct, gc=False):
+    """What llama.cpp tells with every event if asked to: tokens computed so far."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
+class Event(msgspec.Struct, gc=False):
+    """One event of a stream; whatever else it holds is skipped."""
+
+    choices: list[Choice] | None = None
+    usage: TokenUsage | None = None
+    timings: Timings | None = None
+    error: msgspec.Raw | None = None
+
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+_DECODER = msgspec.json.Decoder(Event)
+
+
+def decode(data: bytes, decoder: msgspec.json.Decoder[StructT]) -> StructT:
+    """Decode what a server sent.
+
+    Raises:
+        ValueError: it is no JSON, or not of this shape.
+    """
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            # Some servers write -Infinity and NaN, which are no JSON, or half a character.
+            return msgspec.convert(json.loads(_whole(data)), decoder.type)
+        except (ValueError, RecursionError):
+            raise ValueError(str(error)) from error
+
+
+def _whole(data: bytes) -> bytes:
+    """JSON without halves of characters (of UTF-16), which no text can hold."""
+    return _HALF_CHARACTER.sub(rb"\1\\ufffd", data)
+
+
+class TraceReader:
+    """Reads the events of one trace.
+
+    Args:
+        top_k: The k of token confidence (eq. 2); 0 if no log-probabilities were asked for.
+            Then every event with text counts as one token, unless the server tells the number.
+        max_tokens: The most tokens that were asked for.
+        secret: What no message may show: the key that was sent, if any.
+
+    Attributes:
+        done: Whether the server said that nothing more will come.
+        tokens: Tokens read so far.
+    """
+
+    def __init__(
+        self, top_k: int, max_tokens: int = _MOST_TOKENS, *, secret: str | None = None
+    ) -> None:
+        self._top_k = top_k
+        self._most = max_tokens + _SPARE_TOKENS
+        self._secret = secret
+        self._finish: FinishReason | None = None
+        self._usage: TokenUsage | None = None
+        self._timings: Timings | None = None
+        self._thinking = False
+        self.tokens = 0
+        self.done = False
+
+    def read(self, events: Iterable[bytes]) -> Chunk | None:
+        """What some events add, as one chunk; None if that is nothing.
+
+        Raises:
+            StreamError: an event is malformed, reports an error, or the server generates more
+                than it was asked to.
+            EngineError: the server ended the trace for a reason that would come again.
+        """
+        texts: list[str] = []
+        confidences: list[float] = []
+        for data in events:
+            self._read(data, texts, confidences)
+        if not confidences and not any(texts):
+            return None
+        if self._most is not None and self.tokens > self._most:
+            raise _broken(f"{self.tokens} tokens came, more than were asked for")
+        return self._chunk("".join(texts), confidences)
+
+    def finish(self) -> Chunk:
+        """The last chunk, once the stream has ended.
+
+        Raises:
+            StreamError: the stream ended before the trace did.
+        """
+        if self._finish is None:
+            raise _broken(
+                f"the stream ended in the middle of the trace, after {self.tokens} tokens"
+            )
+        # The token that ends a trace has no text, and on some servers no log-probabilities.
+        silent = max(0, self._told() - self.tokens)
+        self.tokens += silent
+        return self._chunk("", [nan] * silent, self._finish)
+
+    def _read(self, data: bytes, texts: list[str], confidences: list[float]) -> None:
+        if data == DONE:
+            self.done = True
+            return
+        try:
+            event = decode(data, _DECODER)
+        except ValueError as error:
+            raise _broken(f"malformed data came: {quoted(data)}") from error
+        if event.error is not None and (said := _said(event.error)):
+            raise _broken(f"the server reported an error: {said}")
+        self._usage = event.usage or self._usage
+        self._timings = event.timings or self._timings
+        if event.choices:
+            self._read_choice(event.choices[0], texts, confidences)
+
+    def _read_choice(self, choice: Choice, texts: list[str], confidences: list[float]) -> None:
+        if choice.finish_reason:
+            self._finish = _finish(choice.finish_reason)
+        text = choice.text or (self._text(choice.delta) if choice.delta else "")
+        texts.append(text)
+        if self._top_k == 0:
+            told = self._told()
+            count = max(0, told - self.tokens) if told else int(bool(text))
+            known = [nan] * count
+        elif choice.logprobs is None:
+            # Tokens without any come to light with the next ones that have some, or at the end.
+            return
+        else:
+            k = self._top_k
+            known = [token_confidence(c, k) for c in choice.logprobs.candidates()]
+            # llama.cpp keeps the pieces of a character to itself until it is whole, vLLM what
+            # its parser has not understood yet; both then tell the last token's numbers only.
+            silent = self._told() - self.tokens - len(known) if known else 0
+            if silent > 0:
+                known = [nan] * silent + known
+        confidences += known
+        self.tokens += len(known)
+
+    def _text(self, delta: Delta) -> str:
+        """The text of one event, what a model thinks between the tags that stand for it."""
+        thought = delta.reasoning_content or delta.reasoning
+        if thought is None and not self._thinking:
+            return delta.content or ""
+        text = ""
+        if thought:
+            text = thought if self._thinking else f"<think>{thought}"
+            self._thinking = True
+        if delta.content:
+            text += f"</think>{delta.content}" if self._thinking else delta.content
+            self._thinking = False
+        return text
+
+    def _told(self) -> int:
+        """Tokens of the trace, as far as the server tells."""
+        usage, timings = self._usage, self._timings
+        return max((usage and usage.completion_tokens) or 0, timings.predicted_n if timings else 0)
+
+    def _chunk(
+        self, text: str, confidences: list[float], finish: FinishReason | None = None
+    ) -> Chunk:
+        values: NDArray[np.float32] = np.array(confidences, np.float32)
+        usage, timings = self._usage, self._timings
+        if usage is None and timings is None:
+            return Chunk(text, values, finish)
+        details = usage and usage.prompt_tokens_details
+        return Chunk(
+            text,
+            values,
+            finish,
+            prompt_tokens=(usage and usage.prompt_tokens)
+            or (timings.prompt_n + timings.cache_n if timings else 0),
+            cached_tokens=(details and details.cached_tokens)
+            or (timings.cache_n if timings else 0),
+        )
+
+
+def _finish(reason: str) -> FinishReason:
+    if reason in _FINISHES:
+        return _FINISHES[reason]
+    found = f"the server ended the trace with {quoted(reason)!r}"
+    if reason in _REFUSED:
+        raise EngineError(
+            tried="read the trace's stream",
+            found=found,
+            remedy="Ask in other words, or another server.",
+        )
+    raise _broken(found)
+
+
+def _broken(found: str) -> StreamError:
+    return StreamError(
+        tried="read the trace's stream",
+        found=found,
+        remedy="Other traces go on; if all fail, look into the server's log.",
+    )
+
+
+def _said(error: msgspec.Raw) -> str:
+    """What an error object says; nothing if it is null or empty."""
+    try:
+        content = json.loads(bytes(error))
+    except (ValueError, RecursionError):
+        return quoted(bytes(error))
+    return error_message(content) if content else ""
+
+
+def error_message(error: object) -> str:
+    """The words in an error object, however the server shapes it."""
+    match error:
+        case {"message": str(message)} | {"detail": str(message)} | {"error": str(message)}:
+            return quoted(message)
+        case {"error": object() as inner}:
+            return error_message(inner)
+        case _:
+            return quoted(str(error))
+
+
+def quoted(text: str | bytes) -> str:
+    """The beginning of what a server sent, fit for a message."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    text = " ".join(text.split())
+    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"

@@ -1,0 +1,103 @@
+"""What was found out about one server and one model, and how it is kept between runs."""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from pydantic import TypeAdapter, ValidationError
+
+from conviction.engines.openai.requests import Dialect, Route
+
+FRESH_SECONDS = 24 * 3600.0
+"""Servers are restarted with other settings; what is older than this is asked again."""
+
+_SCHEMA = 1
+_MOST_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server does, as far as it could be seen. None stands for "could not be told".
+
+    Attributes:
+        model: Name of the model.
+        listed: Names of the models that the server lists.
+        software: What serves it, where it says so: "vllm", "llamacpp", …
+        context: Tokens that prompt and trace may have together.
+        top_k: The most log-probabilities per token that it gives, up to 20; 0 for none.
+        top_k_reason: Why they are fewer, in words; empty if they are not.
+        raw: Whether log-probabilities are those of the model, before temperature and filters.
+        seeds: Whether the same seed gave the same trace, and another one another.
+        incremental: Whether tokens arrive as they are generated.
+        frees: Whether the server stopped generating when its stream was closed.
+        tokens_after_close: Tokens that it went on to generate after the close.
+        vllm_arguments: Whether arguments that only vLLM knows take effect.
+        dialect: How it wants to be spoken to.
+        seen: When this was found out, in seconds since 1970.
+    """
+
+    model: str
+    listed: tuple[str, ...] = ()
+    software: str = ""
+    context: int | None = None
+    top_k: int = 0
+    top_k_reason: str = ""
+    raw: bool | None = None
+    seeds: bool | None = None
+    incremental: bool | None = None
+    frees: bool | None = None
+    tokens_after_close: int | None = None
+    vllm_arguments: bool | None = None
+    dialect: Dialect = field(default_factory=Dialect)
+    seen: float = 0.0
+
+
+_ADAPTER = TypeAdapter(ServerFacts)
+
+
+class FactsCache:
+    """Facts on disk, one small file per server, model and route.
+
+    What cannot be read or written is treated as absent: asking the server again is always
+    possible.
+
+    Args:
+        folder: Where the files lie; made when the first is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, base_url: str, model: str, route: Route) -> ServerFacts | None:
+        """What is known and fresh."""
+        try:
+            with self._path(base_url, model, route).open("rb") as file:
+                facts = _ADAPTER.validate_json(file.read(_MOST_BYTES))
+        except (OSError, ValidationError):
+            return None
+        return facts if 0 <= time.time() - facts.seen < FRESH_SECONDS else None
+
+    def save(self, base_url: str, route: Route, facts: ServerFacts) -> None:
+        """Keep what was found out."""
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
+                partial = Path(file.name)
+                try:
+                    file.write(_ADAPTER.dump_json(facts))
+                    file.flush()
+                    partial.replace(self._path(base_url, facts.model, route))
+                except OSError:
+                    partial.unlink(missing_ok=True)
+
+    def forget(self, base_url: str, model: str, route: Route) -> None:
+        """Drop what turned out to be wrong."""
+        with suppress(OSError):
+            self._path(base_url, model, route).unlink(missing_ok=True)
+
+    def _path(self, base_url: str, model: str, route: Route) -> Path:
+        name = sha256(f"{_SCHEMA}\n{base_url}\n{model}\n{route}".encode()).hexdigest()[:32]
+        return self._folder / f"{name}.json"

@@ -1,0 +1,201 @@
+"""What goes wrong between us and a server of completions, as errors with a remedy."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from math import isfinite
+
+import aiohttp
+
+from conviction.engines.openai.events import error_message, quoted
+from conviction.errors import (
+    ContextOverflowError,
+    EngineError,
+    EngineUnavailableError,
+    StreamError,
+    TemporarilyUnavailableError,
+)
+
+_OVERFLOW_WORDS = (
+    "exceed_context_size",
+    "context_length_exceeded",
+    "context length",
+    "context size",
+    "context window",
+    "maximum context",
+)
+_UNAUTHORISED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
+_OUT_OF_QUOTA = b"insufficient_quota"
+_REDIRECTS = range(300, 400)
+_OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
+
+
+class Failures:
+    """Names the failures of one server; its key never appears in a message.
+
+    Args:
+        base_url: Address of the server, as in "http://127.0.0.1:8000/v1".
+        api_key: The key that is sent, if any.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None) -> None:
+        self._base_url = base_url
+        self._api_key = api_key
+
+    def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> EngineError:
+        """The error for an answer other than 200."""
+        if status in _REDIRECTS:
+            return EngineUnavailableError(
+                tried=f"ask {self._base_url}",
+                found=f"it sends us on to {self._clean(headers.get('Location', 'nowhere'))}",
+                remedy="Use that address if you trust it; redirects are not followed, because "
+                "they could carry the key to a stranger.",
+            )
+        kind, remedy = self._refusal(status, body)
+        error = kind(
+            tried=f"ask {self._base_url}",
+            found=f"status {status}: {self._clean(_message(body)) or 'no reason given'}",
+            remedy=remedy,
+        )
+        if isinstance(error, TemporarilyUnavailableError):
+            error.busy = status in _BUSY or status == HTTPStatus.SERVICE_UNAVAILABLE
+            error.wait = _seconds_to_wait(headers.get("Retry-After", ""))
+        return error
+
+    def _refusal(self, status: int, body: bytes) -> tuple[type[EngineError], str]:
+        kind: type[EngineError] = EngineUnavailableError
+        if status in _UNAUTHORISED:
+            remedy = (
+                "Give the key that belongs to this server."
+                if self._api_key
+                else "The server wants a key: put it into CONVICTION_API_KEY, or name a file with "
+                "--api-key-file; in a program, give api_key."
+            )
+        elif status == HTTPStatus.NOT_FOUND:
+            remedy = "Check the model's name, and the address: most servers want it to end in /v1."
+        elif status in _BUSY and _OUT_OF_QUOTA in body:
+            remedy = "Raise the quota of this key, or use another one."
+        elif status in _BUSY:
+            kind = TemporarilyUnavailableError
+            remedy = "Wait a little, or run fewer traces at once."
+        elif status == HTTPStatus.NOT_IMPLEMENTED:
+            remedy = "The server does not offer this; use another one."
+        elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            kind = TemporarilyUnavailableError
+            remedy = "Look into the server's log, and try again later."
+        elif _is_overflow(body):
+            kind = ContextOverflowError
+            remedy = (
+                "Shorten the question, lower --max-tokens, or give the server a larger context."
+            )
+        else:
+            kind = EngineError
+            remedy = "The server refuses a setting: change it, or use another server."
+        return kind, remedy
+
+    def not_a_stream(self, content_type: str, body: bytes) -> EngineError:
+        """The error for a 200 that holds no stream of events."""
+        said = self._clean(_message(body))
+        # A server that reports its trouble this way may be well again when asked once more;
+        # whatever else answers in a page or a file will do so every time.
+        in_trouble = content_type.startswith("application/json")
+        return (StreamError if in_trouble else EngineUnavailableError)(
+            tried=f"read a stream from {self._base_url}",
+            found=f"it answered with {content_type or 'no content type'}: {said or 'nothing'}",
+            remedy="Check that the address is that of a server of completions.",
+        )
+
+    def unreachable(self, error: Exception) -> EngineUnavailableError:
+        """The error for a request that got no answer."""
+        match error:
+            case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():
+                return EngineUnavailableError(
+                    tried=f"use {self._base_url!r} as a server's address",
+                    found=self._reason(error),
+                    remedy="Give an address such as http://127.0.0.1:8000/v1.",
+                )
+            case aiohttp.ClientConnectorDNSError():
+                return EngineUnavailableError(
+                    tried=f"reach {self._base_url}",
+                    found=self._reason(error),
+                    remedy="Check the name in the address.",
+                )
+            case aiohttp.ClientSSLError():
+                return EngineUnavailableError(
+                    tried=f"reach {self._base_url} safely",
+                    found=self._reason(error),
+                    remedy="Mend the server's certificate, or add its authority to those that "
+                    "this machine trusts (SSL_CERT_FILE names a file of them).",
+                )
+            case _:
+                return TemporarilyUnavailableError(
+                    tried=f"reach {self._base_url}",
+                    found=self._reason(error),
+                    remedy="Check that the server runs, and its address.",
+                )
+
+    def broken(self, error: Exception) -> StreamError:
+        """The error for a stream that was cut."""
+        return self._broken(self._reason(error))
+
+    def silent(self, seconds: float) -> StreamError:
+        """The error for a stream that stalled."""
+        return StreamError(
+            tried=f"read a trace from {self._base_url}",
+            found=f"not a byte came within {seconds:g} s",
+            remedy="If the server is only slow, allow it more time; if something between holds "
+            "streams back until they are complete, go around it.",
+        )
+
+    def too_long(self, seconds: float) -> StreamError:
+        """The error for a trace that takes too much time."""
+        return self._broken(f"the trace had not ended after {seconds:g} s")
+
+    def too_large(self, size: int) -> StreamError:
+        """The error for a trace of too many bytes."""
+        return self._broken(f"it sent more than {size:,} bytes for one trace")
+
+    def _broken(self, found: str) -> StreamError:
+        return StreamError(
+            tried=f"read a trace from {self._base_url}", found=found, remedy=_OTHERS_GO_ON
+        )
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return "nobody took the connection in time"
+        if isinstance(error, TimeoutError):
+            return "not a byte came in the time allowed"
+        if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+            return os.strerror(error.os_error.errno).lower()
+        return self._clean(str(error)) or type(error).__name__
+
+    def _clean(self, text: str) -> str:
+        text = quoted(text)
+        return text.replace(self._api_key, "…") if self._api_key else text
+
+
+def _seconds_to_wait(value: str) -> float | None:
+    """What Retry-After says, which is a number of seconds or a date."""
+    with suppress(ValueError):
+        seconds = float(value)
+        return max(0.0, seconds) if isfinite(seconds) else None
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None
+
+
+def _message(body: bytes) -> str:
+    try:
+        return error_message(json.loads(body))
+    except (ValueError, RecursionError):
+        return quoted(body)
+
+
+def _is_overflow(body: bytes) -> bool:
+    text = body.decode("utf-8", "replace").lower()
+    return any(word in text for word in _OVERFLOW_WORDS)

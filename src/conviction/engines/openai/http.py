@@ -1,0 +1,264 @@
+"""The connection to one server of completions: sends, reads, and bounds every wait.
+
+aiohttp carries the bytes: its parser costs a third of what others do per token, and closing a
+response closes the connection at once, which is what tells a server to stop.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import anyio
+import msgspec
+
+from conviction.core import require
+from conviction.engines.openai.failures import Failures
+from conviction.engines.openai.requests import Json
+from conviction.errors import EngineError, EngineUnavailableError
+
+_MOST_ANSWER_BYTES = 1 << 22
+_READ_BYTES = 1 << 18
+_KEEP_ALIVE_SECONDS = 4.0
+"""Below the 5 s after which common servers hang up, so that no request meets that moment."""
+
+_CLOSE_SECONDS = 2.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Bounds of every wait for a server, in seconds, each above 0.
+
+    Attributes:
+        connect: Until a connection stands.
+        first_byte: Until the first byte of an answer: the queue and the prefill lie before it.
+        stall: Between two bytes of an answer.
+        trace: For a whole trace.
+    """
+
+    connect: float = 10.0
+    first_byte: float = 300.0
+    stall: float = 120.0
+    trace: float = 14_400.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "first_byte", "stall", "trace"):
+            require(f"{name}_timeout", getattr(self, name), low=1e-3)
+
+
+class HttpClient:
+    """Speaks to one server. Used as an asynchronous context manager, under asyncio.
+
+    Args:
+        base_url: Address that paths are added to, as in "http://127.0.0.1:8000/v1".
+        api_key: Key to send; never shown, never logged.
+        timeouts: Bounds of every wait.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str | None, timeouts: Timeouts) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.timeouts = timeouts
+        self.failures = Failures(self.base_url, api_key)
+        self._api_key = api_key
+        self._session: aiohttp.ClientSession | None = None
+        self._stack = AsyncExitStack()
+
+    @property
+    def sends_key_in_the_open(self) -> bool:
+        """Whether a key travels to another machine without TLS."""
+        address = urlsplit(self.base_url)
+        away = address.hostname not in _LOOPBACK
+        return bool(self._api_key) and away and address.scheme == "http"
+
+    async def __aenter__(self) -> Self:
+        """Open the client; the server is first spoken to when something is asked."""
+        self._check_address()
+        headers = {"Accept-Encoding": "identity"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
+            # A proxy for the outside world knows nothing of loopback.
+            trust_env=urlsplit(self.base_url).hostname not in _LOOPBACK,
+            read_bufsize=_READ_BYTES,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await session.close()
+
+    async def stream(self, path: str, body: Json) -> "ByteStream":
+        """Post JSON and give the answer, once it is known to be a stream of events.
+
+        Raises:
+            EngineError: the server cannot be reached, refuses, or does not stream.
+        """
+        began = asyncio.get_running_loop().time()
+        response = await self._send("POST", self.base_url + path, body)
+        content_type = response.headers.get("Content-Type", "").lower()
+        if response.status == 200 and content_type.startswith("text/event-stream"):
+            return ByteStream(response, self.timeouts, self.failures, began)
+        answer = await self._read(response)
+        if response.status == 200:
+            raise self.failures.not_a_stream(content_type, answer)
+        raise self.failures.answered(response.status, response.headers, answer)
+
+    async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
+        """Send a request and give the whole body of its answer.
+
+        Raises:
+            EngineError: the server cannot be reached, or does not answer with 200.
+        """
+        return await self.fetch(method, self.base_url + path, body)
+
+    async def fetch(self, method: str, url: str, body: Json | None = None) -> bytes:
+        """`ask` for an address that is not below the base URL."""
+        response = await self._send(method, url, body)
+        answer = await self._read(response)
+        if response.status != 200:
+            raise self.failures.answered(response.status, response.headers, answer)
+        return answer
+
+    def _check_address(self) -> None:
+        try:
+            address = urlsplit(self.base_url)
+            problem = _problem(address.scheme, address.hostname, address.port)
+            if address.username or address.password:
+                raise EngineUnavailableError(
+                    tried="use the address of a server",
+                    found=f"it holds a name or a password for {address.hostname}",
+                    remedy="Leave it out of the address, which is shown and logged.",
+                )
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise EngineUnavailableError(
+                tried=f"use {self.base_url!r} as a server's address",
+                found=problem,
+                remedy="Give an address such as http://127.0.0.1:8000/v1.",
+            )
+
+    async def _send(self, method: str, url: str, body: Json | None) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise EngineUnavailableError(
+                tried=f"ask {self.base_url}",
+                found="the engine is not started",
+                remedy="Use it within `async with engine:`.",
+            )
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            with anyio.fail_after(self.timeouts.first_byte):
+                return await self._session.request(
+                    method, url, data=data, headers=_JSON if data else None, allow_redirects=False
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise self.failures.unreachable(error) from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body, up to a bound; what lies beyond is of no use to anybody."""
+        body = bytearray()
+        try:
+            with anyio.fail_after(self.timeouts.first_byte):
+                while len(body) < _MOST_ANSWER_BYTES and (
+                    piece := await response.content.readany()
+                ):
+                    body += piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self.failures.unreachable(error) from error
+        finally:
+            _give_back(response)
+        return bytes(body[:_MOST_ANSWER_BYTES])
+
+
+class ByteStream:
+    """The body of an answer, while it comes in.
+
+    One timer per stream watches over it: moving a timer with every byte would cost as much as
+    reading the byte.
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        timeouts: Timeouts,
+        failures: Failures,
+        began: float,
+    ) -> None:
+        self._response = response
+        self._timeouts = timeouts
+        self._failures = failures
+        self._began = began
+        self._heard = began
+        self._allowed = timeouts.first_byte
+        self._given_up: EngineError | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_at(self._next_look(), self._look)
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The bytes as they come.
+
+        Raises:
+            StreamError: it broke, stalled, or took too long.
+        """
+        read = self._response.content.readany
+        clock = self._loop.time
+        try:
+            while piece := await read():
+                self._heard, self._allowed = clock(), self._timeouts.stall
+                yield piece
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise self._given_up or self._failures.broken(error) from error
+        if self._given_up is not None:
+            raise self._given_up
+
+    def close(self) -> None:
+        """End the answer: keep the connection if all of it was read, else hang up at once."""
+        self._timer.cancel()
+        _give_back(self._response)
+
+    def _next_look(self) -> float:
+        return min(self._heard + self._allowed, self._began + self._timeouts.trace)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now >= self._began + self._timeouts.trace:
+            self._given_up = self._failures.too_long(self._timeouts.trace)
+        elif now >= self._heard + self._allowed:
+            self._given_up = self._failures.silent(self._allowed)
+        else:
+            self._timer = self._loop.call_at(self._next_look(), self._look)
+            return
+        self._response.close()
+
+
+def _give_back(response: aiohttp.ClientResponse) -> None:
+    if response.content.at_eof():
+        response.release()
+    else:
+        response.close()
+
+
+def _problem(scheme: str, host: str | None, port: int | None) -> str:
+    if scheme not in ("http", "https"):
+        return "it does not begin with http:// or https://"
+    if not host:
+        return "it names no host"
+    return "port 0 is no port" if port == 0 else ""

@@ -1,0 +1,439 @@
+"""Finding out what a server really does, with a dozen small requests.
+
+What a server says of itself is not enough: several answer 200 and leave out what they were
+asked for. So each fact here comes from an answer that could not have been given otherwise.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+
+from conviction.core import Message, Sampling
+from conviction.engines.base import TraceRequest
+from conviction.engines.openai.events import TraceReader, decode
+from conviction.engines.openai.facts import ServerFacts
+from conviction.engines.openai.http import HttpClient
+from conviction.engines.openai.metrics import Load, read_load
+from conviction.engines.openai.requests import (
+    FILTERS_OFF,
+    NOTHING,
+    Dialect,
+    Json,
+    Route,
+    trace_body,
+)
+from conviction.engines.openai.sse import EventParser
+from conviction.errors import EngineError, EngineUnavailableError
+
+MOST_TOP_K = 20
+"""The paper's k; more log-probabilities are of no use."""
+
+_COUNT = (Message("user", "Count from one to one hundred in words."),)
+_INVENT = (Message("user", "Invent a cat and tell its long story."),)
+_SHORT, _DRAWN, _WATCHED = 4, 16, 400
+_STREAMS = 3
+_ENOUGH_TOKENS = 16
+"""Tokens after which it is clear whether they arrive one by one."""
+
+_LEAST_PIECES = 4
+_COLD, _HOT = 0.5, 1.0
+_SAME, _SCALED = 0.15, 0.5
+"""Distance of the ratio of spreads from 1 (raw) or 2 (after temperature) that is let pass."""
+
+_LEAST_SPREAD = 0.5
+_FREED_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
+_FILLED = -1000.0
+"""Servers stand in values below this for minus infinity."""
+
+_TOKEN_ID = "token_id:"  # noqa: S105  # how vLLM names a token by number
+
+
+class _Meta(msgspec.Struct):
+    n_ctx: int | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+    owned_by: str | None = None
+    meta: _Meta | None = None
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Candidate(msgspec.Struct):
+    token: str = ""
+    logprob: float | None = None
+
+
+class _Token(msgspec.Struct):
+    token: str = ""
+    top_logprobs: list[_Candidate] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    """Log-probabilities of a whole answer, in the shape of either route."""
+
+    content: list[_Token] | None = None
+    tokens: list[str] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
+
+    def places(self) -> list[dict[str, float]]:
+        """For each token the likeliest ones at its place, by name."""
+        pairs = [
+            *([(c.token, c.logprob) for c in t.top_logprobs or ()] for t in self.content or ()),
+            *(list((mapping or {}).items()) for mapping in self.top_logprobs or ()),
+        ]
+        return [
+            {name: value for name, value in place if value is not None and _FILLED < value <= 0}
+            for place in pairs
+        ]
+
+    def names(self) -> list[str]:
+        """How the tokens are called."""
+        return [*(token.token for token in self.content or ()), *(self.tokens or ())]
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    message: _Message | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class _Reason(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Counted(msgspec.Struct):
+    choices: list[_Reason] | None = None
+    usage: object = None
+
+
+_MODELS = msgspec.json.Decoder(_Models)
+_ANSWER = msgspec.json.Decoder(_Answer)
+_COUNTED = msgspec.json.Decoder(_Counted)
+
+
+async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
+    """What the server's list says of a model: the first fact, and the cheapest.
+
+    Args:
+        http: Speaks to the server.
+        name: Name of the model; None for the first that is listed.
+
+    Raises:
+        EngineUnavailableError: the server cannot be reached, or lists no model and none is named.
+    """
+    try:
+        listed = decode(await http.ask("GET", "/models"), _MODELS).data
+    except EngineUnavailableError:
+        raise
+    except (EngineError, ValueError):
+        listed = []
+    if not listed and name is None:
+        raise EngineUnavailableError(
+            tried=f"ask {http.base_url} for its models",
+            found="it lists none",
+            remedy="Name the model.",
+        )
+    model = next((m for m in listed if name in (None, m.id)), _Model(id=name or ""))
+    software = model.owned_by or next((m.owned_by for m in listed if m.owned_by), "") or ""
+    return ServerFacts(
+        model=model.id,
+        listed=tuple(m.id for m in listed),
+        software=software,
+        context=model.max_model_len or (model.meta.n_ctx if model.meta else None),
+    )
+
+
+async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFacts:
+    """All facts about a model, given those of `find_model`.
+
+    Raises:
+        EngineError: the server cannot be reached, or refuses even the plainest request.
+    """
+    asking = _Asking(http, route, facts.model)
+    dialect, top_k, reason = await asking.find_dialect()
+    asking.dialect, asking.top_k = dialect, top_k
+    vllm_arguments = await asking.knows_token_ids()
+    asking.dialect = dialect = replace(
+        dialect, token_ids=bool(vllm_arguments), counts=await asking.counts_in_events()
+    )
+    incremental, frees, after = await asking.watch_streams()
+    return replace(
+        facts,
+        top_k=top_k,
+        top_k_reason=reason,
+        raw=await asking.gives_raw() if top_k else None,
+        seeds=await asking.honours_seeds(),
+        incremental=incremental,
+        frees=frees,
+        tokens_after_close=after,
+        vllm_arguments=vllm_arguments,
+        dialect=dialect,
+        seen=time.time(),
+    )
+
+
+@dataclass
+class _Asking:
+    """The small requests to one server."""
+
+    http: HttpClient
+    route: Route
+    model: str
+    dialect: Dialect = field(default_factory=Dialect)
+    top_k: int = 0
+
+    async def find_dialect(self) -> tuple[Dialect, int, str]:
+        """How it wants to be spoken to, the largest k, and why that is below `MOST_TOP_K`.
+
+        Most servers take the fullest request as it is. For the others, each part is tried by
+        itself: servers word their refusals in too many ways to read the cause out of them.
+        """
+        full = Dialect(filters_off=dict(FILTERS_OFF[0]))
+        given, refusal = await self._given(full, MOST_TOP_K)
+        if given == MOST_TOP_K:
+            return full, given, ""
+        dialect = full
+        if refusal is not None:
+            dialect = await self._plain_dialect()
+            given, refusal = await self._given(dialect, MOST_TOP_K)
+        if refusal is None:
+            said = "left them out" if given == 0 else f"gave {given}"
+            reason = f"asked for {MOST_TOP_K} log-probabilities a token, answered, and {said}"
+            return dialect, given, "" if given == MOST_TOP_K else reason
+        # Refused: the largest that is not, found by halving.
+        best, low, high = 0, 1, MOST_TOP_K - 1
+        while low <= high:
+            middle = (low + high) // 2
+            given, refused = await self._given(dialect, middle)
+            if refused is None and given:
+                best, low = given, middle + 1
+            else:
+                high = middle - 1
+        reason = f"asked for {MOST_TOP_K} log-probabilities a token, and refused ({refusal.found})"
+        return dialect, best, reason
+
+    async def knows_token_ids(self) -> bool | None:
+        """Whether vLLM's own arguments take effect, by one whose effect can be seen."""
+        if not self.top_k:
+            return None
+        try:
+            choice = await self._ask(_COUNT, _SHORT, extra={"return_tokens_as_token_ids": True})
+        except EngineUnavailableError:
+            raise
+        except EngineError:
+            return False
+        logprobs = choice.logprobs or _Logprobs()
+        names = [*logprobs.names(), *(name for place in logprobs.places() for name in place)]
+        return any(name.startswith(_TOKEN_ID) for name in names)
+
+    async def counts_in_events(self) -> bool:
+        """Whether every event can carry the counts of tokens."""
+        body = self._body(_COUNT, _SHORT, self.dialect)
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        try:
+            events = await self._streamed(body)
+        except EngineUnavailableError:
+            raise
+        except EngineError:
+            return False
+        read = [decode(event, _COUNTED) for event in events]
+        return any(
+            event.usage and event.choices and not event.choices[0].finish_reason for event in read
+        )
+
+    async def gives_raw(self) -> bool | None:
+        """Whether log-probabilities stay as they are when the temperature changes.
+
+        Dividing logits by a temperature multiplies all distances between log-probabilities;
+        their ratio between two temperatures is 1 if they are raw.
+        """
+        spreads: list[dict[str, float]] = []
+        for temperature in (_HOT, _COLD):
+            choice = await self._ask(_INVENT, 1, temperature=temperature)
+            places = choice.logprobs.places() if choice.logprobs else []
+            spreads.append(places[0] if places else {})
+        hot, cold = spreads
+        common = sorted(hot.keys() & cold.keys(), key=lambda name: hot[name])
+        if len(common) < 2:
+            return None
+        least, most = common[0], common[-1]
+        spread = hot[most] - hot[least]
+        if spread < _LEAST_SPREAD:
+            return None
+        ratio = (cold[most] - cold[least]) / spread
+        if abs(ratio - 1.0) < _SAME:
+            return True
+        return False if abs(ratio - _HOT / _COLD) < _SCALED else None
+
+    async def honours_seeds(self) -> bool | None:
+        """Whether a seed reproduces a trace, and another seed does not."""
+        drawn = [
+            _text(await self._ask(_INVENT, _DRAWN, temperature=1.0, seed=seed))
+            for seed in (1, 1, 2)
+        ]
+        if drawn[0] != drawn[1]:
+            return False
+        return True if drawn[0] != drawn[2] else None
+
+    async def watch_streams(self) -> tuple[bool | None, bool | None, int | None]:
+        """Whether tokens arrive one by one, whether closing frees, and tokens after the close.
+
+        A trace may end by itself before that can be seen, so there are several attempts.
+        """
+        seen: tuple[bool | None, bool | None, int | None] = (None, None, None)
+        for seed in range(1, 1 + _STREAMS):
+            seen = await self._watch_a_stream(seed)
+            if seen[0] is not None:
+                break
+        return seen
+
+    async def _watch_a_stream(self, seed: int) -> tuple[bool | None, bool | None, int | None]:
+        before = await self._load()
+        body = self._body(_INVENT, _WATCHED, self.dialect, top_k=self.top_k, seed=seed)
+        stream = await self.http.stream(self.route, body)
+        reader, parser, pieces = TraceReader(self.top_k), EventParser(), 0
+        try:
+            async for piece in stream.pieces():
+                seen = reader.tokens
+                reader.read(parser.feed(piece))
+                pieces += reader.tokens > seen
+                if reader.done or (reader.tokens >= _ENOUGH_TOKENS and pieces >= _LEAST_PIECES):
+                    break
+        finally:
+            stream.close()
+        incremental = None if reader.tokens < _ENOUGH_TOKENS else pieces >= _LEAST_PIECES
+        if before is None or reader.done:
+            return incremental, None, None
+        frees, after = await self._watch_it_end(before, reader.tokens)
+        return incremental, frees, after
+
+    async def _watch_it_end(self, before: Load, read: int) -> tuple[bool, int | None]:
+        """Whether the server stops, and how many tokens it generated that were not read."""
+        load = await self._load()
+        deadline = time.monotonic() + _FREED_SECONDS
+        while load is not None and load.running > before.running and time.monotonic() < deadline:
+            await anyio.sleep(_LOOK_SECONDS)
+            load = await self._load()
+        freed = load is not None and load.running <= before.running
+        if load is None or before.generated is None or load.generated is None:
+            return freed, None
+        # Some servers count a request's tokens only once it has ended.
+        return freed, max(0, round(load.generated - before.generated) - read)
+
+    async def _load(self) -> Load | None:
+        address = urlsplit(self.http.base_url)
+        path = address.path.removesuffix("/v1") + "/metrics"
+        try:
+            page = await self.http.fetch("GET", address._replace(path=path).geturl())
+        except EngineError:
+            return None
+        return read_load(page.decode("utf-8", "replace"))
+
+    async def _plain_dialect(self) -> Dialect:
+        """The fullest dialect that is not refused, log-probabilities aside."""
+        refusal: EngineError | None = None
+        for limit_name in ("max_tokens", "max_completion_tokens"):
+            for filters in FILTERS_OFF:
+                dialect = Dialect(filters_off=dict(filters), limit_name=limit_name)
+                try:
+                    await self._ask(_COUNT, _SHORT, dialect=dialect, top_k=0)
+                except EngineUnavailableError:
+                    raise
+                except EngineError as error:
+                    refusal = refusal or error
+                else:
+                    return dialect
+        assert refusal is not None  # noqa: S101  # every dialect was refused
+        raise refusal
+
+    async def _given(self, dialect: Dialect, top_k: int) -> tuple[int, EngineError | None]:
+        """Usable log-probabilities a token when asked for `top_k`, or the refusal."""
+        try:
+            choice = await self._ask(_COUNT, _SHORT, dialect=dialect, top_k=top_k)
+        except EngineUnavailableError:
+            raise
+        except EngineError as error:
+            return 0, error
+        if choice.logprobs is None:
+            return 0, None
+        return min(top_k, max(map(len, choice.logprobs.places()), default=0)), None
+
+    async def _ask(
+        self,
+        messages: tuple[Message, ...],
+        tokens: int,
+        *,
+        dialect: Dialect | None = None,
+        top_k: int | None = None,
+        temperature: float = 1.0,
+        seed: int = 1,
+        extra: Json = NOTHING,
+    ) -> _Choice:
+        body = self._body(
+            messages,
+            tokens,
+            dialect or self.dialect,
+            top_k=self.top_k if top_k is None else top_k,
+            temperature=temperature,
+            seed=seed,
+        )
+        body = {**body, "stream": False, **extra}
+        del body["stream_options"]
+        answer = await self.http.ask("POST", self.route, body)
+        try:
+            choices = decode(answer, _ANSWER).choices
+        except ValueError:
+            choices = []
+        if not choices:
+            raise self.http.failures.not_a_stream("a body without choices", answer)
+        return choices[0]
+
+    async def _streamed(self, body: Json) -> Sequence[bytes]:
+        stream = await self.http.stream(self.route, body)
+        parser = EventParser()
+        try:
+            events = [event async for piece in stream.pieces() for event in parser.feed(piece)]
+        finally:
+            stream.close()
+        return [event for event in (*events, *parser.finish()) if event.startswith(b"{")]
+
+    def _body(
+        self,
+        messages: tuple[Message, ...],
+        tokens: int,
+        dialect: Dialect,
+        *,
+        top_k: int = 0,
+        temperature: float = 1.0,
+        seed: int = 1,
+    ) -> dict[str, object]:
+        sampling = Sampling(temperature=temperature, max_tokens=tokens)
+        request = TraceRequest(messages, sampling, seed=seed, top_k=top_k)
+        return trace_body(request, route=self.route, model=self.model, dialect=dialect)
+
+
+def _text(choice: _Choice) -> str:
+    message = choice.message
+    if message is None:
+        return choice.text or ""
+    return f"{message.reasoning or message.reasoning_content}/{message.content}"

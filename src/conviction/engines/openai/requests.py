@@ -1,0 +1,118 @@
+"""What is sent to a server of completions: the two routes, and how its software wants it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+from conviction.core import Message, Sampling
+from conviction.engines.base import TraceRequest
+from conviction.errors import InvalidSettingError
+
+Json = Mapping[str, object]
+
+NOTHING: Json = MappingProxyType({})
+
+FILTERS_OFF: tuple[Mapping[str, float], ...] = (
+    MappingProxyType({"top_p": 1.0, "top_k": -1, "min_p": 0.0}),
+    MappingProxyType({"top_p": 1.0, "top_k": 0, "min_p": 0.0}),
+    MappingProxyType({"top_p": 1.0}),
+    MappingProxyType({}),
+)
+"""Values that switch the filters of sampling off, as servers accept them, the fullest first.
+
+They are sent because servers of open models have filters of their own, which hold where a
+request is silent. Those for a `top_k` of "all" differ, and hosted services refuse what the
+original protocol does not have.
+"""
+
+
+class Route(StrEnum):
+    """Where a trace is asked for."""
+
+    CHAT = "/chat/completions"
+    """The server puts the model's chat template around the messages."""
+    COMPLETIONS = "/completions"
+    """The text goes to the model as it is, for prompts that have their template already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one server wants to be spoken to.
+
+    Attributes:
+        filters_off: What to send for filters that a sampling leaves off.
+        limit_name: What the limit of tokens is called.
+        counts: Whether every event can carry the counts of tokens so far.
+        token_ids: Whether candidates can be named by number. Plain completions give them as a
+            mapping, in which two tokens that read the same would be one.
+    """
+
+    filters_off: dict[str, float] = field(default_factory=dict[str, float])
+    limit_name: str = "max_tokens"
+    counts: bool = False
+    token_ids: bool = False
+
+
+def trace_body(
+    request: TraceRequest, *, route: Route, model: str | None, dialect: Dialect
+) -> dict[str, object]:
+    """The request for one trace, streamed.
+
+    Raises:
+        InvalidSettingError: several messages were to go where there is no chat.
+    """
+    options = {"include_usage": True}
+    if dialect.counts:
+        options["continuous_usage_stats"] = True
+    body: dict[str, object] = {
+        **prompt_fields(request.messages, route),
+        "stream": True,
+        "stream_options": options,
+        "seed": request.seed,
+        **sampling_fields(request.sampling, dialect),
+        **logprob_fields(request.top_k, route),
+    }
+    if model is not None:
+        body["model"] = model
+    if dialect.token_ids and request.top_k and route is Route.COMPLETIONS:
+        body["return_tokens_as_token_ids"] = True
+    return body
+
+
+def prompt_fields(messages: tuple[Message, ...], route: Route) -> dict[str, object]:
+    """The prompt as the route wants it."""
+    if route is Route.CHAT:
+        return {"messages": chat(messages)}
+    if len(messages) != 1:
+        raise InvalidSettingError(
+            tried=f"send a chat of {len(messages)} messages to {route}",
+            found="there it takes one text, with the model's template around it",
+            remedy="Put the template around the messages yourself, or use the chat route.",
+        )
+    return {"prompt": messages[0].content}
+
+
+def chat(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+    """Messages as the protocol writes them."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, object]:
+    """A sampling as the protocol writes it, filters that are off spelled out."""
+    filters = {"top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p}
+    return {
+        "temperature": sampling.temperature,
+        dialect.limit_name: sampling.max_tokens,
+        **dialect.filters_off,
+        **{name: value for name, value in filters.items() if value is not None},
+    }
+
+
+def logprob_fields(top_k: int, route: Route) -> dict[str, object]:
+    """How the route is asked for the `top_k` likeliest tokens."""
+    if not top_k:
+        return {}
+    if route is Route.CHAT:
+        return {"logprobs": True, "top_logprobs": top_k}
+    return {"logprobs": top_k}
