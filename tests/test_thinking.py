@@ -261,7 +261,7 @@ class TestConsensus:
 class TestFailingTraces:
     async def test_do_not_end_the_others_and_are_named(self) -> None:
         engine = ScriptedEngine([broken("the line fell silent"), *saying("a", "b", "a")])
-        verdict = await think(engine, Majority(budget=4))
+        verdict = await think(engine, Majority(budget=4), restarts=0)
         assert verdict.answer == "a"
         assert verdict.traces[0].finish is FinishReason.ERROR
         assert verdict.usage.failed == verdict.traces[0].tokens == 3

@@ -29,6 +29,7 @@ from conviction.events import (
     RunStarted,
     TraceAdvanced,
     TraceFinished,
+    TraceRestarted,
     TraceStarted,
 )
 from conviction.gate import Gate
@@ -43,7 +44,7 @@ from conviction.policies import (
     Start,
     Stop,
 )
-from conviction.thinking import deliberate
+from conviction.thinking import RESTARTS, deliberate
 from conviction.verdict import Verdict
 
 LIMIT = 20_000
@@ -296,6 +297,8 @@ def check_trace(setup: Setup, trace: Trace) -> None:
             assert stop is None
             assert str(whole.fault) in trace.error
             assert trace.tokens == played.size
+            again = RESTARTS if isinstance(whole.fault, StreamError) else 0
+            assert (trace.restarts, trace.lost_tokens) == (again, again * played.size)
         case FinishReason.CANCELLED | FinishReason.CONSENSUS:
             assert stop is None or trace.tokens < stop
     if trace.finish is not FinishReason.ERROR:
@@ -320,6 +323,8 @@ def check_events(setup: Setup, verdict: Verdict) -> None:
             case TraceAdvanced(trace, chunk):
                 assert trace in alive
                 advanced[trace] += chunk.confidences.size
+            case TraceRestarted(trace, lost):
+                assert advanced.pop(trace, 0) == lost
             case TraceFinished(trace):
                 alive.remove(trace.id)
                 assert advanced[trace.id] == trace.tokens
@@ -334,7 +339,8 @@ def check_accounts(setup: Setup, verdict: Verdict, finished: list[Trace]) -> Non
     assert len(verdict.traces) <= verdict.budget
     usage = verdict.usage
     assert usage.generated == sum(setup.engine.generated)
-    assert usage.generated == sum(trace.tokens for trace in verdict.traces)
+    lost = sum(trace.lost_tokens for trace in verdict.traces)
+    assert usage.generated == sum(trace.tokens for trace in verdict.traces) + lost
     voters = verdict.tally.voters
     assert sum(entry.count for entry in verdict.tally.entries) == len(voters)
     by_id = {trace.id: trace for trace in verdict.traces}
@@ -346,7 +352,7 @@ def check_accounts(setup: Setup, verdict: Verdict, finished: list[Trace]) -> Non
     for trace in verdict.traces:
         tokens[trace.finish] += trace.tokens
     assert usage.stopped == tokens[FinishReason.LOW_CONFIDENCE]
-    assert usage.failed == tokens[FinishReason.ERROR]
+    assert usage.failed == tokens[FinishReason.ERROR] + lost
     assert usage.cancelled == tokens[FinishReason.CANCELLED] + tokens[FinishReason.CONSENSUS]
     if verdict.ended == "budget":
         assert FinishReason.CONSENSUS not in tokens
@@ -420,7 +426,7 @@ def trace_of(seen: Event) -> tuple[object, ...]:
     match seen:
         case TraceFinished(trace):
             return type(seen), trace.id, trace.finish, trace.tokens, trace.seed
-        case TraceStarted(number) | TraceAdvanced(number):
+        case TraceStarted(number) | TraceAdvanced(number) | TraceRestarted(number):
             return type(seen), number
         case _:
             return (type(seen),)

@@ -11,8 +11,13 @@ MOST_BYTES = 4 * MOST_CHARACTERS
 """No UTF-8 text of the most characters is longer."""
 
 
-def read_question(argument: str | None, file: Path | None) -> str:
+def read_question(argument: str | None, file: Path | None, *, as_it_is: bool = False) -> str:
     """The question: the argument, or a file's text, or standard input for the file "-" or a pipe.
+
+    Args:
+        argument: The question on the command line.
+        file: The file to read, "-" for standard input.
+        as_it_is: Keep white space at both ends, which has a meaning in a prompt with a template.
 
     Raises:
         InvalidSettingError: there is no question, there are two, or it is no usable text.
@@ -36,7 +41,7 @@ def read_question(argument: str | None, file: Path | None) -> str:
     else:
         text = _decode(_read_bounded(sys.stdin.buffer), "standard input")
     check_question(text)
-    return text.strip()
+    return text if as_it_is else text.strip()
 
 
 def _read_file(path: Path) -> str:

@@ -151,7 +151,7 @@ def think(
         require("time_limit", generation.time_limit, low=0)
     require_whole("restarts", generation.restarts, low=0)
     engine = server.engine(generation.model, facts_folder=facts_folder())
-    text = read_question(question, file)
+    text = read_question(question, file, as_it_is=server.templated)
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
     model = None if engine else _fetched(generation.model, console)
     with _view(console) as listener:
