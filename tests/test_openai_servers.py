@@ -3,9 +3,11 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +116,14 @@ async def test_the_probe_sees_what_a_server_does(server: RealServer, route: Rout
         capabilities = await engine.capabilities()
         facts = engine.servers[0].facts
     assert facts is not None
-    assert (capabilities.model, capabilities.top_k, capabilities.seeds) == (server.model, 20, True)
+    assert (capabilities.model, capabilities.top_k) == (server.model, 20)
     assert capabilities.notes == ()
     assert (facts.raw, facts.incremental, facts.frees) == (True, True, True)
     assert facts.tokens_after_close is not None
     assert facts.tokens_after_close < 20
     is_vllm = facts.software == "vllm"
-    assert (facts.vllm_arguments, facts.dialect.counts) == (is_vllm, is_vllm)
+    assert facts.vllm_arguments is is_vllm
+    assert facts.dialect.counts == ("usage" if is_vllm else "timings")
     assert facts.context == (2048 if is_vllm else capabilities.context)
 
 
@@ -191,15 +194,14 @@ async def test_the_same_seed_reproduces_a_trace(server: RealServer) -> None:
     assert texts[0] == texts[1]
 
 
+@dataclass
 class StopAll(Policy):
     """Traces that all stop at the same token, whatever their confidence."""
 
     name = "stop-all"
     needs_confidence = True
-    after = 16
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    budget: int
+    after: int = 16
 
     def begin(self, conditions: Conditions) -> list[Action]:
         del conditions
@@ -269,3 +271,23 @@ async def test_a_run_survives_the_death_of_one_of_two_servers() -> None:
     # Those that the first server completed, and what it lost, are not among the second's.
     assert generated_on_second < verdict.usage.generated
     assert any("begun again" in warning for warning in verdict.warnings)
+
+
+def test_the_program_for_servers_in_the_readme_runs(llama_server: RealServer) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (program,) = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+        if "OpenAIEngine" in block
+    ]
+    addresses = re.findall(r"http://[\d.:]+/v1", program)
+    assert len(addresses) == 2
+    for address in addresses:
+        program = program.replace(address, llama_server.url)
+    program = program.replace("MODEL", llama_server.model).replace("budget=32", "budget=4")
+    program += "print(verdict.engine, verdict.usage.generated)\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"\S+ at {llama_server.url} \d+\n", done.stdout)

@@ -185,6 +185,13 @@ class TestEveryPolicy:
     def test_can_be_had_by_its_name(self, name: str) -> None:
         assert policy(name).settings()["name"] == name
 
+    def test_need_be_no_dataclass(self) -> None:
+        class Plain(Policy):
+            name = "plain"
+            begin = on_finished = standing = lambda *_: None
+
+        assert Plain().settings() == {"name": "plain"}
+
 
 class TestVoting:
     @pytest.mark.parametrize("finish", FinishReason)

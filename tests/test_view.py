@@ -13,6 +13,7 @@ from conviction.cli.summary import summary
 from conviction.cli.view import Curve, LiveView, PlainView
 from conviction.core import Question
 from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.errors import StreamError
 from conviction.events import Listener
 from conviction.policies import DeepConfLow, Majority, Policy
 from conviction.thinking import deliberate
@@ -171,3 +172,21 @@ def test_a_curve_of_unknown_confidences_is_empty() -> None:
     curve = Curve(4)
     curve.push(np.full(9, np.nan, np.float32))
     assert curve.draw(0.0, 1.0) == ""
+
+
+def test_a_trace_that_is_begun_again_starts_from_nothing_and_its_lost_tokens_stay_in_the_sum() -> (
+    None
+):
+    cut = StreamError(tried="read", found="the line was cut", remedy="Wait.")
+    broken = Script("Answer: 5", np.ones(40, np.float32), fault=cut, fault_after=30)
+    console, _ = terminal()
+    with LiveView(console) as view:
+        verdict = run(Majority(budget=2), view.on_event, [broken, *traces()[:1]])
+    lost = verdict.traces[0].lost_tokens
+    assert lost == 60
+    picture = last_picture(console, view)
+    assert re.search(r"^ +0 .* 30 +failed", picture, re.MULTILINE)
+    assert f"{60 + 30 + 60} tokens" in picture
+    out = io.StringIO()
+    run(Majority(budget=2), PlainView(Console(file=out)).on_event, [broken, *traces()[:1]])
+    assert out.getvalue().count("trace 0: begun again after 30 tokens: read: the line was cut") == 2

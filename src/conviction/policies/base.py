@@ -7,7 +7,7 @@ takes the same actions, so one and the same object steers a live engine and a re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
 from conviction.core import Tally, Trace, require_whole
@@ -127,9 +127,9 @@ class Policy(ABC):
         """Where the vote stands now."""
 
     def settings(self) -> dict[str, Any]:
-        """Name and settings, as plain JSON types."""
+        """Name and settings, as plain JSON types; the name alone if it is no dataclass."""
         values: dict[str, Any] = {"name": self.name}
-        for item in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+        for item in fields(self) if is_dataclass(self) else ():
             if item.init:
                 values[item.name] = getattr(self, item.name)
         return values
