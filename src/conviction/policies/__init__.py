@@ -5,6 +5,7 @@ from inspect import isclass
 from typing import Any
 
 from conviction.core import InvalidSettingError
+from conviction.policies.adaptive import AdaptiveConsistency, EarlyStoppingConsistency
 from conviction.policies.base import (
     Action,
     Conditions,
@@ -18,16 +19,21 @@ from conviction.policies.base import (
 from conviction.policies.deepconf_offline import DeepConfOffline
 from conviction.policies.deepconf_online import DeepConfHigh, DeepConfLow, DeepConfOnline
 from conviction.policies.majority import Majority, Single
+from conviction.policies.ranked import BestOfN, Borda
 from conviction.registry import load, names
 
 __all__ = [
     "Action",
+    "AdaptiveConsistency",
+    "BestOfN",
+    "Borda",
     "Conditions",
     "DeepConfHigh",
     "DeepConfLow",
     "DeepConfOffline",
     "DeepConfOnline",
     "Done",
+    "EarlyStoppingConsistency",
     "Majority",
     "Policy",
     "Single",

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from conviction.confidence import Metric, measure
+from conviction.confidence import Metric
 from conviction.core import Trace, require
 from conviction.policies.base import (
     DEFAULT_BUDGET,
@@ -19,6 +18,7 @@ from conviction.policies.base import (
     check_budget,
     may_vote,
 )
+from conviction.policies.scores import score
 from conviction.policies.windows import check_window, fitting_window
 from conviction.registry import unknown_name
 from conviction.voting import Ballot, threshold_for
@@ -45,8 +45,6 @@ class DeepConfOffline(Policy):
     weighted: bool = True
     window: int | None = None
     _traces: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
-    _scores: list[float] = field(default_factory=list[float], init=False, repr=False)
-    _scored_window: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -73,22 +71,14 @@ class DeepConfOffline(Policy):
         Where no confidence is known, of all of them, unweighted, and a note.
         """
         window = self.window or fitting_window(self._traces)
-        scores = self._measured(window)
+        scores = np.array([score(trace, self.metric, window) for trace in self._traces])
         threshold = threshold_for(scores, self.keep)
         blind = not np.isfinite(threshold)
         ballot = Ballot()
-        for trace, score in zip(self._traces, scores.tolist(), strict=True):
-            if trace.answer and (blind or score >= threshold):
-                ballot.cast(trace.id, trace.answer, score if self.weighted and not blind else 1.0)
+        for trace, weight in zip(self._traces, scores.tolist(), strict=True):
+            if trace.answer and (blind or weight >= threshold):
+                ballot.cast(trace.id, trace.answer, weight if self.weighted and not blind else 1.0)
         if not blind:
             return Standing(ballot.tally(), threshold, window)
         note = "No trace had a known confidence; this is the plain majority of all complete traces."
         return Standing(ballot.tally(), None, window, (note,) if self._traces else ())
-
-    def _measured(self, window: int) -> NDArray[np.float64]:
-        """Scores of the traces so far; those known for this window are not measured again."""
-        if window != self._scored_window:
-            self._scores, self._scored_window = [], window
-        for trace in self._traces[len(self._scores) :]:
-            self._scores.append(measure(self.metric, trace.confidences, window))
-        return np.array(self._scores)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from conviction.confidence import Metric, measure
+from conviction.confidence import Metric
 from conviction.core import InvalidSettingError, Trace, require, require_whole
 from conviction.gate import Gate
 from conviction.policies.base import (
@@ -20,6 +20,7 @@ from conviction.policies.base import (
     check_budget,
     may_vote,
 )
+from conviction.policies.scores import score
 from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
 from conviction.voting import Ballot, threshold_for
 
@@ -116,8 +117,8 @@ class DeepConfOnline(Policy):
         threshold = threshold_for(scores, self.keep)
         if np.isfinite(threshold):
             self._gate = Gate(self.window, threshold)
-        for trace, score in zip(complete, scores.tolist(), strict=True):
-            if score >= threshold:
+        for trace, weight in zip(complete, scores.tolist(), strict=True):
+            if weight >= threshold:
                 self._vote(trace)
         if self._settled():
             return [Done("consensus")]
@@ -125,14 +126,14 @@ class DeepConfOnline(Policy):
         return [Start(rest, self._gate)] if rest else []
 
     def _score(self, trace: Trace) -> float:
-        return measure(Metric.LOWEST_GROUP, trace.confidences, self.window or PAPER_WINDOW)
+        return score(trace, Metric.LOWEST_GROUP, self.window or PAPER_WINDOW)
 
     def _vote(self, trace: Trace) -> None:
         if not may_vote(trace) or trace.answer is None:
             return
-        score = self._score(trace)
-        if np.isfinite(score):
-            self._ballot.cast(trace.id, trace.answer, score if self.weighted else 1.0)
+        weight = self._score(trace)
+        if np.isfinite(weight):
+            self._ballot.cast(trace.id, trace.answer, weight if self.weighted else 1.0)
 
     def _settled(self) -> bool:
         quorum = min(self.quorum, self.budget)
