@@ -1,0 +1,1 @@
+"""Any policy on recorded traces: replayed in seconds, measured with intervals."""

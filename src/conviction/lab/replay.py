@@ -1,0 +1,302 @@
+"""Replays a policy on recorded traces, on a virtual clock.
+
+The policy object is the one that runs live; only what generates tokens is another. A machine with
+`concurrency` slots is played: every trace takes one slot and, unless told otherwise, one unit of
+time per token, so the time at the end is the critical path in tokens.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf, isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.confidence import Metric, group_confidences
+from conviction.core import Answer, FinishReason, Tally, Trace
+from conviction.errors import InvalidSettingError
+from conviction.gate import Gate
+from conviction.policies.base import Action, Conditions, Done, Policy, Start, Stop
+
+_NO_CONFIDENCES = np.empty(0, np.float32)
+
+
+@dataclass(eq=False)
+class RecordedTrace:
+    """A complete trace as it was recorded, and what was measured of it so far.
+
+    Attributes:
+        tokens: Tokens that it generated.
+        finish: `STOP` or `LENGTH`.
+        answer: Its answer; equal keys are equal votes.
+        correct: Whether that is right; False where there is no gold answer.
+        confidences: Token confidences, shape (tokens,); None in pools of answers alone.
+        pace: Units of time that it takes per token.
+        scores: Its confidence by metric and window, as far as it was measured.
+    """
+
+    tokens: int
+    finish: FinishReason
+    answer: Answer | None
+    correct: bool = False
+    confidences: NDArray[np.float32] | None = None
+    pace: float = 1.0
+    scores: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
+    _lows: dict[int, tuple[list[int], list[float]]] = field(
+        default_factory=dict[int, tuple[list[int], list[float]]], init=False, repr=False
+    )
+
+    def stop_position(self, gate: Gate) -> int | None:
+        """`Gate.stop_position`, in the time of a binary search.
+
+        A gate fires at the first group below its threshold. That group is lower than all before
+        it, and of such there are few; they are the same for every threshold.
+        """
+        if self.confidences is None:
+            return None
+        lows = self._lows.get(gate.window)
+        if lows is None:
+            lows = self._lows[gate.window] = _record_lows(self.confidences, gate.window)
+            if lows[1]:
+                # The lowest group of a trace is the last of them.
+                self.scores[Metric.LOWEST_GROUP.value, gate.window] = lows[1][-1]
+        positions, values = lows
+        # The values fall, so their opposites rise.
+        below = True
+        first = bisect_left(values, below, key=lambda value: value < gate.threshold)
+        return positions[first] if first < len(values) else None
+
+
+def _record_lows(confidences: NDArray[np.float32], window: int) -> tuple[list[int], list[float]]:
+    """Groups lower than all before them: the tokens at which they end, counted, and their means."""
+    finite = np.isfinite(confidences)
+    known = np.flatnonzero(finite) if not finite.all() else None
+    size = confidences.size if known is None else known.size
+    if size < window:
+        return [], []
+    groups = group_confidences(confidences, window)
+    lowest = np.minimum.accumulate(groups)
+    new = np.flatnonzero(lowest[1:] < lowest[:-1]) + 1
+    first = np.concatenate(([0], new))
+    ends = first + window - 1
+    positions = (ends if known is None else known[ends]) + 1
+    return positions.tolist(), groups[first].tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one replayed run.
+
+    Attributes:
+        tally: The votes; its leader is the verdict.
+        correct: Whether the verdict is right.
+        ended: Why the run ended: "budget", or the policy's word.
+        tokens: All tokens generated, those of stopped and cancelled traces too.
+        path: Units of time from the beginning to the verdict.
+        started: Traces started.
+        stopped: Of these, stopped by their gate.
+        cancelled: Of these, cancelled when the run ended or by the policy.
+    """
+
+    tally: Tally
+    correct: bool
+    ended: str
+    tokens: int
+    path: float
+    started: int
+    stopped: int
+    cancelled: int
+
+    @property
+    def empty(self) -> bool:
+        """Whether no trace voted."""
+        return self.tally.leader is None
+
+
+def replay(
+    policy: Policy,
+    traces: Sequence[RecordedTrace],
+    *,
+    concurrency: float = inf,
+    top_k: int = 20,
+    max_tokens: int = 1 << 20,
+) -> Outcome:
+    """Replay a policy on the traces of one question, in the order given.
+
+    Args:
+        policy: A prototype; it is not changed.
+        traces: Trace n of the run is traces[n].
+        concurrency: Traces that run at once, at least 1; infinity for all.
+        top_k: Log-probabilities behind each confidence; 0 if there are none.
+        max_tokens: The most tokens of one trace, as the policy is told.
+
+    Raises:
+        InvalidSettingError: the policy starts more traces than there are, or none, or more than
+            its budget.
+    """
+    return _Replay(policy.fresh(), traces, concurrency, top_k, max_tokens).run()
+
+
+@dataclass(slots=True)
+class _Running:
+    began: float
+    length: int
+    finish: FinishReason
+
+
+class _Replay:
+    def __init__(
+        self,
+        policy: Policy,
+        traces: Sequence[RecordedTrace],
+        concurrency: float,
+        top_k: int,
+        max_tokens: int,
+    ) -> None:
+        self._policy = policy
+        self._traces = traces
+        self._concurrency = concurrency
+        self._conditions = Conditions(
+            int(concurrency) if isfinite(concurrency) else max(len(traces), 1), max_tokens, top_k
+        )
+        self._queue: deque[Start] = deque()
+        self._promised = 0
+        self._running: dict[int, _Running] = {}
+        self._ends: list[tuple[float, int]] = []
+        self._now = 0.0
+        self._started = self._tokens = self._stopped = self._cancelled = 0
+        self._ended: str | None = None
+
+    def run(self) -> Outcome:
+        """Run to the verdict."""
+        self._act(self._policy.begin(self._conditions))
+        self._fill()
+        if not self._started:
+            raise _refused(self._policy, "it started no trace", "Its begin() must return a Start.")
+        while self._running and self._ended is None:
+            end, trace = heappop(self._ends)
+            running = self._running.get(trace)
+            if running is None or end != self._end(trace, running):
+                continue  # It was cancelled meanwhile.
+            self._now = end
+            self._act(self._policy.on_finished(self._conclude(trace, running)))
+            self._fill()
+        for trace, running in self._running.items():
+            self._cancelled += 1
+            self._tokens += self._tokens_so_far(trace, running)
+        tally = self._policy.standing().tally
+        return Outcome(
+            tally=tally,
+            correct=self._is_correct(tally),
+            ended=self._ended or "budget",
+            tokens=self._tokens,
+            path=self._now,
+            started=self._started,
+            stopped=self._stopped,
+            cancelled=self._cancelled,
+        )
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start(count):
+                    self._promise(action, count)
+                case Stop(traces):
+                    for trace in traces:
+                        if trace in self._running:
+                            self._cancel(trace)
+                case Done(reason):
+                    self._ended = reason
+                    self._queue.clear()
+                    return
+
+    def _promise(self, start: Start, count: int) -> None:
+        self._promised += count
+        if self._promised > self._policy.budget:
+            raise _refused(
+                self._policy,
+                f"it starts {self._promised} traces, beyond its own budget of "
+                f"{self._policy.budget}",
+                "Mend the policy, or raise its budget.",
+            )
+        if self._promised > len(self._traces):
+            raise _refused(
+                self._policy,
+                f"it starts {self._promised} traces, and {len(self._traces)} were recorded",
+                "Lower the budget, record more, or draw with replacement.",
+            )
+        self._queue.append(start)
+
+    def _fill(self) -> None:
+        while self._queue and len(self._running) < self._concurrency:
+            start = self._queue.popleft()
+            free = self._concurrency - len(self._running)
+            count = int(min(start.count, free))
+            for _ in range(count):
+                self._begin(start.gate)
+            if count < start.count:
+                self._queue.appendleft(Start(start.count - count, start.gate))
+
+    def _begin(self, gate: Gate | None) -> None:
+        trace = self._started
+        recorded = self._traces[trace]
+        position = recorded.stop_position(gate) if gate else None
+        if position is None:
+            running = _Running(self._now, recorded.tokens, recorded.finish)
+        else:
+            running = _Running(self._now, position, FinishReason.LOW_CONFIDENCE)
+        self._running[trace] = running
+        self._started += 1
+        heappush(self._ends, (self._end(trace, running), trace))
+
+    def _end(self, trace: int, running: _Running) -> float:
+        return running.began + running.length * self._traces[trace].pace
+
+    def _cancel(self, trace: int) -> None:
+        """Let it end now, as a cancelled trace that the policy still hears of."""
+        running = self._running[trace]
+        running.length = self._tokens_so_far(trace, running)
+        running.finish = FinishReason.CANCELLED
+        heappush(self._ends, (self._end(trace, running), trace))
+
+    def _tokens_so_far(self, trace: int, running: _Running) -> int:
+        pace = self._traces[trace].pace
+        done = (self._now - running.began) / pace if pace else running.length
+        # The clock is a sum of floats: a token that is due now has come.
+        return min(int(done + 1e-9), running.length)
+
+    def _conclude(self, trace: int, running: _Running) -> Trace:
+        del self._running[trace]
+        recorded = self._traces[trace]
+        finish, tokens = running.finish, running.length
+        self._tokens += tokens
+        whole = tokens == recorded.tokens and finish is recorded.finish
+        self._stopped += finish is FinishReason.LOW_CONFIDENCE
+        self._cancelled += finish is FinishReason.CANCELLED
+        confidences = recorded.confidences
+        if confidences is None:
+            confidences = _NO_CONFIDENCES
+        return Trace(
+            id=trace,
+            finish=finish,
+            tokens=tokens,
+            confidences=confidences if whole else confidences[:tokens],
+            answer=recorded.answer if whole else None,
+            started=running.began,
+            ended=self._now,
+            scores=recorded.scores if whole else {},
+        )
+
+    def _is_correct(self, tally: Tally) -> bool:
+        """Whether a trace that voted for the leader is right, so that all of its class are."""
+        leader = tally.leader
+        return leader is not None and self._traces[leader.votes[0]].correct
+
+
+def _refused(policy: Policy, found: str, remedy: str) -> InvalidSettingError:
+    return InvalidSettingError(
+        tried=f"replay the policy {policy.name!r}", found=found, remedy=remedy
+    )
