@@ -47,7 +47,7 @@ async def load(engine: OpenAIEngine) -> Load:
 
 async def idle(engine: OpenAIEngine) -> Load:
     with anyio.fail_after(IDLE_SECONDS):
-        while (now := await load(engine)).running:
+        while (now := await load(engine)).running:  # noqa: ASYNC110  # it tells nobody
             await anyio.sleep(0.005)
     return now
 
@@ -86,9 +86,8 @@ async def main(base_url: str, traces: int, tokens: int, rounds: int) -> None:
     after = statistics.median(r.after / traces for r in done)
     speed = statistics.median(r.read / traces / r.generating for r in done)
     until_idle = statistics.median(r.until_idle for r in done)
-    print(
-        f"tokens after the close, per trace   {after:8.2f}   (worst round {max(r.after for r in done) / traces:.2f})"
-    )
+    worst = max(r.after for r in done) / traces
+    print(f"tokens after the close, per trace   {after:8.2f}   (worst round {worst:.2f})")
     print(f"speed of a trace                    {speed:8.1f} tokens/s")
     print(f"so generated in vain, per trace     {after / speed:8.3f} s   target: at most 0.5")
     print(f"until the server was idle           {until_idle:8.3f} s after the last close")

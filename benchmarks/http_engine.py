@@ -10,36 +10,37 @@ takes turns in random order. `pip install openai orjson uvloop` adds what they c
 """
 
 import argparse
+import asyncio
 import gc
-import json
 import random
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
 import msgspec
-import pydantic
+from event_parsers import found, parsers
 from replaying_server import MODEL, TOP_K, tokens
 
 from conviction.answers.base import AnswerKind
-from conviction.core import Question, Sampling, Trace
-from conviction.engines.base import Capabilities, TraceRequest
+from conviction.core import Question, Sampling
+from conviction.engines.base import Capabilities, Chunk, TraceRequest
 from conviction.engines.openai import OpenAIEngine
-from conviction.engines.openai.events import Event, TraceReader, decode
+from conviction.engines.openai.events import TraceReader
 from conviction.engines.openai.requests import Dialect, Route, trace_body
-from conviction.engines.openai.sse import EventParser
 from conviction.gate import Gate
+from conviction.live import LiveTrace
 from conviction.policies import Action, Conditions, Majority, Start
 from conviction.thinking import deliberate
+from conviction.verdict import Verdict
 
 STREAMS = 256
 QUESTION = Question.ask("How many?")
@@ -72,8 +73,32 @@ async def all_streams(read: Callable[[int], Awaitable[object]]) -> None:
             tasks.start_soon(read, number)
 
 
+class Dropping(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.over = anyio.Event()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        del error
+        self.over.set()
+
+
+async def sockets(url: str, count: int) -> None:
+    """What nobody who uses asyncio gets below: bytes are received and dropped."""
+    address, loop = urlsplit(url), asyncio.get_running_loop()
+
+    async def read(number: int) -> None:
+        data = msgspec.json.encode(body(number, count))
+        path, size = f"{address.path}/chat/completions", len(data)
+        connected = loop.create_connection(Dropping, address.hostname, address.port)
+        transport, protocol = await connected
+        transport.write(f"POST {path} HTTP/1.1\r\nContent-Length: {size}\r\n\r\n".encode() + data)
+        await protocol.over.wait()
+
+    await all_streams(read)
+
+
 async def bare(url: str, count: int) -> None:
-    """The floor: the HTTP client that the engine stands on, and nothing else."""
+    """The HTTP client that the engine stands on, and nothing else."""
 
     async def read(number: int) -> None:
         async with session.post(f"{url}/chat/completions", json=body(number, count)) as response:
@@ -113,31 +138,26 @@ class Gated(Majority):
     """Watches every token of every trace, and stops none."""
 
     budget: int = STREAMS
-    finished: int = field(default=0, init=False)
 
     def begin(self, conditions: Conditions) -> list[Action]:
         del conditions
         return [Start(self.budget, Gate(WINDOW, 0.0))]
 
-    def on_finished(self, trace: Trace) -> list[Action]:
-        self.finished += trace.tokens
-        return []
-
 
 async def driver(url: str, count: int) -> None:
-    await driven(url, count, Gated())
+    verdict = await driven(url, count)
+    assert verdict.usage.generated == count * STREAMS
 
 
-async def driven(url: str, count: int, policy: Majority) -> None:
+async def driven(url: str, count: int) -> Verdict:
     async with KnownServer(url, model=MODEL, concurrency=STREAMS) as servers:
-        verdict = await deliberate(
+        return await deliberate(
             QUESTION,
             engine=servers,
-            policy=policy,
+            policy=Gated(),
             answers=Nothing(),
             sampling=Sampling(max_tokens=count),
         )
-    assert verdict.usage.generated == count * STREAMS
 
 
 async def official(url: str, count: int) -> None:
@@ -198,7 +218,12 @@ async def all_stand(port: int) -> None:
 
 
 def clients(port: int, fast: int, paced: int, rounds: int) -> None:
-    readers = {"bare aiohttp": bare, "OpenAIEngine.stream": engine, "driver with gates": driver}
+    readers = {
+        "bare sockets": sockets,
+        "bare aiohttp": bare,
+        "OpenAIEngine.stream": engine,
+        "driver with gates": driver,
+    }
     ways = [
         Way(name, regime, read, count, loop)
         for regime, count in (("fast", fast), ("paced", paced))
@@ -224,123 +249,56 @@ def clients(port: int, fast: int, paced: int, rounds: int) -> None:
         )
 
 
-def found(package: str) -> bool:
-    if find_spec(package):
-        return True
-    print(f"{package} is not installed: `pip install {package}` to compare with it")
-    return False
+async def verdict_bytes(port: int, count: int) -> int:
+    """What a verdict over all streams keeps, once the connections are gone."""
+    kept = 0
+
+    async def read() -> None:
+        nonlocal kept
+        verdict = await driven(f"http://127.0.0.1:{port}/fast/v1", count)
+        await anyio.sleep(0.5)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+        assert len(verdict.traces) == STREAMS
+
+    tracemalloc.start()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        await all_stand(port)
+    tracemalloc.stop()
+    return kept
+
+
+async def running_bytes(count: int) -> int:
+    """What a trace that is being read keeps."""
+    live = LiveTrace(id=0, seed=0, gate=Gate(WINDOW, 0.0), started=0.0)
+    events, reader = list(tokens(count)), TraceReader(TOP_K, count)
+
+    async def chunks() -> AsyncIterator[Chunk]:
+        for event in events:
+            chunk = reader.read([event])
+            assert chunk
+            yield chunk
+
+    tracemalloc.start()
+    await live.read(chunks())
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return kept
 
 
 def memory(port: int) -> None:
-    """What a run keeps: the difference between long traces and short ones."""
-    kept: dict[int, int] = {}
-
-    class Watched(Gated):
-        def on_finished(self, trace: Trace) -> list[Action]:
-            super().on_finished(trace)
-            if self.finished == STREAMS * trace.tokens:
-                gc.collect()
-                kept[trace.tokens], _ = tracemalloc.get_traced_memory()
-            return []
-
-        def fresh(self) -> "Watched":
-            return Watched()
-
-    async def once(count: int) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(driven, f"http://127.0.0.1:{port}/fast/v1", count, Watched())
-            await all_stand(port)
-
-    lengths = (200, 800)
-    for count in (lengths[0], *lengths):
-        tracemalloc.start()
-        anyio.run(once, count)
-        tracemalloc.stop()
-    (short, less), (long, more) = kept.items()
+    """What a token costs in memory: the difference between long traces and short ones."""
+    short, long = 200, 800
+    anyio.run(verdict_bytes, port, short)
+    less, more = (anyio.run(verdict_bytes, port, count) for count in (short, long))
     a_token = (more - less) / (long - short) / STREAMS
-    print(f"\nkept when {STREAMS} traces have ended: {a_token:.1f} bytes/token", end="")
-    print(f" and {(less / STREAMS - a_token * short) / 1e3:.1f} kB/trace")
-
-
-class LikelyToken(pydantic.BaseModel):
-    logprob: float
-
-
-class TokenPlace(pydantic.BaseModel):
-    top_logprobs: list[LikelyToken]
-
-
-class ContentLogprobs(pydantic.BaseModel):
-    content: list[TokenPlace]
-
-
-class ContentDelta(pydantic.BaseModel):
-    content: str | None = None
-
-
-class ContentChoice(pydantic.BaseModel):
-    delta: ContentDelta
-    logprobs: ContentLogprobs | None = None
-    finish_reason: str | None = None
-
-
-class ContentUsage(pydantic.BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class ContentEvent(pydantic.BaseModel):
-    """The fields that we decode, for pydantic."""
-
-    choices: list[ContentChoice]
-    usage: ContentUsage | None = None
-
-
-def parts(rounds: int) -> None:
-    """What parsing costs by itself, and what else the engine does with bytes."""
-    data = list(tokens(400))
-    decoder = msgspec.json.Decoder(Event)
-
-    def each(parse: Callable[[bytes], object]) -> Callable[[], None]:
-        def all_events() -> None:
-            for event in data:
-                parse(event)
-
-        return all_events
-
-    def reading(size: int) -> Callable[[], None]:
-        lines = [b"data: " + event + b"\n\n" for event in data]
-        pieces = [b"".join(lines[i : i + size]) for i in range(0, len(lines), size)]
-
-        def all_pieces() -> None:
-            parser, reader = EventParser(), TraceReader(TOP_K, len(data))
-            for piece in pieces:
-                reader.read(parser.feed(piece))
-
-        return all_pieces
-
-    works = {
-        "msgspec, the fields we need": each(lambda event: decode(event, decoder)),
-        "pydantic, the same fields": each(ContentEvent.model_validate_json),
-        "json, everything": each(json.loads),
-        "bytes to confidence, 1 event a read": reading(1),
-        "bytes to confidence, 40 events a read": reading(40),
-    }
-    if found("orjson"):
-        import orjson  # noqa: PLC0415  # only compared to
-
-        works["orjson, everything"] = each(orjson.loads)
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(4 * rounds):
-        for name in ORDER.sample(list(works), len(works)):
-            began = time.process_time()
-            works[name]()
-            taken[name].append((time.process_time() - began) / len(data) * 1e6)
-    print(f"\nparsing an event of {sum(map(len, data)) / len(data):,.0f} bytes")
-    for name, micros in sorted(taken.items(), key=lambda item: median(item[1])):
-        pairs = zip(micros, taken["msgspec, the fields we need"], strict=True)
-        ratio = median(mine / first for mine, first in pairs)
-        print(f"{name:39}{median(micros):>10.1f}{ratio:>10.1f}x")
+    a_trace = less / STREAMS - a_token * short
+    running = anyio.run(running_bytes, 10 * long) / (10 * long)
+    print(f"\nkept by a running trace: {running:.1f} bytes/token")
+    print(
+        f"kept by a verdict of {STREAMS} traces: {a_token:.1f} bytes/token, {a_trace:,.0f} a trace"
+    )
 
 
 @contextmanager
@@ -361,7 +319,7 @@ def main() -> None:
     parser.add_argument("--fast", type=int, default=400, help="tokens of a fast stream")
     parser.add_argument("--paced", type=int, default=100, help="tokens of a paced stream")
     options = parser.parse_args()
-    parts(options.rounds)
+    parsers(options.rounds)
     with replaying_server(options.pace) as port:
         memory(port)
         clients(port, options.fast, options.paced, options.rounds)

@@ -1,4 +1,4 @@
-"""A server of chat completions that plays made-up tokens, shaped byte for byte as vLLM's.
+"""A server of chat completions that plays made-up tokens, in events shaped as those of vLLM.
 
     python benchmarks/replaying_server.py [--pace 20]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from io import BytesIO, StringIO
+from io import BytesIO
 
 import anyio
 import numpy as np
@@ -34,7 +34,8 @@ class LiveTrace:
     restarts: int = 0
     lost_tokens: int = 0
     notes: list[str] = field(default_factory=list[str])
-    _text: StringIO = field(default_factory=StringIO)
+    # UTF-8: a StringIO keeps every piece as an object of its own, 60 bytes a token.
+    _text: BytesIO = field(default_factory=BytesIO)
     # float32 values as bytes: four a token, without a Python object per number.
     _raw: BytesIO = field(default_factory=BytesIO)
 
@@ -60,7 +61,7 @@ class LiveTrace:
         seen = left = 0
         async for chunk in chunks:
             left -= write(chunk.confidences)
-            write_text(chunk.text)
+            write_text(chunk.text.encode("utf-8", "surrogatepass"))
             if watch is not None:
                 watch(chunk)
             if chunk.prompt_tokens:
@@ -86,13 +87,13 @@ class LiveTrace:
         lost = self._raw.tell() // _FLOAT32.itemsize
         self.restarts += 1
         self.lost_tokens += lost
-        self._text, self._raw = StringIO(), BytesIO()
+        self._text, self._raw = BytesIO(), BytesIO()
         return lost
 
     @property
     def text(self) -> str:
         """Everything it wrote so far."""
-        return self._text.getvalue()
+        return self._text.getvalue().decode("utf-8", "surrogatepass")
 
     def confidences(self, first: int = 0) -> NDArray[np.float32]:
         """Token confidences so far, from token number `first` on; shape (tokens - first,)."""
