@@ -30,7 +30,8 @@ def stream(*payloads: object, end: bytes = DONE) -> bytes:
 
 
 def json_answer(content: object, status: str = "200 OK") -> bytes:
-    return answer(status, json.dumps(content).encode())
+    body = json.dumps(content).encode()
+    return answer(status, body, Content_Length=str(len(body)))
 
 
 def position(*logprobs: float | None) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class ScriptedServer:
     open: int = 0
     most_open: int = 0
     hung_up: anyio.Event = field(default_factory=anyio.Event)
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    stop_listening: Callable[[], None] = lambda: None
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,7 +70,7 @@ class ScriptedServer:
                 await self._answer(number, (reader, writer))
                 if not self.keeps_alive:
                     break
-        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+        except (OSError, asyncio.IncompleteReadError):
             self.hung_up.set()
         except asyncio.CancelledError:
             pass  # The test is over.
@@ -86,6 +88,14 @@ class ScriptedServer:
                 await self._do(step, peer)
         finally:
             self.open -= 1
+            self.ended.set()
+            self.ended = anyio.Event()
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered."""
+        with anyio.fail_after(2):
+            while self.open:
+                await self.ended.wait()
 
     async def _do(self, step: Step, peer: Peer) -> None:
         reader, writer = peer
@@ -127,6 +137,7 @@ async def serving(
     """A server while it is needed; connections that are open at the end are cut."""
     script = ScriptedServer(play if callable(play) else lambda _: play, keeps_alive=keeps_alive)
     server = await asyncio.start_server(script.handle, "127.0.0.1", port, ssl=tls)
+    script.stop_listening = server.close
     scheme = "https" if tls else "http"
     script.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:
@@ -155,4 +166,9 @@ def complete(body: bytes, content_type: str = "application/json", status: str = 
 def chunked(*pieces: bytes, content_type: str = "text/event-stream") -> bytes:
     """The beginning of an answer in pieces of HTTP, as most servers stream."""
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    return head.encode() + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return head.encode() + b"".join(map(chunk, pieces))
+
+
+def chunk(piece: bytes) -> bytes:
+    """One more piece of such an answer; an empty one ends it."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)

@@ -143,6 +143,7 @@ class Balancer(Generic[ServerT]):
         Raises:
             EngineError: all servers have failed for too long.
         """
+        waited = False
         while True:
             now = self.clock()
             free = [endpoint for endpoint in self.endpoints if endpoint.has_room(now)]
@@ -161,7 +162,8 @@ class Balancer(Generic[ServerT]):
                 # A copy: one error raised for many traces would gather all their tracebacks.
                 raise next(copy(e.last) for e in self.endpoints if e.last is not None)
             else:
-                await self._wait(now)
+                await self._wait(now, first=waited)
+                waited = True
 
     def give_back(self, lease: Lease[ServerT], *, complete: bool = False) -> None:
         """The trace has ended. If it is complete, its server may be able to take one more."""
@@ -184,11 +186,14 @@ class Balancer(Generic[ServerT]):
             endpoint.checking = False
             self._wake_one()
 
-    async def _wait(self, now: float) -> None:
-        """Until a place may be free, or a rest is over."""
+    async def _wait(self, now: float, *, first: bool) -> None:
+        """Until a place may be free, or a rest is over; `first` of all who wait, or last."""
         ends = [e.rests_until for e in self.endpoints if e.rests_until > now]
         woken = anyio.Event()
-        self._waiting.append(woken)
+        if first:
+            self._waiting.appendleft(woken)
+        else:
+            self._waiting.append(woken)
         cancelled = True
         try:
             with anyio.move_on_after(min(ends) - now if ends else None):

@@ -91,6 +91,12 @@ class OpenAIEngine(Engine):
                 found="there is no address",
                 remedy="Give at least one, such as http://127.0.0.1:8000/v1.",
             )
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise InvalidSettingError(
+                tried="use the key that was given",
+                found="it is no single line of plain characters",
+                remedy="Leave out what surrounds it, such as the end of a line.",
+            )
         self._model = model
         self._route = route
         self._concurrency = concurrency
@@ -164,7 +170,7 @@ class OpenAIEngine(Engine):
         lease, stream, notes = await self._begin(request, {**self._extra, **extra})
         http, most = lease.endpoint.server.http, request.sampling.max_tokens
         reader = TraceReader(request.top_k, most, secret=http.failures.secret)
-        parser, last = EventParser(), None
+        parser, complete = EventParser(), False
         left = most_bytes = _TRACE_BYTES + _TOKEN_BYTES * most
         try:
             # Closing this generator closes the connection.
@@ -182,12 +188,15 @@ class OpenAIEngine(Engine):
             if chunk := reader.read(parser.finish()):
                 yield chunk
             last = reader.finish()
+            complete = True
+            if reader.done:
+                await stream.drain()
         except StreamError:
             lease.endpoint.trusted = False
             raise
         finally:
             stream.close()
-            self._balancer.give_back(lease, complete=last is not None)
+            self._balancer.give_back(lease, complete=complete)
         yield replace(last, notes=notes) if notes else last
 
     async def post(self, path: str, body: Json) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.confidence import token_confidence
+from conviction.confidence import FILLER, token_confidence
 from conviction.core import FinishReason
 from conviction.engines.base import Chunk
 from conviction.errors import EngineError, StreamError
@@ -31,12 +31,6 @@ _SPARE_TOKENS = 16
 """Tokens beyond the limit that are let pass: servers count the last one differently."""
 
 _MOST_TOKENS = 1 << 24
-
-_HALF_CHARACTER = re.compile(
-    rb"((?:^|[^\\])(?:\\\\)*)"
-    rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-)
 
 
 class Candidate(msgspec.Struct, gc=False):
@@ -61,16 +55,36 @@ class Logprobs(msgspec.Struct, gc=False):
     content: list[Token] | None = None
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
-    def candidates(self) -> Iterable[Sequence[float]]:
-        """For each token the log-probabilities of the likeliest ones at its place."""
+    def candidates(self, top_k: int) -> Iterable[Sequence[float]]:
+        """For each token the log-probabilities of the likeliest ones at its place.
+
+        Args:
+            top_k: How many were asked for.
+        """
         for token in self.content or ():
-            yield [
+            values = [
                 value
                 for candidate in token.top_logprobs or ()
                 if (value := candidate.logprob) is not None
             ]
+            if len(values) == top_k > 2 and values[0] < values[-1]:
+                _replace_sampled(values)
+            yield values
         for mapping in self.top_logprobs or ():
             yield [value for value in (mapping or {}).values() if value is not None]
+
+
+def _replace_sampled(values: list[float]) -> None:
+    """Undo that vLLM gives the sampled token the place of the k-th best.
+
+    A sampled token that is not among the k best stands before them in chats, and the list is cut
+    at k. What was cut off is at most the last of the others, and hardly less: that stands in for
+    it. An unlikely sample would else make the model look surer than it is.
+    """
+    others = values[1:]
+    usable = all(FILLER < value <= 0.0 for value in values)
+    if usable and values[0] < others[-1] and others == sorted(others, reverse=True):
+        values[0] = others[-1]
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -118,7 +132,7 @@ class Event(msgspec.Struct, gc=False):
     choices: list[Choice] | None = None
     usage: TokenUsage | None = None
     timings: Timings | None = None
-    error: msgspec.Raw | None = None
+    error: object = None
 
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
@@ -137,14 +151,19 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[StructT]) -> StructT:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         try:
             # Some servers write -Infinity and NaN, which are no JSON, or half a character.
-            return msgspec.convert(json.loads(_whole(data)), decoder.type)
+            return msgspec.convert(json.loads(data, object_hook=_mended), decoder.type)
         except (ValueError, RecursionError):
             raise ValueError(str(error)) from error
 
 
-def _whole(data: bytes) -> bytes:
-    """JSON without halves of characters (of UTF-16), which no text can hold."""
-    return _HALF_CHARACTER.sub(rb"\1\\ufffd", data)
+def _mended(content: dict[str, object]) -> dict[str, object]:
+    """A JSON object whose texts hold no halves of characters, which cannot be written anywhere."""
+    return {
+        name: value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(value, str)
+        else value
+        for name, value in content.items()
+    }
 
 
 class TraceReader:
@@ -188,8 +207,6 @@ class TraceReader:
             self._read(data, texts, confidences)
         if not confidences and not any(texts):
             return None
-        if self._most is not None and self.tokens > self._most:
-            raise _broken(f"{self.tokens} tokens came, more than were asked for")
         return self._chunk("".join(texts), confidences)
 
     def finish(self) -> Chunk:
@@ -214,17 +231,28 @@ class TraceReader:
         try:
             event = decode(data, _DECODER)
         except ValueError as error:
-            raise _broken(f"malformed data came: {quoted(data)}") from error
-        if event.error is not None and (said := _said(event.error)):
+            found = quoted(data, self._secret)
+            raise _broken(f"malformed data came: {found}") from error
+        if event.error:
+            said = _said(event.error, self._secret)
             raise _broken(f"the server reported an error: {said}")
-        self._usage = event.usage or self._usage
-        self._timings = event.timings or self._timings
+        if event.usage is not None or event.timings is not None:
+            self._count(event)
         if event.choices:
             self._read_choice(event.choices[0], texts, confidences)
+        if self.tokens > self._most:
+            raise _broken(f"{self.tokens:,} tokens came, more than were asked for")
+
+    def _count(self, event: Event) -> None:
+        self._usage = event.usage or self._usage
+        self._timings = event.timings or self._timings
+        if (told := self._told()) > self._most:
+            # Found before room is made for so many tokens: the number may be anything.
+            raise _broken(f"the server counts {told:,} tokens, more than were asked for")
 
     def _read_choice(self, choice: Choice, texts: list[str], confidences: list[float]) -> None:
         if choice.finish_reason:
-            self._finish = _finish(choice.finish_reason)
+            self._finish = _finish(choice.finish_reason, self._secret)
         text = choice.text or (self._text(choice.delta) if choice.delta else "")
         texts.append(text)
         if self._top_k == 0:
@@ -236,7 +264,7 @@ class TraceReader:
             return
         else:
             k = self._top_k
-            known = [token_confidence(c, k) for c in choice.logprobs.candidates()]
+            known = [token_confidence(c, k) for c in choice.logprobs.candidates(k)]
             # llama.cpp keeps the pieces of a character to itself until it is whole, vLLM what
             # its parser has not understood yet; both then tell the last token's numbers only.
             silent = self._told() - self.tokens - len(known) if known else 0
@@ -283,10 +311,10 @@ class TraceReader:
         )
 
 
-def _finish(reason: str) -> FinishReason:
+def _finish(reason: str, secret: str | None) -> FinishReason:
     if reason in _FINISHES:
         return _FINISHES[reason]
-    found = f"the server ended the trace with {quoted(reason)!r}"
+    found = f"the server ended the trace with {quoted(reason, secret)!r}"
     if reason in _REFUSED:
         raise EngineError(
             tried="read the trace's stream",
@@ -304,29 +332,34 @@ def _broken(found: str) -> StreamError:
     )
 
 
-def _said(error: msgspec.Raw) -> str:
-    """What an error object says; nothing if it is null or empty."""
+def _said(error: object, secret: str | None) -> str:
     try:
-        content = json.loads(bytes(error))
-    except (ValueError, RecursionError):
-        return quoted(bytes(error))
-    return error_message(content) if content else ""
+        return error_message(error, secret)
+    except RecursionError:
+        return "one without end"
 
 
-def error_message(error: object) -> str:
+def error_message(error: object, secret: str | None) -> str:
     """The words in an error object, however the server shapes it."""
     match error:
         case {"message": str(message)} | {"detail": str(message)} | {"error": str(message)}:
-            return quoted(message)
+            return quoted(message, secret)
         case {"error": object() as inner}:
-            return error_message(inner)
+            return error_message(inner, secret)
         case _:
-            return quoted(str(error))
+            return quoted(str(error), secret)
 
 
-def quoted(text: str | bytes) -> str:
-    """The beginning of what a server sent, fit for a message."""
+def quoted(text: str | bytes, secret: str | None = None) -> str:
+    """The beginning of what a server sent, fit for a message.
+
+    Args:
+        text: What it sent.
+        secret: What must not be shown; taken out first, as shortening would leave a part of it.
+    """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
+    if secret:
+        text = text.replace(secret, "…")
     text = " ".join(text.split())
     return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"

@@ -27,6 +27,7 @@ _OVERFLOW_WORDS = (
     "context size",
     "context window",
     "maximum context",
+    "max_model_len",
 )
 _UNAUTHORISED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
@@ -41,11 +42,14 @@ class Failures:
     Args:
         base_url: Address of the server, as in "http://127.0.0.1:8000/v1".
         api_key: The key that is sent, if any.
+
+    Attributes:
+        secret: The same, under the name of what must be done with it.
     """
 
     def __init__(self, base_url: str, api_key: str | None) -> None:
         self._base_url = base_url
-        self._api_key = api_key
+        self.secret = api_key
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> EngineError:
         """The error for an answer other than 200."""
@@ -59,7 +63,7 @@ class Failures:
         kind, remedy = self._refusal(status, body)
         error = kind(
             tried=f"ask {self._base_url}",
-            found=f"status {status}: {self._clean(_message(body)) or 'no reason given'}",
+            found=f"status {status}: {_message(body, self.secret) or 'no reason given'}",
             remedy=remedy,
         )
         if isinstance(error, TemporarilyUnavailableError):
@@ -72,7 +76,7 @@ class Failures:
         if status in _UNAUTHORISED:
             remedy = (
                 "Give the key that belongs to this server."
-                if self._api_key
+                if self.secret
                 else "The server wants a key: put it into CONVICTION_API_KEY, or name a file with "
                 "--api-key-file; in a program, give api_key."
             )
@@ -100,19 +104,27 @@ class Failures:
 
     def not_a_stream(self, content_type: str, body: bytes) -> EngineError:
         """The error for a 200 that holds no stream of events."""
-        said = self._clean(_message(body))
+        said = _message(body, self.secret)
         # A server that reports its trouble this way may be well again when asked once more;
         # whatever else answers in a page or a file will do so every time.
         in_trouble = content_type.startswith("application/json")
         return (StreamError if in_trouble else EngineUnavailableError)(
             tried=f"read a stream from {self._base_url}",
-            found=f"it answered with {content_type or 'no content type'}: {said or 'nothing'}",
+            found=f"it answered with {self._clean(content_type) or 'no content type'}: "
+            f"{said or 'nothing'}",
             remedy="Check that the address is that of a server of completions.",
         )
 
     def unreachable(self, error: Exception) -> EngineUnavailableError:
         """The error for a request that got no answer."""
         match error:
+            case aiohttp.ClientSSLError():
+                return EngineUnavailableError(
+                    tried=f"reach {self._base_url} safely",
+                    found=self._reason(error),
+                    remedy="Mend the server's certificate, or add its authority to those that "
+                    "this machine trusts (SSL_CERT_FILE names a file of them).",
+                )
             case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():
                 return EngineUnavailableError(
                     tried=f"use {self._base_url!r} as a server's address",
@@ -125,13 +137,6 @@ class Failures:
                     found=self._reason(error),
                     remedy="Check the name in the address.",
                 )
-            case aiohttp.ClientSSLError():
-                return EngineUnavailableError(
-                    tried=f"reach {self._base_url} safely",
-                    found=self._reason(error),
-                    remedy="Mend the server's certificate, or add its authority to those that "
-                    "this machine trusts (SSL_CERT_FILE names a file of them).",
-                )
             case _:
                 return TemporarilyUnavailableError(
                     tried=f"reach {self._base_url}",
@@ -142,6 +147,10 @@ class Failures:
     def broken(self, error: Exception) -> StreamError:
         """The error for a stream that was cut."""
         return self._broken(self._reason(error))
+
+    def lost(self) -> StreamError:
+        """The error for a stream that ended without a word."""
+        return self._broken("the connection was lost, or something came that is no HTTP")
 
     def silent(self, seconds: float) -> StreamError:
         """The error for a stream that stalled."""
@@ -166,17 +175,27 @@ class Failures:
         )
 
     def _reason(self, error: Exception) -> str:
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return "nobody took the connection in time"
-        if isinstance(error, TimeoutError):
-            return "not a byte came in the time allowed"
-        if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-            return os.strerror(error.os_error.errno).lower()
-        return self._clean(str(error)) or type(error).__name__
+        found = str(error)
+        match error:
+            case aiohttp.ConnectionTimeoutError():
+                found = "nobody took the connection in time"
+            case TimeoutError():
+                found = "not a byte came in the time allowed"
+            case aiohttp.ClientHttpProxyError(status=status):
+                found = f"the proxy refuses with status {status}"
+            case aiohttp.ClientResponseError(message=message):
+                # Its text has the address of the proxy, and the password that may stand there.
+                found = message
+            case aiohttp.ClientSSLError():
+                pass
+            case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))):
+                found = os.strerror(number).lower()
+            case _:
+                pass
+        return self._clean(found) or type(error).__name__
 
     def _clean(self, text: str) -> str:
-        text = quoted(text)
-        return text.replace(self._api_key, "…") if self._api_key else text
+        return quoted(text, self.secret)
 
 
 def _seconds_to_wait(value: str) -> float | None:
@@ -184,16 +203,16 @@ def _seconds_to_wait(value: str) -> float | None:
     with suppress(ValueError):
         seconds = float(value)
         return max(0.0, seconds) if isfinite(seconds) else None
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
 
 
-def _message(body: bytes) -> str:
+def _message(body: bytes, secret: str | None) -> str:
     try:
-        return error_message(json.loads(body))
+        return error_message(json.loads(body), secret)
     except (ValueError, RecursionError):
-        return quoted(body)
+        return quoted(body, secret)
 
 
 def _is_overflow(body: bytes) -> bool:

@@ -6,11 +6,14 @@ response closes the connection at once, which is what tells a server to stop.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import anyio
@@ -27,8 +30,11 @@ _KEEP_ALIVE_SECONDS = 4.0
 """Below the 5 s after which common servers hang up, so that no request meets that moment."""
 
 _CLOSE_SECONDS = 2.0
+_DRAIN_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+"""Between two looks at a stream, at most."""
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +85,12 @@ class HttpClient:
     async def __aenter__(self) -> Self:
         """Open the client; the server is first spoken to when something is asked."""
         self._check_address()
-        headers = {"Accept-Encoding": "identity"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
+            headers={"Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
-            # A proxy for the outside world knows nothing of loopback.
-            trust_env=urlsplit(self.base_url).hostname not in _LOOPBACK,
+            proxy=_proxy(urlsplit(self.base_url)),
             read_bufsize=_READ_BYTES,
         )
         return self
@@ -138,20 +140,16 @@ class HttpClient:
         return answer
 
     def _check_address(self) -> None:
+        # What stands before an @ or behind a ? may be secret, so it is not shown.
+        shown = self.base_url.rpartition("@")[2].partition("?")[0]
         try:
             address = urlsplit(self.base_url)
-            problem = _problem(address.scheme, address.hostname, address.port)
-            if address.username or address.password:
-                raise EngineUnavailableError(
-                    tried="use the address of a server",
-                    found=f"it holds a name or a password for {address.hostname}",
-                    remedy="Leave it out of the address, which is shown and logged.",
-                )
+            problem = _problem(address)
         except ValueError as error:
-            problem = str(error)
+            problem = "it is malformed" if shown != self.base_url else str(error)
         if problem:
             raise EngineUnavailableError(
-                tried=f"use {self.base_url!r} as a server's address",
+                tried=f"use {shown!r} as a server's address",
                 found=problem,
                 remedy="Give an address such as http://127.0.0.1:8000/v1.",
             )
@@ -164,12 +162,24 @@ class HttpClient:
                 remedy="Use it within `async with engine:`.",
             )
         data = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if self._api_key:
+            # Not among the session's headers: aiohttp would show those to a proxy, too.
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        send = partial(
+            self._session.request, method, url, data=data, headers=headers, allow_redirects=False
+        )
         try:
             with anyio.fail_after(self.timeouts.first_byte):
-                return await self._session.request(
-                    method, url, data=data, headers=_JSON if data else None, allow_redirects=False
-                )
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                try:
+                    return await send()
+                except aiohttp.ClientConnectorError:
+                    raise
+                except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                    # A server may drop a kept connection just when it is used again.
+                    return await send()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError) as error:
+            # A session that is closed meanwhile says so with a RuntimeError.
             raise self.failures.unreachable(error) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -222,12 +232,20 @@ class ByteStream:
         clock = self._loop.time
         try:
             while piece := await read():
-                self._heard, self._allowed = clock(), self._timeouts.stall
+                pass  # Until the next piece is asked for, nobody is kept waiting.
                 yield piece
+                self._heard, self._allowed = clock(), self._timeouts.stall
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise self._given_up or self._failures.broken(error) from error
         if self._given_up is not None:
             raise self._given_up
+
+    async def drain(self) -> None:
+        """Read what follows the last event, mostly nothing, so that the connection can be kept."""
+        with suppress(aiohttp.ClientError, OSError, RuntimeError, EngineError):
+            with anyio.move_on_after(_DRAIN_SECONDS):
+                while await self._response.content.readany():
+                    pass
 
     def close(self) -> None:
         """End the answer: keep the connection if all of it was read, else hang up at once."""
@@ -235,7 +253,9 @@ class ByteStream:
         _give_back(self._response)
 
     def _next_look(self) -> float:
-        return min(self._heard + self._allowed, self._began + self._timeouts.trace)
+        # Soon, as between two looks the first byte may come, after which less silence is allowed.
+        soon = self._loop.time() + min(self._timeouts.stall, _LOOK_SECONDS)
+        return min(self._heard + self._allowed, self._began + self._timeouts.trace, soon)
 
     def _look(self) -> None:
         now = self._loop.time()
@@ -243,10 +263,23 @@ class ByteStream:
             self._given_up = self._failures.too_long(self._timeouts.trace)
         elif now >= self._heard + self._allowed:
             self._given_up = self._failures.silent(self._allowed)
+        elif self._is_lost():
+            self._given_up = self._failures.lost()
         else:
             self._timer = self._loop.call_at(self._next_look(), self._look)
             return
+        self._response.content.set_exception(self._given_up)
         self._response.close()
+
+    def _is_lost(self) -> bool:
+        """Whether the connection is gone without the reader being told.
+
+        That is how aiohttp 3.14 takes an answer that turns out to be no HTTP in its middle.
+        """
+        connection, content = self._response.connection, self._response.content
+        if connection is None or content.is_eof() or content.exception() is not None:
+            return False
+        return connection.transport is None or connection.transport.is_closing()
 
 
 def _give_back(response: aiohttp.ClientResponse) -> None:
@@ -256,9 +289,23 @@ def _give_back(response: aiohttp.ClientResponse) -> None:
         response.close()
 
 
-def _problem(scheme: str, host: str | None, port: int | None) -> str:
-    if scheme not in ("http", "https"):
+def _problem(address: SplitResult) -> str:
+    if address.scheme not in ("http", "https"):
         return "it does not begin with http:// or https://"
-    if not host:
+    if address.username or address.password:
+        return "it holds a name or a password, and addresses are shown and logged"
+    if address.query or address.fragment:
+        return "paths are added to it, so it cannot hold a ? or a #"
+    if not address.hostname:
         return "it names no host"
-    return "port 0 is no port" if port == 0 else ""
+    return "port 0 is no port" if address.port == 0 else ""
+
+
+def _proxy(address: SplitResult) -> str | None:
+    """The proxy that the environment names for the outside world, which knows nothing of loopback.
+
+    aiohttp would find it, too, but then adds what netrc holds for the server to our own key.
+    """
+    if address.hostname in _LOOPBACK or proxy_bypass(address.netloc):
+        return None
+    return getproxies().get(address.scheme)

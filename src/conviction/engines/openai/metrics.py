@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 _SAMPLE = re.compile(
-    r"^([a-zA-Z_:][\w:]*)(?:\{[^\n]*\})?[ \t]+([-+.\deE]+)(?:[ \t]+\d+)?$", re.MULTILINE
+    r"^([a-zA-Z_:][\w:]*)(?:\{[^\n]*\})?[ \t]+(\d+(?:\.\d+)?(?:[eE][-+]?\d{1,2})?)(?:[ \t]+\d+)?$",
+    re.ASCII | re.MULTILINE,
 )
 
 _RUNNING = (

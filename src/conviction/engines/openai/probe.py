@@ -7,6 +7,7 @@ asked for. So each fact here comes from an answer that could not have been given
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,17 +25,22 @@ from conviction.engines.openai.requests import (
     Dialect,
     Json,
     Route,
+    count_fields,
     trace_body,
 )
 from conviction.engines.openai.sse import EventParser
-from conviction.errors import EngineError, EngineUnavailableError
+from conviction.errors import (
+    EngineError,
+    EngineUnavailableError,
+    TemporarilyUnavailableError,
+)
 
 MOST_TOP_K = 20
 """The paper's k; more log-probabilities are of no use."""
 
 _COUNT = (Message("user", "Count from one to one hundred in words."),)
 _INVENT = (Message("user", "Invent a cat and tell its long story."),)
-_SHORT, _DRAWN, _WATCHED = 4, 16, 400
+_SHORT, _DRAWN, _WATCHED = 4, 24, 400
 _STREAMS = 3
 _ENOUGH_TOKENS = 16
 """Tokens after which it is clear whether they arrive one by one."""
@@ -85,14 +91,14 @@ class _Logprobs(msgspec.Struct):
     tokens: list[str] | None = None
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
-    def places(self) -> list[dict[str, float]]:
-        """For each token the likeliest ones at its place, by name."""
+    def places(self) -> list[list[tuple[str, float]]]:
+        """For each token the likeliest ones at its place; two may have the same name."""
         pairs = [
             *([(c.token, c.logprob) for c in t.top_logprobs or ()] for t in self.content or ()),
             *(list((mapping or {}).items()) for mapping in self.top_logprobs or ()),
         ]
         return [
-            {name: value for name, value in place if value is not None and _FILLED < value <= 0}
+            [(name, value) for name, value in place if value is not None and _FILLED < value <= 0]
             for place in pairs
         ]
 
@@ -124,6 +130,7 @@ class _Reason(msgspec.Struct):
 class _Counted(msgspec.Struct):
     choices: list[_Reason] | None = None
     usage: object = None
+    timings: object = None
 
 
 _MODELS = msgspec.json.Decoder(_Models)
@@ -143,8 +150,12 @@ async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
     """
     try:
         listed = decode(await http.ask("GET", "/models"), _MODELS).data
-    except EngineUnavailableError:
+    except TemporarilyUnavailableError:
         raise
+    except EngineUnavailableError:
+        if name is None:
+            raise
+        listed = []  # Some have no such list; whether they work is seen with the first request.
     except (EngineError, ValueError):
         listed = []
     if not listed and name is None:
@@ -243,23 +254,26 @@ class _Asking:
         except EngineError:
             return False
         logprobs = choice.logprobs or _Logprobs()
-        names = [*logprobs.names(), *(name for place in logprobs.places() for name in place)]
+        names = [*logprobs.names(), *(name for place in logprobs.places() for name, _ in place)]
         return any(name.startswith(_TOKEN_ID) for name in names)
 
-    async def counts_in_events(self) -> bool:
-        """Whether every event can carry the counts of tokens."""
-        body = self._body(_COUNT, _SHORT, self.dialect)
-        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    async def counts_in_events(self) -> Literal["", "usage", "timings"]:
+        """Where every event can carry the counts of tokens."""
+        body = {
+            **self._body(_COUNT, _SHORT, self.dialect),
+            **count_fields("timings"),
+            **count_fields("usage"),
+        }
         try:
-            events = await self._streamed(body)
+            read = [decode(event, _COUNTED) for event in await self._streamed(body)]
         except EngineUnavailableError:
             raise
-        except EngineError:
-            return False
-        read = [decode(event, _COUNTED) for event in events]
-        return any(
-            event.usage and event.choices and not event.choices[0].finish_reason for event in read
-        )
+        except (EngineError, ValueError):
+            return ""
+        early = [e for e in read if e.choices and not e.choices[0].finish_reason]
+        if any(event.usage for event in early):
+            return "usage"
+        return "timings" if any(event.timings for event in early) else ""
 
     async def gives_raw(self) -> bool | None:
         """Whether log-probabilities stay as they are when the temperature changes.
@@ -271,7 +285,7 @@ class _Asking:
         for temperature in (_HOT, _COLD):
             choice = await self._ask(_INVENT, 1, temperature=temperature)
             places = choice.logprobs.places() if choice.logprobs else []
-            spreads.append(places[0] if places else {})
+            spreads.append(dict(places[0]) if places else {})
         hot, cold = spreads
         common = sorted(hot.keys() & cold.keys(), key=lambda name: hot[name])
         if len(common) < 2:
@@ -286,14 +300,30 @@ class _Asking:
         return False if abs(ratio - _HOT / _COLD) < _SCALED else None
 
     async def honours_seeds(self) -> bool | None:
-        """Whether a seed reproduces a trace, and another seed does not."""
-        drawn = [
-            _text(await self._ask(_INVENT, _DRAWN, temperature=1.0, seed=seed))
-            for seed in (1, 1, 2)
-        ]
-        if drawn[0] != drawn[1]:
+        """Whether a seed reproduces a trace, and another seed does not.
+
+        Also beside other traces: what is computed together may be rounded differently.
+        """
+        seeds = (1, 2, 1, 3, 1)
+        together = [""] * len(seeds)
+        failures: list[EngineError] = []
+
+        async def draw(number: int, seed: int) -> None:
+            try:
+                together[number] = _text(await self._ask(_INVENT, _DRAWN, seed=seed))
+            except EngineError as error:
+                failures.append(error)
+
+        alone = _text(await self._ask(_INVENT, _DRAWN, seed=1))
+        async with anyio.create_task_group() as tasks:
+            for number, seed in enumerate(seeds):
+                tasks.start_soon(draw, number, seed)
+        if failures:
+            raise failures[0]
+        same = {alone, *(text for text, seed in zip(together, seeds, strict=True) if seed == 1)}
+        if len(same) > 1:
             return False
-        return True if drawn[0] != drawn[2] else None
+        return None if set(together) == same else True
 
     async def watch_streams(self) -> tuple[bool | None, bool | None, int | None]:
         """Whether tokens arrive one by one, whether closing frees, and tokens after the close.
@@ -311,7 +341,7 @@ class _Asking:
         before = await self._load()
         body = self._body(_INVENT, _WATCHED, self.dialect, top_k=self.top_k, seed=seed)
         stream = await self.http.stream(self.route, body)
-        reader, parser, pieces = TraceReader(self.top_k), EventParser(), 0
+        reader, parser, pieces = TraceReader(self.top_k, _WATCHED), EventParser(), 0
         try:
             async for piece in stream.pieces():
                 seen = reader.tokens

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Literal
 
 from conviction.core import Message, Sampling
 from conviction.engines.base import TraceRequest
@@ -43,14 +44,15 @@ class Dialect:
     Attributes:
         filters_off: What to send for filters that a sampling leaves off.
         limit_name: What the limit of tokens is called.
-        counts: Whether every event can carry the counts of tokens so far.
+        counts: Where every event can carry the counts of tokens so far: in its usage (vLLM,
+            SGLang) or its timings (llama.cpp); empty for nowhere.
         token_ids: Whether candidates can be named by number. Plain completions give them as a
             mapping, in which two tokens that read the same would be one.
     """
 
     filters_off: dict[str, float] = field(default_factory=dict[str, float])
     limit_name: str = "max_tokens"
-    counts: bool = False
+    counts: Literal["", "usage", "timings"] = ""
     token_ids: bool = False
 
 
@@ -62,22 +64,27 @@ def trace_body(
     Raises:
         InvalidSettingError: several messages were to go where there is no chat.
     """
-    options = {"include_usage": True}
-    if dialect.counts:
-        options["continuous_usage_stats"] = True
     body: dict[str, object] = {
         **prompt_fields(request.messages, route),
         "stream": True,
-        "stream_options": options,
+        "stream_options": {"include_usage": True},
         "seed": request.seed,
         **sampling_fields(request.sampling, dialect),
         **logprob_fields(request.top_k, route),
+        **count_fields(dialect.counts),
     }
     if model is not None:
         body["model"] = model
     if dialect.token_ids and request.top_k and route is Route.COMPLETIONS:
         body["return_tokens_as_token_ids"] = True
     return body
+
+
+def count_fields(counts: str) -> dict[str, object]:
+    """How a server is asked for counts of tokens in every event."""
+    if counts == "usage":
+        return {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    return {"timings_per_token": True} if counts == "timings" else {}
 
 
 def prompt_fields(messages: tuple[Message, ...], route: Route) -> dict[str, object]:

@@ -63,6 +63,11 @@ def _notes(servers: Sequence[Server], top_k: int) -> Iterator[str]:
         if facts is None:
             yield f"{url} is left out: {server.trouble}"
             continue
+        if facts.listed and facts.model not in facts.listed:
+            yield (
+                f"{url} does not list the model {facts.model}, and may answer with another: it "
+                f"lists {', '.join(facts.listed[:5])}."
+            )
         if 0 < facts.top_k < MOST_TOP_K and facts.top_k == top_k:
             yield (
                 f"Token confidence is over k = {top_k}, and compares only with such: {url} was "

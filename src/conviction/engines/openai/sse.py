@@ -40,35 +40,34 @@ class EventParser:
                 # Perhaps half of a line end: the next piece tells.
                 piece, self._carriage_return = piece[:-1], True
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        self._line += piece
-        if b"\n" not in piece:
-            self._check_size()
-            return []
-        *lines, rest = self._line.split(b"\n")
-        self._line = rest
-        events = [event for line in lines if (event := self._end_line(line)) is not None]
+        *lines, rest = piece.split(b"\n")
+        if lines and self._line:
+            lines[0] = bytes(self._line) + lines[0]
+            self._line.clear()
+        self._line += rest
+        events = self._read(lines)
         self._check_size()
         return events
 
     def finish(self) -> list[bytes]:
         """What the end of the stream completes; some servers leave out the last empty line."""
-        lines = (self._line, bytearray())
-        self._line = bytearray()
-        return [event for line in lines if (event := self._end_line(line)) is not None]
+        lines = [bytes(self._line), b""]
+        self._line.clear()
+        return self._read(lines)
 
-    def _end_line(self, line: bytearray) -> bytes | None:
-        if not line:
-            if not self._data:
-                return None
-            event = b"\n".join(self._data)
-            self._data.clear()
-            self._data_bytes = 0
-            return event
-        if line.startswith(b"data:"):
-            value = bytes(line[5:]).removeprefix(b" ")
-            self._data.append(value)
-            self._data_bytes += len(value)
-        return None
+    def _read(self, lines: list[bytes]) -> list[bytes]:
+        """The data of the events that whole lines complete."""
+        events: list[bytes] = []
+        data = self._data
+        for line in lines:
+            if line.startswith(b"data:"):
+                data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._data_bytes += len(line)
+            elif not line and data:
+                events.append(b"\n".join(data))
+                data.clear()
+                self._data_bytes = 0
+        return events
 
     def _check_size(self) -> None:
         if len(self._line) + self._data_bytes > self._most_bytes:
