@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from conviction import api
-from conviction.cli import think as think_command
+from conviction.cli import download_bar
 from conviction.cli.main import run
 from conviction.core import FinishReason
 from conviction.engines.base import TraceRequest
@@ -44,7 +44,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     ]
     scripted = ScriptedEngine(scripts, concurrency=4)
     model = ModelFile(Path("model.gguf"), "scripted", PromptStyle.STEP_BY_STEP)
-    monkeypatch.setattr(think_command, "resolve", lambda *_, **__: model)
+    monkeypatch.setattr(download_bar, "resolve", lambda *_, **__: model)
     monkeypatch.setattr(api, "_embedded", lambda *_: scripted)
     return scripted
 

@@ -12,6 +12,8 @@ import pytest
 from completion_events import KEY, STOP, event, json_answer, position, stream, usage
 from scripted_server import Received, ScriptedServer, Step, serving
 
+from conviction.recordings import Pool
+
 pytestmark = pytest.mark.anyio
 
 QUESTION = "What is 12 * 12 - 44?"
@@ -171,7 +173,7 @@ async def test_the_key_comes_from_the_environment_or_a_file_and_is_never_shown(
 @pytest.mark.parametrize(
     ("options", "environment", "words"),
     [
-        (["--api-key-env", "UNSET"], {}, "UNSET: it is not set"),
+        (["--api-key-env", "sk-the-key-itself"], {}, "no variable of that name"),
         (["--api-key-env", "A", "--api-key-file", "b"], {"A": "x"}, "Give only one"),
         (["--api-key-file", "none-such"], {}, "none-such: No such file"),
         ([], {"CONVICTION_API_KEY": "sk-two\nlines"}, "no single line"),
@@ -198,10 +200,11 @@ async def test_wrong_options_are_refused_before_anything_is_asked(
 
 @pytest.mark.parametrize("command", ["think", "doctor"])
 async def test_options_of_servers_need_a_server(command: str, tmp_path: Path) -> None:
-    arguments = [command, *([QUESTION] if command == "think" else []), "--templated"]
-    done = await conviction(*arguments, cache=tmp_path)
-    assert done.code == 2
-    assert "--base-url" in done.err
+    arguments = [command, *([QUESTION] if command == "think" else [])]
+    for option in (["--templated"], ["--api-key-file", "key"], ["--concurrency", "3"]):
+        done = await conviction(*arguments, *option, cache=tmp_path)
+        assert done.code == 2
+        assert "--base-url" in done.err
 
 
 # --- What goes wrong ------------------------------------------------------------------------------
@@ -251,3 +254,24 @@ async def test_the_doctor_tells_what_a_server_does(tmp_path: Path) -> None:
     assert (values["log-probabilities"], values["vLLM's arguments"]) == (20, False)
     # It says the same whatever the seed, so nothing is known of those.
     assert values["seeds"] is None
+
+
+# --- Recording ------------------------------------------------------------------------------------
+
+
+async def test_a_run_can_be_recorded_for_the_lab(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    async with serving(Told()) as server:
+        arguments = ["think", QUESTION, "--base-url", server.url, "--policy", "majority"]
+        options = ["--budget", "3", "--record", str(pool), "--answer", "number"]
+        done = await conviction(*arguments, *options, cache=tmp_path)
+        assert (done.code, done.out) == (0, "100\n"), done.err
+        asked = len(server.requests)
+        other = await conviction(*arguments, *options, "--temperature", "1", cache=tmp_path)
+        assert len(server.requests) == asked
+    (question,) = Pool.open(pool).questions
+    traces = Pool.open(pool).traces(question.id)
+    assert [answer and answer.text for answer in traces.answers] == ["100"] * 3
+    assert traces.tokens.tolist() == [4] * 3
+    assert other.code == 1
+    assert "other settings" in other.err

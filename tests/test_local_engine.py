@@ -98,13 +98,13 @@ async def counted(engine: LocalEngine, name: str) -> int:
     """A counter of the server's own, once no slot is at work."""
     http = running(engine).http
     for _ in range(500):
-        slots = json.loads(await http._whole("GET", "/slots"))
+        slots = json.loads(await http.servers[0].http.ask("GET", "/slots"))
         if not any(slot["is_processing"] for slot in slots):
             break
         await anyio.sleep(0.01)
     else:
         pytest.fail("the slots did not come to rest")
-    lines = (await http._whole("GET", "/metrics")).decode().splitlines()
+    lines = (await http.servers[0].http.ask("GET", "/metrics")).decode().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{name} "))
 
 

@@ -22,7 +22,7 @@ from completion_events import (
     stream,
     usage,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scripted_server import Mark, Received, Step, answer, chunked, serving
 
@@ -132,6 +132,7 @@ async def test_a_kept_connection_that_is_dropped_when_it_is_used_again_is_no_tro
         ([Mark.UNTIL_HANG_UP], TemporarilyUnavailableError),
         ([b"HTTP/1.1 200 OK\r\n", Mark.UNTIL_HANG_UP], TemporarilyUnavailableError),
         ([b"HTTP/1.1 200 OK\r\nX: ", *[b"x", 0.05] * 20], TemporarilyUnavailableError),
+        ([*[b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.05] * 20], TemporarilyUnavailableError),
         ([HEAD, Mark.UNTIL_HANG_UP], StreamError),
         ([stream(SOME, end=b""), Mark.UNTIL_HANG_UP], StreamError),
         ([stream(SOME, end=b""), Mark.HALF_CLOSE, Mark.UNTIL_HANG_UP], StreamError),
@@ -239,6 +240,10 @@ async def test_a_server_that_asks_for_too_much_time_is_given_up_at_once(asked: s
         assert len(server.requests) == 1
 
 
+@example("-5")
+@example("inf")
+@example("nan")
+@example("Mon, 1 Nov 99999999999999999999 00:00:00 GMT")
 @given(st.one_of(st.text(max_size=30), st.from_regex(r"\w{3}, \d+ Nov \d+ \d+:\d+:\d+ [-+]?\w+")))
 def test_whatever_stands_for_the_time_to_wait_is_a_number_or_nothing(value: str) -> None:
     seconds = failures._seconds_to_wait(value)

@@ -222,3 +222,39 @@ def test_after_an_outage_all_servers_are_used_again() -> None:
         assert [server.most_running for server in servers] == [4, 4]
 
     virtual_time.run(main)
+
+
+def test_success_wipes_out_what_failed_before() -> None:
+    async def main() -> None:
+        server = Played(4, 0.1, [(0.0, 0.3), (3 * PATIENCE, 0.3)], None)
+        engine = an_engine([server], 4, 5)
+        callers = [Caller(arrives, 5, 1e9, 99) for arrives in (0.0, 3 * PATIENCE)]
+        assert await all_traces(engine, callers) == ["complete"] * 2
+
+    virtual_time.run(main)
+
+
+def test_a_server_that_was_crowded_gets_as_many_traces_as_before_once_it_takes_them() -> None:
+    async def main() -> None:
+        server = Played(2, 0.1, (), None)
+        engine = an_engine([server], 8, 5)
+        assert await all_traces(engine, [Caller(0, 5, 1e9, 99)] * 9) == ["complete"] * 9
+        [endpoint] = engine._balancer.endpoints
+        assert endpoint.limit < 8
+        server.capacity = 8
+        assert await all_traces(engine, [Caller(0, 5, 1e9, 99)] * 30) == ["complete"] * 30
+        assert endpoint.limit == server.most_running == 8
+
+    virtual_time.run(main)
+
+
+def test_tokens_that_came_are_outstanding_no_more() -> None:
+    async def main() -> None:
+        engine = an_engine([Played(1, 0.1, (), None)], 1, 0)
+        [endpoint] = engine._balancer.endpoints
+        asked = request(sampling=Sampling(max_tokens=4))
+        async with aclosing(engine.stream(asked)) as chunks:
+            left = [endpoint.outstanding async for _ in chunks]
+        assert left == [3, 2, 1, 0, 0]
+
+    virtual_time.run(main)

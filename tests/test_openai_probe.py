@@ -14,7 +14,6 @@ from conviction.answers import kind
 from conviction.core import Question
 from conviction.engines.openai import OpenAIEngine, Route, balancing, probe
 from conviction.engines.openai.facts import ServerFacts
-from conviction.engines.openai.metrics import Load, read_load
 from conviction.errors import (
     EngineError,
     EngineUnavailableError,
@@ -171,6 +170,18 @@ async def test_values_that_stand_for_minus_infinity_are_not_counted() -> None:
     assert facts.top_k == 8
 
 
+async def test_the_drawn_token_that_servers_add_is_none_of_the_k() -> None:
+    class Adding(PlayedModel):
+        def _logprobs(self, words: list[str], body: dict[str, Any], *, chat: bool) -> object:
+            logprobs: Any = super()._logprobs(words, body, chat=chat)
+            for token in logprobs["content"] if logprobs else ():
+                token["top_logprobs"] = [*token["top_logprobs"], {"token": "x", "logprob": -30.0}]
+            return logprobs
+
+    facts, _ = await asked(Adding())
+    assert (facts.top_k, facts.raw) == (20, True)
+
+
 async def test_log_probabilities_after_temperature_are_told() -> None:
     facts, notes = await asked(PlayedModel(processed=True))
     assert facts.raw is False
@@ -227,31 +238,6 @@ async def test_a_server_that_goes_on_for_nobody_is_told() -> None:
 async def test_without_metrics_nobody_can_tell_whether_stopping_frees() -> None:
     facts, _ = await asked(PlayedModel(software=""))
     assert (facts.incremental, facts.frees, facts.tokens_after_close) == (True, None, None)
-
-
-# --- Metrics --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("page", "load"),
-    [
-        ("vllm:num_requests_running 2\nvllm:generation_tokens_total 7", Load(2, 7)),
-        ('vllm:num_requests_running{a="b c",d="}"} 2.0', Load(2, None)),
-        ('sglang:num_running_reqs{a="1"} 1\nsglang:num_running_reqs{a="2"} 2.0', Load(3, None)),
-        ("llamacpp:requests_processing 1 1712345678901", Load(1, None)),
-        ("llamacpp:tokens_predicted_total 1.5e+06\nllamacpp:requests_processing 0", Load(0, 1.5e6)),
-        ("# vllm:num_requests_running 2", None),
-        ("vllm:num_requests_running NaN", None),
-        ("vllm:num_requests_running E", None),
-        ("vllm:num_requests_running 1e999", None),
-        ("vllm:num_requests_running -1", None),
-        ("vllm:num_requests_running_more 2", None),
-        ("<html>", None),
-        ("", None),
-    ],
-)
-def test_the_load_is_read_from_the_metrics_of_known_servers(page: str, load: Load | None) -> None:
-    assert read_load(page) == load
 
 
 # --- Lists of models ------------------------------------------------------------------------------
@@ -337,6 +323,14 @@ async def test_a_server_that_still_loads_its_model_is_waited_for() -> None:
         assert (await engine.capabilities()).top_k == 20
 
 
+async def test_a_server_that_stays_busy_is_given_up_within_the_patience() -> None:
+    steps: list[Step] = [json_answer({"error": {"message": "Loading"}}, "503 Unavailable")]
+    async with serving(steps) as server, OpenAIEngine(server.url, patience=0.1) as engine:
+        with pytest.raises(TemporarilyUnavailableError, match="Loading"), anyio.fail_after(5):
+            await engine.capabilities()
+        assert len(server.requests) > 1
+
+
 async def test_a_server_that_was_down_is_asked_again_by_the_next_call() -> None:
     model, steps = PlayedModel(), [[answer("500 Internal Server Error", b"")]]
     async with (
@@ -364,22 +358,23 @@ async def test_several_servers_can_do_what_the_weakest_can() -> None:
 
 
 async def test_a_server_that_does_not_work_is_left_out() -> None:
-    async with serving([]) as server:
-        dead = server.url
     async with (
-        serving(fresh(LLAMA_CPP, ends_after=5).play) as good,
-        OpenAIEngine([dead, good.url], concurrency=2) as engine,
+        serving([answer("401 Unauthorized", b"")]) as bad,
+        serving(fresh(LLAMA_CPP, ends_after=5).play, keeps_alive=True) as good,
+        OpenAIEngine([bad.url, good.url], concurrency=2) as engine,
     ):
         found = await engine.capabilities()
         assert found.concurrency == 2
         [note] = found.notes
-        assert dead in note
+        assert bad.url in note
+        asked = len(bad.requests)
         verdict = await deliberate(
             Question.ask("?"), engine=engine, policy=Majority(budget=3), answers=kind("number")
         )
         assert_idle(engine)
+        assert len(bad.requests) == asked
     assert verdict.usage.generated == 15
-    assert any(dead in warning for warning in verdict.warnings)
+    assert any(bad.url in warning for warning in verdict.warnings)
 
 
 async def test_servers_of_different_models_are_not_one_engine() -> None:

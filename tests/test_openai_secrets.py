@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import traceback
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -27,7 +28,7 @@ from scripted_server import Received, Step, answer, chunked, serving
 from conviction.answers import kind
 from conviction.core import Question
 from conviction.engines.base import Capabilities
-from conviction.engines.openai import OpenAIEngine, Timeouts
+from conviction.engines.openai import OpenAIEngine, Timeouts, http
 from conviction.engines.openai.http import HttpClient
 from conviction.errors import (
     AllTracesFailedError,
@@ -190,6 +191,28 @@ async def test_the_outside_world_is_reached_through_the_proxy_and_without_netrc(
     assert (with_key, without) == (f"Bearer {KEY}", None)
     assert proxy.requests[0].path == "http://models.test/v1/chat/completions"
     assert ("proxy-authorization" in proxy.requests[0].headers) is bool(user)
+
+
+@pytest.mark.parametrize(
+    ("url", "through"),
+    [
+        ("http://models.test/v1", "http://proxy.test:1"),
+        ("https://models.test/v1", None),
+        ("http://inside.test/v1", None),
+        ("http://inside.test:8000/v1", None),
+        ("http://deep.inside.test/v1", None),
+        ("http://localhost:8000/v1", None),
+        ("http://[::1]:8000/v1", None),
+    ],
+)
+def test_servers_inside_are_reached_without_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, url: str, through: str | None
+) -> None:
+    for name in ("NO_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://proxy.test:1")
+    monkeypatch.setenv("no_proxy", "inside.test")
+    assert http._proxy(urlsplit(url)) == through
 
 
 @pytest.mark.anyio

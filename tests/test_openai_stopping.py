@@ -1,7 +1,9 @@
 """Stopping a trace frees its server at once, wherever the trace was; engines can be shared."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -98,14 +100,31 @@ async def test_cancelling_at_any_step_leaves_nothing_behind(trouble: list[Step])
         serving(play) as server,
         OpenAIEngine(server.url, retries=1, patience=0) as engine,
     ):
-        for turns in range(60):
+        turns, over = 0, False
+        while not over:
             engine._balancer.endpoints[0].rests_until = 0.0
             async with anyio.create_task_group() as tasks:
-                with anyio.CancelScope() as scope, suppress(EngineError):
+                with anyio.CancelScope() as scope:
                     tasks.start_soon(after, turns, scope)
-                    await collect(engine)
+                    with suppress(EngineError):
+                        await collect(engine)
+                tasks.cancel_scope.cancel()
             assert_idle(engine)
+            over = not scope.cancelled_caught
+            turns += 1 + turns // 20
+        assert turns > 5
         await server.idle()
+
+
+@pytest.mark.anyio
+async def test_no_timer_goes_on_for_a_trace_that_is_over() -> None:
+    loop: Any = asyncio.get_running_loop()
+    async with serving([BEGUN, Mark.UNTIL_HANG_UP]) as server, OpenAIEngine(server.url) as engine:
+        for _ in range(5):
+            async with aclosing(engine.stream(request())) as chunks:
+                await anext(chunks)
+        await server.idle()
+        assert not [timer for timer in loop._scheduled if not timer.cancelled()]
 
 
 # --- Several traces -------------------------------------------------------------------------------

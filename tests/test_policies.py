@@ -506,7 +506,9 @@ class TestSettings:
             policy(wrong)
 
     def test_a_name_like_no_other_gets_the_list(self) -> None:
-        with pytest.raises(UnknownNameError, match=r"Known: adaptive-consistency, .*single") as caught:
+        with pytest.raises(
+            UnknownNameError, match=r"Known: adaptive-consistency, .*single"
+        ) as caught:
             policy("xyzzy")
         assert "Did you mean" not in str(caught.value)
 

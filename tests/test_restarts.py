@@ -224,13 +224,21 @@ def opened(*servers: ScriptedServer, **settings: Any) -> OpenAIEngine:
     return engine
 
 
-async def test_a_stream_that_breaks_over_http_is_begun_again_with_its_seed() -> None:
-    def steps(trace: int) -> list[Step]:
-        if trace % 2:
+async def test_a_stream_that_breaks_over_http_is_begun_again_with_its_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
+    seen: set[int] = set()
+
+    def play(received: Received) -> Sequence[Step]:
+        if received.body is None:
+            return [json_answer({"data": [{"id": "m"}]})]
+        if received.body["seed"] in seen:
             return [stream(TOKEN, STOP)]
+        seen.add(received.body["seed"])
         return [chunked(events(TOKEN, TOKEN)), 0.02, Mark.RESET]
 
-    async with serving(playing(steps)) as server, opened(server, concurrency=1) as engine:
+    async with serving(play) as server, opened(server, concurrency=1) as engine:
         verdict = await think(engine, budget=4)
         assert_idle(engine)
     assert [trace.restarts for trace in verdict.traces] == [1] * 4
@@ -286,7 +294,11 @@ async def test_a_run_outlives_one_of_its_servers(
     assert any("begun again" in warning for warning in verdict.warnings)
 
 
-async def test_a_run_whose_only_server_dies_ends_with_what_was_seen() -> None:
+async def test_a_run_whose_only_server_dies_ends_with_what_was_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
+
     def steps(trace: int) -> list[Step]:
         if trace < 2:
             return [stream(TOKEN, STOP)]

@@ -17,6 +17,7 @@
     │   ├── HashMismatchError
     │   └── NotAChatModelError
     ├── AnswerError                comparing answers failed as a whole
+    ├── RecordingError             a pool of recorded traces cannot be read or written
     └── AllTracesFailedError       no trace came to an end
 
 An error says what was tried, what was found and what to do.
@@ -78,19 +79,19 @@ class EngineStartError(EngineError):
 
 
 class EngineUnavailableError(EngineError):
-    """An engine cannot be reached, or refuses us."""
-
-
-class TemporarilyUnavailableError(EngineUnavailableError):
-    """An engine cannot be reached or is too busy just now; the same request may work later.
+    """An engine cannot be reached, or refuses us.
 
     Attributes:
         busy: Whether it is well, but has too much to do.
-        wait: Seconds that the engine asks us to wait; None where it names none.
+        wait: Seconds that it asks us to wait; None where it names none.
     """
 
     busy: bool = False
     wait: float | None = None
+
+
+class TemporarilyUnavailableError(EngineUnavailableError):
+    """An engine cannot be reached or is too busy just now; the same request may work later."""
 
 
 class ContextOverflowError(EngineError):
@@ -123,6 +124,10 @@ class NotAChatModelError(ModelError):
 
 class AnswerError(ConvictionError):
     """Comparing answers failed as a whole."""
+
+
+class RecordingError(ConvictionError):
+    """A pool of recorded traces cannot be read or written."""
 
 
 class AllTracesFailedError(ConvictionError):

@@ -102,8 +102,9 @@ async def deliberate(
     if time_limit is not None:
         require("time_limit", time_limit, low=0)
     require_whole("restarts", restarts, low=0)
-    capabilities = await engine.capabilities()
-    if policy.needs_confidence and not capabilities.top_k:
+    began = time.perf_counter()
+    capabilities, ended = await _ask(engine, time_limit, interrupt)
+    if policy.needs_confidence and not capabilities.top_k and not ended:
         reason = capabilities.top_k_reason
         raise _no_logprobs(engine, policy, f"it was {reason}" if reason else "it offers none")
     run = _Run(
@@ -116,8 +117,32 @@ async def deliberate(
         seed=seed,
         restarts=restarts,
         on_event=on_event,
+        began=began,
     )
+    if ended:
+        return run.nothing(ended)
     return await run.run(time_limit, interrupt)
+
+
+async def _ask(
+    engine: Engine, time_limit: float | None, interrupt: anyio.Event | None
+) -> tuple[Capabilities, str]:
+    """What the engine can do, or why the run ends before it has said so."""
+    capabilities, ended = Capabilities("", top_k=0, concurrency=1), "time"
+
+    async def on_interrupt(event: anyio.Event) -> None:
+        nonlocal ended
+        await event.wait()
+        ended = "interrupted"
+        asking.cancel()
+
+    async with helpers() as tasks:
+        with anyio.move_on_after(time_limit) as asking:
+            if interrupt is not None:
+                tasks.start_soon(on_interrupt, interrupt)
+            capabilities = await engine.capabilities()
+            ended = ""
+    return capabilities, ended
 
 
 def _no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsError:
@@ -143,6 +168,7 @@ class _Run:
         seed: int,
         restarts: int,
         on_event: Listener | None,
+        began: float,
     ) -> None:
         self._question = question
         self._engine = engine
@@ -155,7 +181,7 @@ class _Run:
         self._restarts = restarts
         self._on_event = on_event
         self._top_k = min(TOP_K, capabilities.top_k)
-        self._began = time.perf_counter()
+        self._began = began
         # Promised traces wait as the Starts that promised them: a budget costs no memory.
         self._queue: deque[Start] = deque()
         self._promised = 0
@@ -196,6 +222,12 @@ class _Run:
         verdict = self._verdict()
         self._emit(RunFinished(verdict))
         return verdict
+
+    def nothing(self, ended: str) -> Verdict:
+        """The verdict of a run that ended before a trace could be started."""
+        self._ended = ended
+        with self._outcomes, self._arrivals:
+            return self._verdict()
 
     async def _steer(self, tasks: TaskGroup) -> None:
         conditions = Conditions(
@@ -251,7 +283,7 @@ class _Run:
         self._end("interrupted", FinishReason.CANCELLED)
 
     async def _end_after(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
+        await anyio.sleep(max(0.0, seconds - self._now()))
         self._end("time", FinishReason.CANCELLED)
 
     def _fill(self, tasks: TaskGroup) -> None:

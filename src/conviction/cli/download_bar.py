@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -15,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from conviction.cli.terminal import safe
+from conviction.models import ModelFile, catalogue, resolve
 from conviction.models import Progress as ProgressCallback
 
 
@@ -51,3 +54,17 @@ def download_bar(console: Console) -> Generator[ProgressCallback]:
     finally:
         if tasks:
             bar.stop()
+
+
+def fetched(model: str | None, console: Console) -> ModelFile:
+    """A model by its name, path or address, fetched with a bar if need be; None for the default.
+
+    Raises:
+        The same errors as `conviction.models.resolve`.
+    """
+    with download_bar(console) as progress:
+        return resolve(
+            model or catalogue().default,
+            progress=progress,
+            notice=lambda text: console.print(escape(safe(text))),
+        )

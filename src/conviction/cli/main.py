@@ -16,7 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.cli.doctor import doctor
+from conviction.cli.evaluation import app as evaluation
+from conviction.cli.lab import app as lab
 from conviction.cli.models import app as models
+from conviction.cli.record import record
 from conviction.cli.terminal import safe
 from conviction.cli.think import think
 from conviction.core import InvalidSettingError
@@ -65,7 +68,10 @@ def build() -> App:
     )
     app.command(think)
     app.command(models, name="models")
+    app.command(lab, name="lab")
+    app.command(evaluation, name="eval")
     app.command(doctor)
+    app.command(record)
     return app
 
 

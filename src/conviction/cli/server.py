@@ -52,7 +52,7 @@ class ServerOptions:
             InvalidSettingError: the key cannot be read, or an option needs a server.
         """
         if not self.base_url:
-            if self.templated or self.api_key_env or self.api_key_file:
+            if self != ServerOptions():
                 raise InvalidSettingError(
                     tried="use options for a server",
                     found="there is no --base-url",
@@ -88,8 +88,9 @@ def _read_key(variable: str | None, file: Path | None) -> str | None:
     key = os.environ.get(variable or KEY_VARIABLE, "")
     if not key and variable is not None:
         raise InvalidSettingError(
-            tried=f"read the key from the environment variable {variable}",
-            found="it is not set",
+            # Not named: where it is the key itself, that must not be shown.
+            tried="read the key from the environment variable that --api-key-env names",
+            found="there is no variable of that name, or it is empty",
             remedy="Set it to the key; --api-key-env takes the variable's name, not the key.",
         )
     return _checked(key, f"the variable {variable or KEY_VARIABLE}") if key else None

@@ -4,7 +4,7 @@ import json as jsonlib
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
-from conviction.cli.download_bar import download_bar
+from conviction.cli.download_bar import fetched
 from conviction.cli.question import read_question
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.summary import summary
@@ -27,8 +27,7 @@ from conviction.cli.view import LiveView, PlainView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
-from conviction.events import Listener
-from conviction.models import ModelFile, catalogue, resolve
+from conviction.events import Event, Listener
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
@@ -115,6 +114,8 @@ class OutputOptions:
     "Print the whole verdict as JSON on stdout, in place of the answer."
     show_traces: Annotated[bool, Parameter(negative="")] = False
     "Print the text of every trace on stderr."
+    record: Path | None = None
+    "Also record the traces into this pool, for conviction lab."
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
     "Nothing on stderr but errors."
 
@@ -153,8 +154,8 @@ def think(
     engine = server.engine(generation.model, facts_folder=facts_folder())
     text = read_question(question, file, as_it_is=server.templated)
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
-    model = None if engine else _fetched(generation.model, console)
-    with _view(console) as listener:
+    model = None if engine else fetched(generation.model, console)
+    with _recorder(output.record, sampling, generation.answer) as recorder:
         work = partial(
             _think,
             Question.ask(text) if server.templated else text,
@@ -167,28 +168,42 @@ def think(
             seed=generation.seed,
             restarts=generation.restarts,
             time_limit=generation.time_limit,
-            on_event=listener,
         )
-        verdict = anyio.run(_until_interrupted, work)
-    _report(verdict, output, console)
+        with _view(console) as view:
+            work = partial(work, on_event=_both(view, recorder))
+            verdict = anyio.run(_until_interrupted, work)
+        # Before the recording ends: what goes wrong with it must not cost the answer.
+        _report(verdict, output, console)
     if verdict.ended == "interrupted":
         return INTERRUPTED
     return 0 if verdict.answer is not None else FAILED
-
-
-def _fetched(model: str | None, console: Console) -> ModelFile:
-    with download_bar(console) as progress:
-        return resolve(
-            model or catalogue().default,
-            progress=progress,
-            notice=lambda text: console.print(escape(safe(text))),
-        )
 
 
 async def _think(question: str | Question, *, engine: Engine | None, **options: Any) -> Verdict:
     """Think, on an engine that is started for it, or on the embedded one."""
     async with engine or nullcontext():
         return await athink(question, engine=engine, **options)
+
+
+def _recorder(
+    pool: Path | None, sampling: Sampling, answers: str
+) -> AbstractContextManager[Listener | None]:
+    if pool is None:
+        return nullcontext()
+    from conviction.recordings import recording_listener  # noqa: PLC0415  # an extra
+
+    return recording_listener(pool, sampling=sampling, answers=answers)
+
+
+def _both(first: Listener | None, second: Listener | None) -> Listener | None:
+    if first is None or second is None:
+        return first or second
+
+    def listen(event: Event) -> None:
+        second(event)
+        first(event)
+
+    return listen
 
 
 @contextmanager

@@ -69,9 +69,19 @@ class Endpoint(Generic[ServerT]):
         """Whether it may be given a trace, perhaps after a check."""
         return self.open < self.limit and now >= self.rests_until and not self.checking
 
-    def worked(self) -> None:
+    def answered(self) -> None:
         """It took a trace."""
-        self.trusted, self._failures, self._failing_since = True, 0, None
+        self.trusted, self._failing_since = True, None
+
+    def completed(self) -> None:
+        """A trace came to its end there, so it may be able to take one more."""
+        self._failures = 0
+        self.limit = min(self.most, self.limit + 1)
+
+    def broke(self, now: float) -> None:
+        """A stream of it broke: leave it alone for a while, then check."""
+        self.trusted = False
+        self._rest(now)
 
     def failed(self, error: EngineError, now: float) -> None:
         """It could not be reached, or is in trouble: leave it alone for a while, then check."""
@@ -101,6 +111,9 @@ class Endpoint(Generic[ServerT]):
         self.last = error
         if self._failing_since is None:
             self._failing_since = now
+        self._rest(now)
+
+    def _rest(self, now: float) -> None:
         if now >= self.rests_until:  # One outage meets many traces; it counts once.
             self.rests_until = now + backoff(self._failures)
             self._failures += 1
@@ -148,15 +161,17 @@ class Balancer(Generic[ServerT]):
             now = self.clock()
             free = [endpoint for endpoint in self.endpoints if endpoint.has_room(now)]
             trusted = [endpoint for endpoint in free if endpoint.trusted]
-            if trusted:
+            suspect = next((endpoint for endpoint in free if not endpoint.trusted), None)
+            if suspect:
+                # Also where others have room, or it would never come back.
+                await self._examine(suspect)
+            elif trusted:
                 endpoint = min(trusted, key=lambda e: e.outstanding)
                 endpoint.open += 1
                 endpoint.outstanding += tokens
                 if len(trusted) > 1 or endpoint.has_room(now):
                     self._wake_one()
                 return Lease(endpoint, tokens)
-            if free:
-                await self._examine(free[0])
             elif all(endpoint.hopeless(now, self.patience) for endpoint in self.endpoints):
                 self._wake_one()  # One after the other hears of it.
                 # A copy: one error raised for many traces would gather all their tracebacks.
@@ -171,7 +186,7 @@ class Balancer(Generic[ServerT]):
         endpoint.open -= 1
         endpoint.outstanding -= lease.tokens
         if complete:
-            endpoint.limit = min(endpoint.most, endpoint.limit + 1)
+            endpoint.completed()
         self._wake_one()
 
     async def _examine(self, endpoint: Endpoint[ServerT]) -> None:

@@ -18,6 +18,7 @@ from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.openai.balancing import Balancer, Endpoint, Lease, backoff
 from conviction.engines.openai.events import TraceReader
 from conviction.engines.openai.facts import FactsCache, ServerFacts
+from conviction.engines.openai.failures import Failures
 from conviction.engines.openai.http import ByteStream, HttpClient, Timeouts
 from conviction.engines.openai.probe import find_model, probe
 from conviction.engines.openai.requests import (
@@ -32,6 +33,7 @@ from conviction.engines.openai.servers import Server, common_capabilities
 from conviction.engines.openai.sse import EventParser
 from conviction.errors import (
     EngineError,
+    EngineUnavailableError,
     InvalidSettingError,
     StreamError,
     TemporarilyUnavailableError,
@@ -54,12 +56,13 @@ class OpenAIEngine(Engine):
         base_url: Address that "/chat/completions" is added to, as in "http://127.0.0.1:8000/v1";
             or several.
         model: Name of the model; None for the first that the server lists.
-        api_key: Key to send; never shown, never logged.
+        api_key: Key to send, to all servers; never shown, never logged.
         route: `Route.COMPLETIONS` for prompts that have the model's template already.
         concurrency: Traces that one server gets at once, at least 1; further traces wait.
         timeouts: Bounds of every wait.
         retries: How often a request that a server did not take is sent again, at least 0.
-        patience: Seconds that all servers may fail before traces stop waiting for them.
+        patience: Seconds that all servers may fail before traces stop waiting for them. Time that
+            a server asks for is granted beside it, up to two minutes.
         facts_folder: Where to keep what was found out about servers; None to ask at every start.
         extra: Further settings to send with every trace.
 
@@ -84,7 +87,8 @@ class OpenAIEngine(Engine):
         require_whole("concurrency", concurrency, low=1)
         require_whole("retries", retries, low=0)
         require("patience", patience, low=0)
-        urls = list(dict.fromkeys([base_url] if isinstance(base_url, str) else base_url))
+        given = [base_url] if isinstance(base_url, str) else base_url
+        urls = list(dict.fromkeys(url.rstrip("/") for url in given))
         if not urls:
             raise InvalidSettingError(
                 tried="make an engine of servers",
@@ -116,7 +120,8 @@ class OpenAIEngine(Engine):
     @property
     def name(self) -> str:
         """The model's name and the servers' addresses."""
-        addresses = " and ".join(server.http.base_url for server in self._servers)
+        used = [server for server in self._servers if server.trouble is None] or self._servers
+        addresses = " and ".join(server.http.base_url for server in used)
         return f"{self._model or 'a model'} at {addresses}"
 
     @property
@@ -170,29 +175,22 @@ class OpenAIEngine(Engine):
         lease, stream, notes = await self._begin(request, {**self._extra, **extra})
         http, most = lease.endpoint.server.http, request.sampling.max_tokens
         reader = TraceReader(request.top_k, most, secret=http.failures.secret)
-        parser, complete = EventParser(), False
-        left = most_bytes = _TRACE_BYTES + _TOKEN_BYTES * most
+        complete = False
         try:
             # Closing this generator closes the connection.
-            async with aclosing(stream.pieces()) as pieces:
-                async for piece in pieces:
-                    left -= len(piece)
-                    if left < 0:
-                        raise http.failures.too_large(most_bytes)
-                    if chunk := reader.read(parser.feed(piece)):
-                        lease.advance(chunk.confidences.size)
-                        yield replace(chunk, notes=notes) if notes else chunk
-                        notes = ()
-                    if reader.done:
-                        break
-            if chunk := reader.read(parser.finish()):
-                yield chunk
+            async with aclosing(_chunks(stream, reader, http.failures, most)) as chunks:
+                async for chunk in chunks:
+                    lease.advance(chunk.confidences.size)
+                    yield replace(chunk, notes=notes) if notes else chunk
+                    notes = ()
             last = reader.finish()
             complete = True
             if reader.done:
                 await stream.drain()
+            if request.top_k and not reader.informed:
+                self._forget(lease.endpoint.server)
         except StreamError:
-            lease.endpoint.trusted = False
+            lease.endpoint.broke(self._balancer.clock())
             raise
         finally:
             stream.close()
@@ -216,10 +214,14 @@ class OpenAIEngine(Engine):
         while True:
             lease = await self._balancer.take(request.sampling.max_tokens)
             endpoint = lease.endpoint
+            facts = endpoint.server.facts
             try:
                 stream = await self._open(endpoint.server, request, extra)
-            except TemporarilyUnavailableError as error:
+            except EngineUnavailableError as error:
                 self._balancer.give_back(lease)
+                alone = len(self._balancer.endpoints) == 1
+                if alone and not isinstance(error, TemporarilyUnavailableError):
+                    raise
                 # A server that is busy with our own traces takes this one when one of them ends.
                 attempts += not (error.busy and endpoint.open)
                 now = self._balancer.clock()
@@ -230,12 +232,36 @@ class OpenAIEngine(Engine):
                 if attempts > self._retries:
                     raise
                 notes[f"A request had to be sent again: {error.tried}: {error.found}."] = None
-            except BaseException:
+            except BaseException as error:
                 self._balancer.give_back(lease)
-                raise
+                if not await self._asked_anew(endpoint.server, facts, error):
+                    raise
             else:
-                endpoint.worked()
+                endpoint.answered()
                 return lease, stream, tuple(notes)
+
+    async def _asked_anew(
+        self, server: Server, facts: ServerFacts | None, error: BaseException
+    ) -> bool:
+        """Whether a refusal may be due to facts that are no longer true, and was: then try again.
+
+        Servers are restarted with other settings while what was found out about them is kept.
+        """
+        if type(error) is not EngineError:
+            return False
+        async with self._probing:
+            if not server.remembered:
+                return server.facts is not facts  # Another trace has had it asked.
+            self._forget(server)
+            listed = await find_model(server.http, self._model)
+            server.facts = await self._probe(server, listed)
+        return True
+
+    def _forget(self, server: Server) -> None:
+        """Have what is remembered of a server asked again, at the latest by the next run."""
+        server.remembered = False
+        if self._cache and server.facts:
+            self._cache.forget(server.http.base_url, server.facts.model, self._route)
 
     async def _open(self, server: Server, request: TraceRequest, extra: Json) -> ByteStream:
         body = trace_body(
@@ -268,7 +294,7 @@ class OpenAIEngine(Engine):
         failures = 0
         while server.facts is None and server.trouble is None:
             try:
-                server.facts = await self._facts(server.http)
+                server.facts = await self._facts(server)
             except TemporarilyUnavailableError as error:
                 wait = error.wait or backoff(failures)
                 failures += 1
@@ -279,16 +305,48 @@ class OpenAIEngine(Engine):
             except EngineError as error:
                 server.trouble = error
 
-    async def _facts(self, http: HttpClient) -> ServerFacts:
-        listed = await find_model(http, self._model)
+    async def _facts(self, server: Server) -> ServerFacts:
+        listed = await find_model(server.http, self._model)
         cache = self._cache
-        known = cache.load(http.base_url, listed.model, self._route) if cache else None
-        if known is not None:
-            return replace(known, listed=listed.listed, context=listed.context)
-        facts = await probe(http, self._route, listed)
-        if cache:
-            cache.save(http.base_url, self._route, facts)
+        known = cache.load(server.http.base_url, listed.model, self._route) if cache else None
+        if known is None:
+            return await self._probe(server, listed)
+        server.remembered = True
+        return replace(known, listed=listed.listed, context=listed.context)
+
+    async def _probe(self, server: Server, listed: ServerFacts) -> ServerFacts:
+        facts = await probe(server.http, self._route, listed)
+        # Whoever is told that there are none will switch them on.
+        if self._cache and facts.top_k:
+            self._cache.save(server.http.base_url, self._route, facts)
         return facts
+
+
+async def _chunks(
+    stream: ByteStream, reader: TraceReader, failures: Failures, max_tokens: int
+) -> AsyncGenerator[Chunk, None]:
+    """What a stream brings until its trace has ended."""
+    parser = EventParser()
+    left = most_bytes = _TRACE_BYTES + _TOKEN_BYTES * max_tokens
+    try:
+        async with aclosing(stream.pieces()) as pieces:
+            async for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    raise failures.too_large(most_bytes)
+                if chunk := reader.read(parser.feed(piece)):
+                    yield chunk
+                    reader.check()
+                if reader.done:
+                    return
+                if reader.ended:
+                    stream.expect_end()
+    except StreamError:
+        # A trace that has ended is whole, however its connection does.
+        if not reader.ended:
+            raise
+    if chunk := reader.read(parser.finish()):
+        yield chunk
 
 
 async def _check(server: Server) -> None:

@@ -9,7 +9,7 @@ An event with 20 log-probabilities a token has about 2 kB; only the fields below
 
 import json
 from collections.abc import Iterable, Sequence
-from math import nan
+from math import isfinite, nan
 from typing import TypeVar
 
 import msgspec
@@ -178,6 +178,7 @@ class TraceReader:
     Attributes:
         done: Whether the server said that nothing more will come.
         tokens: Tokens read so far.
+        informed: Whether any of them had a known confidence.
     """
 
     def __init__(
@@ -190,11 +191,21 @@ class TraceReader:
         self._usage: TokenUsage | None = None
         self._timings: Timings | None = None
         self._thinking = False
+        self._failure: EngineError | None = None
         self.tokens = 0
         self.done = False
+        self.informed = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the trace is whole; counts of its tokens may still come."""
+        return self._finish is not None
 
     def read(self, events: Iterable[bytes]) -> Chunk | None:
         """What some events add, as one chunk; None if that is nothing.
+
+        If one of them is at fault, what came before it is given first: its tokens count. Then
+        `check` raises.
 
         Raises:
             StreamError: an event is malformed, reports an error, or the server generates more
@@ -203,11 +214,20 @@ class TraceReader:
         """
         texts: list[str] = []
         confidences: list[float] = []
-        for data in events:
-            self._read(data, texts, confidences)
+        try:
+            for data in events:
+                self._read(data, texts, confidences)
+        except EngineError as error:
+            self._failure = error
         if not confidences and not any(texts):
+            self.check()
             return None
         return self._chunk("".join(texts), confidences)
+
+    def check(self) -> None:
+        """Raise what is at fault with the events so far; the same errors as `read`."""
+        if self._failure is not None:
+            raise self._failure
 
     def finish(self) -> Chunk:
         """The last chunk, once the stream has ended.
@@ -215,6 +235,7 @@ class TraceReader:
         Raises:
             StreamError: the stream ended before the trace did.
         """
+        self.check()
         if self._finish is None:
             raise _broken(
                 f"the stream ended in the middle of the trace, after {self.tokens} tokens"
@@ -270,6 +291,7 @@ class TraceReader:
             silent = self._told() - self.tokens - len(known) if known else 0
             if silent > 0:
                 known = [nan] * silent + known
+            self.informed = self.informed or any(map(isfinite, known))
         confidences += known
         self.tokens += len(known)
 

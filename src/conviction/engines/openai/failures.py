@@ -61,14 +61,16 @@ class Failures:
                 "they could carry the key to a stranger.",
             )
         kind, remedy = self._refusal(status, body)
+        wait = _seconds_to_wait(headers.get("Retry-After", ""))
+        asks = "" if wait is None else f"; it asks us to wait {wait:,.0f} s"
         error = kind(
             tried=f"ask {self._base_url}",
-            found=f"status {status}: {_message(body, self.secret) or 'no reason given'}",
+            found=f"status {status}: {_message(body, self.secret) or 'no reason given'}{asks}",
             remedy=remedy,
         )
         if isinstance(error, TemporarilyUnavailableError):
             error.busy = status in _BUSY or status == HTTPStatus.SERVICE_UNAVAILABLE
-            error.wait = _seconds_to_wait(headers.get("Retry-After", ""))
+            error.wait = wait
         return error
 
     def _refusal(self, status: int, body: bytes) -> tuple[type[EngineError], str]:
@@ -141,7 +143,8 @@ class Failures:
                 return TemporarilyUnavailableError(
                     tried=f"reach {self._base_url}",
                     found=self._reason(error),
-                    remedy="Check that the server runs, and its address.",
+                    remedy="Check that the server runs, and its address"
+                    + (", and that it speaks TLS." if self._base_url[:6] == "https:" else "."),
                 )
 
     def broken(self, error: Exception) -> StreamError:

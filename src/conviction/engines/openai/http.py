@@ -7,7 +7,7 @@ response closes the connection at once, which is what tells a server to stop.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from types import TracebackType
@@ -31,6 +31,8 @@ _KEEP_ALIVE_SECONDS = 4.0
 
 _CLOSE_SECONDS = 2.0
 _DRAIN_SECONDS = 0.2
+_PAGE_SECONDS = 15.0
+_FAREWELL_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 """Between two looks at a stream, at most."""
 
@@ -133,8 +135,14 @@ class HttpClient:
 
     async def fetch(self, method: str, url: str, body: Json | None = None) -> bytes:
         """`ask` for an address that is not below the base URL."""
-        response = await self._send(method, url, body)
-        answer = await self._read(response)
+        # What needs no tokens needs little time.
+        bound = _PAGE_SECONDS if body is None else inf
+        try:
+            with anyio.fail_after(min(bound, 2 * self.timeouts.first_byte)):
+                response = await self._send(method, url, body)
+                answer = await self._read(response)
+        except TimeoutError as error:
+            raise self.failures.unreachable(error) from error
         if response.status != 200:
             raise self.failures.answered(response.status, response.headers, answer)
         return answer
@@ -232,13 +240,17 @@ class ByteStream:
         clock = self._loop.time
         try:
             while piece := await read():
-                pass  # Until the next piece is asked for, nobody is kept waiting.
+                self._heard = inf  # Until the next piece is asked for, nobody is kept waiting.
                 yield piece
                 self._heard, self._allowed = clock(), self._timeouts.stall
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise self._given_up or self._failures.broken(error) from error
         if self._given_up is not None:
             raise self._given_up
+
+    def expect_end(self) -> None:
+        """Nothing of value will come any more, so it is not waited for as long as for tokens."""
+        self._timeouts = replace(self._timeouts, stall=min(self._timeouts.stall, _FAREWELL_SECONDS))
 
     async def drain(self) -> None:
         """Read what follows the last event, mostly nothing, so that the connection can be kept."""
@@ -268,7 +280,6 @@ class ByteStream:
         else:
             self._timer = self._loop.call_at(self._next_look(), self._look)
             return
-        self._response.content.set_exception(self._given_up)
         self._response.close()
 
     def _is_lost(self) -> bool:

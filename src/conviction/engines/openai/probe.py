@@ -162,7 +162,8 @@ async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
         raise EngineUnavailableError(
             tried=f"ask {http.base_url} for its models",
             found="it lists none",
-            remedy="Name the model.",
+            remedy="Check the address: most servers want it to end in /v1. If it is right, name "
+            "the model.",
         )
     model = next((m for m in listed if name in (None, m.id)), _Model(id=name or ""))
     software = model.owned_by or next((m.owned_by for m in listed if m.owned_by), "") or ""

@@ -18,11 +18,13 @@ class Server:
         http: Speaks to it.
         facts: What was found out; None until it was asked.
         trouble: Why it is not used; None if it is.
+        remembered: Whether the facts are from an earlier run.
     """
 
     http: HttpClient
     facts: ServerFacts | None = None
     trouble: EngineError | None = None
+    remembered: bool = False
 
 
 def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabilities:

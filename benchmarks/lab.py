@@ -1,0 +1,148 @@
+"""What the lab costs, and that it finds what is known of recorded answers.
+
+    python benchmarks/lab.py speed                   online DeepConf on generated traces
+    python benchmarks/lab.py answers FOLDER          stopping by agreement on answers-only pools
+
+The generated traces are cut out of one long stretch of noise, a question at a time, so making
+them costs little and memory holds one question per process.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from conviction.answers import kind
+from conviction.core import Answer, FinishReason
+from conviction.evaluation.grading import is_correct
+from conviction.lab.candidates import parse
+from conviction.lab.comparison import compare
+from conviction.lab.replay import RecordedTrace
+from conviction.lab.sources import PoolTraces
+from conviction.lab.trials import run_trials
+from conviction.recordings.importing import import_files
+
+PAPER = "warmup=16,window=2048,quorum=1"
+ONLINE = [f"deepconf-low:{PAPER}", f"deepconf-high:{PAPER}"]
+AGREEMENT = ["majority", "adaptive-consistency:bar=0.9/0.95/0.99", "esc:window=4/5"]
+ANSWERS = ("0", "1", "2", "3", "4")
+MIX = (0.4, 0.2, 0.2, 0.1, 0.1)
+RIGHT_BONUS = 0.5
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Questions whose right traces are a little more confident than the wrong ones."""
+
+    questions: int
+    size: int
+    tokens: int
+    top_k: int = 20
+    max_tokens: int = 1 << 20
+
+    @property
+    def question_ids(self) -> tuple[str, ...]:
+        return tuple(f"question {number}" for number in range(self.questions))
+
+    def count(self, question_id: str) -> int:
+        del question_id
+        return self.size
+
+    @cached_property
+    def _noise(self) -> np.ndarray:
+        return np.random.default_rng(0).gamma(9.0, 1.5, 4_000_000).astype(np.float32)
+
+    def traces(self, question_id: str) -> list[RecordedTrace]:
+        random = np.random.default_rng(self.question_ids.index(question_id))
+        traces = []
+        for _ in range(self.size):
+            key = ANSWERS[int(random.choice(len(ANSWERS), p=MIX))]
+            begin = int(random.integers(0, self._noise.size - self.tokens))
+            level = random.normal(RIGHT_BONUS if key == ANSWERS[0] else 0.0, 1.0)
+            values = self._noise[begin : begin + self.tokens] + np.float32(level)
+            answer = Answer(key, key)
+            traces.append(
+                RecordedTrace(
+                    self.tokens, FinishReason.STOP, answer, key == ANSWERS[0], np.abs(values)
+                )
+            )
+        return traces
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    source = Generated(arguments.questions, arguments.pool, arguments.tokens)
+    for spec in ONLINE:
+        for concurrency in (1, 64):
+            candidates = parse([spec], budgets=[arguments.budget], concurrencies=[concurrency])
+            began = time.perf_counter()
+            trials = run_trials(
+                source, candidates, repeats=arguments.repeats, processes=arguments.processes
+            )
+            seconds = time.perf_counter() - began
+            started = int(trials["started"].sum())
+            (row,) = compare(trials)
+            print(
+                f"{spec.partition(':')[0]:<14} {concurrency:>3} at once {seconds:6.1f} s "
+                f"{started:>9,} traces  {1e6 * seconds / started:5.1f} us each  "
+                f"saved {row.saving.value:.0%}  stopped {row.stopped:.0f}"
+            )
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    most = (here + arguments.processes * largest) / 2**20
+    print(f"memory: at most {most:.2f} GiB in {1 + arguments.processes} processes")
+
+
+def answers(arguments: argparse.Namespace) -> None:
+    print("| pool | policy | accuracy, % | against majority | tokens saved, % | traces |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for path in sorted(arguments.folder.glob("*.jsonl")):
+        with tempfile.TemporaryDirectory() as folder:
+            report(path, Path(folder) / "pool", arguments)
+
+
+def report(path: Path, pool: Path, arguments: argparse.Namespace) -> None:
+    import_files([path], pool, answers=kind("math"), grade=is_correct)
+    candidates = parse(AGREEMENT, budgets=[arguments.budget])
+    trials = run_trials(
+        PoolTraces.open(pool), candidates, repeats=arguments.repeats, processes=arguments.processes
+    )
+    for row in compare(trials):
+        print(
+            f"| {path.stem} | {row.candidate.label} | {100 * row.accuracy.value:.1f} "
+            f"| {100 * row.difference.value:+.1f} "
+            f"[{100 * row.difference.low:+.1f}, {100 * row.difference.high:+.1f}] "
+            f"| {100 * row.saving.value:.0f} | {row.started:.1f} |"
+        )
+    sys.stdout.flush()
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=2)
+    commands = parser.add_subparsers(required=True)
+    fast = commands.add_parser("speed")
+    fast.add_argument("--questions", type=int, default=30)
+    fast.add_argument("--pool", type=int, default=1024)
+    fast.add_argument("--tokens", type=int, default=20_000)
+    fast.add_argument("--budget", type=int, default=512)
+    fast.set_defaults(work=speed)
+    agreement = commands.add_parser("answers")
+    agreement.add_argument("folder", type=Path)
+    agreement.add_argument("--budget", type=int, default=64)
+    agreement.set_defaults(work=answers)
+    arguments = parser.parse_args(given)
+    arguments.work(arguments)
+
+
+if __name__ == "__main__":
+    main()

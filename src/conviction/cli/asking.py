@@ -1,0 +1,80 @@
+"""From a data set and the options of a command to questions, and an engine that holds them."""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+import anyio
+
+from conviction.api import check_question
+from conviction.core import Sampling
+from conviction.engines.base import Engine
+from conviction.engines.local import LocalEngine
+from conviction.errors import InvalidSettingError
+from conviction.evaluation.datasets import DatasetQuestion
+from conviction.evaluation.recording import Asked
+from conviction.models import ModelFile
+from conviction.prompts import PromptStyle
+
+_TEMPLATE = 64
+"""Room for what a chat template puts around each message, in tokens."""
+
+
+def check_texts(questions: Sequence[DatasetQuestion]) -> None:
+    """Check that every question of a data set can be asked.
+
+    Raises:
+        InvalidSettingError: naming the row.
+    """
+    for question in questions:
+        try:
+            check_question(question.text)
+        except InvalidSettingError as error:
+            raise InvalidSettingError(
+                tried=f"ask the question in {question.place}",
+                found=error.found,
+                remedy="Correct the row, or leave it out.",
+            ) from None
+
+
+def with_prompts(
+    questions: Sequence[DatasetQuestion],
+    *,
+    answers: str,
+    style: PromptStyle | None,
+    model: ModelFile | None,
+    templated: bool,
+) -> tuple[Asked, ...]:
+    """The questions in the words that the model gets.
+
+    Args:
+        questions: The data set.
+        answers: Name of the kind of answer.
+        style: What to add; None for what suits the model.
+        model: The embedded model; None for a server.
+        templated: Whether they are sent as they stand in the file.
+    """
+    if templated:
+        return tuple(map(Asked.as_it_is, questions))
+    usual = model.prompt_style if model else PromptStyle.STEP_BY_STEP
+    return tuple(Asked.of(item, answers=answers, style=style or usual) for item in questions)
+
+
+def embedded(model: ModelFile, asked: Sequence[Asked], sampling: Sampling) -> Engine:
+    """The embedded engine with room for the longest question and its traces."""
+    # No tokenizer is at hand yet, but no token is shorter than a byte.
+    longest = max(
+        sum(len(message.content.encode()) + _TEMPLATE for message in one.question.messages)
+        for one in asked
+    )
+    return LocalEngine(model.path, context=longest + sampling.max_tokens)
+
+
+async def cancel_on_signal(scope: anyio.CancelScope) -> None:
+    """Cancel `scope` at the first Ctrl-C, or when somebody asks this program to end."""
+    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
+        return
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return

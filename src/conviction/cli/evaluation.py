@@ -1,0 +1,284 @@
+"""`conviction eval`: a data set through the live driver, and two such runs compared."""
+
+import json as jsonlib
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from conviction.answers import kind
+from conviction.cli.asking import cancel_on_signal, check_texts, embedded, with_prompts
+from conviction.cli.download_bar import fetched
+from conviction.cli.evaluation_bar import evaluation_bar
+from conviction.cli.evaluation_report import comparison_table, print_failures, summary_table
+from conviction.cli.lab_tables import percentage, table_console
+from conviction.cli.record import DataOptions
+from conviction.cli.server import ServerOptions, facts_folder
+from conviction.cli.terminal import escaped, safe
+from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions, PolicyOptions
+from conviction.core import InvalidSettingError, require
+from conviction.engines.base import Engine
+from conviction.errors import ConvictionError
+from conviction.evaluation.compare import compare as compare_runs
+from conviction.evaluation.results import read_run
+from conviction.evaluation.run import (
+    EvaluationPlan,
+    EvaluationProgress,
+    ProgressListener,
+    check_plan,
+    evaluate,
+)
+from conviction.evaluation.summary import Summary, summarise
+from conviction.tasks import helpers
+
+app = App(name="eval", help="Ask every question of a data set, and measure how many are right.")
+
+
+@Parameter(name="*", group="Generation")
+@dataclass(frozen=True)
+class EvaluationGeneration(GenerationOptions):
+    """What generates the traces, and how."""
+
+    time_limit: float | None = None
+    "Seconds after which the votes of a question so far decide it."
+    questions_at_once: int | None = None
+    "Questions that share the engine at once; as many as keep it busy if not given."
+
+
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True)
+class EvaluationOutput:
+    """What to show, and what counts as passed."""
+
+    fail_below: float | None = None
+    "Exit with code 1 if the accuracy is below this, in [0, 1]."
+    failures_wrong: Annotated[bool, Parameter(negative="")] = False
+    "Count questions that failed as wrong; otherwise they are left out of the accuracy."
+    json: Annotated[bool, Parameter(negative="")] = False
+    "Print the summary as JSON on stdout, in place of the table."
+    quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
+    "Nothing on stderr but errors."
+
+
+_DATA, _GENERATION, _POLICY = DataOptions(), EvaluationGeneration(), PolicyOptions()
+_SERVER, _OUTPUT = ServerOptions(), EvaluationOutput()
+
+
+@app.default
+def evaluation(
+    data: Path,
+    /,
+    *,
+    run: Annotated[Path, Parameter(name="--output", alias="-o")],
+    record: Path | None = None,
+    policy: PolicyOptions = _POLICY,
+    dataset: DataOptions = _DATA,
+    generation: EvaluationGeneration = _GENERATION,
+    server: ServerOptions = _SERVER,
+    output: EvaluationOutput = _OUTPUT,
+) -> int:
+    """Ask every question of a data set, and measure how many are answered rightly.
+
+    The same command goes on where it was interrupted, however it ended.
+
+    Args:
+        data: A .jsonl, .csv or .parquet file with one question a row.
+        run: The run: a folder, made if need be.
+        record: Also record all traces in this pool.
+        policy: How many traces, which of them count, and when it is enough.
+        dataset: Which questions.
+        generation: What generates the traces, and how.
+        server: A server in place of the embedded engine.
+        output: What to show, and what counts as passed.
+    """
+    # Everything that can be refused is refused before anything is fetched or started.
+    _check_output(output, dataset)
+    steering = policy.build()
+    questions = dataset.load(data)
+    check_texts(questions)
+    sampling = generation.sampling()
+    kind(generation.answer)
+    engine = server.engine(generation.model, facts_folder=facts_folder())
+    make_plan = partial(
+        EvaluationPlan,
+        policy=steering,
+        answers=generation.answer,
+        sampling=sampling,
+        seed=generation.seed,
+        restarts=generation.restarts,
+        time_limit=generation.time_limit,
+        path=str(data),
+        questions_at_once=generation.questions_at_once,
+    )
+    make_plan(asked=())
+    console = _messages(quiet=output.quiet)
+    model = None if engine else fetched(generation.model, console)
+    asked = with_prompts(
+        questions,
+        answers=generation.answer,
+        style=generation.prompt_style,
+        model=model,
+        templated=server.templated,
+    )
+    plan = make_plan(asked=asked)
+    check_plan(plan, run)
+    if model is not None:
+        engine = embedded(model, asked, sampling)
+    assert engine is not None  # noqa: S101  # there is a model where there is no server
+    progress, interrupted = _run(plan, run, engine, record, console)
+    return _report(progress, run, output, console, interrupted=interrupted)
+
+
+@app.command
+def compare(
+    first: Path,
+    second: Path,
+    /,
+    *,
+    fail_if_worse: Annotated[bool, Parameter(negative="")] = False,
+    failures_wrong: Annotated[bool, Parameter(negative="")] = False,
+    seed: int = 0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,
+) -> int:
+    """Compare two runs, question by question.
+
+    Args:
+        first: The run that is compared to.
+        second: The run that is compared.
+        fail_if_worse: Exit with code 1 if the second is worse: the interval lies below 0.
+        failures_wrong: Count questions that failed as wrong; otherwise they are left out.
+        seed: Same seed, same intervals.
+        json: Print the comparison as JSON on stdout, in place of the table.
+        quiet: Nothing on stderr but errors.
+    """
+    console = _messages(quiet=quiet)
+    result = compare_runs(
+        read_run(first), read_run(second), failures_wrong=failures_wrong, seed=seed
+    )
+    for note in result.notes:
+        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+    if json:
+        runs = {"first": str(first), "second": str(second)}
+        print(escaped(jsonlib.dumps({**runs, **result.to_dict()}, ensure_ascii=False, indent=2)))
+    else:
+        console.print(
+            f"Over {result.questions} questions that both have. In brackets: 95% intervals.",
+            style="dim",
+        )
+        table_console().print(comparison_table(result, first, second))
+    if fail_if_worse and result.worse:
+        console.print("The second is worse than the first.", style="bold red")
+        return FAILED
+    return 0
+
+
+def _messages(*, quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def _run(
+    plan: EvaluationPlan, run: Path, engine: Engine, pool: Path | None, console: Console
+) -> tuple[EvaluationProgress, bool]:
+    """How far the evaluation came, and whether it was interrupted."""
+    reached = _Reached(len(plan.asked))
+    try:
+        with evaluation_bar(console) as listener:
+            reached.listener = listener
+            interrupted = anyio.run(_evaluate, plan, run, engine, pool, reached)
+    except ConvictionError:
+        if reached.began:
+            _tell_where(reached.progress, run, console)
+        raise
+    return reached.progress, interrupted
+
+
+class _Reached:
+    """Remembers how far an evaluation came, also if it is cancelled or fails."""
+
+    def __init__(self, questions: int) -> None:
+        self.listener: ProgressListener | None = None
+        self.began = False
+        self.progress = EvaluationProgress(questions)
+
+    def __call__(self, progress: EvaluationProgress) -> None:
+        self.began = True
+        self.progress = progress
+        if self.listener:
+            self.listener(progress)
+
+
+def _check_output(output: EvaluationOutput, dataset: DataOptions) -> None:
+    if output.fail_below is None:
+        return
+    require("fail_below", output.fail_below, low=0, high=1)
+    if dataset.no_gold:
+        raise InvalidSettingError(
+            tried="use --fail-below with --no-gold",
+            found="without right answers there is no accuracy",
+            remedy="Leave one of them out.",
+        )
+
+
+async def _evaluate(
+    plan: EvaluationPlan, run: Path, engine: Engine, pool: Path | None, reached: _Reached
+) -> bool:
+    """Evaluate until all is there or the first Ctrl-C; whether it was interrupted."""
+    async with AsyncExitStack() as stack, helpers() as tasks:
+        tasks.start_soon(cancel_on_signal, tasks.cancel_scope)
+        answers = kind(plan.answers)
+        stack.callback(answers.close)
+        await stack.enter_async_context(engine)
+        await evaluate(plan, run, engine=engine, answers=answers, pool=pool, on_progress=reached)
+        return False
+    return True
+
+
+def _report(
+    progress: EvaluationProgress,
+    run: Path,
+    output: EvaluationOutput,
+    console: Console,
+    *,
+    interrupted: bool,
+) -> int:
+    summary = summarise(progress.results, progress.questions, failures_wrong=output.failures_wrong)
+    for note in progress.notes:
+        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+    print_failures(summary, console, failures_wrong=output.failures_wrong)
+    if output.json:
+        what = {"run": str(run), "interrupted": interrupted, **summary.to_dict()}
+        print(escaped(jsonlib.dumps(what, ensure_ascii=False, indent=2)))
+    else:
+        table_console().print(summary_table(summary, failures_wrong=output.failures_wrong))
+    _tell_where(progress, run, console)
+    if interrupted:
+        return INTERRUPTED
+    passed = _passed(summary, output, console)
+    return 0 if passed and summary.complete else FAILED
+
+
+def _tell_where(progress: EvaluationProgress, run: Path, console: Console) -> None:
+    answered = sum(not result.failed for result in progress.results)
+    place = escape(safe(str(run)))
+    console.print(f"{answered} of {progress.questions} questions have their verdict in {place}.")
+    if not progress.complete:
+        console.print("The same command asks the rest.")
+
+
+def _passed(summary: Summary, output: EvaluationOutput, console: Console) -> bool:
+    limit = output.fail_below
+    # Without a single verdict there is no accuracy, and what is not there does not pass.
+    if limit is None or summary.accuracy.value >= limit:
+        return True
+    console.print(
+        f"The accuracy, {percentage(summary.accuracy)} %, is below {100 * limit:g} %.",
+        style="bold red",
+    )
+    return False

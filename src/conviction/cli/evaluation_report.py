@@ -1,0 +1,100 @@
+"""What an evaluation came to, for the terminal."""
+
+from math import isfinite
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from conviction.cli.lab_tables import count, percentage
+from conviction.cli.terminal import one_line, safe
+from conviction.evaluation.compare import Comparison
+from conviction.evaluation.summary import Summary
+from conviction.lab.statistics import Estimate
+
+_MOST_REASONS = 3
+
+
+def summary_table(summary: Summary, *, failures_wrong: bool) -> Table:
+    """A run's figures, one a line."""
+    table = _table()
+    table.add_row("accuracy", _accuracy(summary))
+    tokens = f"{_interval(summary.tokens)} a question; {summary.all_tokens:,} in all"
+    table.add_row("tokens", tokens if summary.finished else "-")
+    if summary.finished:
+        table.add_row("traces", f"{summary.traces:.1f} a question")
+        table.add_row("seconds", f"{summary.seconds:.1f} a question")
+    table.add_row("no answer", f"{summary.no_answer} of {summary.finished}, counted as wrong")
+    if summary.failed:
+        told = "counted as wrong" if failures_wrong else "not counted"
+        table.add_row("failed", f"{summary.failed} of {summary.questions}, {told}")
+    return table
+
+
+def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) -> None:
+    """Say why questions failed, and how they count."""
+    if not summary.failed:
+        return
+    for reason in summary.failures[:_MOST_REASONS]:
+        console.print(f"[yellow]failed:[/] {escape(one_line(reason))}")
+    if (more := len(summary.failures) - _MOST_REASONS) > 0:
+        console.print(f"[yellow]failed:[/] {more} other reasons, in results.jsonl.")
+    if not failures_wrong:
+        console.print(
+            f"The accuracy leaves out {summary.failed} questions that failed; "
+            "--failures-wrong counts them as wrong.",
+        )
+
+
+def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table:
+    """Two runs beside each other, and their difference."""
+    table = _table()
+    for name, path, accuracy, tokens in zip(
+        ("first", "second"),
+        (first, second),
+        comparison.accuracies,
+        comparison.tokens,
+        strict=True,
+    ):
+        table.add_row(
+            name,
+            f"{percentage(accuracy)} % right, {count(tokens)} tokens a question: "
+            f"{escape(safe(str(path)))}",
+        )
+    table.add_row(
+        "difference",
+        f"{percentage(comparison.difference, signed=True)} points, second against first",
+    )
+    table.add_row(
+        "McNemar",
+        f"p = {comparison.p:.3g}: {comparison.only_first_right} right only in the first, "
+        f"{comparison.only_second_right} only in the second, {comparison.both_right} in both, "
+        f"{comparison.neither_right} in neither",
+    )
+    table.add_row("tokens", f"{_ratio(comparison.tokens_ratio)} times those of the first")
+    return table
+
+
+def _accuracy(summary: Summary) -> str:
+    if not isfinite(summary.accuracy.value):
+        return "-"
+    of = f"{summary.right} of {summary.counted} questions right"
+    return f"{percentage(summary.accuracy)} %; {of}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{count(estimate.value)} [{count(estimate.low)}, {count(estimate.high)}]"
+
+
+def _ratio(estimate: Estimate) -> str:
+    if not isfinite(estimate.value):
+        return "-"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _table() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table

@@ -1,0 +1,188 @@
+"""What the lab found, as tables for the terminal."""
+
+from math import isfinite
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from conviction.cli.terminal import safe
+from conviction.lab.comparison import Front, Row
+from conviction.lab.diagnosis import Diagnosis
+from conviction.lab.statistics import Estimate
+from conviction.lab.study import Study
+
+_PIPE_WIDTH = 240
+_FEWEST_COLUMNS = 4
+
+
+def table_console(console: Console | None = None) -> Console:
+    """Where tables go: stdout; a pipe has no width, so there each row stays on one line."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def print_fitting(table: Table, console: Console) -> tuple[str, ...]:
+    """Print a table without the last of its columns that do not fit; gives their headings."""
+    left_out: list[str] = []
+    unbounded = console.options.update(width=_PIPE_WIDTH)
+    while len(table.columns) > _FEWEST_COLUMNS:
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+        left_out.insert(0, str(table.columns.pop().header))
+    console.print(table)
+    return tuple(left_out)
+
+
+def study_table(study: Study) -> Table:
+    """Every candidate with accuracy, tokens, time and fates."""
+    table = _table(
+        "policy",
+        "accuracy %",
+        f"against {study.baseline.label}",
+        "tokens",
+        "saved %",
+        "path",
+        "traces",
+        "stopped",
+        "cancelled",
+        "no vote",
+    )
+    several = len(study.plan.concurrencies) > 1
+    for row in study.rows:
+        table.add_row(
+            _name(row, concurrency=several),
+            percentage(row.accuracy),
+            "" if row is study.rows[0] else percentage(row.difference, signed=True),
+            count(row.tokens.value),
+            share(row.saving.value),
+            count(row.path.value),
+            f"{row.started:.1f}",
+            f"{row.stopped:.1f}",
+            f"{row.cancelled:.1f}",
+            share(row.empty),
+        )
+    return table
+
+
+def front_table(study: Study, front: Front) -> Table:
+    """The candidates that no other beats, on the questions that did not choose them."""
+    chosen, reported = front.questions
+    table = _table(
+        "policy on the front",
+        f"accuracy % on the {reported} others",
+        f"on the {chosen} that chose",
+        f"against {study.baseline.label}",
+        "tokens",
+        "saved %",
+        "path",
+    )
+    several = len(study.plan.concurrencies) > 1
+    picked = [
+        (there, here)
+        for there, here, is_chosen in zip(
+            front.elsewhere, front.where_chosen, front.chosen.tolist(), strict=True
+        )
+        if is_chosen
+    ]
+    for there, here in sorted(picked, key=lambda pair: pair[1].tokens.value):
+        table.add_row(
+            _name(there, concurrency=several),
+            percentage(there.accuracy),
+            f"{100 * here.accuracy.value:.1f}",
+            percentage(there.difference, signed=True),
+            count(there.tokens.value),
+            share(there.saving.value),
+            count(there.path.value),
+        )
+    return table
+
+
+def ranking_table(diagnosis: Diagnosis) -> Table:
+    """AUROC by metric and window."""
+    table = _table("metric", "window", "AUROC among votes", "among all traces")
+    for one in diagnosis.rankings:
+        table.add_row(str(one.metric), _window(one.window), _area(one.votes), _area(one.all))
+    return table
+
+
+def filter_table(diagnosis: Diagnosis) -> Table:
+    """What filtering changes."""
+    table = _table("filter by", "window", "kept", "better %", "worse %", "against majority")
+    for one in diagnosis.filters:
+        table.add_row(
+            str(one.metric),
+            _window(one.window),
+            f"{one.keep:.0%}",
+            percentage(one.better),
+            percentage(one.worse),
+            percentage(one.difference, signed=True),
+        )
+    return table
+
+
+def calibration_table(diagnosis: Diagnosis) -> Table:
+    """How often majority is right, by its leader's share of the vote."""
+    table = _table("share of the vote", "questions", "mean share %", "majority right %")
+    for one in diagnosis.calibration:
+        table.add_row(
+            f"{one.low:.0%} to {one.high:.0%}",
+            f"{one.questions:.1f}",
+            share(one.share),
+            percentage(one.accuracy),
+        )
+    return table
+
+
+def _window(window: int | None) -> str:
+    return str(window) if window else "-"
+
+
+def _area(estimate: Estimate) -> str:
+    if not isfinite(estimate.value):
+        return "-"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def percentage(estimate: Estimate, *, signed: bool = False) -> str:
+    """An estimate of a share in percent, with its interval."""
+    if not isfinite(estimate.value):
+        return "-"
+    low, high = 100 * estimate.low, 100 * estimate.high
+    if signed:
+        return f"{_signed(100 * estimate.value)} [{_signed(low)}, {_signed(high)}]"
+    return f"{100 * estimate.value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def count(value: float) -> str:
+    """A number of tokens."""
+    return f"{value:,.0f}" if isfinite(value) else "-"
+
+
+def share(value: float) -> str:
+    """A share in percent, without its sign."""
+    return f"{_zero(100 * value):.1f}" if isfinite(value) else "-"
+
+
+def _signed(value: float) -> str:
+    return f"{_zero(value):+.1f}"
+
+
+def _zero(value: float) -> float:
+    """Without the sign of a zero."""
+    return round(value, 1) + 0.0
+
+
+def _name(row: Row, *, concurrency: bool) -> str:
+    at_once = f" c={row.candidate.concurrency:g}" if concurrency else ""
+    return escape(safe(row.candidate.label + at_once))
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(escape(heading), justify="right")
+    return table

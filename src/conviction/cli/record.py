@@ -1,0 +1,288 @@
+"""`conviction record`: complete traces of every question of a data set, kept on disk."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from conviction.answers import kind
+from conviction.api import check_question
+from conviction.cli.download_bar import fetched
+from conviction.cli.recording_bar import recording_bar
+from conviction.cli.server import ServerOptions, facts_folder
+from conviction.cli.terminal import safe
+from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
+from conviction.core import InvalidSettingError, require, require_whole
+from conviction.engines.base import Engine
+from conviction.engines.local import LocalEngine
+from conviction.evaluation.datasets import DatasetQuestion, Fields, load
+from conviction.evaluation.grading import is_correct
+from conviction.evaluation.recording import (
+    Asked,
+    ProgressListener,
+    RecordingPlan,
+    RecordingProgress,
+)
+from conviction.evaluation.recording import (
+    record as record_traces,
+)
+from conviction.models import ModelFile
+from conviction.prompts import PromptStyle
+from conviction.recordings.importing import import_files
+from conviction.tasks import helpers
+
+_TEMPLATE = 64
+"""Room for what a chat template puts around each message, in tokens."""
+
+
+@Parameter(name="*", group="Data")
+@dataclass(frozen=True)
+class DataOptions:
+    """Which questions, and where a row of the file holds what."""
+
+    limit: int | None = None
+    "The most questions to take, from the beginning of the file."
+    question_field: str | None = None
+    "Field with the question; default: question, problem, input, prompt or query."
+    answer_field: str | None = None
+    "Field with the right answer; default: answer, target, gold_answer, gold, …"
+    id_field: str | None = None
+    "Field with the id; default: id, question_id or unique_id, else the row's number."
+    no_gold: Annotated[bool, Parameter(negative="")] = False
+    "Read no right answers; traces are then not graded."
+    drop_duplicates: Annotated[bool, Parameter(negative="")] = False
+    "Leave out a question that stood in the file before, in place of refusing the file."
+
+    def load(self, path: Path) -> tuple[DatasetQuestion, ...]:
+        """The questions.
+
+        Raises:
+            InvalidSettingError: the file cannot be used.
+        """
+        if self.limit is not None:
+            require_whole("limit", self.limit, low=1)
+        return load(
+            path,
+            Fields(self.question_field, self.answer_field, self.id_field),
+            gold=not self.no_gold,
+            drop_duplicates=self.drop_duplicates,
+            limit=self.limit,
+        )
+
+
+@Parameter(name="*", group="Generation")
+@dataclass(frozen=True)
+class RecordingGeneration(GenerationOptions):
+    """What generates the traces, and how."""
+
+    time_limit: float | None = None
+    "Seconds after which recording stops; the same command goes on later."
+
+
+_DATA, _GENERATION, _SERVER = DataOptions(), RecordingGeneration(), ServerOptions()
+
+
+def record(
+    data: Path | None = None,
+    /,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    traces: Annotated[int, Parameter(alias="-n")] = 16,
+    import_: Annotated[list[Path] | None, Parameter(name="--import", negative="")] = None,
+    text: bool = True,
+    answers_only: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(alias="-q", negative="")] = False,
+    dataset: DataOptions = _DATA,
+    generation: RecordingGeneration = _GENERATION,
+    server: ServerOptions = _SERVER,
+) -> int:
+    """Record complete traces of every question of a data set.
+
+    The same command goes on where it was interrupted, however it ended.
+
+    Args:
+        data: A .jsonl, .csv or .parquet file with one question a row.
+        output: The pool: a folder, made if need be.
+        traces: Traces of each question.
+        import_: Bring in a file of another program instead of generating; repeat for several.
+        text: Keep what the traces wrote.
+        answers_only: Go without token confidences.
+        quiet: Nothing on stderr but errors.
+        dataset: Which questions.
+        generation: What generates the traces, and how.
+        server: A server in place of the embedded engine.
+    """
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    if import_:
+        return _import(import_, output, data, generation, console, keep_text=text)
+    if data is None:
+        raise InvalidSettingError(
+            tried="record traces",
+            found="no data set is named",
+            remedy="Name one: conviction record questions.jsonl -n 16 -o pool. Or import a file: "
+            "--import FILE.",
+        )
+    # Everything that can be refused is refused before anything is fetched or started.
+    questions = dataset.load(data)
+    _check_texts(questions)
+    sampling = generation.sampling()
+    kind(generation.answer)
+    require_whole("traces", traces, low=1)
+    require_whole("restarts", generation.restarts, low=0)
+    if generation.time_limit is not None:
+        require("time_limit", generation.time_limit, low=0)
+    engine = server.engine(generation.model, facts_folder=facts_folder())
+    model = None if engine else fetched(generation.model, console)
+    plan = RecordingPlan(
+        asked=_asked(questions, generation, server, model),
+        traces=traces,
+        sampling=sampling,
+        seed=generation.seed,
+        restarts=generation.restarts,
+        keep_text=text,
+        answers_only=answers_only,
+    )
+    with recording_bar(console) as listener:
+        reached = _Reached(listener)
+        work = partial(_record, plan, output, engine or _embedded(model, plan), generation, reached)
+        interrupted = anyio.run(work)
+    return _report(reached.progress, output, console, interrupted=interrupted)
+
+
+def _check_texts(questions: Sequence[DatasetQuestion]) -> None:
+    for question in questions:
+        try:
+            check_question(question.text)
+        except InvalidSettingError as error:
+            raise InvalidSettingError(
+                tried=f"ask the question in {question.place}",
+                found=error.found,
+                remedy="Correct the row, or leave it out.",
+            ) from None
+
+
+def _asked(
+    questions: Sequence[DatasetQuestion],
+    generation: GenerationOptions,
+    server: ServerOptions,
+    model: ModelFile | None,
+) -> tuple[Asked, ...]:
+    if server.templated:
+        return tuple(map(Asked.as_it_is, questions))
+    usual = model.prompt_style if model else PromptStyle.STEP_BY_STEP
+    style = generation.prompt_style or usual
+    return tuple(Asked.of(item, answers=generation.answer, style=style) for item in questions)
+
+
+def _embedded(model: ModelFile | None, plan: RecordingPlan) -> Engine:
+    assert model is not None  # noqa: S101  # there is a model where there is no server
+    # No tokenizer is at hand yet, but no token is shorter than a byte.
+    longest = max(
+        sum(len(message.content.encode()) + _TEMPLATE for message in asked.question.messages)
+        for asked in plan.asked
+    )
+    return LocalEngine(model.path, context=longest + plan.sampling.max_tokens)
+
+
+class _Reached:
+    """Remembers how far a recording came, also if it is cancelled."""
+
+    def __init__(self, listener: ProgressListener) -> None:
+        self._listener = listener
+        self.progress = RecordingProgress()
+
+    def __call__(self, progress: RecordingProgress) -> None:
+        self.progress = progress
+        self._listener(progress)
+
+
+async def _record(
+    plan: RecordingPlan,
+    output: Path,
+    engine: Engine,
+    generation: GenerationOptions,
+    reached: _Reached,
+) -> bool:
+    """Record until all is there or the first Ctrl-C; whether it was interrupted."""
+    async with AsyncExitStack() as stack, helpers() as tasks:
+        tasks.start_soon(_cancel_on_signal, tasks.cancel_scope)
+        answers = kind(generation.answer)
+        stack.callback(answers.close)
+        await stack.enter_async_context(engine)
+        await record_traces(
+            plan,
+            output,
+            engine=engine,
+            answers=answers,
+            on_progress=reached,
+            time_limit=generation.time_limit,
+        )
+        return False
+    return True
+
+
+async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
+    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
+        return
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+def _report(
+    progress: RecordingProgress, output: Path, console: Console, *, interrupted: bool
+) -> int:
+    for note in progress.notes:
+        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+    console.print(
+        f"Recorded {progress.recorded:,} traces, {progress.tokens:,} tokens; "
+        f"{progress.present:,} of {progress.wanted:,} traces are in {escape(safe(str(output)))}."
+    )
+    if not progress.complete:
+        console.print("The same command records the rest.")
+    if interrupted:
+        return INTERRUPTED
+    return 0 if progress.complete else FAILED
+
+
+def _import(
+    paths: Sequence[Path],
+    output: Path,
+    data: Path | None,
+    generation: GenerationOptions,
+    console: Console,
+    *,
+    keep_text: bool,
+) -> int:
+    if data is not None:
+        raise InvalidSettingError(
+            tried=f"record {data} and import {paths[0]}",
+            found="a pool is either generated or imported",
+            remedy="Leave one of them out.",
+        )
+    answers = kind(generation.answer)
+    try:
+        imported, before = import_files(
+            paths,
+            output,
+            answers=answers,
+            grade=is_correct,
+            model=generation.model,
+            keep_text=keep_text,
+        )
+    finally:
+        answers.close()
+    known = f"; {before:,} were there before" if before else ""
+    place = escape(safe(str(output)))
+    console.print(f"Imported {imported:,} traces into {place}{known}.")
+    return 0

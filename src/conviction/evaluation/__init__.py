@@ -1,0 +1,1 @@
+"""Data sets, grading, and runs over many questions."""

@@ -1,0 +1,180 @@
+"""Two runs over the same questions: which is better, and is the difference more than chance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from conviction.errors import InvalidSettingError
+from conviction.evaluation.results import QuestionResult, Run
+from conviction.evaluation.summary import estimate_to_dict, finite, proportion
+from conviction.lab.statistics import Bootstrap, Estimate
+
+_Pair = tuple[QuestionResult, QuestionResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a second run compares to a first, over the questions that both have.
+
+    Attributes:
+        questions: Questions that both have.
+        both_right: Those that both answer rightly.
+        only_first_right: Those that only the first answers rightly.
+        only_second_right: Those that only the second answers rightly.
+        accuracies: Of the first and of the second, each with its Wilson interval.
+        difference: Accuracy of the second minus that of the first, with its bootstrap interval.
+        p: Two-sided p of McNemar's exact test: how likely a difference of this size is by chance.
+        tokens: Mean tokens per question of the first and of the second.
+        tokens_ratio: Tokens of the second over those of the first, with its bootstrap interval.
+        notes: What was left out, and in what else the runs differ; whole sentences.
+    """
+
+    questions: int
+    both_right: int
+    only_first_right: int
+    only_second_right: int
+    accuracies: tuple[Estimate, Estimate]
+    difference: Estimate
+    p: float
+    tokens: tuple[float, float]
+    tokens_ratio: Estimate
+    notes: tuple[str, ...] = ()
+
+    @property
+    def neither_right(self) -> int:
+        """Questions that neither answers rightly."""
+        known = self.both_right + self.only_first_right + self.only_second_right
+        return self.questions - known
+
+    @property
+    def worse(self) -> bool:
+        """Whether the second is worse by more than chance: the interval lies below 0."""
+        return self.difference.high < 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as plain JSON types; null where there is nothing to tell."""
+        return {
+            "questions": self.questions,
+            "both_right": self.both_right,
+            "only_first_right": self.only_first_right,
+            "only_second_right": self.only_second_right,
+            "neither_right": self.neither_right,
+            "accuracies": [estimate_to_dict(accuracy) for accuracy in self.accuracies],
+            "difference": estimate_to_dict(self.difference),
+            "mcnemar_p": self.p,
+            "worse": self.worse,
+            "tokens_per_question": [finite(tokens) for tokens in self.tokens],
+            "tokens_ratio": estimate_to_dict(self.tokens_ratio),
+            "notes": list(self.notes),
+        }
+
+
+def compare(first: Run, second: Run, *, failures_wrong: bool = False, seed: int = 0) -> Comparison:
+    """Compare two runs question by question.
+
+    Args:
+        first: What is compared to.
+        second: What is compared.
+        failures_wrong: Whether questions that failed count as wrong; else they are left out.
+        seed: Makes the intervals reproducible.
+
+    Raises:
+        InvalidSettingError: they have no question in common, a question or its right answer is not
+            the same in both, or there are no right answers.
+    """
+    shared = _shared(first, second)
+    pairs = [pair for pair in shared if failures_wrong or not (pair[0].failed or pair[1].failed)]
+    if not pairs:
+        raise _refused(first, second, "they have no question in common that both answered")
+    right = np.array([[bool(a.correct), bool(b.correct)] for a, b in pairs]).T
+    tokens = np.array([[a.tokens, b.tokens] for a, b in pairs], np.float64).T
+    only_first = int((right[0] & ~right[1]).sum())
+    only_second = int((right[1] & ~right[0]).sum())
+    bootstrap = Bootstrap(len(pairs), seed=seed)
+    [difference] = bootstrap.estimates(right[1].astype(np.float64) - right[0])
+    return Comparison(
+        questions=len(pairs),
+        both_right=int((right[0] & right[1]).sum()),
+        only_first_right=only_first,
+        only_second_right=only_second,
+        accuracies=(
+            proportion(int(right[0].sum()), len(pairs)),
+            proportion(int(right[1].sum()), len(pairs)),
+        ),
+        difference=difference,
+        p=mcnemar(only_first, only_second),
+        tokens=(float(tokens[0].mean()), float(tokens[1].mean())),
+        tokens_ratio=_ratio(tokens, bootstrap),
+        notes=_notes(first, second, shared=len(shared), paired=len(pairs)),
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p of McNemar's exact test.
+
+    If neither run were better, each question that only one of them answers rightly would be a fair
+    coin. Source: McNemar 1947, with the exact binomial distribution.
+
+    Args:
+        only_first: Questions that only the first answers rightly.
+        only_second: Questions that only the second answers rightly.
+
+    Returns:
+        In (0, 1]; 1 where they never differ.
+    """
+    tosses = only_first + only_second
+    fewest = min(only_first, only_second)
+    # Whole numbers of any size, so that thousands of questions lose no precision.
+    tail = sum(comb(tosses, heads) for heads in range(fewest + 1))
+    return min(2 * tail / 2**tosses, 1.0)
+
+
+def _shared(first: Run, second: Run) -> Sequence[_Pair]:
+    """The results of the questions that both have, in the first one's order."""
+    others = {result.id: result for result in second.results}
+    shared = [(result, others[result.id]) for result in first.results if result.id in others]
+    if not shared:
+        raise _refused(first, second, "they have no question in common")
+    for mine, other in shared:
+        if mine.question != other.question:
+            raise _refused(first, second, f"the question {mine.id!r} has other words")
+        if mine.gold != other.gold:
+            found = f"the right answer to {mine.id!r} is {mine.gold!r} and {other.gold!r}"
+            raise _refused(first, second, found)
+        if mine.gold is None:
+            raise _refused(first, second, f"there is no right answer to {mine.id!r}")
+    return shared
+
+
+def _refused(first: Run, second: Run, found: str) -> InvalidSettingError:
+    return InvalidSettingError(
+        tried=f"compare {first.path} with {second.path}",
+        found=found,
+        remedy="Compare runs over the same questions, with right answers.",
+    )
+
+
+def _ratio(tokens: np.ndarray[Any, np.dtype[np.float64]], bootstrap: Bootstrap) -> Estimate:
+    resampled = bootstrap.means(tokens)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = float(tokens[1].sum() / tokens[0].sum())
+        return Estimate.of(ratio, resampled[1] / resampled[0])
+
+
+def _notes(first: Run, second: Run, *, shared: int, paired: int) -> tuple[str, ...]:
+    notes: list[str] = []
+    for run in (first, second):
+        if len(run.results) > shared:
+            notes.append(f"{len(run.results) - shared} questions are only in {run.path}.")
+        if len(run.results) < run.description.data.questions:
+            unfinished = f"{len(run.results)} of {run.description.data.questions}"
+            notes.append(f"{run.path} is not complete: it has {unfinished} questions.")
+    if shared > paired:
+        notes.append(f"{shared - paired} questions that failed in one of the runs are left out.")
+    kinds = [run.description.settings.get("answers") for run in (first, second)]
+    if kinds[0] != kinds[1]:
+        notes.append(f"Answers were compared as {kinds[0]} in one and as {kinds[1]} in the other.")
+    return tuple(notes)

@@ -1,0 +1,268 @@
+"""Data sets: questions and gold answers out of JSONL, CSV and Parquet files."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from conviction.errors import InvalidSettingError
+from conviction.recordings.parquet import arrow
+
+QUESTION_FIELDS: Final = ("question", "problem", "input", "prompt", "query")
+ANSWER_FIELDS: Final = ("answer", "target", "gold_answer", "gold", "expected_answer", "label")
+ID_FIELDS: Final = ("id", "question_id", "unique_id")
+"""Names that are tried in this order if none is given."""
+
+_MOST_FIELD_CHARACTERS = 1 << 24
+_GOLD_AT_THE_END = re.compile(r"####\s*(.+?)\s*$")
+"""GSM8K writes the whole solution and puts the answer at its end."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which field of a row holds what; None tries the usual names."""
+
+    question: str | None = None
+    answer: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetQuestion:
+    """One question of a data set.
+
+    Attributes:
+        id: Its id; the row's number, from 1, in a file without ids.
+        text: Its words.
+        gold: The right answer; None where the file has none or was asked for none.
+        place: Where it stands, as in "line 3 of questions.jsonl".
+    """
+
+    id: str
+    text: str
+    gold: str | None
+    place: str
+
+
+def load(
+    path: str | os.PathLike[str],
+    fields: Fields | None = None,
+    *,
+    gold: bool = True,
+    drop_duplicates: bool = False,
+    limit: int | None = None,
+) -> tuple[DatasetQuestion, ...]:
+    """Read a data set; the end of the file's name says what it is.
+
+    Args:
+        path: A .jsonl, .csv or .parquet file.
+        fields: Which field holds what.
+        gold: Whether there must be gold answers; without, none are read.
+        drop_duplicates: Whether a question that came before is left out, in place of an error.
+        limit: The most questions to take, from the beginning.
+
+    Raises:
+        InvalidSettingError: the file or a row of it cannot be used; it names file and line.
+        MissingExtraError: it is a Parquet file, and pyarrow is not installed.
+    """
+    place = Path(path).expanduser()
+    loader = _Loader(place, fields or Fields(), gold=gold, drop_duplicates=drop_duplicates)
+    reader = _READERS.get(place.suffix.lower())
+    if reader is None:
+        found = "its name does not end in .jsonl, .csv or .parquet"
+        _refuse(place, found, "Convert it, or rename it to what it is.")
+    with _readable(place):
+        questions = tuple(islice(loader.questions(reader(place)), limit))
+    if not questions:
+        _refuse(place, "it holds no question", "Name a file with one question a row.")
+    return questions
+
+
+class _Loader:
+    """Turns rows into questions, and remembers which there were."""
+
+    def __init__(self, path: Path, fields: Fields, *, gold: bool, drop_duplicates: bool) -> None:
+        self._path = path
+        self._fields = fields
+        self._gold = gold
+        self._drop = drop_duplicates
+        self._ids: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+
+    def questions(self, rows: Iterator[tuple[int, Row]]) -> Iterator[DatasetQuestion]:
+        for number, (line, row) in enumerate(rows, start=1):
+            place = f"{_unit(self._path)} {line} of {self._path}"
+            question = self._question(number, place, row)
+            if self._is_new(question):
+                yield question
+
+    def _question(self, number: int, place: str, row: Row) -> DatasetQuestion:
+        names = self._fields
+        name = _field(row, names.question, QUESTION_FIELDS)
+        if name is None:
+            _refuse_field(place, row, "question", names.question, QUESTION_FIELDS)
+        text = row[name]
+        if not isinstance(text, str) or not text.strip():
+            _refuse(place, f"its {name!r} holds no question", "Correct the row, or leave it out.")
+        identity = _field(row, names.id, ID_FIELDS)
+        if identity is None and names.id:
+            _refuse_field(place, row, "id", names.id, ID_FIELDS)
+        own = str(number) if identity is None else _as_text(row[identity])
+        if not own:
+            _refuse(place, f"its {identity!r} is empty", "Correct it, or name another --id-field.")
+        return DatasetQuestion(own, text, self._gold_answer(row, place), place)
+
+    def _gold_answer(self, row: Row, place: str) -> str | None:
+        if not self._gold:
+            return None
+        names = self._fields
+        name = _field(row, names.answer, ANSWER_FIELDS)
+        if name is None:
+            _refuse_field(place, row, "answer", names.answer, ANSWER_FIELDS)
+        answer = _as_text(row[name])
+        if answer is not None and (at_the_end := _GOLD_AT_THE_END.search(answer)):
+            answer = at_the_end[1]
+        if not answer:
+            _refuse(
+                place,
+                f"its {name!r} holds no gold answer",
+                "Correct the row, leave it out, or go without gold answers: --no-gold.",
+            )
+        return answer
+
+    def _is_new(self, question: DatasetQuestion) -> bool:
+        earlier = self._texts.get(question.text)
+        if earlier and self._drop:
+            return False
+        if earlier:
+            _refuse(
+                question.place,
+                f"it asks what {earlier} asks",
+                "Leave it out, or let later ones be left out: --drop-duplicates.",
+            )
+        if question.id in self._ids:
+            _refuse(
+                question.place,
+                f"its id {question.id!r} is that of {self._ids[question.id]}",
+                "Give each question an id of its own, or name another --id-field.",
+            )
+        self._texts[question.text] = self._ids[question.id] = question.place
+        return True
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            place = f"line {line} of {path}"
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                found = f"it is no JSON ({error.msg} at column {error.colno})"
+                _refuse(place, found, "Write one JSON object a line.")
+            if not isinstance(row, dict):
+                _refuse(place, "it is no JSON object", "Write one JSON object a line.")
+            yield line, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(_MOST_FIELD_CHARACTERS)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    _refuse(
+                        f"line {reader.line_num} of {path}",
+                        f"it has another number of columns than the {len(reader.fieldnames or ())} "
+                        "of the first line",
+                        "Put quotation marks around values with commas.",
+                    )
+                yield reader.line_num, row
+        except csv.Error as error:
+            place = f"line {reader.line_num} of {path}"
+            _refuse(place, f"it is no CSV ({error})", "Correct the line.")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    parquet = arrow("pyarrow.parquet")
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except arrow().ArrowException as error:
+        found = f"it is no whole Parquet file ({str(error).splitlines()[0]})"
+        _refuse(path, found, "Fetch it again.")
+
+
+_READERS: Final[Mapping[str, Callable[[Path], Iterator[tuple[int, Row]]]]] = {
+    ".jsonl": _json_rows,
+    ".ndjson": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+"""What gives each row with its line, or its number where there are no lines."""
+
+
+def _unit(path: Path) -> str:
+    return "row" if path.suffix.lower() == ".parquet" else "line"
+
+
+def _field(row: Row, given: str | None, usual: Sequence[str]) -> str | None:
+    """The first of the names that the row has a value for."""
+    for name in (given,) if given else usual:
+        if row.get(name) is not None:
+            return name
+    return None
+
+
+def _as_text(value: object) -> str | None:
+    match value:
+        case str():
+            return value.strip()
+        case bool():
+            return str(value).lower()
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float():
+            return str(value)
+        case _:
+            return None
+
+
+def _refuse_field(
+    place: str, row: Row, what: str, given: str | None, usual: Sequence[str]
+) -> NoReturn:
+    looked = repr(given) if given else f"none of {', '.join(usual)}"
+    has = ", ".join(map(str, row)) or "none"
+    remedy = f"Name the field that holds the {what}: --{what}-field."
+    if what == "answer":
+        remedy += " Or go without gold answers: --no-gold."
+    _refuse(place, f"it has no {what}: {looked} has a value there. Its fields: {has}", remedy)
+
+
+def _refuse(place: object, found: str, remedy: str) -> NoReturn:
+    raise InvalidSettingError(tried=f"read {place}", found=found, remedy=remedy)
+
+
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        _refuse(path, error.strerror or str(error), "Name a file that can be read.")
+    except UnicodeDecodeError as error:
+        found = f"it is not UTF-8 at byte {error.start:,}"
+        _refuse(path, found, "Convert it to UTF-8.")

@@ -1,0 +1,335 @@
+"""Recording complete traces of every question of a data set."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from os import PathLike
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from conviction.answers.base import AnswerKind
+from conviction.core import FinishReason, Question, Sampling, Trace, require_whole
+from conviction.engines.base import Capabilities, Engine
+from conviction.errors import AllTracesFailedError, ContextOverflowError, MissingLogprobsError
+from conviction.evaluation.datasets import DatasetQuestion
+from conviction.evaluation.grading import is_correct
+from conviction.evaluation.missing import MissingTraces, Ungrouped
+from conviction.events import Event, TraceFinished
+from conviction.policies.majority import Majority
+from conviction.prompts import PromptStyle, compose
+from conviction.recordings import (
+    PoolMeta,
+    PoolWriter,
+    RecordedQuestion,
+    RecordedTrace,
+    prompt_hash,
+)
+from conviction.recordings.recorder import Recorder
+from conviction.recordings.rows import RowMaker
+from conviction.thinking import RESTARTS, TOP_K, deliberate, trace_seed
+from conviction.verdict import Verdict
+
+_MOST_FAILED = 3
+"""Questions in a row of which every trace fails, until the engine counts as broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question of a data set in the words that the model gets."""
+
+    question: Question
+    recorded: RecordedQuestion
+
+    @classmethod
+    def of(cls, item: DatasetQuestion, *, answers: str, style: PromptStyle) -> "Asked":
+        """A question with a prompt around it."""
+        return cls.as_it_is(item, compose(item.text, kind=answers, style=style, id=item.id))
+
+    @classmethod
+    def as_it_is(cls, item: DatasetQuestion, question: Question | None = None) -> "Asked":
+        """A question that is sent as it stands in the data set."""
+        sent = question or Question.ask(item.text, id=item.id)
+        return cls(
+            sent, RecordedQuestion(item.id, item.text, item.gold, prompt_hash(sent), traces=0)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingPlan:
+    """What to record.
+
+    Attributes:
+        asked: The questions.
+        traces: Complete traces of each, at least 1.
+        sampling: How tokens are drawn.
+        seed: Seeds of all traces derive from it and the question's id.
+        restarts: How often a trace whose stream broke is begun again.
+        keep_text: Whether what a trace wrote is recorded.
+        answers_only: Whether to go without token confidences.
+    """
+
+    asked: Sequence[Asked]
+    traces: int
+    sampling: Sampling
+    seed: int = 0
+    restarts: int = RESTARTS
+    keep_text: bool = True
+    answers_only: bool = False
+
+    def __post_init__(self) -> None:
+        require_whole("traces", self.traces, low=1)
+
+
+@dataclass(slots=True)
+class RecordingProgress:
+    """How far a recording is.
+
+    Attributes:
+        wanted: Traces that the pool shall hold.
+        present: Traces of the plan that it holds.
+        recorded: Those of them that this run recorded.
+        tokens: Their tokens.
+        questions: Questions of the plan.
+        complete_questions: Those of which nothing is missing.
+        notes: What was left out, and why; whole sentences.
+    """
+
+    wanted: int = 0
+    present: int = 0
+    recorded: int = 0
+    tokens: int = 0
+    questions: int = 0
+    complete_questions: int = 0
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.present == self.wanted
+
+
+ProgressListener = Callable[[RecordingProgress], None]
+
+
+async def record(
+    plan: RecordingPlan,
+    path: str | PathLike[str],
+    *,
+    engine: Engine,
+    answers: AnswerKind,
+    on_progress: ProgressListener | None = None,
+    time_limit: float | None = None,
+) -> RecordingProgress:
+    """Record what a pool lacks of a plan; what it holds already stays.
+
+    All questions share the engine, which is given no more traces at once than it can run. If the
+    caller is cancelled, what was finished until then is recorded.
+
+    Args:
+        plan: What to record.
+        path: The pool's folder; made if need be.
+        engine: Generates the traces; already started.
+        answers: Finds and compares answers.
+        on_progress: Called after traces were recorded, from another thread.
+        time_limit: Seconds after which no more is generated.
+
+    Returns:
+        How far it came.
+
+    Raises:
+        RecordingError: the pool cannot be used, or belongs to other questions or settings.
+        AllTracesFailedError: no trace of several questions in a row came to an end.
+        MissingLogprobsError: the engine gives no log-probabilities, and the plan wants them.
+        EngineError: the engine cannot be used at all.
+    """
+    capabilities = await engine.capabilities()
+    if plan.answers_only:
+        capabilities = replace(capabilities, top_k=0)
+    elif not capabilities.top_k:
+        raise _no_confidences(engine, capabilities)
+    meta = PoolMeta(
+        model=capabilities.model,
+        top_k=min(TOP_K, capabilities.top_k),
+        answers=answers.name,
+        sampling=plan.sampling,
+        source=engine.name,
+    )
+    writer = await anyio.to_thread.run_sync(PoolWriter, path, meta)
+    with writer:
+        run = _Run(
+            plan,
+            writer,
+            engine=engine,
+            capabilities=capabilities,
+            answers=answers,
+            on_progress=on_progress,
+        )
+        try:
+            with anyio.move_on_after(time_limit):
+                await run.all_questions()
+        finally:
+            # What is finished gets onto the disk, also if we are being cancelled.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(run.recorder.finish)
+        run.check()
+        await anyio.to_thread.run_sync(writer.compact)
+    return run.progress
+
+
+def _no_confidences(engine: Engine, capabilities: Capabilities) -> MissingLogprobsError:
+    reason = capabilities.top_k_reason
+    return MissingLogprobsError(
+        tried=f"record token confidences from {engine.name}",
+        found="it gives no log-probabilities" + (f": it was {reason}" if reason else ""),
+        remedy="Switch them on in the engine, or record answers alone: --answers-only.",
+    )
+
+
+class _Run:
+    """The state of one recording."""
+
+    def __init__(
+        self,
+        plan: RecordingPlan,
+        writer: PoolWriter,
+        *,
+        engine: Engine,
+        capabilities: Capabilities,
+        answers: AnswerKind,
+        on_progress: ProgressListener | None,
+    ) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._capabilities = capabilities
+        self._answers = Ungrouped(answers)
+        self._on_progress = on_progress
+        self._slots = anyio.CapacityLimiter(capabilities.concurrency)
+        self._missing: list[tuple[Asked, tuple[int, ...]]] = []
+        self._left: dict[str, int] = {}
+        self._failed: list[AllTracesFailedError] = []
+        self._unknown = 0
+        self.progress = RecordingProgress(
+            wanted=plan.traces * len(plan.asked), questions=len(plan.asked)
+        )
+        for asked in plan.asked:
+            self._look_at(asked, writer)
+        rows = RowMaker(writer, answers, grade=is_correct, keep_text=plan.keep_text)
+        self.recorder = Recorder(writer, rows, on_recorded=self._count)
+
+    async def all_questions(self) -> None:
+        """Generate everything that is missing."""
+        if self._on_progress:
+            self._on_progress(self.progress)
+        # One question more than fills the engine, so that it is never short of traces.
+        places = anyio.Semaphore(ceil(self._slots.total_tokens / self._plan.traces) + 1)
+        failures: list[Exception] = []
+
+        async def work(asked: Asked, numbers: tuple[int, ...]) -> None:
+            try:
+                await self._question(asked, numbers)
+            except Exception as error:  # noqa: BLE001  # raised below as it is, not in a group
+                failures.append(error)
+                tasks.cancel_scope.cancel()
+            finally:
+                places.release()
+
+        self.recorder.start()
+        async with anyio.create_task_group() as tasks:
+            for asked, numbers in self._missing:
+                await places.acquire()
+                tasks.start_soon(work, asked, numbers)
+        if failures:
+            raise failures[0]
+
+    def check(self) -> None:
+        """Look back at the whole.
+
+        Raises:
+            RecordingError: something could not be recorded.
+            AllTracesFailedError: nothing was recorded, because every trace failed.
+        """
+        if self.recorder.failure is not None:
+            raise self.recorder.failure
+        if self._failed and not self.progress.recorded:
+            raise self._failed[0]
+        if self._unknown:
+            self.progress.notes.append(
+                f"All confidences of {self._unknown} traces are unknown: the engine left its "
+                "log-probabilities out."
+            )
+
+    def _look_at(self, asked: Asked, writer: PoolWriter) -> None:
+        """See what is missing of a question."""
+        question = asked.recorded
+        writer.check_question(question.id, question.prompt_hash, question.gold)
+        present = writer.numbers(question.id)
+        missing = tuple(n for n in range(self._plan.traces) if n not in present)
+        self.progress.present += self._plan.traces - len(missing)
+        if missing:
+            self._missing.append((asked, missing))
+            self._left[question.id] = len(missing)
+        else:
+            self.progress.complete_questions += 1
+
+    def _count(self, rows: list[RecordedTrace]) -> None:
+        """Count what got onto the disk; called in the recorder's thread."""
+        progress = self.progress
+        for row in rows:
+            progress.present += 1
+            progress.recorded += 1
+            progress.tokens += row.tokens
+            self._left[row.question_id] -= 1
+            progress.complete_questions += self._left[row.question_id] == 0
+        self._failed.clear()
+        if self._on_progress:
+            self._on_progress(progress)
+
+    async def _question(self, asked: Asked, numbers: tuple[int, ...]) -> None:
+        engine = MissingTraces(self._engine, self._capabilities, self._slots)
+        for number in numbers:
+            engine.add(number, trace_seed(self._plan.seed, asked.question.id, number))
+        full = anyio.Event()
+
+        def on_event(event: Event) -> None:
+            if self.recorder.failure is not None:
+                full.set()
+            elif isinstance(event, TraceFinished) and event.trace.complete:
+                self._record(asked, engine.as_generated(event.trace), numbers[event.trace.id])
+
+        try:
+            verdict = await deliberate(
+                asked.question,
+                engine=engine,
+                policy=Majority(len(numbers)),
+                answers=self._answers,
+                sampling=self._plan.sampling,
+                restarts=self._plan.restarts,
+                on_event=on_event,
+                interrupt=full,
+            )
+        except ContextOverflowError as error:
+            self.progress.notes.append(f"Question {asked.question.id!r} was left out: {error}")
+        except AllTracesFailedError as error:
+            self.progress.notes.append(f"Question {asked.question.id!r}: {error.found}.")
+            self._failed.append(error)
+            if len(self._failed) >= _MOST_FAILED:
+                raise
+        else:
+            self._note_failures(asked, verdict)
+        if self.recorder.failure is not None:
+            raise self.recorder.failure
+
+    def _record(self, asked: Asked, trace: Trace, number: int) -> None:
+        if self._capabilities.top_k and not np.isfinite(trace.confidences).any():
+            self._unknown += 1
+        self.recorder.add(asked.recorded, trace, number)
+
+    def _note_failures(self, asked: Asked, verdict: Verdict) -> None:
+        causes = [trace.error for trace in verdict.traces if trace.finish is FinishReason.ERROR]
+        if causes:
+            self.progress.notes.append(
+                f"{len(causes)} traces of question {asked.question.id!r} failed: "
+                f"{'; '.join(dict.fromkeys(causes))}"
+            )

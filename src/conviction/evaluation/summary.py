@@ -1,0 +1,144 @@
+"""What a run comes to: accuracy with its interval, tokens, time, and what went wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan, sqrt
+from typing import Any
+
+import numpy as np
+
+from conviction.evaluation.results import QuestionResult
+from conviction.lab.statistics import Bootstrap, Estimate
+
+_NORMAL_QUANTILE = 1.959963984540054
+"""Of the standard normal distribution, at 0.975."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Figures of a run, over the questions that came to an end.
+
+    Attributes:
+        questions: Questions of the data.
+        finished: Those with a verdict.
+        failed: Those that failed.
+        right: Those with a right verdict.
+        counted: Questions behind the accuracy; failed ones are among them only if asked for.
+        accuracy: Share of the right ones, with its Wilson interval; NaN without right answers.
+        no_answer: Verdicts without an answer; they count as wrong.
+        tokens: Mean tokens per finished question, with its bootstrap interval.
+        all_tokens: Tokens of all questions, failed ones too.
+        traces: Mean traces per finished question.
+        seconds: Mean wall time per finished question.
+        failures: Why questions failed, each reason once.
+    """
+
+    questions: int
+    finished: int
+    failed: int
+    right: int
+    counted: int
+    accuracy: Estimate
+    no_answer: int
+    tokens: Estimate
+    all_tokens: int
+    traces: float
+    seconds: float
+    failures: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question has its verdict."""
+        return self.finished == self.questions
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain JSON types; null where there is nothing to tell."""
+        return {
+            "complete": self.complete,
+            "questions": self.questions,
+            "finished": self.finished,
+            "failed": self.failed,
+            "right": self.right,
+            "counted": self.counted,
+            "accuracy": estimate_to_dict(self.accuracy),
+            "no_answer": self.no_answer,
+            "tokens_per_question": estimate_to_dict(self.tokens),
+            "tokens": self.all_tokens,
+            "traces_per_question": finite(self.traces),
+            "seconds_per_question": finite(self.seconds),
+            "failures": list(self.failures),
+        }
+
+
+def summarise(
+    results: Sequence[QuestionResult], questions: int, *, failures_wrong: bool = False
+) -> Summary:
+    """The figures of a run.
+
+    Args:
+        results: Its results.
+        questions: Questions of its data.
+        failures_wrong: Whether failed questions count as wrong; else they are left out of the
+            accuracy.
+    """
+    finished = [result for result in results if not result.failed]
+    failed = [result for result in results if result.failed]
+    right, counted = accuracy_counts(results, failures_wrong=failures_wrong)
+    tokens = Estimate(nan, nan, nan)
+    if finished:
+        [tokens] = Bootstrap(len(finished)).estimates([result.tokens for result in finished])
+    return Summary(
+        questions=questions,
+        finished=len(finished),
+        failed=len(failed),
+        right=right,
+        counted=counted,
+        accuracy=proportion(right, counted),
+        no_answer=sum(result.answer is None for result in finished),
+        tokens=tokens,
+        all_tokens=sum(result.tokens for result in results),
+        traces=_mean([result.traces for result in finished]),
+        seconds=_mean([result.seconds for result in finished]),
+        failures=tuple(dict.fromkeys(result.error for result in failed if result.error)),
+    )
+
+
+def accuracy_counts(
+    results: Sequence[QuestionResult], *, failures_wrong: bool = False
+) -> tuple[int, int]:
+    """How many verdicts are right, and of how many questions."""
+    graded = [result.correct for result in results if result.correct is not None]
+    wrong = sum(result.failed and result.gold is not None for result in results)
+    return sum(graded), len(graded) + (wrong if failures_wrong else 0)
+
+
+def proportion(successes: int, total: int) -> Estimate:
+    """A share with its 95% interval, which holds for small numbers and near 0 and 1, too.
+
+    Source: the score interval, Wilson 1927.
+    """
+    if not total:
+        return Estimate(nan, nan, nan)
+    share, spread = successes / total, _NORMAL_QUANTILE**2 / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    # Rounding must not move an end across the share itself.
+    return Estimate(share, min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share))
+
+
+def estimate_to_dict(estimate: Estimate) -> dict[str, float | None]:
+    """A figure and its interval as plain JSON types."""
+    return {
+        "value": finite(estimate.value),
+        "low": finite(estimate.low),
+        "high": finite(estimate.high),
+    }
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where there is none."""
+    return value if isfinite(value) else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else nan

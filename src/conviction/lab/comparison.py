@@ -1,0 +1,224 @@
+"""Candidates side by side: what each came to, and whether the difference is real."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.errors import InvalidSettingError
+from conviction.lab.candidates import Candidate
+from conviction.lab.sources import TraceSource
+from conviction.lab.statistics import Bootstrap, Estimate, Numbers, mean_of, pareto_front
+from conviction.lab.trials import Trials
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one candidate came to, per question.
+
+    Attributes:
+        candidate: The candidate.
+        accuracy: Share of the verdicts that are right, in [0, 1].
+        difference: Its accuracy less that of the baseline, paired.
+        tokens: Tokens generated.
+        saving: Share of the tokens that majority voting with the same budget takes in addition.
+        path: Tokens that were generated one after another before the verdict stood: time.
+        started: Traces started.
+        stopped: Of these, stopped for low confidence.
+        cancelled: Of these, cancelled when the verdict stood.
+        empty: Share of the runs in which no trace voted.
+    """
+
+    candidate: Candidate
+    accuracy: Estimate
+    difference: Estimate
+    tokens: Estimate
+    saving: Estimate
+    path: Estimate
+    started: float
+    stopped: float
+    cancelled: float
+    empty: float
+
+    def record(self) -> dict[str, Any]:
+        """The row as plain JSON types; figures without a value are None."""
+        values: dict[str, Any] = {
+            "policy": self.candidate.label,
+            "spec": self.candidate.spec,
+            "budget": self.candidate.policy.budget,
+            "concurrency": _plain(self.candidate.concurrency),
+        }
+        for name in ("accuracy", "difference", "tokens", "saving", "path"):
+            estimate: Estimate = getattr(self, name)
+            values[name] = _plain(estimate.value)
+            values[f"{name}_low"] = _plain(estimate.low)
+            values[f"{name}_high"] = _plain(estimate.high)
+        for name in ("started", "stopped", "cancelled", "empty"):
+            values[name] = getattr(self, name)
+        return values
+
+
+def compare(
+    trials: Trials, *, baseline: int = 0, questions: NDArray[np.bool_] | None = None
+) -> tuple[Row, ...]:
+    """All candidates, each against the baseline.
+
+    Args:
+        trials: What came of every run.
+        baseline: Number of the candidate that the others are compared to.
+        questions: Which questions to look at, shape (questions,); None for all.
+    """
+    runs = trials.runs if questions is None else trials.runs[:, questions]
+    _, count, repeats = runs.shape
+    bootstrap = Bootstrap(count, repeats)
+    right = bootstrap.means(runs["correct"])
+    tokens = bootstrap.means(runs["tokens"])
+    full = _full_tokens(bootstrap, trials.candidates, runs)
+    paths = bootstrap.estimates(runs["path"])
+    rows: list[Row] = []
+    for number, candidate in enumerate(trials.candidates):
+        run = runs[number]
+        rows.append(
+            Row(
+                candidate,
+                accuracy=Estimate.of(mean_of(run["correct"]), right[number]),
+                difference=Estimate.of(
+                    mean_of(run["correct"]) - mean_of(runs[baseline]["correct"]),
+                    right[number] - right[baseline],
+                ),
+                tokens=Estimate.of(mean_of(run["tokens"]), tokens[number]),
+                saving=Estimate.of(
+                    _saving(mean_of(run["tokens"]), mean_of(run["full_tokens"])),
+                    _saving(tokens[number], full[candidate.budget]),
+                ),
+                path=paths[number],
+                **{
+                    name: mean_of(run[name])
+                    for name in ("started", "stopped", "cancelled", "empty")
+                },
+            )
+        )
+    return tuple(rows)
+
+
+def _full_tokens(
+    bootstrap: Bootstrap, candidates: Sequence[Candidate], runs: NDArray[Any]
+) -> dict[int, Numbers]:
+    """Tokens of majority voting in each resample, by budget."""
+    first = {candidate.budget: number for number, candidate in enumerate(candidates)}
+    means = bootstrap.means(runs["full_tokens"][list(first.values())])
+    return dict(zip(first, means, strict=True))
+
+
+def _saving(tokens: Any, full: Any) -> Any:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - np.float64(tokens) / full
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if isfinite(value) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """The candidates that no other beats in both accuracy and tokens.
+
+    They are chosen on one half of the questions and reported on the other: the best of hundreds of
+    candidates looks better than it is on the questions that made it the best.
+
+    Attributes:
+        chosen: Which candidates, shape (candidates,).
+        where_chosen: All candidates on the questions that chose.
+        elsewhere: All candidates on the other questions.
+        questions: Questions in either half.
+    """
+
+    chosen: NDArray[np.bool_]
+    where_chosen: tuple[Row, ...] = field(repr=False)
+    elsewhere: tuple[Row, ...] = field(repr=False)
+    questions: tuple[int, int]
+
+
+def find_front(trials: Trials, *, baseline: int = 0, seed: int = 0) -> Front:
+    """The Pareto front of accuracy and tokens.
+
+    Args:
+        trials: What came of every run.
+        baseline: Number of the candidate that the others are compared to.
+        seed: Decides which half of the questions chooses.
+
+    Raises:
+        InvalidSettingError: there are fewer than two questions.
+    """
+    half = halves(len(trials.question_ids), seed=seed)
+    where_chosen = compare(trials, baseline=baseline, questions=half)
+    elsewhere = compare(trials, baseline=baseline, questions=~half)
+    cost = np.array([row.tokens.value for row in where_chosen])
+    worth = np.array([row.accuracy.value for row in where_chosen])
+    sizes = int(half.sum()), int((~half).sum())
+    return Front(pareto_front(cost, worth), where_chosen, elsewhere, sizes)
+
+
+def halves(questions: int, *, seed: int = 0) -> NDArray[np.bool_]:
+    """A random half of the questions, shape (questions,); the smaller one if they are odd.
+
+    Raises:
+        InvalidSettingError: there are fewer than two questions.
+    """
+    if questions < 2:
+        raise InvalidSettingError(
+            tried="choose on one half of the questions and report on the other",
+            found=f"there is {questions} question",
+            remedy="Record at least two; dozens tell something.",
+        )
+    half = np.zeros(questions, np.bool_)
+    half[np.random.default_rng(seed).permutation(questions)[: questions // 2]] = True
+    return half
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A candidate that cannot be replayed on these traces.
+
+    Attributes:
+        candidate: The candidate.
+        reason: Why.
+    """
+
+    candidate: Candidate
+    reason: str
+
+
+def runnable(
+    candidates: Sequence[Candidate], source: TraceSource
+) -> tuple[list[Candidate], list[Refusal]]:
+    """Which candidates the recorded traces allow, and why not the others."""
+    if source.top_k:
+        return list(candidates), []
+    reason = "it needs token confidences, and this pool holds answers only"
+    able = [one for one in candidates if not one.policy.needs_confidence]
+    refused = [Refusal(one, reason) for one in candidates if one.policy.needs_confidence]
+    return able, refused
+
+
+def remarks(trials: Trials, *, with_replacement: bool = False) -> list[str]:
+    """What a reader should know before trusting the figures."""
+    notes: list[str] = []
+    budget = max(candidate.policy.budget for candidate in trials.candidates)
+    least = trials.least_traces
+    if 2 * budget > least and not with_replacement:
+        what = "all" if budget == least else f"{budget} of the"
+        notes.append(
+            f"Each draw takes {what} {least} recorded traces of a question, so draws have most "
+            "traces in common: the intervals show what other questions would change, and too "
+            "little of what other traces would."
+        )
+    if len(trials.question_ids) < 30:
+        notes.append(
+            f"{len(trials.question_ids)} questions resolve only large differences; "
+            "look at the intervals."
+        )
+    return notes

@@ -1,0 +1,331 @@
+"""Does confidence help here? How well it ranks traces, and what filtering by it changes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.confidence import Metric, measure_pool
+from conviction.core import FinishReason
+from conviction.errors import InvalidSettingError
+from conviction.lab.advice import Choice, advise
+from conviction.lab.candidates import WITHOUT_WINDOW, Candidate, fitting_windows
+from conviction.lab.comparison import halves, runnable
+from conviction.lab.sources import TraceSource, typical_tokens
+from conviction.lab.statistics import Bootstrap, Estimate, auroc, mean_of
+from conviction.lab.study import usual_budget
+from conviction.lab.trials import OnProgress, Trials, run_trials
+from conviction.lab.workers import each_question
+from conviction.policies import DeepConfOffline, Majority
+
+REPEATS = 16
+"""Draws per question: what other questions would change outweighs what more draws would."""
+
+KEPT = (0.1, 0.3, 0.5, 0.7, 0.9)
+_SHOWN = (0.1, 0.5, 0.9)
+_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How often a right trace of a question is more confident than a wrong one (AUROC).
+
+    Attributes:
+        metric: How a trace's confidence is measured.
+        window: Tokens in a group; None where the metric has none.
+        votes: Among the traces that vote, mean over the questions that have both kinds.
+        all: Among all complete traces; those without an answer count as wrong.
+    """
+
+    metric: Metric
+    window: int | None
+    votes: Estimate
+    all: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class FilterEffect:
+    """What keeping only the most confident traces does to majority's verdicts.
+
+    Attributes:
+        metric: How a trace's confidence is measured.
+        window: Tokens in a group; None where the metric has none.
+        keep: Share of the traces that are kept.
+        better: Share of the questions whose verdict becomes right.
+        worse: Share of the questions whose verdict becomes wrong.
+        difference: The one less the other: the gain in accuracy.
+    """
+
+    metric: Metric
+    window: int | None
+    keep: float
+    better: Estimate
+    worse: Estimate
+    difference: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """How often majority is right where its leader has a certain share of the vote.
+
+    Attributes:
+        low: Least share in this bin.
+        high: Its end; the last bin includes it.
+        questions: How many questions fell into it, in the mean over draws.
+        share: Their mean share of the vote.
+        accuracy: Share of them that majority got right.
+    """
+
+    low: float
+    high: float
+    questions: float
+    share: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether confidence helps on these traces.
+
+    Attributes:
+        questions: Questions looked at.
+        mixed: Of these, with both right and wrong traces among the votes.
+        budget: Traces of each draw.
+        repeats: Draws per question.
+        rankings: AUROC by metric and window.
+        filters: What filtering changes, by metric, at the window that ranks best.
+        calibration: Majority's share of the vote against how often it is right.
+        calibration_error: Mean distance of the two.
+        choice: The best filter of one half of the questions, on the other half.
+        advice: What to do, in plain words.
+        use: The policy to use, as on the command line.
+    """
+
+    questions: int
+    mixed: int
+    budget: int
+    repeats: int
+    rankings: tuple[Ranking, ...]
+    filters: tuple[FilterEffect, ...]
+    calibration: tuple[CalibrationBin, ...]
+    calibration_error: float
+    choice: Choice
+    advice: str
+    use: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types; figures without a value are None."""
+        return _without_nan({"schema_version": 1, **asdict(self)})
+
+
+def diagnose(
+    source: TraceSource,
+    *,
+    budget: int | None = None,
+    repeats: int = REPEATS,
+    seed: int = 0,
+    processes: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Diagnosis:
+    """Find out whether confidence helps on recorded traces.
+
+    Args:
+        source: The traces.
+        budget: Traces of each draw; None for as many as the questions have, at most 64.
+        repeats: Draws per question.
+        seed: Makes the draws and the halves reproducible.
+        processes: How many processes at most.
+        on_progress: Told how far it is.
+
+    Raises:
+        InvalidSettingError: the traces have no confidences, or a question has too few traces.
+        RecordingError: the traces cannot be read.
+    """
+    budget = budget or usual_budget(source)
+    majority = Candidate(Majority(budget), budget)
+    measures = _measures(fitting_windows(typical_tokens(source)) if source.top_k else ())
+    filters = [
+        Candidate(DeepConfOffline(budget, metric, keep, window=window), budget)
+        for metric, window in measures
+        for keep in KEPT
+    ]
+    _, refused = runnable(filters, source)
+    if refused:
+        raise InvalidSettingError(
+            tried="find out whether confidence helps",
+            found=refused[0].reason,
+            remedy="Record with an engine that gives log-probabilities; until then use majority "
+            "or another policy that looks at answers alone.",
+        )
+    total = 2 * len(source.question_ids)
+    ranked: dict[int, NDArray[np.float64]] = {}
+    for number, scores in each_question(_Rank(measures), source, processes=processes):
+        ranked[number] = scores
+        if on_progress:
+            on_progress(len(ranked), total)
+    trials = run_trials(
+        source,
+        [majority, *filters],
+        repeats=repeats,
+        seed=seed,
+        processes=processes,
+        on_progress=on_progress and (lambda done, _: on_progress(total // 2 + done, total)),
+    )
+    areas = np.stack([ranked[number] for number in range(len(ranked))], axis=-1)
+    rankings = _rankings(measures, areas)
+    mixed = int(np.isfinite(areas[:, 0]).any(axis=0).sum())
+    choice = _choose(trials, seed)
+    advice, use = advise(choice, max((one.votes for one in rankings), key=_value), mixed)
+    bins = _calibration(trials)
+    return Diagnosis(
+        questions=len(source.question_ids),
+        mixed=mixed,
+        budget=budget,
+        repeats=repeats,
+        rankings=rankings,
+        filters=_effects(trials, rankings),
+        calibration=bins,
+        calibration_error=_calibration_error(bins),
+        choice=choice,
+        advice=advice,
+        use=use,
+    )
+
+
+def _measures(windows: Sequence[int]) -> tuple[tuple[Metric, int | None], ...]:
+    return tuple(
+        (metric, window)
+        for metric in Metric
+        for window in ((None,) if metric in WITHOUT_WINDOW else windows)
+    )
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """AUROC of one question, shape (measures, 2): among the votes, and among all traces."""
+
+    measures: tuple[tuple[Metric, int | None], ...]
+
+    def __call__(self, source: TraceSource, question_id: str) -> NDArray[np.float64]:
+        traces = [one for one in source.traces(question_id) if one.confidences is not None]
+        right = np.array([one.correct for one in traces], np.bool_)
+        votes = np.array(
+            [one.answer is not None and one.finish is FinishReason.STOP for one in traces],
+            np.bool_,
+        )
+        areas = np.full((len(self.measures), 2), nan)
+        if not right.any() or right.all():
+            return areas
+        lengths = [0, *(one.tokens for one in traces)]
+        flat = np.concatenate([one.confidences for one in traces if one.confidences is not None])
+        for number, (metric, window) in enumerate(self.measures):
+            scores = measure_pool(metric, flat, np.cumsum(lengths), window or 1)
+            areas[number] = auroc(scores[votes], right[votes]), auroc(scores, right)
+        return areas
+
+
+def _rankings(
+    measures: Sequence[tuple[Metric, int | None]], areas: NDArray[np.float64]
+) -> tuple[Ranking, ...]:
+    bootstrap = Bootstrap(areas.shape[-1])
+    votes, everything = (bootstrap.estimates(areas[:, kind]) for kind in (0, 1))
+    return tuple(
+        Ranking(metric, window, *estimates)
+        for (metric, window), *estimates in zip(measures, votes, everything, strict=True)
+    )
+
+
+def _effects(trials: Trials, rankings: Sequence[Ranking]) -> tuple[FilterEffect, ...]:
+    """The effects at the window that ranks best; the majority is the first candidate."""
+    best = {
+        metric: max(
+            (one for one in rankings if one.metric is metric), key=lambda one: _value(one.votes)
+        )
+        for metric in Metric
+    }
+    shown = [
+        (number, policy)
+        for number, policy in enumerate(_filters(trials), start=1)
+        if policy.keep in _SHOWN and policy.window == best[policy.metric].window
+    ]
+    right = trials["correct"]
+    chosen = right[[number for number, _ in shown]]
+    bootstrap = Bootstrap(*right.shape[1:])
+    better = bootstrap.estimates(chosen & ~right[0])
+    worse = bootstrap.estimates(~chosen & right[0])
+    difference = bootstrap.estimates(chosen.astype(float) - right[0])
+    return tuple(
+        FilterEffect(policy.metric, policy.window, policy.keep, *estimates)
+        for (_, policy), *estimates in zip(shown, better, worse, difference, strict=True)
+    )
+
+
+def _filters(trials: Trials) -> list[DeepConfOffline]:
+    policies = [candidate.policy for candidate in trials.candidates]
+    return [policy for policy in policies if isinstance(policy, DeepConfOffline)]
+
+
+def _choose(trials: Trials, seed: int) -> Choice:
+    """The filter with the best accuracy on one half; among equals the one that drops least."""
+    half = halves(len(trials.question_ids), seed=seed)
+    right = trials["correct"].astype(float)
+    there = right[1:, half].mean(axis=(1, 2))
+    filters = _filters(trials)
+    best = max(range(len(filters)), key=lambda number: (there[number], filters[number].keep))
+    gain = right[1 + best] - right[0]
+    where_chosen, elsewhere = (
+        Bootstrap(int(part.sum()), gain.shape[1]).estimates(gain[part])[0] for part in (half, ~half)
+    )
+    policy = filters[best]
+    return Choice(
+        metric=policy.metric,
+        window=policy.window,
+        keep=policy.keep,
+        spec=trials.candidates[1 + best].spec,
+        questions=(int(half.sum()), int((~half).sum())),
+        where_chosen=where_chosen,
+        elsewhere=elsewhere,
+    )
+
+
+def _calibration(trials: Trials) -> tuple[CalibrationBin, ...]:
+    runs = trials.runs[0]
+    voted = ~runs["empty"]
+    place = np.minimum((runs["share"] * _BINS + 1e-6).astype(int), _BINS - 1)
+    inside = [voted & (place == number) for number in range(_BINS)]
+    accuracy = Bootstrap(*runs.shape).estimates(
+        [np.where(mask, runs["correct"], nan) for mask in inside]
+    )
+    return tuple(
+        CalibrationBin(
+            low=number / _BINS,
+            high=(number + 1) / _BINS,
+            questions=float(mask.sum() / runs.shape[1]),
+            share=mean_of(runs["share"][mask]),
+            accuracy=accuracy[number],
+        )
+        for number, mask in enumerate(inside)
+        if mask.any()
+    )
+
+
+def _calibration_error(bins: Sequence[CalibrationBin]) -> float:
+    total = sum(one.questions for one in bins)
+    if not total:
+        return nan
+    return sum(one.questions * abs(one.share - one.accuracy.value) for one in bins) / total
+
+
+def _value(estimate: Estimate) -> float:
+    return estimate.value if isfinite(estimate.value) else -1.0
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}  # type: ignore[misc]
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]  # type: ignore[misc]
+    return None if isinstance(value, float) and not isfinite(value) else value

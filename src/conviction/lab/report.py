@@ -1,0 +1,247 @@
+"""The lab's findings as one HTML file that loads nothing."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from math import isfinite
+
+from conviction.lab import figures
+from conviction.lab.comparison import Row
+from conviction.lab.diagnosis import Diagnosis
+from conviction.lab.statistics import Estimate
+from conviction.lab.study import Study
+
+_FILTERS = (
+    "Share of the questions, in percent, whose verdict becomes right (better) or wrong (worse) "
+    "against majority."
+)
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #888; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem; background: Canvas; color: CanvasText; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin-bottom: .3rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .3rem; }
+p { margin: .4rem 0; max-width: 46rem; }
+.facts, figcaption, .note { color: color-mix(in srgb, CanvasText 70%, transparent); }
+.advice { border-left: 4px solid #2f8fd0; padding: .3rem 0 .3rem .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
+  margin: .8rem 0; }
+th, td { text-align: right; padding: .25rem .7rem .25rem 0; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th { vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
+small { color: var(--soft); }
+figure { margin: .8rem 0; }
+svg { max-width: 100%; height: auto; overflow: visible; }
+"""
+
+
+def study_page(study: Study, *, model: str, source: str) -> str:
+    """A comparison as a page.
+
+    Args:
+        study: The comparison.
+        model: Name of the model whose traces were replayed.
+        source: Where the traces come from.
+
+    Raises:
+        MissingExtraError: what draws the figures is not installed.
+    """
+    trials = study.trials
+    least, most = trials.least_traces, trials.most_traces
+    traces = f"{least}" if least == most else f"{least} to {most}"
+    at_once = ", ".join(_number(one) for one in study.plan.concurrencies)
+    facts = (
+        f"{len(trials.question_ids)} questions, {traces} recorded traces each ({source}); "
+        f"{study.repeats} random draws per question, the same for every policy; "
+        f"{'all' if at_once == 'inf' else at_once} traces at once. Intervals are 95%, by "
+        "bootstrap over questions and draws; differences are paired."
+    )
+    parts = [f'<p class="facts">{escape(facts)}</p>', *_notes(study)]
+    if study.front:
+        parts += _front_parts(study)
+    else:
+        parts += [
+            "<h2>What each policy gets right, and what it costs</h2>",
+            _figure(
+                figures.accuracy_against("tokens", study.rows),
+                "Up is more often right, left is cheaper. Bars are 95% intervals.",
+            ),
+            _figure(
+                figures.accuracy_against("path", study.rows),
+                "The same against time: tokens that have to be generated one after another.",
+            ),
+        ]
+        if len(study.rows) > 1:
+            parts += [
+                f"<h2>Is the difference to {escape(study.baseline.label)} real?</h2>",
+                _figure(
+                    figures.differences(study.rows),
+                    "Differences on the same draws. Where the bar crosses the dashed line, none "
+                    "could be shown.",
+                ),
+            ]
+        parts += ["<h2>All figures</h2>", _study_table(study.rows, study)]
+    return _page(f"{model}: policies compared on recorded traces", parts)
+
+
+def diagnosis_page(diagnosis: Diagnosis, *, model: str, source: str) -> str:
+    """A diagnosis as a page.
+
+    Args:
+        diagnosis: The diagnosis.
+        model: Name of the model whose traces were looked at.
+        source: Where the traces come from.
+
+    Raises:
+        MissingExtraError: what draws the figures is not installed.
+    """
+    facts = (
+        f"{diagnosis.questions} questions ({source}), {diagnosis.mixed} of them with both right "
+        f"and wrong votes; {diagnosis.repeats} draws of {diagnosis.budget} traces per question. "
+        "Intervals are 95%, by bootstrap."
+    )
+    header = ("metric", "window", "kept", "better", "worse", "gain, points")
+    rows = [
+        (
+            str(one.metric),
+            str(one.window or "-"),
+            f"{one.keep:.0%}",
+            _share(one.better),
+            _share(one.worse),
+            _share(one.difference, signed=True),
+        )
+        for one in diagnosis.filters
+    ]
+    parts = [
+        f'<p class="facts">{escape(facts)}</p>',
+        f'<p class="advice">{escape(diagnosis.advice)}</p>',
+        "<h2>Does confidence rank right traces above wrong ones?</h2>",
+        _figure(
+            figures.rankings(diagnosis),
+            "Among the votes on one question, mean over questions (AUROC).",
+        ),
+        "<h2>What does keeping the most confident traces change?</h2>",
+        f"<p>{_FILTERS}</p>",
+        _table(header, rows),
+        "<h2>How far can the share of the vote be trusted?</h2>",
+        _figure(
+            figures.calibration(diagnosis),
+            "On the dashed line, majority is right as often as its leader's share says. Mean "
+            f"distance from it: {100 * diagnosis.calibration_error:.0f} points.",
+        ),
+    ]
+    return _page(f"{model}: does confidence help?", parts)
+
+
+def _front_parts(study: Study) -> list[str]:
+    front = study.front
+    assert front is not None  # noqa: S101  # the caller looked
+    chosen, others = front.questions
+    caption = (
+        f"Large: the policies that no other beat on the {chosen} questions that chose them; all "
+        f"are drawn as they came out on the {others} other questions, with 95% intervals."
+    )
+    picked = [
+        row
+        for row, is_chosen in zip(front.elsewhere, front.chosen.tolist(), strict=True)
+        if is_chosen
+    ]
+    picked.sort(key=lambda row: row.tokens.value)
+    return [
+        f"<h2>The front of {len(study.rows)} policies: accuracy and tokens</h2>",
+        _figure(figures.accuracy_against("tokens", study.rows, front), caption),
+        _figure(
+            figures.accuracy_against("path", study.rows, front),
+            "The same policies against time: tokens generated one after another.",
+        ),
+        f"<h2>The front on the {others} questions that did not choose it</h2>",
+        _study_table(picked, study),
+        f"<h2>All {len(study.rows)} policies on all questions</h2>",
+        '<p class="note">The best of so many looks better here than it is.</p>',
+        _study_table(study.rows, study),
+    ]
+
+
+def _notes(study: Study) -> list[str]:
+    refused = [f"{one.candidate.label} was left out: {one.reason}." for one in study.refused]
+    return [f'<p class="note">{escape(note)}</p>' for note in (*study.notes, *refused)]
+
+
+def _study_table(rows: Sequence[Row], study: Study) -> str:
+    several = len(study.plan.concurrencies) > 1
+    header = (
+        "policy",
+        *(("at once",) if several else ()),
+        "accuracy, %",
+        f"against {study.baseline.label}, points",
+        "tokens",
+        "saved, %",
+        "path",
+        "started",
+        "stopped",
+        "cancelled",
+        "no vote, %",
+    )
+    body = [
+        (
+            row.candidate.label,
+            *((_number(row.candidate.concurrency),) if several else ()),
+            _share(row.accuracy),
+            _share(row.difference, signed=True),
+            _number(row.tokens.value),
+            _share(row.saving),
+            _number(row.path.value),
+            f"{row.started:.1f}",
+            f"{row.stopped:.1f}",
+            f"{row.cancelled:.1f}",
+            f"{100 * row.empty:.1f}",
+        )
+        for row in rows
+    ]
+    return _table(header, body)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def _cell(text: str) -> str:
+    value, bracket, interval = escape(text).partition(" [")
+    return f"{value} <small>[{interval}</small>" if bracket else value
+
+
+def _share(estimate: Estimate, *, signed: bool = False) -> str:
+    if not isfinite(estimate.value):
+        return "-"
+    sign = "+" if signed else ""
+    value, low, high = (
+        format(round(100 * one, 1) + 0.0, f"{sign}.1f")
+        for one in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if isfinite(value) else "inf"
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _page(title: str, parts: Iterable[str]) -> str:
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )

@@ -1,0 +1,219 @@
+"""Every candidate on the same random draws of recorded traces.
+
+One trial is one question and one repeat: traces are drawn from those that were recorded, and all
+candidates are replayed on that draw, in the same order, so their differences are paired.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.core import require_whole
+from conviction.errors import InvalidSettingError
+from conviction.lab.candidates import Candidate
+from conviction.lab.replay import RecordedTrace, replay
+from conviction.lab.sources import TraceSource
+from conviction.lab.workers import each_question
+
+REPEATS = 64
+"""Draws per question, as in the paper."""
+
+RUN = np.dtype(
+    [
+        ("correct", np.bool_),
+        ("tokens", np.int64),
+        ("path", np.float64),
+        ("started", np.int32),
+        ("stopped", np.int32),
+        ("cancelled", np.int32),
+        ("empty", np.bool_),
+        ("share", np.float32),
+        ("full_tokens", np.int64),
+    ]
+)
+"""What one run came to: `Outcome`, the leader's share of the vote, and the tokens of all traces
+of the budget, which is what majority voting takes."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with the questions that are done, and their number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """What came of every run.
+
+    Attributes:
+        candidates: What was compared.
+        question_ids: On which questions.
+        runs: Records of `RUN`, shape (candidates, questions, repeats).
+        most_traces: Recorded traces of the question that has most of them.
+        least_traces: Those of the question that has fewest.
+    """
+
+    candidates: tuple[Candidate, ...]
+    question_ids: tuple[str, ...]
+    runs: NDArray[Any]
+    most_traces: int
+    least_traces: int
+
+    def __getitem__(self, field: str) -> NDArray[Any]:
+        """One field of all runs, shape (candidates, questions, repeats)."""
+        return self.runs[field]
+
+
+def run_trials(
+    source: TraceSource,
+    candidates: Sequence[Candidate],
+    *,
+    repeats: int = REPEATS,
+    seed: int = 0,
+    with_replacement: bool = False,
+    processes: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Trials:
+    """Replay every candidate on the same draws.
+
+    The draws depend on the seed, the question's id and the number of the repeat alone: not on the
+    other questions, nor on the candidates, nor on the number of processes.
+
+    Args:
+        source: The recorded traces.
+        candidates: What to compare; at least one.
+        repeats: Draws per question, at least 1.
+        seed: Makes the draws reproducible.
+        with_replacement: Whether one trace may be drawn several times.
+        processes: How many processes at most; they are started where that pays.
+        on_progress: Told how far it is.
+
+    Raises:
+        InvalidSettingError: a candidate starts more traces than a question has.
+        RecordingError: the traces cannot be read.
+    """
+    require_whole("repeats", repeats, low=1)
+    require_whole("processes", processes, low=1)
+    if not candidates or not source.question_ids:
+        raise InvalidSettingError(
+            tried="compare policies on recorded traces",
+            found="there is no policy" if not candidates else "there is no question",
+            remedy="Give at least one of each.",
+        )
+    work = _Draws(tuple(candidates), repeats, seed, with_replacement)
+    if not with_replacement:
+        for question_id in source.question_ids:
+            work.check(question_id, source.count(question_id))
+    questions = len(source.question_ids)
+    runs = np.zeros((len(candidates), questions, repeats), RUN)
+    counts: list[int] = []
+    for number, (result, count) in each_question(work, source, processes=processes):
+        runs[:, number] = result
+        counts.append(count)
+        if on_progress:
+            on_progress(len(counts), questions)
+    return Trials(tuple(candidates), source.question_ids, runs, max(counts), min(counts))
+
+
+def draw(
+    count: int,
+    size: int,
+    *,
+    seed: int,
+    question_id: str,
+    repeat: int,
+    with_replacement: bool = False,
+) -> NDArray[np.int64]:
+    """Which traces a trial takes, in order; a smaller draw is the beginning of a larger one.
+
+    Args:
+        count: Recorded traces.
+        size: Traces to draw.
+        seed: Seed of the whole comparison.
+        question_id: The question.
+        repeat: Number of the repeat.
+        with_replacement: Whether one trace may come several times.
+
+    Returns:
+        Positions from 0 to count - 1, shape (size,).
+    """
+    digest = sha256(question_id.encode()).digest()
+    random = np.random.default_rng([seed, repeat, *np.frombuffer(digest, np.uint32).tolist()])
+    if with_replacement:
+        return random.integers(0, count, size)
+    return random.permutation(count)[:size]
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """All repeats of one question."""
+
+    candidates: tuple[Candidate, ...]
+    repeats: int
+    seed: int
+    with_replacement: bool
+
+    @property
+    def size(self) -> int:
+        return max(candidate.policy.budget for candidate in self.candidates)
+
+    def check(self, question_id: str, count: int) -> None:
+        """Refuse a question that has too few traces."""
+        if count >= (1 if self.with_replacement else self.size):
+            return
+        raise InvalidSettingError(
+            tried=f"draw {self.size} traces of question {question_id!r}",
+            found=f"{count} complete traces were recorded",
+            remedy="Lower the budget, record more traces, or draw with replacement "
+            "(--with-replacement)."
+            if count
+            else "Record traces of it.",
+        )
+
+    def __call__(self, source: TraceSource, question_id: str) -> tuple[NDArray[Any], int]:
+        traces = source.traces(question_id)
+        self.check(question_id, len(traces))
+        lengths = np.array([trace.tokens for trace in traces], np.int64)
+        # Reference budgets may exceed every policy's own: that of a single trace does.
+        size = max(self.size, *(candidate.budget for candidate in self.candidates))
+        runs = np.zeros((len(self.candidates), self.repeats), RUN)
+        for repeat in range(self.repeats):
+            order = draw(
+                len(traces),
+                size,
+                seed=self.seed,
+                question_id=question_id,
+                repeat=repeat,
+                with_replacement=self.with_replacement,
+            )
+            drawn: list[RecordedTrace] = [traces[position] for position in order.tolist()]
+            full = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths[order])))
+            for number, candidate in enumerate(self.candidates):
+                runs[number, repeat] = (
+                    *_run(candidate, drawn, source),
+                    full[min(candidate.budget, len(drawn))],
+                )
+        return runs, len(traces)
+
+
+def _run(
+    candidate: Candidate, drawn: Sequence[RecordedTrace], source: TraceSource
+) -> tuple[Any, ...]:
+    outcome = replay(
+        candidate.policy,
+        drawn,
+        concurrency=candidate.concurrency,
+        top_k=source.top_k,
+        max_tokens=source.max_tokens,
+    )
+    return (
+        outcome.correct,
+        outcome.tokens,
+        outcome.path,
+        outcome.started,
+        outcome.stopped,
+        outcome.cancelled,
+        outcome.empty,
+        outcome.tally.share,
+    )

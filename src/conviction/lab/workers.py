@@ -1,0 +1,130 @@
+"""The same work on every question, in several processes where that pays."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from conviction.errors import RecordingError
+from conviction.lab.sources import TraceSource
+
+Result = TypeVar("Result")
+Work = Callable[[TraceSource, str], Result]
+
+WORTHWHILE_SECONDS = 3.0
+"""Starting processes takes about a second, so less work than this is done in this one."""
+
+
+def each_question(
+    work: Work[Result], source: TraceSource, *, processes: int = 1
+) -> Iterator[tuple[int, Result]]:
+    """Do some work on each question, and give its number and result as they come.
+
+    The first question is done here, and tells whether further processes are worth starting.
+
+    Args:
+        work: What to do; with more than one process it must pickle, and so must its results.
+        source: The traces.
+        processes: How many processes at most.
+
+    Raises:
+        RecordingError: a process died, as it does when memory runs out.
+    """
+    ids = source.question_ids
+    if not ids:
+        return
+    began = time.monotonic()
+    yield 0, work(source, ids[0])
+    numbers = range(1, len(ids))
+    expected = (time.monotonic() - began) * len(numbers)
+    processes = min(processes, len(numbers))
+    if processes < 2 or expected < WORTHWHILE_SECONDS:
+        for number in numbers:
+            yield number, work(source, ids[number])
+    else:
+        yield from _in_processes(work, source, numbers, processes)
+
+
+def _in_processes(
+    work: Work[Result], source: TraceSource, numbers: Sequence[int], processes: int
+) -> Iterator[tuple[int, Result]]:
+    # Forking would copy the threads' locks of whoever calls; a spawned process begins clean.
+    context = get_context("spawn")
+    waiting = iter(numbers)
+    with ExitStack() as stack:
+        busy: dict[Any, BaseProcess] = {}
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_serve, args=(theirs, work, source), daemon=True)
+            with _interrupts_ignored():
+                worker.start()
+            stack.callback(_end, worker, ours)
+            theirs.close()
+            ours.send(next(waiting))
+            busy[ours] = worker
+        while busy:
+            ready: list[Any] = wait(list(busy))
+            for connection in ready:
+                number, result = _received(connection, busy[connection])
+                following = next(waiting, None)
+                if following is None:
+                    del busy[connection]
+                else:
+                    connection.send(following)
+                yield number, result
+
+
+@contextmanager
+def _interrupts_ignored() -> Generator[None]:
+    """What is started meanwhile ignores Ctrl-C from its first moment, as it inherits this.
+
+    Ctrl-C goes to the whole group; the process that was asked ends the others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+
+
+def _received(connection: Any, worker: BaseProcess) -> tuple[int, Any]:
+    try:
+        number, result, error = connection.recv()
+    except (EOFError, ConnectionResetError):
+        worker.join(1.0)
+        raise RecordingError(
+            tried="replay in several processes",
+            found=f"one of them died (exit code {worker.exitcode}), as when memory runs out",
+            remedy="Use fewer processes: --processes 1.",
+        ) from None
+    if error is not None:
+        raise error
+    return number, result
+
+
+def _end(worker: BaseProcess, connection: "Connection[Any, Any]") -> None:
+    connection.close()
+    worker.terminate()
+    worker.join()
+    worker.close()
+
+
+def _serve(connection: "Connection[Any, Any]", work: Work[Any], source: TraceSource) -> None:
+    """Work on one question after another, until the other end is closed or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError, OSError):
+        while True:
+            number: int = connection.recv()
+            try:
+                reply = number, work(source, source.question_ids[number]), None
+            except Exception as error:  # noqa: BLE001  # it is raised where the work was asked for
+                reply = number, None, error
+            connection.send(reply)

@@ -1,0 +1,104 @@
+"""Results of DeepConf's reference implementation (facebookresearch/deepconf), saved as JSON.
+
+The program itself saves pickles. Whoever made one can turn it into JSON:
+
+    python -c "import json, pickle, sys
+    json.dump(pickle.load(open(sys.argv[1], 'rb')), sys.stdout, default=float)" run.pkl > run.json
+
+Its confidences are rounded to three digits, and average all log-probabilities that vLLM returned,
+which are k + 1 where the sampled token was not among the k best.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from conviction.core import FinishReason, Question
+from conviction.recordings.importing.base import (
+    Imported,
+    ImportedQuestion,
+    ImportedTrace,
+    refused,
+    shaped,
+)
+from conviction.recordings.schema import prompt_hash
+
+_TOP_K = 20
+"""What its programs ask vLLM for."""
+
+_FINISHES = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+class _Trace(msgspec.Struct):
+    text: str
+    confs: list[float | None] | None = None
+    stop_reason: str | None = None
+    extracted_answer: str | None = None
+
+
+class _Config(msgspec.Struct):
+    model: str = ""
+    model_path: str = ""
+
+
+class _Result(msgspec.Struct):
+    all_traces: list[_Trace]
+    question: str = ""
+    ground_truth: str | float | None = None
+    question_id: int | str | None = None
+    qid: int | str | None = None
+    config: _Config = msgspec.field(default_factory=_Config)
+
+
+def read_deepconf(path: Path, value: Any) -> Imported:
+    """One question with all its traces.
+
+    Args:
+        path: The file.
+        value: What it holds.
+
+    Raises:
+        RecordingError: it has another shape, or lacks confidences of single tokens.
+    """
+    result = shaped(value, _Result, str(path))
+    number = result.question_id if result.question_id is not None else result.qid
+    question = ImportedQuestion(
+        id=path.stem if number is None else str(number),
+        text=result.question,
+        gold=None if result.ground_truth is None else str(result.ground_truth),
+        prompt_hash=prompt_hash(Question.ask(result.question)),
+        traces=tuple(
+            _trace(position, trace, path) for position, trace in enumerate(result.all_traces)
+        ),
+    )
+    return Imported(
+        model=result.config.model or result.config.model_path or path.stem,
+        top_k=_TOP_K,
+        sampling=None,
+        source=f"{path.name} of facebookresearch/deepconf; some confidences average k + 1 values",
+        questions=(question,),
+    )
+
+
+def _trace(number: int, trace: _Trace, path: Path) -> ImportedTrace:
+    if trace.confs is None:
+        raise refused(
+            path,
+            f"trace {number} has no confidences of single tokens (confs)",
+            "Save the results of its offline mode, which keeps them.",
+        )
+    values = np.array(
+        [np.nan if value is None else value for value in trace.confs], dtype=np.float32
+    )
+    values[~np.isfinite(values)] = np.nan
+    return ImportedTrace(
+        number=number,
+        # What its fork of vLLM stops carries other words there.
+        finish=_FINISHES.get(trace.stop_reason or "stop", FinishReason.LOW_CONFIDENCE),
+        tokens=values.size,
+        text=trace.text,
+        answer=trace.extracted_answer,
+        confidences=values,
+    )

@@ -1,0 +1,257 @@
+"""Rows as Parquet: the one place that knows pyarrow.
+
+A part is sorted into row groups of whole questions, so that reading one question touches its row
+groups only. Columns, one row per trace:
+
+    question_id, trace        the key
+    prompt_hash, question, gold
+    model, top_k, sampling    the same in all rows of a pool; sampling as JSON
+    seed, finish, tokens, prompt_tokens, lost_tokens, started, ended
+    text, answer, answer_key, correct
+    confidences               list<float32>, one per token, NaN where unknown; null in pools without
+
+Further columns are left alone. The file's metadata hold `conviction` → version of the schema and
+facts of the pool as JSON.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.errors import MissingExtraError, RecordingError
+from conviction.recordings.folder import explained, finished_file
+from conviction.recordings.schema import PoolMeta, RecordedTrace, decode_meta, encode_meta
+
+_METADATA_KEY = b"conviction"
+_GROUP_BYTES = 1 << 20
+"""Row groups are at least this large, as small ones cost more to describe than they hold."""
+
+_KEYS = ("question_id", "prompt_hash", "question", "gold", "model", "sampling")
+_STRINGS = (*_KEYS, "finish", "answer", "answer_key")
+_CONFIDENCES = "confidences.list.element"
+
+INDEX_COLUMNS = (*_KEYS, "trace", "top_k", "seed", "answer", "answer_key")
+"""Columns that tell what a pool holds, without what is large."""
+
+TRACE_COLUMNS = (
+    *("question_id", "trace", "seed", "finish", "tokens", "prompt_tokens", "lost_tokens"),
+    *("started", "ended", "answer", "answer_key", "correct", "confidences"),
+)
+"""Columns of one question's traces, without their texts."""
+
+
+def arrow(module: str = "pyarrow") -> Any:
+    """The library pyarrow, or a module of it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtraError(
+            tried="read or write a recording",
+            found="the package pyarrow is not installed",
+            remedy='Install it: pip install "conviction[lab]".',
+        ) from None
+
+
+def _schema(meta: PoolMeta) -> Any:
+    pa = arrow()
+    text, whole, real = pa.string(), pa.int64(), pa.float64()
+    types = {
+        "question_id": text,
+        "trace": whole,
+        **dict.fromkeys(("prompt_hash", "question", "gold", "model"), text),
+        "top_k": whole,
+        "sampling": text,
+        "seed": whole,
+        "finish": text,
+        **dict.fromkeys(("tokens", "prompt_tokens", "lost_tokens"), whole),
+        **dict.fromkeys(("started", "ended"), real),
+        **dict.fromkeys(("text", "answer", "answer_key"), text),
+        "correct": pa.bool_(),
+        "confidences": pa.list_(pa.field("element", pa.float32())),
+    }
+    fields = [pa.field(name, kind) for name, kind in types.items()]
+    return pa.schema(fields, metadata={_METADATA_KEY: encode_meta(meta)})
+
+
+def to_table(rows: Sequence[RecordedTrace], meta: PoolMeta) -> Any:
+    """Rows as an Arrow table with the columns of a part."""
+    pa = arrow()
+    schema = _schema(meta)
+    shared = {"model": meta.model, "top_k": meta.top_k, "sampling": meta.sampling_json}
+    columns: dict[str, Any] = {name: [value] * len(rows) for name, value in shared.items()}
+    columns["trace"] = [row.number for row in rows]
+    columns["answer"] = [row.answer.text if row.answer else None for row in rows]
+    columns["answer_key"] = [row.answer.key if row.answer else None for row in rows]
+    columns["finish"] = [str(row.finish) for row in rows]
+    columns["confidences"] = _lists([row.confidences for row in rows], pa)
+    for name in schema.names:
+        if name not in columns:
+            columns[name] = [getattr(row, name) for row in rows]
+    arrays = [
+        column if name == "confidences" else pa.array(column, schema.field(name).type)
+        for name, column in ((name, columns[name]) for name in schema.names)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _lists(values: Sequence[NDArray[np.float32] | None], pa: Any) -> Any:
+    kind = pa.list_(pa.field("element", pa.float32()))
+    known = [value for value in values if value is not None]
+    if not known:
+        return pa.nulls(len(values), kind)
+    offsets = np.concatenate(([0], np.cumsum([value.size for value in known]))).astype(np.int32)
+    flat = np.concatenate(known)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
+
+
+def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: PoolMeta) -> None:
+    """Write a part; it is there as a whole, durably, or not at all.
+
+    Args:
+        path: Where to.
+        groups: The rows of each question, a question at a time.
+        meta: The pool's facts.
+
+    Raises:
+        RecordingError: the disk refuses.
+    """
+    pq = arrow("pyarrow.parquet")
+    schema = _schema(meta)
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "use_dictionary": [*_STRINGS],
+        # Bytes of equal place beside each other: 3.0 bytes per confidence in place of 3.5.
+        "use_byte_stream_split": [_CONFIDENCES],
+        "write_statistics": ["question_id", "trace", "tokens"],
+    }
+    with (
+        explained(path, "write"),
+        finished_file(path) as unfinished,
+        pq.ParquetWriter(unfinished, schema, **options) as writer,
+    ):
+        for rows in _merged(groups):
+            writer.write_table(to_table(rows, meta), row_group_size=len(rows))
+
+
+def _merged(groups: Iterable[Sequence[RecordedTrace]]) -> Iterator[list[RecordedTrace]]:
+    """Groups put together until they are worth a row group."""
+    waiting: list[RecordedTrace] = []
+    size = 0
+    for rows in groups:
+        waiting += rows
+        size += sum(_bytes(row) for row in rows)
+        if size >= _GROUP_BYTES:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
+
+
+def _bytes(row: RecordedTrace) -> int:
+    return 200 + len(row.text or "") + (0 if row.confidences is None else row.confidences.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A Parquet file whose description was read.
+
+    Attributes:
+        path: The file.
+        meta: The pool's facts.
+        description: What pyarrow needs to read it without reading its end again.
+        group_ends: Rows up to the end of each row group, shape (row groups,).
+    """
+
+    path: Path
+    meta: PoolMeta
+    description: Any = field(repr=False)
+    group_ends: NDArray[np.int64] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> "Part":
+        """Read a file's description.
+
+        Raises:
+            RecordingError: it is no whole part of a pool that this version can read.
+        """
+        with _readable(path):
+            description = arrow("pyarrow.parquet").read_metadata(path)
+        metadata: dict[bytes, bytes] = description.metadata or {}
+        meta = metadata.get(_METADATA_KEY)
+        if meta is None:
+            raise RecordingError(
+                tried=f"read the recording {path}",
+                found="it is a Parquet file, but not one of recorded traces",
+                remedy="Name a pool that `conviction record` made.",
+            )
+        part = cls(path, decode_meta(meta, str(path)), description, _group_ends(description))
+        part.require_columns({*INDEX_COLUMNS, *TRACE_COLUMNS, "text"})
+        return part
+
+    def require_columns(self, wanted: set[str]) -> None:
+        """Check that there are columns of these names.
+
+        Raises:
+            RecordingError: there are not.
+        """
+        missing = sorted(wanted.difference(self.description.schema.to_arrow_schema().names))
+        if missing:
+            raise RecordingError(
+                tried=f"read the recording {self.path}",
+                found=f"these columns are missing: {', '.join(missing)}",
+                remedy="Name a pool that `conviction record` made.",
+            )
+
+    def read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
+        """Some columns as an Arrow table, strings as dictionaries.
+
+        Args:
+            columns: Their names.
+            groups: Numbers of the row groups; None for all.
+
+        Raises:
+            RecordingError: the file is damaged.
+        """
+        pq = arrow("pyarrow.parquet")
+        dictionaries = [name for name in _STRINGS if name in columns]
+        with (
+            _readable(self.path),
+            pq.ParquetFile(
+                self.path, metadata=self.description, read_dictionary=dictionaries
+            ) as file,
+        ):
+            wanted = range(self.group_ends.size) if groups is None else groups
+            table = file.read_row_groups(list(wanted), columns=list(columns))
+            return table.unify_dictionaries().combine_chunks()
+
+
+def _group_ends(description: Any) -> NDArray[np.int64]:
+    sizes = [description.row_group(i).num_rows for i in range(description.num_row_groups)]
+    return np.cumsum(np.array(sizes, np.int64))
+
+
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """Turn what pyarrow reports into an error that says what to do."""
+    failure: type[Exception] = arrow().ArrowException
+    with explained(path, "read"):
+        try:
+            yield
+        except (failure, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise RecordingError(
+                tried=f"read the recording {path}",
+                found=f"it is no whole Parquet file ({str(error).splitlines()[0].rstrip('.')})",
+                remedy="Restore it from a copy, or record again.",
+            ) from None

@@ -1,0 +1,299 @@
+"""Reading a pool of recorded traces, a question at a time."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.core import Answer, FinishReason, Sampling
+from conviction.errors import RecordingError
+from conviction.recordings.columns import Columns, to_columns
+from conviction.recordings.index import Index
+from conviction.recordings.parquet import TRACE_COLUMNS, arrow, to_table
+from conviction.recordings.schema import PoolMeta, RecordedQuestion, in_range
+
+_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionTraces:
+    """All recorded traces of one question as columns, in order of their numbers.
+
+    Attributes:
+        question: The question.
+        ids: Number of each trace within its question, int64, shape (traces,).
+        seeds: Seed of each, int64.
+        tokens: Tokens that each generated, int64.
+        prompt_tokens: Tokens of each prompt, int64.
+        lost_tokens: Tokens of attempts that broke off before, int64.
+        finish: Why each ended.
+        answers: What each answered; equal keys mean the same vote within the question.
+        correct: Whether each answer is right, bool; False where there is no gold answer.
+        started: Seconds after the run of the question began, float64.
+        ended: Seconds after the run of the question began, float64.
+        flat: Token confidences of all traces, one trace after another, float32, NaN where
+            unknown, shape (tokens of all traces,); None in a pool without confidences.
+        place: Where they were read, for errors.
+    """
+
+    question: RecordedQuestion
+    ids: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    lost_tokens: NDArray[np.int64]
+    finish: tuple[FinishReason, ...]
+    answers: tuple[Answer | None, ...]
+    correct: NDArray[np.bool_]
+    started: NDArray[np.float64]
+    ended: NDArray[np.float64]
+    flat: NDArray[np.float32] | None = field(repr=False)
+    place: Path
+
+    def __len__(self) -> int:
+        return self.ids.size
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each trace begins in `flat`, and the end; shape (traces + 1,)."""
+        return np.concatenate((np.zeros(1, np.int64), np.cumsum(self.tokens)))
+
+    @cached_property
+    def confidences(self) -> tuple[NDArray[np.float32], ...] | None:
+        """Token confidences of each trace, views into `flat`; None in a pool without."""
+        if self.flat is None:
+            return None
+        return tuple(self.flat[begin:end] for begin, end in pairwise(self.offsets.tolist()))
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """How long each trace took, shape (traces,)."""
+        return self.ended - self.started
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Which traces ran to their own end or to their token limit, shape (traces,)."""
+        return np.array([reason in _COMPLETE for reason in self.finish], np.bool_)
+
+    def require_confidences(self) -> tuple[NDArray[np.float32], ...]:
+        """Token confidences of each trace, where something cannot do without.
+
+        Raises:
+            RecordingError: the pool has none, or those of a complete trace are all unknown.
+        """
+        tried = f"read token confidences of question {self.question.id!r} in {self.place}"
+        if self.confidences is None:
+            raise RecordingError(
+                tried=tried,
+                found="the pool holds answers only",
+                remedy="Use a policy that needs no confidence, such as majority, or record the "
+                "questions with an engine that gives log-probabilities.",
+            )
+        for number, values, complete in zip(
+            self.ids.tolist(), self.confidences, self.complete.tolist(), strict=True
+        ):
+            if complete and not np.isfinite(values).any():
+                raise RecordingError(
+                    tried=tried,
+                    found=f"all {values.size} tokens of trace {number} have unknown confidence",
+                    remedy="Record it with an engine that gives log-probabilities, or use a "
+                    "policy that needs no confidence, such as majority.",
+                )
+        return self.confidences
+
+
+class Pool:
+    """A pool of recorded traces.
+
+    Opening reads what there is, not the confidences; these are read a question at a time. A pool
+    that is being recorded can be read: it shows what was recorded when it was opened.
+
+    Attributes:
+        path: Its folder or file.
+        meta: What all its traces share.
+        questions: Its questions, in the order in which they were first recorded.
+    """
+
+    def __init__(self, path: Path, index: Index, meta: PoolMeta) -> None:
+        self.path = path
+        self.meta = meta
+        self.questions = index.questions()
+        self._index = index
+        self._questions = {question.id: question for question in self.questions}
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a pool's folder, or a single Parquet file.
+
+        Raises:
+            MissingExtraError: pyarrow is not installed.
+            RecordingError: there is no pool, it holds no trace, or a file of it is damaged, of a
+                newer version, or does not fit the others.
+        """
+        place = Path(path).expanduser()
+        arrow()
+        found = "there is nothing of that name"
+        if place.exists():
+            index = Index(place)
+            if index.meta is not None and index.entries:
+                return cls(place, index, index.meta)
+            found = "it holds no recorded trace"
+        raise RecordingError(
+            tried=f"read the pool {place}",
+            found=found,
+            remedy="Record one: conviction record DATA -n 16 -o POOL.",
+        )
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.meta.model
+
+    @property
+    def top_k(self) -> int:
+        """Log-probabilities behind each confidence; 0 without confidences."""
+        return self.meta.top_k
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens were drawn; the default one where `sampling_known` is False."""
+        return self.meta.sampling or Sampling()
+
+    @property
+    def sampling_known(self) -> bool:
+        """Whether the pool tells how tokens were drawn; imported ones may not."""
+        return self.meta.sampling is not None
+
+    @property
+    def answers(self) -> str:
+        """Name of the answer kind that found and compared the answers."""
+        return self.meta.answers
+
+    @property
+    def has_confidences(self) -> bool:
+        """Whether it holds token confidences."""
+        return self.meta.top_k > 0
+
+    def question(self, question_id: str) -> RecordedQuestion:
+        """A question by its id.
+
+        Raises:
+            RecordingError: there is none.
+        """
+        if question_id not in self._questions:
+            raise RecordingError(
+                tried=f"read question {question_id!r} of {self.path}",
+                found=f"the pool holds {len(self.questions)} questions and none of that id",
+                remedy=f"Its first is {self.questions[0].id!r}.",
+            )
+        return self._questions[question_id]
+
+    def traces(self, question_id: str) -> QuestionTraces:
+        """All traces of one question; nothing else is read.
+
+        Raises:
+            RecordingError: there is no such question, or its traces are damaged.
+        """
+        question = self.question(question_id)
+        pieces = [
+            to_columns(table, place) for table, place in self._tables(question_id, TRACE_COLUMNS)
+        ]
+        return _assembled(question, pieces, self)
+
+    def texts(self, question_id: str) -> tuple[str | None, ...]:
+        """What each trace of one question wrote, in the order of `traces`; None if not kept.
+
+        Raises:
+            RecordingError: there is no such question, or its traces are damaged.
+        """
+        self.question(question_id)
+        texts: dict[int, str | None] = {}
+        for table, _ in self._tables(question_id, ("question_id", "trace", "text")):
+            numbers = table.column("trace").to_pylist()
+            texts.update(zip(numbers, table.column("text").to_pylist(), strict=True))
+        return tuple(texts[number] for number in sorted(texts))
+
+    def _tables(self, question_id: str, columns: Sequence[str]) -> list[tuple[Any, Path]]:
+        entry = self._index.entries[question_id]
+        tables = [
+            (_only(part.read(columns, groups), question_id), part.path)
+            for part, groups in entry.groups
+        ]
+        if entry.rows and self._index.listing.journal:
+            table = to_table(entry.rows, self.meta).select(list(columns))
+            tables.append((table, self._index.listing.journal[1]))
+        return tables
+
+
+def _only(table: Any, question_id: str) -> Any:
+    compute = arrow("pyarrow.compute")
+    mask = compute.equal(table.column("question_id"), question_id)
+    return table if compute.all(mask).as_py() else table.filter(mask)
+
+
+def _assembled(question: RecordedQuestion, pieces: list[Columns], pool: Pool) -> QuestionTraces:
+    """Pieces of one question put together, in order of the traces' numbers."""
+    numbers = np.concatenate([piece.numbers for piece in pieces])
+    tokens = np.concatenate([piece.tokens for piece in pieces])
+    order = np.argsort(numbers, kind="stable")
+
+    def joined(name: str) -> NDArray[Any]:
+        arrays: list[NDArray[Any]] = [getattr(piece, name) for piece in pieces]
+        return np.concatenate(arrays)[order]
+
+    def listed(name: str) -> tuple[Any, ...]:
+        values = [value for piece in pieces for value in getattr(piece, name)]
+        return tuple(values[i] for i in order.tolist())
+
+    for piece in pieces:
+        _check_confidences(piece, question, pool)
+    return QuestionTraces(
+        question=question,
+        ids=numbers[order],
+        seeds=joined("seeds"),
+        tokens=tokens[order],
+        prompt_tokens=joined("prompt_tokens"),
+        lost_tokens=joined("lost_tokens"),
+        finish=listed("finish"),
+        answers=listed("answers"),
+        correct=joined("correct"),
+        started=joined("started"),
+        ended=joined("ended"),
+        flat=_reordered([piece.flat for piece in pieces if piece.flat is not None], tokens, order),
+        place=pool.path,
+    )
+
+
+def _reordered(
+    pieces: list[NDArray[np.float32]], tokens: NDArray[np.int64], order: NDArray[np.int64]
+) -> NDArray[np.float32] | None:
+    if not pieces:
+        return None
+    if len(pieces) == 1 and (np.diff(order) == 1).all():
+        return pieces[0]
+    begins = np.concatenate((np.zeros(1, np.int64), np.cumsum(tokens)))
+    flat = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+    views: list[NDArray[np.float32]] = np.split(flat, begins[1:-1])
+    positions: list[int] = order.tolist()
+    return np.concatenate([views[position] for position in positions])
+
+
+def _check_confidences(piece: Columns, question: RecordedQuestion, pool: Pool) -> None:
+    found = ""
+    if (piece.flat is None) == pool.has_confidences and piece.tokens.size:
+        found = "confidences are missing" if pool.has_confidences else "it has confidences"
+        found += f", and the pool's k is {pool.top_k}"
+    elif piece.flat is not None and not in_range(piece.flat):
+        found = "confidences are infinite or negative"
+    if found:
+        raise RecordingError(
+            tried=f"read question {question.id!r} in {piece.place}",
+            found=found,
+            remedy="Restore the file from a copy, or record again.",
+        )

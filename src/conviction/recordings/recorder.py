@@ -1,0 +1,111 @@
+"""Recording finished traces off the event loop."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from conviction.core import Trace
+from conviction.recordings.rows import RowMaker
+from conviction.recordings.schema import RecordedQuestion, RecordedTrace
+from conviction.recordings.writer import PoolWriter
+
+_MOST_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    question: RecordedQuestion
+    trace: Trace
+    number: int | None
+
+
+class Recorder:
+    """Records traces in a thread of its own, so that neither disk nor comparison holds up a run.
+
+    Args:
+        writer: The pool; used by the recorder alone until it ends.
+        rows: Makes the rows.
+        on_recorded: Called with rows once they are on disk, in the recorder's thread.
+    """
+
+    def __init__(
+        self,
+        writer: PoolWriter,
+        rows: RowMaker,
+        *,
+        on_recorded: Callable[[list[RecordedTrace]], None] | None = None,
+    ) -> None:
+        self._writer = writer
+        self._rows = rows
+        self._on_recorded = on_recorded
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="conviction.recorder", daemon=True)
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why it records nothing any more; None as long as all is well."""
+        return self._failure
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until everything is on disk; `failure` tells whether it is."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+
+    def add(self, question: RecordedQuestion, trace: Trace, number: int | None = None) -> None:
+        """Record a trace soon. Never waits.
+
+        Args:
+            question: What it answers; its count of traces is not looked at.
+            trace: The finished trace; its answer's key is given anew.
+            number: Its number within the question; None for the next free one, and for recording
+                nothing if a trace of the same seed is there already.
+        """
+        self._jobs.put(_Job(question, trace, number))
+
+    def _work(self) -> None:
+        while jobs := self._next_jobs():
+            if self._failure is not None:
+                continue
+            try:
+                self._record(jobs)
+            except Exception as error:  # noqa: BLE001  # raised again where it can be told
+                self._failure = error
+
+    def _next_jobs(self) -> list[_Job]:
+        """What waits, so that it shares one trip to the disk; empty at the end."""
+        jobs: list[_Job] = []
+        while len(jobs) < _MOST_AT_ONCE:
+            try:
+                job = self._jobs.get(block=not jobs)
+            except Empty:
+                break
+            if job is None:
+                if jobs:
+                    self._jobs.put(None)  # the end, for the next call
+                break
+            jobs.append(job)
+        return jobs
+
+    def _record(self, jobs: list[_Job]) -> None:
+        rows: list[RecordedTrace] = []
+        fresh: dict[str, set[int]] = {}
+        for job in jobs:
+            question = job.question
+            number = job.number
+            if number is None:
+                if job.trace.seed in self._writer.seeds(question.id):
+                    continue
+                taken = self._writer.numbers(question.id) | fresh.setdefault(question.id, set())
+                number = max(taken, default=-1) + 1
+                fresh[question.id].add(number)
+            rows.append(self._rows.row(question, job.trace, number))
+        self._writer.append(*rows)
+        if self._on_recorded and rows:
+            self._on_recorded(rows)

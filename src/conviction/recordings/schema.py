@@ -1,0 +1,201 @@
+"""What a pool holds: one row per trace, and the facts that all its traces share."""
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.core import Answer, FinishReason, Message, Question, Sampling
+from conviction.errors import RecordingError, UsageError
+
+SCHEMA_VERSION = 1
+"""Raised whenever a column changes its meaning; readers refuse versions above their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMeta:
+    """What all traces of a pool share; traces that differ in it belong into another pool.
+
+    Attributes:
+        model: Name of the model.
+        top_k: Log-probabilities behind each token confidence (k of eq. 2); 0 for a pool of answers
+            without confidences.
+        answers: Name of the answer kind that found and compared the answers.
+        sampling: How tokens were drawn; None where an imported file does not say.
+        source: Where the traces come from, for people; may differ within a pool.
+    """
+
+    model: str
+    top_k: int
+    answers: str
+    sampling: Sampling | None = None
+    source: str = ""
+
+    @property
+    def sampling_json(self) -> str | None:
+        """The sampling as JSON."""
+        return msgspec.json.encode(self.sampling).decode() if self.sampling else None
+
+    def differences(self, other: "PoolMeta") -> str:
+        """In which facts this and another differ, for an error; empty if in none."""
+        pairs = (
+            ("model", self.model, other.model),
+            ("k", self.top_k, other.top_k),
+            ("kind of answer", self.answers, other.answers),
+            ("sampling", self.sampling_json, other.sampling_json),
+        )
+        return "; ".join(f"{name} {a} against {b}" for name, a, b in pairs if a != b)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedTrace:
+    """One trace to record.
+
+    Attributes:
+        question_id: The question's id; with `number` the key of the row.
+        number: Number of the trace within its question, from 0.
+        prompt_hash: Hash of what the model was asked, see `prompt_hash`.
+        question: The question's words.
+        gold: The right answer; None where unknown.
+        seed: Seed the engine was given.
+        text: What the model wrote; None if texts are not kept.
+        answer: The answer found; equal keys mean the same vote within the question.
+        correct: Whether the answer equals the gold answer; None where that is unknown.
+        finish: Why it ended.
+        tokens: Tokens generated.
+        prompt_tokens: Tokens of the prompt.
+        lost_tokens: Tokens of attempts that broke off before.
+        confidences: Token confidences, float32, shape (tokens,), NaN where unknown; None in a pool
+            without confidences.
+        started: Seconds after the run of its question began.
+        ended: Seconds after the run of its question began.
+    """
+
+    question_id: str
+    number: int
+    prompt_hash: str
+    question: str
+    finish: FinishReason
+    tokens: int
+    gold: str | None = None
+    seed: int = 0
+    text: str | None = None
+    answer: Answer | None = None
+    correct: bool | None = None
+    prompt_tokens: int = 0
+    lost_tokens: int = 0
+    confidences: NDArray[np.float32] | None = field(default=None, repr=False)
+    started: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The row's key, for messages."""
+        return f"trace {self.number} of question {self.question_id!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedQuestion:
+    """A question of a pool.
+
+    Attributes:
+        id: Its id, unique within the pool.
+        text: Its words; empty where an imported file does not say.
+        gold: The right answer; None where unknown.
+        prompt_hash: Hash of what the model was asked.
+        traces: How many traces of it are recorded.
+    """
+
+    id: str
+    text: str
+    gold: str | None
+    prompt_hash: str
+    traces: int
+
+
+class _Header(msgspec.Struct):
+    schema_version: int
+    meta: PoolMeta
+
+
+def encode_meta(meta: PoolMeta) -> bytes:
+    """A pool's facts and the schema's version as JSON."""
+    return msgspec.json.encode(_Header(SCHEMA_VERSION, meta))
+
+
+def decode_meta(data: bytes, place: str) -> PoolMeta:
+    """A pool's facts.
+
+    Args:
+        data: What `encode_meta` made.
+        place: Where it was read, for errors.
+
+    Raises:
+        RecordingError: it comes from a newer version, or is not what it should be.
+    """
+    tried = f"read the recording {place}"
+    try:
+        version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("schema_version")
+        number = msgspec.json.decode(version, type=int) if version else 0
+        if number > SCHEMA_VERSION:
+            raise RecordingError(
+                tried=tried,
+                found=f"its schema has version {number}, and this program knows {SCHEMA_VERSION}",
+                remedy="Upgrade conviction.",
+            )
+        return msgspec.json.decode(data, type=_Header).meta
+    except (msgspec.DecodeError, UsageError) as error:
+        raise RecordingError(
+            tried=tried,
+            found=f"its description is unreadable ({error})",
+            remedy="Name a pool that `conviction record` made.",
+        ) from None
+
+
+def prompt_hash(question: Question) -> str:
+    """A hash of all messages of a question, 16 hexadecimal digits."""
+    data = msgspec.json.encode([_as_list(message) for message in question.messages])
+    return sha256(data).hexdigest()[:16]
+
+
+def _as_list(message: Message) -> list[str]:
+    return [message.role, message.content]
+
+
+def check_row(row: RecordedTrace, meta: PoolMeta) -> None:
+    """Check that a row may be recorded in a pool.
+
+    Raises:
+        RecordingError: naming the row and what is wrong with it.
+    """
+    found = ""
+    values = row.confidences
+    if row.number < 0 or row.tokens < 0:
+        found = "its number or its count of tokens is negative"
+    elif (values is None) != (meta.top_k == 0):
+        has = "none" if values is None else "some"
+        found = f"it has {has}, and the pool's k is {meta.top_k}"
+    elif values is not None and (values.dtype != np.float32 or values.shape != (row.tokens,)):
+        found = (
+            f"they have shape {values.shape} and type {values.dtype}, not ({row.tokens},) "
+            "and float32"
+        )
+    elif values is not None and not in_range(values):
+        found = "they hold infinite or negative values"
+    if found:
+        raise RecordingError(
+            tried=f"record {row.label} with its confidences",
+            found=found,
+            remedy="Give one confidence per token, at least 0, and NaN where it is unknown.",
+        )
+
+
+def in_range(values: NDArray[np.float32]) -> bool:
+    """Whether these may be token confidences: unknown, or finite and at least 0."""
+    if not values.size:
+        return True
+    # Reductions that pass over NaN, so that nothing as large as the values is allocated.
+    least, most = np.fmin.reduce(values), np.fmax.reduce(values)
+    return bool(np.isnan(least) or (least >= 0 and np.isfinite(most)))

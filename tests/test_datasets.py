@@ -1,0 +1,209 @@
+"""Data sets are read as they come, and refused with file and line where they cannot be."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conviction.answers import kind
+from conviction.core import Answer
+from conviction.errors import InvalidSettingError
+from conviction.evaluation.datasets import DatasetQuestion, Fields, load
+from conviction.evaluation.grading import is_correct
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "questions"
+
+shared = pytest.mark.skipif(
+    not SHARED.exists(), reason="the questions (shared/data) do not lie beside this checkout"
+)
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def facts(questions: tuple[DatasetQuestion, ...]) -> list[tuple[str, str, str | None]]:
+    return [(question.id, question.text, question.gold) for question in questions]
+
+
+TWO = [("q1", "2 + 2?", "4"), ("q2", "What, then?", "it")]
+
+
+def test_jsonl_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
+    jsonl = written(
+        tmp_path,
+        "a.jsonl",
+        '\ufeff{"id": "q1", "question": "2 + 2?", "answer": 4.0}\n\n'
+        '{"id": "q2", "question": "What, then?", "answer": "it"}\n',
+    )
+    csv = written(tmp_path, "a.csv", 'id,question,answer\nq1,2 + 2?,4\nq2,"What, then?",it\n')
+    parquet = tmp_path / "a.parquet"
+    ids, questions, answers = zip(*TWO, strict=True)
+    pq.write_table(pa.table({"id": ids, "question": questions, "answer": answers}), parquet)
+    for path in (jsonl, csv, parquet):
+        assert facts(load(path)) == TWO
+    assert [q.place for q in load(jsonl)] == [f"line {line} of {jsonl}" for line in (1, 3)]
+    assert load(csv)[1].place == f"line 3 of {csv}"
+    assert load(parquet)[1].place == f"row 2 of {parquet}"
+
+
+def test_fields_can_be_named_and_a_row_without_id_gets_its_number(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "a.jsonl",
+        '{"Q": "one?", "A": 1, "question": "no"}\n{"Q": "two?", "A": 2, "question": "no"}\n',
+    )
+    found = load(path, Fields(question="Q", answer="A"))
+    assert facts(found) == [("1", "one?", "1"), ("2", "two?", "2")]
+    assert facts(load(path, Fields(question="Q", answer="A"), limit=1)) == [("1", "one?", "1")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ('"We add. 2 + 2 = <<2+2=4>>4\\n#### 1,234"', "1,234"),
+        ('" 4 "', "4"),
+        ("7.5", "7.5"),
+        ("12345678901234567890", "12345678901234567890"),
+        ("true", "true"),
+    ],
+)
+def test_gold_answers_are_read_as_they_are_written(tmp_path: Path, answer: str, gold: str) -> None:
+    path = written(tmp_path, "a.jsonl", f'{{"question": "?", "answer": {answer}}}\n')
+    assert load(path)[0].gold == gold
+
+
+FIRST = '{"question": "2 + 2?", "answer": 4, "id": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("second", "found", "remedy"),
+    [
+        ("{broken", "no JSON", "one JSON object a line"),
+        ("[1]", "no JSON object", "one JSON object a line"),
+        ('{"question": "3?", "id": 2}', "no answer", "--no-gold"),
+        ('{"question": "3?", "answer": null, "id": 2}', "no answer", "--answer-field"),
+        ('{"question": "3?", "answer": "", "id": 2}', "no gold answer", "--no-gold"),
+        ('{"question": "3?", "answer": [1, 2], "id": 2}', "no gold answer", "--no-gold"),
+        ('{"text": "3?", "answer": 3, "id": 2}', "text, answer, id", "--question-field"),
+        ('{"question": " ", "answer": 3, "id": 2}', "holds no question", "Correct the row"),
+        ('{"question": 3, "answer": 3, "id": 2}', "holds no question", "Correct the row"),
+        ('{"question": "3?", "answer": 3, "id": 1}', "its id '1' is that of line 1", "--id-field"),
+        ('{"question": "2 + 2?", "answer": 4, "id": 2}', "asks what line 1", "--drop-duplicates"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_line_and_a_remedy(
+    tmp_path: Path, second: str, found: str, remedy: str
+) -> None:
+    path = written(tmp_path, "a.jsonl", FIRST + second + "\n")
+    with pytest.raises(InvalidSettingError) as refused:
+        load(path)
+    assert f"line 2 of {path}" in refused.value.tried
+    assert found in refused.value.found
+    assert remedy in refused.value.remedy
+
+
+def test_a_field_that_was_named_is_not_guessed(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", FIRST)
+    for fields, option in (
+        (Fields(question="Q"), "--question-field"),
+        (Fields(answer="A"), "--answer-field"),
+        (Fields(id="I"), "--id-field"),
+    ):
+        with pytest.raises(InvalidSettingError, match=option):
+            load(path, fields)
+
+
+def test_questions_without_gold_answers_are_read_if_that_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", FIRST + '{"question": "3?", "id": 2}\n')
+    assert [question.gold for question in load(path, gold=False)] == [None, None]
+
+
+def test_duplicates_are_left_out_if_that_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", FIRST * 2 + '{"question": "3?", "answer": 3, "id": 2}\n')
+    assert [question.id for question in load(path, drop_duplicates=True)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.jsonl", "", "holds no question"),
+        ("a.csv", "question,answer\n", "holds no question"),
+        ("a.csv", "question,answer\n1,2,3\n", "line 2 of"),
+        ("a.csv", 'question,answer\n"1,2\n', "no CSV"),
+        ("a.txt", "2 + 2?", ".jsonl, .csv or .parquet"),
+        ("a.parquet", "PAR1", "no whole Parquet file"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_by_name(
+    tmp_path: Path, name: str, text: str, found: str
+) -> None:
+    path = written(tmp_path, name, text)
+    with pytest.raises(InvalidSettingError) as refused:
+        load(path)
+    assert str(path) in str(refused.value)
+    assert found in str(refused.value)
+
+
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettingError, match="No such file"):
+        load(tmp_path / "none.jsonl")
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"question": "\xff"}')
+    with pytest.raises(InvalidSettingError, match="not UTF-8"):
+        load(path)
+
+
+@shared
+@pytest.mark.parametrize(
+    ("name", "count", "gold"),
+    [
+        ("gsm8k_first660", 660, "18"),
+        ("math500_first250", 250, r"\left( 3, \frac{\pi}{2} \right)"),
+        ("aime_2024", 30, "204"),
+        ("brumo_2025", 30, None),
+    ],
+)
+def test_known_data_sets_are_read_without_a_word(name: str, count: int, gold: str | None) -> None:
+    questions = load(SHARED / f"{name}.jsonl")
+    assert len(questions) == count
+    assert questions[0].gold == gold or gold is None
+    assert all(question.gold for question in questions)
+
+
+@shared
+def test_a_data_set_that_asks_the_same_twice_is_refused_until_told_what_to_do() -> None:
+    with pytest.raises(InvalidSettingError, match="--drop-duplicates"):
+        load(SHARED / "singleop.jsonl")
+    assert len(load(SHARED / "singleop.jsonl", drop_duplicates=True)) == 531
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "gold", "right"),
+    [
+        ("math", r"\frac{1}{2}", "0.5", True),
+        ("math", "0.4", "0.5", False),
+        ("number", "$1,234", "1234", True),
+        ("number", "50%", "0.5", True),
+        ("choice", "(c)", "C", True),
+        ("choice", "(c)", "D", False),
+    ],
+)
+def test_answers_are_graded_by_what_they_mean(
+    name: str, answer: str, gold: str, *, right: bool
+) -> None:
+    compared = kind(name)
+    try:
+        assert is_correct(compared, answer, gold) is right
+        assert is_correct(compared, Answer(answer, "any key"), gold) is right
+    finally:
+        compared.close()
+
+
+def test_no_answer_is_wrong_and_without_gold_none_is_right() -> None:
+    numbers = kind("number")
+    assert not is_correct(numbers, None, "4")
+    assert not is_correct(numbers, "4", None)

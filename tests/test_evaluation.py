@@ -1,0 +1,424 @@
+"""Evaluations over many questions: what is asked, kept, refused and asked again."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conviction.answers import kind
+from conviction.core import Sampling
+from conviction.engines.base import Capabilities, TraceRequest
+from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.errors import (
+    AllTracesFailedError,
+    EngineUnavailableError,
+    InvalidSettingError,
+    MissingLogprobsError,
+    RecordingError,
+)
+from conviction.evaluation.datasets import DatasetQuestion
+from conviction.evaluation.recording import Asked
+from conviction.evaluation.results import QuestionResult, RunWriter, read_run
+from conviction.evaluation.run import EvaluationPlan, EvaluationProgress, check_plan, evaluate
+from conviction.policies import policy
+from conviction.prompts import PromptStyle
+from conviction.recordings import Pool
+from conviction.thinking import deliberate
+
+pytestmark = pytest.mark.anyio
+
+Answers = Callable[[int, TraceRequest], Script]
+
+
+def questions(count: int) -> tuple[Asked, ...]:
+    """Questions 0, 1, … of which the right answer is ten times the number."""
+    return tuple(
+        Asked.of(
+            DatasetQuestion(f"q{i}", f"What is {i} * 10?", str(i * 10), f"line {i}"),
+            answers="number",
+            style=PromptStyle.PLAIN,
+        )
+        for i in range(count)
+    )
+
+
+def number(request: TraceRequest) -> int:
+    return int(request.messages[-1].content.split()[2])
+
+
+def says(answer: object) -> Script:
+    return Script.even(f"So the answer is {answer}.", tokens=4)
+
+
+def rightly(request: TraceRequest) -> Script:
+    return says(number(request) * 10)
+
+
+def failing(*numbers: int) -> Callable[[TraceRequest], Script]:
+    """Every trace of these questions fails."""
+    gone = EngineUnavailableError(tried="ask", found="the engine is gone", remedy="Start it.")
+
+    def script(request: TraceRequest) -> Script:
+        right = rightly(request)
+        return replace(right, fault=gone, fault_after=2) if number(request) in numbers else right
+
+    return script
+
+
+def plan(count: int = 6, name: str = "majority", budget: int = 2) -> EvaluationPlan:
+    return EvaluationPlan(
+        questions(count),
+        policy(name, **({} if name == "single" else {"budget": budget})),
+        answers="number",
+        sampling=Sampling(),
+        questions_at_once=1,
+    )
+
+
+async def run(
+    wanted: EvaluationPlan,
+    folder: Path,
+    engine: ScriptedEngine | None = None,
+    **options: object,
+) -> EvaluationProgress:
+    with anyio.fail_after(20):
+        return await evaluate(
+            wanted,
+            folder,
+            engine=engine or ScriptedEngine(rightly),
+            answers=kind("number"),
+            **options,  # pyright: ignore[reportArgumentType]
+        )
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    text = (folder / "results.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_every_question_gets_a_line_with_its_verdict_and_its_cost(tmp_path: Path) -> None:
+    engine = ScriptedEngine(lambda request: says(10) if request.trace else says("10.0"))
+    progress = await run(plan(3), tmp_path / "run", engine)
+    assert progress.complete
+    found = lines(tmp_path / "run")
+    assert [line["id"] for line in found] == ["q0", "q1", "q2"]
+    assert [line["correct"] for line in found] == [False, True, False]
+    assert {line["answer"] for line in found} == {"10.0"}
+    assert {(line["share"], line["ended"], line["tokens"]) for line in found} == {(1, "budget", 8)}
+    assert read_run(tmp_path / "run").results == tuple(progress.results)
+    described = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert described["settings"]["policy"] == {"name": "majority", "budget": 2}
+    assert (described["model"], described["engine"], described["top_k"]) == (
+        *("scripted", "scripted"),
+        20,
+    )
+    assert described["data"]["questions"] == 3
+    assert "conviction" in described["versions"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    said=st.lists(st.sampled_from(["10", "20", "30.0", "nothing"]), min_size=1, max_size=6),
+    name=st.sampled_from(["single", "majority", "deepconf-offline", "esc"]),
+    at_once=st.integers(1, 4),
+)
+def test_a_question_among_others_has_the_verdict_that_it_has_alone(
+    said: list[str], name: str, at_once: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    wanted = replace(plan(4, name, budget=6), questions_at_once=at_once)
+
+    def script(request: TraceRequest) -> Script:
+        answer = said[(request.trace + number(request)) % len(said)]
+        return Script(f"So the answer is {answer}.", np.full(4, 5.0 + request.trace, np.float32))
+
+    async def both() -> None:
+        # One trace at a time, so that the order in which traces end is the same.
+        together = await run(wanted, folder, ScriptedEngine(script, concurrency=1))
+        for asked in wanted.asked:
+            alone = await deliberate(
+                asked.question,
+                engine=ScriptedEngine(script, concurrency=1),
+                policy=wanted.policy,
+                answers=kind("number"),
+            )
+            [result] = [one for one in together.results if one.id == asked.recorded.id]
+            assert (result.answer, result.share, result.usage, result.ended) == (
+                *(alone.answer, alone.share),
+                *(alone.usage, alone.ended),
+            )
+
+    anyio.run(both)
+
+
+async def test_questions_share_the_engine_a_few_at_a_time(tmp_path: Path) -> None:
+    running: set[int] = set()
+    most = 0
+
+    async def pace(request: TraceRequest) -> None:
+        nonlocal most
+        running.add(number(request))
+        most = max(most, len(running))
+        await anyio.sleep(0.001)
+
+    def done(progress: EvaluationProgress) -> None:
+        running.difference_update(int(result.id[1:]) for result in progress.results)
+
+    engine = ScriptedEngine(rightly, concurrency=8, pace=pace)
+    wanted = replace(plan(20, budget=4), questions_at_once=None)
+    progress = await run(wanted, tmp_path / "run", engine, on_progress=done)
+    assert progress.complete
+    assert most == 8 / 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "expected"), [("single", 1, 65), ("majority", 64, 2), ("majority", 16, 5)]
+)
+async def test_as_many_questions_run_at_once_as_keep_the_engine_busy(
+    name: str, budget: int, expected: int
+) -> None:
+    wanted = replace(plan(1, name, budget), questions_at_once=None)
+    assert wanted.at_once(Capabilities("m", 20, concurrency=64)) == expected
+
+
+# --- Going on -------------------------------------------------------------------------------------
+
+
+async def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    engine = ScriptedEngine(rightly)
+    with anyio.CancelScope() as scope:
+        await run(
+            plan(6),
+            tmp_path / "run",
+            engine,
+            on_progress=lambda progress: len(progress.results) == 2 and scope.cancel(),
+        )
+    assert scope.cancelled_caught
+    kept = lines(tmp_path / "run")
+    assert len(kept) == 2
+    again = ScriptedEngine(rightly)
+    progress = await run(plan(6), tmp_path / "run", again)
+    assert (progress.kept, progress.complete) == (2, True)
+    assert len(again.generated) == 4 * 2
+    assert lines(tmp_path / "run")[:2] == kept
+    assert sorted(str(line["id"]) for line in lines(tmp_path / "run")) == [
+        f"q{i}" for i in range(6)
+    ]
+    nothing = ScriptedEngine(rightly)
+    await run(plan(6), tmp_path / "run", nothing)
+    assert nothing.generated == []
+
+
+async def test_a_line_torn_at_any_byte_costs_its_own_question_only(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    await run(plan(3), folder)
+    whole = (folder / "results.jsonl").read_bytes()
+    for size in range(0, len(whole), 7):
+        torn = whole[:size]
+        (folder / "results.jsonl").write_bytes(torn)
+        assert len(read_run(folder).results) == torn.count(b"\n")
+        engine = ScriptedEngine(rightly)
+        progress = await run(plan(3), folder, engine)
+        assert len(engine.generated) == 2 * (3 - torn.count(b"\n"))
+        assert progress.complete
+        assert [line["id"] for line in lines(folder)] == ["q0", "q1", "q2"]
+
+
+@pytest.mark.parametrize(
+    "mend", [lambda whole: b"{]\n" + whole, lambda whole: whole.split(b"\n")[0] + b"\n" + whole]
+)
+async def test_damage_is_named_with_its_line_and_not_passed_over(
+    tmp_path: Path, mend: Callable[[bytes], bytes]
+) -> None:
+    folder = tmp_path / "run"
+    await run(plan(2), folder)
+    damaged = mend((folder / "results.jsonl").read_bytes())
+    (folder / "results.jsonl").write_bytes(damaged)
+    engine = ScriptedEngine(rightly)
+    with pytest.raises(RecordingError, match=r"results\.jsonl: line [12] "):
+        await run(plan(2), folder, engine)
+    assert engine.generated == []
+    assert (folder / "results.jsonl").read_bytes() == damaged
+
+
+async def test_two_programs_at_one_run_do_not_mix(tmp_path: Path) -> None:
+    description = plan(2).description("x", Capabilities("scripted", 20, 64))
+    with (
+        RunWriter(tmp_path / "run", description),
+        pytest.raises(RecordingError, match="another program"),
+    ):
+        await run(plan(2), tmp_path / "run")
+    assert (await run(plan(2), tmp_path / "run")).complete
+
+
+# --- Other settings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        (plan(3, budget=3), "policy.budget 3 against 2"),
+        (replace(plan(3), sampling=Sampling(temperature=0.1)), "sampling.temperature"),
+        (replace(plan(3), seed=7), "seed 7 against 0"),
+        (replace(plan(3), answers="text"), "answers text"),
+        (plan(4), "number of questions 4 against 3"),
+        (replace(plan(3), asked=[*questions(4)][1:]), "questions and right answers"),
+    ],
+)
+async def test_other_settings_are_refused_before_anything_is_asked(
+    tmp_path: Path, other: EvaluationPlan, word: str
+) -> None:
+    await run(plan(3), tmp_path / "run")
+    before = lines(tmp_path / "run")
+    engine = ScriptedEngine(rightly)
+    with pytest.raises(InvalidSettingError, match=word):
+        check_plan(other, tmp_path / "run")
+    with pytest.raises(InvalidSettingError, match=word):
+        await run(other, tmp_path / "run", engine)
+    assert engine.generated == []
+    assert lines(tmp_path / "run") == before
+
+
+async def test_another_model_or_k_is_refused_but_another_address_is_not(tmp_path: Path) -> None:
+    await run(plan(3), tmp_path / "run")
+    with pytest.raises(InvalidSettingError, match="k 5 against 20"):
+        await run(plan(3), tmp_path / "run", ScriptedEngine(rightly, top_k=5))
+    check_plan(plan(3), tmp_path / "run")
+    check_plan(replace(plan(3), path="elsewhere.csv", questions_at_once=9), tmp_path / "run")
+
+
+async def test_a_run_without_a_verdict_takes_other_settings(tmp_path: Path) -> None:
+    with pytest.raises(MissingLogprobsError):
+        await run(plan(3, "deepconf-low"), tmp_path / "run", ScriptedEngine(rightly, top_k=0))
+    assert (await run(plan(3), tmp_path / "run")).complete
+    assert read_run(tmp_path / "run").description.settings["policy"]["name"] == "majority"
+
+
+async def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious", encoding="utf-8")
+    with pytest.raises(InvalidSettingError, match=r"thesis\.txt"):
+        check_plan(plan(1), tmp_path)
+    with pytest.raises(InvalidSettingError, match=r"run\.json"):
+        read_run(tmp_path)
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "run.json").write_text('{"schema_version": 99}', encoding="utf-8")
+    with pytest.raises(RecordingError, match="version 99"):
+        check_plan(plan(1), tmp_path / "newer")
+
+
+# --- Failures -------------------------------------------------------------------------------------
+
+
+async def test_a_question_that_fails_is_kept_with_its_reason_and_asked_again(
+    tmp_path: Path,
+) -> None:
+    progress = await run(plan(4), tmp_path / "run", ScriptedEngine(failing(1)))
+    assert not progress.complete
+    [failed] = [result for result in progress.results if result.failed]
+    assert (failed.id, failed.correct, failed.ended, failed.tokens) == ("q1", None, "failed", 4)
+    assert "the engine is gone" in str(failed.error)
+    assert len(lines(tmp_path / "run")) == 4
+    engine = ScriptedEngine(rightly)
+    progress = await run(plan(4), tmp_path / "run", engine)
+    assert progress.complete
+    assert len(engine.generated) == 2
+    assert [line["id"] for line in lines(tmp_path / "run")] == ["q0", "q2", "q3", "q1"]
+
+
+async def test_an_engine_that_is_gone_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
+    engine = ScriptedEngine(failing(*range(2, 9)))
+    with pytest.raises(AllTracesFailedError, match="the engine is gone"):
+        await run(plan(9), tmp_path / "run", engine)
+    results = read_run(tmp_path / "run").results
+    assert [(result.id, result.failed) for result in results] == [
+        *(("q0", False), ("q1", False)),
+        *(("q2", True), ("q3", True), ("q4", True)),
+    ]
+    assert (await run(plan(9), tmp_path / "run")).complete
+
+
+async def test_failures_with_successes_between_them_do_not_end_the_run(tmp_path: Path) -> None:
+    progress = await run(plan(9), tmp_path / "run", ScriptedEngine(failing(0, 2, 4, 6, 8)))
+    assert [result.failed for result in progress.results] == [True, False] * 4 + [True]
+
+
+async def test_a_disk_that_refuses_ends_the_run_without_half_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = RunWriter.append
+
+    def refuse(self: RunWriter, result: QuestionResult) -> None:
+        if result.id == "q2":
+            real = self._file
+            self._file = _Full(real.fileno())
+            try:
+                append(self, result)
+            finally:
+                self._file.close()
+                self._file = real
+        append(self, result)
+
+    monkeypatch.setattr(RunWriter, "append", refuse)
+    with pytest.raises(RecordingError, match="No space left"):
+        await run(plan(4), tmp_path / "run")
+    monkeypatch.undo()
+    assert [line["id"] for line in lines(tmp_path / "run")] == ["q0", "q1"]
+    assert (await run(plan(4), tmp_path / "run")).complete
+
+
+class _Full:
+    """A file on a disk that has room for ten more bytes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = open(descriptor, "r+b", buffering=0, closefd=False)  # noqa: SIM115
+        self._room = 10
+
+    def write(self, data: memoryview) -> int:
+        if not self._room:
+            raise OSError(28, "No space left on device")
+        taken, self._room = self._room, 0
+        return self._file.write(data[:taken])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
+# --- Traces ---------------------------------------------------------------------------------------
+
+
+async def test_traces_are_recorded_beside_the_run(tmp_path: Path) -> None:
+    engine = ScriptedEngine(failing(2))
+    await run(plan(4), tmp_path / "run", engine, pool=tmp_path / "pool")
+    await run(plan(4), tmp_path / "run", pool=tmp_path / "pool")
+    pool = Pool.open(tmp_path / "pool")
+    assert (pool.model, pool.top_k) == ("scripted", 20)
+    assert {question.id: question.traces for question in pool.questions} == {
+        f"q{i}": 2 for i in range(4)
+    }
+    for question in pool.questions:
+        assert pool.traces(question.id).correct.all()
+
+
+async def test_a_pool_of_other_settings_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    await run(plan(2), tmp_path / "one", pool=tmp_path / "pool")
+    engine = ScriptedEngine(rightly)
+    hotter = replace(plan(2), sampling=Sampling(temperature=1.0))
+    with pytest.raises(RecordingError, match="sampling"):
+        await run(hotter, tmp_path / "two", engine, pool=tmp_path / "pool")
+    assert engine.generated == []
+
+
+async def test_without_right_answers_there_are_verdicts_and_no_grades(tmp_path: Path) -> None:
+    ungraded: Sequence[Asked] = [
+        Asked.as_it_is(DatasetQuestion("a", "What is 1 * 10?", None, "line 1"))
+    ]
+    progress = await run(replace(plan(), asked=ungraded), tmp_path / "run")
+    assert [(one.answer, one.correct) for one in progress.results] == [("10", None)]

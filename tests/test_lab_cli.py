@@ -1,0 +1,248 @@
+"""`conviction lab` and `conviction lab diagnose`, run in process on a small pool."""
+
+import json
+import re
+import shutil
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import lab_traces
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from conviction.cli import lab_progress
+from conviction.cli.main import run
+from conviction.recordings import PoolMeta, PoolWriter
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lab_traces.on_disk(tmp_path_factory.mktemp("lab") / "pool")
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lab_traces.on_disk(tmp_path_factory.mktemp("lab") / "answers", top_k=0)
+
+
+class Page(HTMLParser):
+    """What a page holds, and everything that it would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.words = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [f"{name}={value}" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+    def check_it_loads_nothing(self) -> None:
+        assert self.loads == []
+        assert not {"script", "link", "iframe", "img", "object", "image", "use"} & set(self.tags)
+        assert not re.search(r"https?://|url\((?!#)|@import", self.source)
+
+
+def test_the_usual_policies_are_compared_without_being_named(
+    pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lab", str(pool), "--repeats", "4"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "policy",
+        "majority@12",
+        "single",
+        "adaptive-consistency@12",
+        "esc@12",
+        "deepconf-low@12",
+        "deepconf-high@12",
+        "deepconf-offline@12",
+        "best-of-n@12",
+        "borda@12",
+    ]
+    assert "\x1b" not in out
+    assert "a model <b>: 6 questions, 12 traces each, 4 draws per question" in err
+    assert "6 questions resolve only large differences" in err
+
+
+def test_json_holds_every_figure_with_its_interval(
+    pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["lab", str(pool), "--json", "--quiet", "--budget", "8", "--seed", "3"]
+    policies = ["--policy", "deepconf-low:warmup=4,window=8", "--policy", "majority"]
+    assert run([*command, *policies, "--baseline", "majority", "--concurrency", "2"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert err == ""
+    assert (found["questions"], found["repeats"], found["seed"]) == (6, 64, 3)
+    assert found["baseline"] == "majority@8"
+    majority, low = found["policies"]
+    assert majority["saving"] == 0
+    assert low["policy"] == "deepconf-low@8 warmup=4 window=8"
+    assert low["spec"] == "deepconf-low:warmup=4,window=8"
+    assert (low["budget"], low["concurrency"]) == (8, 2)
+    for name in ("accuracy", "difference", "tokens", "saving", "path"):
+        assert low[f"{name}_low"] <= low[name] <= low[f"{name}_high"]
+    assert low["difference"] == pytest.approx(low["accuracy"] - majority["accuracy"])
+    assert 4 <= low["started"] <= 8
+    assert run([*command, *policies, "--baseline", "majority", "--concurrency", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_a_sweep_shows_the_front_and_writes_every_candidate(
+    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, page = tmp_path / "all.parquet", tmp_path / "sweep.html"
+    command = ["lab", str(pool), "--sweep", "--repeats", "1", "--processes", "1"]
+    specs = ["--policy", "majority", "--policy", "adaptive-consistency"]
+    assert run([*command, *specs, "--out", str(table), "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    rows = pq.read_table(table).to_pylist()
+    assert len(rows) == 5 + 4 * 3
+    front = [row["policy"] for row in rows if row["on_front"]]
+    assert 0 < len(front) < len(rows)
+    assert all(name in out for name in front)
+    assert len(out.splitlines()) == 1 + len(front)
+    assert "accuracy % on the 3 others" in out
+    whole = Page(page)
+    whole.check_it_loads_nothing()
+    assert "The front of 17 policies" in whole.words
+
+
+def test_the_report_is_one_file_that_loads_nothing(pool: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert run(["lab", str(pool), "--repeats", "2", "--html", str(page), "--quiet"]) == 0
+    report = Page(page)
+    report.check_it_loads_nothing()
+    assert "a model <b>: policies compared on recorded traces" in report.words
+    assert report.tags.count("svg") == 3
+    assert report.tags.count("tr") == 1 + 9
+    for words in ("accuracy, %", "tokens per question", "Bars are 95% intervals", "deepconf-low"):
+        assert words in report.words
+    # Text takes the page's colour, so that it reads on light and on dark.
+    assert 'fill="currentColor"' in report.source
+    assert not re.search(r'<text[^>]*fill="(?!currentColor)', report.source)
+
+
+def test_a_pool_of_answers_runs_what_it_can_and_says_what_it_cannot(
+    answers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies = ["--policy", "majority", "--policy", "deepconf-low"]
+    assert run(["lab", str(answers), "--repeats", "2", *policies]) == 0
+    out, err = capsys.readouterr()
+    assert "majority@12" in out
+    assert "deepconf-low" not in out
+    assert "left out: deepconf-low@12: it needs token confidences" in err
+    assert run(["lab", str(answers), "--policy", "deepconf-low"]) == 2
+    assert "this pool holds answers only" in capsys.readouterr().err
+    assert run(["lab", "diagnose", str(answers)]) == 2
+    assert "this pool holds answers only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--budget", "13"], "draw 13 traces of question 'question 0': 12 complete traces"),
+        (["--policy", "majorty"], "Did you mean 'majority'"),
+        (["--policy", "esc:widow=3"], "Its settings: budget, window"),
+        (["--concurrency", "0"], "concurrency must be at least 1"),
+        (["--repeats", "0"], "repeats must be"),
+        (["--processes", "0"], "processes must be"),
+        (["--html", "nowhere/report.html"], "its folder does not exist"),
+        (["--out", "."], "it is a folder"),
+    ],
+)
+def test_wrong_use_is_refused_before_any_work(
+    pool: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lab", str(pool), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in " ".join(err.split())
+
+
+def test_a_pool_of_mixed_k_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed = lab_traces.on_disk(tmp_path / "mixed")
+    other = lab_traces.on_disk(tmp_path / "other", top_k=5)
+    for folder, k in ((mixed, 20), (other, 5)):
+        with PoolWriter(folder, PoolMeta("a model <b>", k, "number")) as writer:
+            writer.compact()
+    shutil.copy(other / "part-000000.parquet", mixed / "part-000001.parquet")
+    assert run(["lab", str(mixed)]) == 1
+    assert "k 5 against 20" in capsys.readouterr().err.replace("20 against 5", "5 against 20")
+
+
+def test_a_narrow_terminal_loses_columns_and_says_so(
+    pool: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("conviction.cli.lab.table_console", lambda: Console(width=70))
+    assert run(["lab", str(pool), "--repeats", "1", "--policy", "majority"]) == 0
+    out, err = capsys.readouterr()
+    assert "tokens" in out
+    assert "cancelled" not in out
+    assert "Too narrow for" in err
+    assert "cancelled" in err
+
+
+def test_the_diagnosis_ends_with_a_plain_sentence(
+    pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lab", "diagnose", str(pool), "--repeats", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "AUROC among votes" in out
+    assert "share of the vote" in out
+    assert out.splitlines()[-1].startswith(("Use majority", "Confidence helps here"))
+
+
+def test_the_diagnosis_is_also_json_and_a_page(
+    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "diagnosis.html"
+    command = ["lab", "diagnose", str(pool), "--repeats", "2", "--json", "--html", str(path)]
+    assert run(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {one["metric"] for one in found["rankings"]} == {
+        "mean",
+        "bottom-10",
+        "lowest-group",
+        "tail",
+        "head",
+    }
+    assert sum(found["choice"]["questions"]) == found["questions"] == 6
+    page = Page(path)
+    page.check_it_loads_nothing()
+    assert found["advice"] in page.words
+    assert page.tags.count("svg") == 2
+
+
+def test_progress_shows_on_a_terminal_once_it_takes_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(force_terminal=True, width=100, stderr=True)
+    with lab_progress.question_bar(console, "replaying") as show:
+        show(1, 2)
+    assert "replaying" not in capsys.readouterr().err
+    monkeypatch.setattr(lab_progress, "_PATIENCE_SECONDS", 0.0)
+    shown = ""
+    with lab_progress.question_bar(console, "replaying") as show:
+        show(1, 2)
+        deadline = time.monotonic() + 10
+        while "1/2" not in shown and time.monotonic() < deadline:
+            time.sleep(0.01)
+            shown += capsys.readouterr().err
+    assert "replaying" in shown

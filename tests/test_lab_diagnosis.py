@@ -1,0 +1,167 @@
+"""Whether confidence helps, on traces of which that is known."""
+
+from dataclasses import replace
+from math import nan
+
+import lab_traces
+import numpy as np
+import pytest
+
+from conviction.confidence import Metric, measure
+from conviction.core import FinishReason
+from conviction.errors import InvalidSettingError
+from conviction.lab.advice import Choice, advise
+from conviction.lab.candidates import parse
+from conviction.lab.comparison import halves
+from conviction.lab.diagnosis import Diagnosis, diagnose
+from conviction.lab.replay import RecordedTrace
+from conviction.lab.sources import TracesInMemory
+from conviction.lab.statistics import Estimate
+from conviction.policies import DeepConfOffline
+
+RARELY_RIGHT = 0.3
+
+
+def find_out(bonus: float, odds: float = RARELY_RIGHT, questions: int = 24) -> Diagnosis:
+    return diagnose(lab_traces.in_memory(questions, 16, bonus=bonus, odds=odds), repeats=4)
+
+
+def test_where_right_traces_are_more_confident_a_filter_is_recommended() -> None:
+    found = find_out(bonus=4.0)
+    mean = found.rankings[0]
+    assert mean.metric is Metric.MEAN
+    assert mean.votes.low > 0.95
+    assert found.choice.elsewhere.low > 0
+    assert found.advice.startswith("Confidence helps here: use deepconf-offline:")
+    (candidate,) = parse([found.use], budgets=[16])
+    assert isinstance(candidate.policy, DeepConfOffline)
+    assert candidate.policy.metric is found.choice.metric
+    assert candidate.policy.keep == found.choice.keep
+    assert candidate.policy.window == found.choice.window
+
+
+@pytest.mark.parametrize("bonus", [0.0, -4.0])
+def test_where_they_are_not_majority_is_recommended(bonus: float) -> None:
+    found = find_out(bonus=bonus, odds=0.6)
+    assert found.use == "majority"
+    assert found.advice.startswith("Use majority")
+    assert found.choice.elsewhere.low <= 0
+    mean = found.rankings[0].votes
+    assert mean.low < 0.5
+    assert mean.high > 0.5 if bonus == 0 else mean.high < 0.05
+
+
+def test_what_helps_one_half_alone_is_not_recommended() -> None:
+    chooses = halves(20, seed=5)
+    source = TracesInMemory(
+        {
+            f"question {number}": lab_traces.recorded(
+                number, 16, bonus=4.0 if helped else -4.0, odds=RARELY_RIGHT if helped else 0.7
+            )
+            for number, helped in enumerate(chooses.tolist())
+        }
+    )
+    found = diagnose(source, repeats=2, seed=5)
+    assert found.choice.where_chosen.low > 0
+    assert found.choice.elsewhere.high < 0
+    assert found.use == "majority"
+    assert "does harm" in found.advice
+
+
+def test_where_all_traces_agree_there_is_nothing_to_tell() -> None:
+    found = find_out(bonus=2.0, odds=1.0, questions=4)
+    assert found.mixed == 0
+    assert found.use == "majority"
+    assert "nothing that confidence could tell apart" in found.advice
+    assert np.isnan(found.rankings[0].votes.value)
+    assert found.to_dict()["rankings"][0]["votes"]["value"] is None
+
+
+def test_the_ranking_is_that_of_each_question_by_itself() -> None:
+    # Between questions the order is reversed: right traces of the one lie below wrong of the other.
+    def trace(level: float, *, correct: bool) -> RecordedTrace:
+        right, wrong = (lab_traces.recorded(0, 30, odds=odds)[0] for odds in (1.0, 0.0))
+        values = np.full(20, level, np.float32)
+        return replace(right if correct else wrong, tokens=20, confidences=values)
+
+    low = [trace(4.0, correct=True), trace(3.0, correct=False)]
+    high = [trace(9.0, correct=True), trace(8.0, correct=False)]
+    found = diagnose(TracesInMemory({"low": low, "high": high}), repeats=1)
+    assert {one.votes.value for one in found.rankings} == {1.0}
+
+
+def test_silent_and_cut_traces_rank_among_all_traces_but_not_among_votes() -> None:
+    traces = lab_traces.recorded(1, 12)
+    silent = replace(traces[0], answer=None, correct=False, confidences=None)
+    silent.confidences = np.full(silent.tokens, 30, np.float32)
+    cut = replace(silent, finish=FinishReason.LENGTH, answer=traces[1].answer)
+    found = diagnose(TracesInMemory({"a": [*traces, silent, cut], "b": traces}), repeats=1)
+    mean = found.rankings[0]
+    assert mean.all.value < mean.votes.value
+    scores = [
+        measure(Metric.MEAN, one.confidences, 1) for one in traces if one.confidences is not None
+    ]
+    right = [one.correct for one in traces]
+    pairs = [
+        a > b
+        for a, r in zip(scores, right, strict=True)
+        if r
+        for b, s in zip(scores, right, strict=True)
+        if not s
+    ]
+    assert mean.votes.value == pytest.approx(np.mean(pairs))
+
+
+def test_better_and_worse_account_for_the_difference() -> None:
+    for effect in find_out(bonus=1.0).filters:
+        assert effect.difference.value == pytest.approx(effect.better.value - effect.worse.value)
+
+
+def test_the_calibration_holds_every_question_once() -> None:
+    found = find_out(bonus=0.0)
+    assert sum(one.questions for one in found.calibration) == pytest.approx(24)
+    assert all(one.low <= one.share <= one.high + 1e-6 for one in found.calibration)
+    distances = [abs(one.share - one.accuracy.value) * one.questions for one in found.calibration]
+    assert found.calibration_error == pytest.approx(sum(distances) / 24)
+
+
+def test_the_same_seed_finds_the_same_in_one_process_or_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conviction.lab.workers.WORTHWHILE_SECONDS", 0.0)
+    source = lab_traces.in_memory()
+    told: list[tuple[int, int]] = []
+    alone = diagnose(source, repeats=2)
+    together = diagnose(
+        source, repeats=2, processes=2, on_progress=lambda *how_far: told.append(how_far)
+    )
+    assert alone.to_dict() == together.to_dict()
+    assert told == [(done, 12) for done in range(1, 13)]
+
+
+def test_answers_alone_cannot_be_diagnosed() -> None:
+    with pytest.raises(InvalidSettingError, match="answers only"):
+        diagnose(lab_traces.in_memory(top_k=0))
+
+
+GAIN, NONE, LOSS = (Estimate(x, x - 0.02, x + 0.02) for x in (0.05, 0.0, -0.05))
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "words", "use"),
+    [
+        (GAIN, GAIN, "Confidence helps here", "deepconf-offline:keep=0.5"),
+        (GAIN, NONE, "no gain from confidence could be shown", "majority"),
+        (GAIN, LOSS, "does harm", "majority"),
+        (NONE, GAIN, "no filter beats it even on the 10", "majority"),
+        (GAIN, Estimate(nan, nan, nan), "no gain", "majority"),
+    ],
+)
+def test_the_advice_follows_the_other_half(
+    here: Estimate, there: Estimate, words: str, use: str
+) -> None:
+    choice = Choice(Metric.TAIL, None, 0.5, "deepconf-offline:keep=0.5", (10, 11), here, there)
+    advice, spec = advise(choice, Estimate(0.7, 0.6, 0.8), 9)
+    assert words in advice
+    assert "70% of all pairs" in advice
+    assert spec == use

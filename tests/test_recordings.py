@@ -1,0 +1,367 @@
+"""What is appended to a pool is read from it again, whatever becomes of it on disk."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorded import META, made_up
+
+from conviction.core import FinishReason, Question, Sampling
+from conviction.errors import RecordingError
+from conviction.recordings import (
+    Pool,
+    PoolMeta,
+    PoolWriter,
+    RecordedTrace,
+    pack,
+    prompt_hash,
+)
+
+
+def recorded(folder: Path, *rows: RecordedTrace, meta: PoolMeta = META) -> Path:
+    """A pool of these rows, all of them in a part."""
+    with PoolWriter(folder, meta) as writer:
+        writer.append(*rows)
+        writer.compact()
+    return folder
+
+
+def assert_same(pool: Pool, rows: list[RecordedTrace]) -> None:
+    """Check that a pool holds exactly these rows."""
+    questions = dict.fromkeys(row.question_id for row in rows)
+    assert [question.id for question in pool.questions] == list(questions)
+    for question in pool.questions:
+        expected = sorted(
+            (row for row in rows if row.question_id == question.id), key=lambda row: row.number
+        )
+        traces = pool.traces(question.id)
+        assert question.traces == len(traces) == len(expected)
+        assert (question.gold, question.text) == (expected[0].gold, expected[0].question)
+        assert pool.texts(question.id) == tuple(row.text for row in expected)
+        assert traces.ids.tolist() == [row.number for row in expected]
+        assert traces.seeds.tolist() == [row.seed for row in expected]
+        assert traces.tokens.tolist() == [row.tokens for row in expected]
+        assert traces.answers == tuple(row.answer for row in expected)
+        assert traces.finish == tuple(row.finish for row in expected)
+        assert traces.correct.tolist() == [bool(row.correct) for row in expected]
+        assert traces.seconds.tolist() == [row.ended - row.started for row in expected]
+        assert traces.confidences is not None
+        for found, row in zip(traces.confidences, expected, strict=True):
+            np.testing.assert_array_equal(found, row.confidences)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    order=st.permutations([(question, number) for question in "ab" for number in range(5)]),
+    cuts=st.lists(st.integers(1, 9), max_size=3),
+    journal_bytes=st.sampled_from([1, 900, 1 << 20]),
+)
+def test_traces_come_back_however_appends_and_parts_are_cut(
+    order: list[tuple[str, int]],
+    cuts: list[int],
+    journal_bytes: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    rows = [made_up(question, number, tokens=number * 3) for question, number in order]
+    folder = tmp_path_factory.mktemp("pool")
+    for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(rows)], strict=True):
+        with PoolWriter(folder, META, journal_bytes=journal_bytes) as writer:
+            writer.append(*rows[begin:end])
+    assert_same(Pool.open(folder), rows)
+
+
+def test_a_reader_sees_what_is_recorded_while_the_writer_is_at_work(tmp_path: Path) -> None:
+    rows = [made_up("a", number) for number in range(4)]
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(rows[0])
+        before = Pool.open(tmp_path)
+        writer.append(rows[1])
+        writer.compact()
+        writer.append(*rows[2:])
+        assert_same(Pool.open(tmp_path), rows)
+        assert len(before.traces("a")) == 1
+
+
+def test_a_packed_pool_is_one_file_that_says_the_same(tmp_path: Path) -> None:
+    rows = [made_up(question, number) for number in (3, 0, 2) for question in "ba"]
+    pool = Pool.open(recorded(tmp_path / "pool", *rows))
+    pack(pool, tmp_path / "whole.parquet")
+    pack(pool, tmp_path / "short.parquet", keep_text=False)
+    packed = Pool.open(tmp_path / "whole.parquet")
+    assert packed.meta == pool.meta
+    assert_same(packed, rows)
+    assert set(Pool.open(tmp_path / "short.parquet").texts("a")) == {None}
+
+
+def test_a_pool_tells_model_k_sampling_and_kind_of_answer(tmp_path: Path) -> None:
+    pool = Pool.open(recorded(tmp_path, made_up("a", 0)))
+    assert (pool.model, pool.top_k, pool.answers) == ("made-up", 20, "number")
+    assert pool.sampling == Sampling(max_tokens=64)
+    assert pool.has_confidences
+    assert pool.sampling_known
+
+
+def test_a_pool_of_answers_has_no_confidences_and_refuses_who_needs_them(tmp_path: Path) -> None:
+    meta = replace(META, top_k=0, sampling=None)
+    pool = Pool.open(recorded(tmp_path, made_up("a", 0, confidences=None), meta=meta))
+    traces = pool.traces("a")
+    assert (pool.has_confidences, pool.sampling_known, traces.confidences) == (False, False, None)
+    with pytest.raises(RecordingError, match="answers only") as refused:
+        traces.require_confidences()
+    assert "majority" in refused.value.remedy
+
+
+def test_unknown_confidences_are_kept_and_a_trace_without_any_is_refused_where_they_count(
+    tmp_path: Path,
+) -> None:
+    some = np.array([np.nan, 5.0, np.nan], np.float32)
+    none = np.full(3, np.nan, np.float32)
+    rows = [
+        made_up("a", 0, tokens=3, confidences=some),
+        made_up("a", 1, tokens=3, confidences=none, finish=FinishReason.CANCELLED),
+        made_up("b", 7, tokens=3, confidences=none),
+    ]
+    pool = Pool.open(recorded(tmp_path, *rows))
+    assert_same(pool, rows)
+    assert len(pool.traces("a").require_confidences()) == 2
+    with pytest.raises(RecordingError, match="trace 7"):
+        pool.traces("b").require_confidences()
+
+
+def test_confidences_are_views_of_one_array(tmp_path: Path) -> None:
+    traces = Pool.open(recorded(tmp_path, made_up("a", 0), made_up("a", 1))).traces("a")
+    assert traces.confidences is not None
+    assert traces.flat is not None
+    assert traces.offsets.tolist() == [0, 12, 24]
+    assert all(np.shares_memory(values, traces.flat) for values in traces.confidences)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confidences": np.zeros(11, np.float32)}, r"\(11,\)"),
+        ({"confidences": np.zeros(12, np.float64)}, "float64"),
+        ({"confidences": None}, "none, and the pool's k is 20"),
+        ({"confidences": np.full(12, np.inf, np.float32)}, "infinite"),
+        ({"confidences": np.full(12, -1.0, np.float32)}, "negative"),
+        ({"number": -1}, "negative"),
+        ({"prompt_hash": "another"}, "prompt hash"),
+        ({"gold": "5"}, "gold"),
+    ],
+)
+def test_a_trace_that_does_not_fit_is_refused_by_name_and_nothing_of_its_append_is_kept(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(made_up("a", 0))
+        with pytest.raises(RecordingError, match=message):
+            writer.append(made_up("b", 0), replace(made_up("a", 1), **changes))
+        assert not writer.numbers("b")
+    assert_same(Pool.open(tmp_path), [made_up("a", 0)])
+
+
+def test_no_trace_is_recorded_twice(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(made_up("a", 0))
+        with pytest.raises(RecordingError, match="trace 0 of question 'a'"):
+            writer.append(made_up("a", 0))
+        with pytest.raises(RecordingError, match="trace 1 of question 'a'"):
+            writer.append(made_up("a", 1), made_up("a", 1))
+    assert_same(Pool.open(tmp_path), [made_up("a", 0)])
+
+
+def test_the_writer_knows_what_earlier_ones_recorded(tmp_path: Path) -> None:
+    recorded(tmp_path, made_up("a", 0), made_up("a", 2))
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(made_up("a", 3))
+    with PoolWriter(tmp_path, META) as writer:
+        assert writer.numbers("a") == {0, 2, 3}
+        assert writer.seeds("a") == {1000, 1002, 1003}
+        assert not writer.numbers("b")
+        answers = {made_up("a", number).answer for number in (0, 2, 3)}
+        assert writer.answers("a") == {answer.text: answer.key for answer in answers if answer}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (replace(META, model="another"), "model another against made-up"),
+        (replace(META, answers="math"), "kind of answer"),
+        (replace(META, sampling=Sampling(temperature=0.1)), "sampling"),
+        (replace(META, top_k=5), "k 5 against 20"),
+    ],
+)
+def test_traces_of_other_settings_belong_into_another_pool(
+    tmp_path: Path, other: PoolMeta, message: str
+) -> None:
+    recorded(tmp_path, made_up("a", 0))
+    with pytest.raises(RecordingError, match=message):
+        PoolWriter(tmp_path, other)
+
+
+MEASURE = """
+import json, sys, tracemalloc
+import pyarrow as pa
+from conviction.recordings import Pool
+Pool.open(sys.argv[1])  # so that modules and their making are not counted
+tracemalloc.start()
+pool = Pool.open(sys.argv[1])
+opened = tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory()
+tokens = sum(int(pool.traces(question.id).tokens.sum()) for question in pool.questions)
+read = tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory()
+print(json.dumps([opened, tokens, read]))
+"""
+
+
+def test_reading_takes_memory_for_one_question_and_not_for_the_pool(tmp_path: Path) -> None:
+    questions, traces, tokens = 20, 32, 50_000
+    with PoolWriter(tmp_path, META, journal_bytes=1 << 23) as writer:
+        for question in map(str, range(questions)):
+            writer.append(*(made_up(question, i, tokens=tokens) for i in range(traces)))
+        writer.compact()
+    # Arrow's memory is not Python's, so a process of its own counts both from nothing.
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, check=True, timeout=60
+    )
+    opened, read_tokens, read = json.loads(measured.stdout)
+    one = 4 * traces * tokens
+    assert read_tokens == questions * traces * tokens
+    assert opened < one
+    assert read < 6 * one  # of 20
+
+
+def test_reading_one_question_touches_its_own_row_groups_only(tmp_path: Path) -> None:
+    rows = [made_up(question, number, tokens=200_000) for question in "abc" for number in (0, 1)]
+    recorded(tmp_path, *rows)
+    part = tmp_path / "part-000000.parquet"
+    assert pq.read_metadata(part).num_row_groups == 3
+    damaged = bytearray(part.read_bytes())
+    first = pq.read_metadata(part).row_group(0)
+    offset = first.column(first.num_columns - 1).data_page_offset
+    damaged[offset : offset + 4096] = bytes(4096)
+    part.write_bytes(damaged)
+    pool = Pool.open(tmp_path)
+    assert len(pool.traces("c")) == 2
+    with pytest.raises(RecordingError, match=r"part-000000\.parquet"):
+        pool.traces("a")
+
+
+def overwrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    table = change(pq.read_table(path))
+    pq.write_table(table, path)
+
+
+def with_value(column: str, row: int, value: object) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table.column(column).to_pylist()
+        values[row] = value
+        position = table.schema.get_field_index(column)
+        field = table.schema.field(column)
+        return table.set_column(position, field, pa.array(values, field.type))
+
+    return change
+
+
+def with_metadata(version: int) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        description = table.schema.metadata[b"conviction"].replace(
+            b'"schema_version":1', f'"schema_version":{version}'.encode()
+        )
+        return table.replace_schema_metadata({b"conviction": description})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_metadata(2), "version 2.*Upgrade"),
+        (lambda table: table.replace_schema_metadata({}), "not one of recorded traces"),
+        (lambda table: table.drop_columns(["seed", "tokens"]), "missing: seed, tokens"),
+        (with_value("trace", 1, 0), r"row 2 of .*trace 0 of question 'a' is there already"),
+        (with_value("model", 1, "another"), r"row 2 of .*model is another"),
+        (with_value("top_k", 1, 5), r"row 2 of .*k is 5"),
+        (with_value("sampling", 1, None), r"row 2 of .*sampling is None"),
+        (with_value("gold", 1, "9"), r"row 2 of .*gold"),
+        (with_value("question_id", 1, None), r"row 2 of .*no id"),
+        (with_value("trace", 1, None), r"row 2 of .*no trace"),
+        (with_value("confidences", 1, [1.0]), "trace 1 of question 'a' has 12 tokens and 1"),
+        (with_value("confidences", 1, None), "trace 1 of question 'a' has 12 tokens and 0"),
+        (with_value("confidences", 1, [-1.0] * 12), "question 'a'.*negative"),
+        (with_value("finish", 1, "bored"), "'finish'.*bored"),
+        (lambda table: table.slice(0, 0), "no recorded trace"),
+    ],
+)
+def test_a_bad_part_is_refused_naming_file_and_row(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    recorded(tmp_path / "pool", made_up("a", 0), made_up("a", 1))
+    part = tmp_path / "pool" / "part-000000.parquet"
+    overwrite(part, change)
+    with pytest.raises(RecordingError, match=f"(?s){message}") as refused:
+        Pool.open(tmp_path / "pool").traces("a")
+    assert str(tmp_path) in str(refused.value)
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize("size", [0, 3, 500, -1])
+def test_a_truncated_part_is_refused(tmp_path: Path, size: int) -> None:
+    recorded(tmp_path, made_up("a", 0))
+    part = tmp_path / "part-000000.parquet"
+    part.write_bytes(part.read_bytes()[:size])
+    with pytest.raises(RecordingError, match=r"part-000000\.parquet: it is no whole Parquet file"):
+        Pool.open(tmp_path)
+
+
+def test_the_same_part_twice_is_refused(tmp_path: Path) -> None:
+    recorded(tmp_path, made_up("a", 0))
+    part = tmp_path / "part-000000.parquet"
+    (tmp_path / "part-000007.parquet").write_bytes(part.read_bytes())
+    (tmp_path / "journal-000001").unlink()
+    with pytest.raises(RecordingError, match=r"row 1 of .*part-000007\.parquet"):
+        Pool.open(tmp_path)
+
+
+def test_parts_of_other_models_do_not_mix(tmp_path: Path) -> None:
+    recorded(tmp_path / "a", made_up("a", 0))
+    recorded(tmp_path / "b", made_up("b", 0), meta=replace(META, model="another", top_k=20))
+    moved = tmp_path / "a" / "part-000001.parquet"
+    (tmp_path / "a" / "journal-000001").unlink()
+    moved.write_bytes((tmp_path / "b" / "part-000000.parquet").read_bytes())
+    with pytest.raises(RecordingError, match=r"part-000001.*model another against made-up"):
+        Pool.open(tmp_path / "a")
+
+
+def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="nothing of that name"):
+        Pool.open(tmp_path / "nowhere")
+    with pytest.raises(RecordingError, match="no recorded trace"):
+        Pool.open(tmp_path)
+    file = tmp_path / "notes.txt"
+    file.write_text("hello")
+    with pytest.raises(RecordingError, match="no whole Parquet file"):
+        Pool.open(file)
+    with pytest.raises(RecordingError, match="it is a file"):
+        PoolWriter(file, META)
+
+
+def test_an_unknown_question_is_refused(tmp_path: Path) -> None:
+    pool = Pool.open(recorded(tmp_path, made_up("a", 0)))
+    with pytest.raises(RecordingError, match="none of that id"):
+        pool.traces("z")
+
+
+def test_the_hash_of_a_prompt_depends_on_every_message() -> None:
+    first = prompt_hash(Question.ask("What?"))
+    assert first == prompt_hash(Question.ask("What?", id="another id"))
+    assert first != prompt_hash(Question.ask("What"))
+    assert len(first) == 16

@@ -1,0 +1,226 @@
+"""What other programs recorded becomes a pool, or is refused with the place that is wrong."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+
+from conviction.answers import kind
+from conviction.core import FinishReason, Sampling
+from conviction.errors import RecordingError
+from conviction.evaluation.grading import is_correct
+from conviction.recordings import Pool
+from conviction.recordings.importing import import_files
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "pools"
+
+
+def imported(*files: Path, into: Path, answers: str = "number") -> Pool:
+    compared = kind(answers)
+    try:
+        import_files(files, into, answers=compared, grade=is_correct)
+    finally:
+        compared.close()
+    return Pool.open(into)
+
+
+def saved(folder: Path, value: object, name: str = "run.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def deepconf(**changes: Any) -> dict[str, Any]:
+    trace = {
+        "stop_reason": "stop",
+        "text": "So it is \\boxed{4}.",
+        "token_ids": [1, 2, 3],
+        "num_tokens": 3,
+        "confs": [11.25, 12.5, 13.0],
+        "extracted_answer": "4",
+        "is_correct": True,
+    }
+    cut = {**trace, "stop_reason": "length", "text": "So it", "extracted_answer": None}
+    stopped = {**trace, "stop_reason": "gconf_threshold", "confs": [3.0]}
+    result = {
+        "question_id": 7,
+        "run_id": "0",
+        "question": "2 + 2?",
+        "ground_truth": "4",
+        "all_traces": [trace, cut, stopped],
+        "config": {"model_path": "somebody/model-8b", "window_size": 2048},
+    }
+    return {**result, **changes}
+
+
+def test_results_of_the_reference_implementation_become_a_pool(tmp_path: Path) -> None:
+    files = [
+        saved(tmp_path, deepconf(), "a.json"),
+        saved(tmp_path, deepconf(question_id=8, question="3 + 1?"), "b.json"),
+    ]
+    pool = imported(*files, into=tmp_path / "pool")
+    assert (pool.model, pool.top_k, pool.sampling_known) == ("somebody/model-8b", 20, False)
+    assert [(q.id, q.text, q.gold, q.traces) for q in pool.questions] == [
+        ("7", "2 + 2?", "4", 3),
+        ("8", "3 + 1?", "4", 3),
+    ]
+    traces = pool.traces("7")
+    assert traces.finish == (
+        FinishReason.STOP,
+        FinishReason.LENGTH,
+        FinishReason.LOW_CONFIDENCE,
+    )
+    assert traces.correct.tolist() == [True, False, False]
+    assert traces.tokens.tolist() == [3, 3, 1]
+    np.testing.assert_array_equal(traces.require_confidences()[0], [11.25, 12.5, 13.0])
+    assert pool.texts("7")[1] == "So it"
+
+
+def test_the_same_import_again_adds_nothing(tmp_path: Path) -> None:
+    file = saved(tmp_path, deepconf())
+    imported(file, into=tmp_path / "pool")
+    numbers = kind("number")
+    counts = import_files([file], tmp_path / "pool", answers=numbers, grade=is_correct)
+    assert counts == (0, 3)
+    with pytest.raises(RecordingError, match="question '7' stands in"):
+        imported(file, file, into=tmp_path / "pool")
+
+
+def token(*logprobs: float) -> dict[str, Any]:
+    return {
+        "token": "x",
+        "logprob": logprobs[0],
+        "top_logprobs": [{"token": "x", "logprob": value} for value in logprobs],
+    }
+
+
+def sample(epoch: int, answer: str, tokens: list[Any] | None, **changes: Any) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "message": {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        "stop_reason": "stop",
+    }
+    if tokens is not None:
+        choice["logprobs"] = {"content": tokens}
+    usage = {"input_tokens": 5, "output_tokens": 9}
+    values = {
+        "id": "first",
+        "epoch": epoch,
+        "input": [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2?"}],
+        "target": "4",
+        "output": {"model": "m", "choices": [choice], "usage": usage, "time": 2.5},
+    }
+    return {**values, **changes}
+
+
+def log(*samples: dict[str, Any]) -> dict[str, Any]:
+    config = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 512}
+    return {
+        "version": 2,
+        "status": "success",
+        "eval": {"model": "vllm/some-model", "model_generate_config": config},
+        "samples": list(samples),
+    }
+
+
+TOKENS = [token(-1.0, -2.0, -3.0), token(-0.5, -2.5, -3.0)]
+
+
+def test_an_inspect_log_with_log_probabilities_becomes_a_pool(tmp_path: Path) -> None:
+    samples = [sample(2, "\\boxed{5}", TOKENS[:1]), sample(1, "\\boxed{4}", TOKENS)]
+    whole = saved(tmp_path, log(*samples), "log.json")
+    archive = tmp_path / "log.eval"
+    with ZipFile(archive, "w") as file:
+        file.writestr("header.json", json.dumps({"eval": log()["eval"], "status": "success"}))
+        for one in samples:
+            file.writestr(f"samples/first_epoch_{one['epoch']}.json", json.dumps(one))
+    for number, path in enumerate((whole, archive)):
+        pool = imported(path, into=tmp_path / str(number))
+        assert (pool.model, pool.top_k) == ("vllm/some-model", 3)
+        assert pool.sampling == Sampling(temperature=0.6, top_p=0.95, max_tokens=512)
+        traces = pool.traces("first")
+        assert traces.correct.tolist() == [True, False]
+        assert [v.tolist() for v in traces.require_confidences()] == [[2.0, 2.0], [2.0]]
+        assert traces.prompt_tokens.tolist() == [5, 5]
+        assert traces.seconds.tolist() == [2.5, 2.5]
+        assert pool.questions[0].text == "2 + 2?"
+
+
+def test_an_inspect_log_without_log_probabilities_becomes_a_pool_of_answers(
+    tmp_path: Path,
+) -> None:
+    path = saved(tmp_path, log(sample(1, "\\boxed{4}", None)))
+    pool = imported(path, into=tmp_path / "pool")
+    assert not pool.has_confidences
+    assert pool.traces("first").tokens.tolist() == [9]
+
+
+def test_a_token_with_too_few_log_probabilities_is_unknown(tmp_path: Path) -> None:
+    path = saved(tmp_path, log(sample(1, "4", [*TOKENS, token(-1.0)])))
+    values = imported(path, into=tmp_path / "pool").traces("first").require_confidences()[0]
+    assert np.isnan(values).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"anything": 1}, "none of the known shapes; its fields: anything"),
+        (deepconf(all_traces=[{"text": "a", "confs": "many"}]), r"\$.all_traces\[0\].confs"),
+        (deepconf(all_traces=[{"text": "a"}]), "trace 0 has no confidences of single tokens"),
+        (deepconf(all_traces=[{"text": "a", "confs": [-1.0]}]), "trace 0 of question '7'"),
+        (log(sample(1, "4", None, output=3)), "sample 1 of"),
+        (log(sample(1, "4", TOKENS), sample(2, "4", None)), "epoch 2 of"),
+        (log(sample(1, "4", TOKENS, target=["4", "5"])), "several targets"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_with_the_place(
+    tmp_path: Path, value: object, message: str
+) -> None:
+    path = saved(tmp_path, value)
+    with pytest.raises(RecordingError, match=message):
+        imported(path, into=tmp_path / "pool")
+
+
+def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.pkl"
+    path.write_bytes(pickle.dumps(deepconf()))
+    with pytest.raises(RecordingError, match="pickles are not read"):
+        imported(path, into=tmp_path / "pool")
+
+
+def test_a_line_of_recorded_answers_that_is_wrong_is_named(tmp_path: Path) -> None:
+    good = {"problem_num": 0, "gold_answer": "70", "all_answers": [["70", 800], [None, 3]]}
+    path = tmp_path / "answers.jsonl"
+    for bad, message in (
+        ('{"problem_num": 1}', "line 2 .*all_answers"),
+        ('{"problem_num": 1, "all_answers": [["70", -1]]}', "line 2 .*negative"),
+        ("{", "line 2 .*no JSON"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + bad + "\n", encoding="utf-8")
+        with pytest.raises(RecordingError, match=message):
+            imported(path, into=tmp_path / "pool")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the pools (shared/data) are not at hand")
+@pytest.mark.parametrize(
+    "name", ["aime2025_gpt-oss-20b", "aime2024_Qwen3-4B", "aime2025_Phi-4-reasoning"]
+)
+def test_recorded_answers_become_a_pool_that_counts_as_its_file_does(
+    tmp_path: Path, name: str
+) -> None:
+    path = SHARED / f"{name}.jsonl"
+    pool = imported(path, into=tmp_path / "pool", answers="math")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert (len(pool.questions), pool.has_confidences, pool.model) == (len(lines), False, name)
+    for line in lines:
+        traces = pool.traces(str(line["problem_num"]))
+        answers = line["all_answers"]
+        assert traces.tokens.tolist() == [tokens for _, tokens in answers]
+        assert [a.text if a else None for a in traces.answers] == [a or None for a, _ in answers]
+        assert traces.question.gold == line["gold_answer"]
+        # Answers of these contests are whole numbers, so equal strings are the least that is right.
+        equal = [answer == line["gold_answer"] for answer, _ in answers]
+        assert (traces.correct >= np.array(equal)).all()
