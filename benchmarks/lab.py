@@ -24,7 +24,7 @@ from conviction.core import Answer, FinishReason
 from conviction.evaluation.grading import is_correct
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import compare
-from conviction.lab.replay import RecordedTrace
+from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import PoolTraces
 from conviction.lab.trials import run_trials
 from conviction.recordings.importing import import_files
@@ -59,7 +59,7 @@ class Generated:
     def _noise(self) -> np.ndarray:
         return np.random.default_rng(0).gamma(9.0, 1.5, 4_000_000).astype(np.float32)
 
-    def traces(self, question_id: str) -> list[RecordedTrace]:
+    def traces(self, question_id: str) -> list[PlayedTrace]:
         random = np.random.default_rng(self.question_ids.index(question_id))
         traces = []
         for _ in range(self.size):
@@ -69,7 +69,7 @@ class Generated:
             values = self._noise[begin : begin + self.tokens] + np.float32(level)
             answer = Answer(key, key)
             traces.append(
-                RecordedTrace(
+                PlayedTrace(
                     self.tokens, FinishReason.STOP, answer, key == ANSWERS[0], np.abs(values)
                 )
             )

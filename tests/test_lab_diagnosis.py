@@ -14,7 +14,7 @@ from conviction.lab.advice import Choice, advise
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import halves
 from conviction.lab.diagnosis import Diagnosis, diagnose
-from conviction.lab.replay import RecordedTrace
+from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import TracesInMemory
 from conviction.lab.statistics import Estimate
 from conviction.policies import DeepConfOffline
@@ -79,7 +79,7 @@ def test_where_all_traces_agree_there_is_nothing_to_tell() -> None:
 
 def test_the_ranking_is_that_of_each_question_by_itself() -> None:
     # Between questions the order is reversed: right traces of the one lie below wrong of the other.
-    def trace(level: float, *, correct: bool) -> RecordedTrace:
+    def trace(level: float, *, correct: bool) -> PlayedTrace:
         right, wrong = (lab_traces.recorded(0, 30, odds=odds)[0] for odds in (1.0, 0.0))
         values = np.full(20, level, np.float32)
         return replace(right if correct else wrong, tokens=20, confidences=values)

@@ -19,7 +19,7 @@ from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import InvalidSettingError
 from conviction.gate import Gate
-from conviction.lab.replay import RecordedTrace, replay
+from conviction.lab.replay import PlayedTrace, replay
 from conviction.policies import (
     AdaptiveConsistency,
     BestOfN,
@@ -111,14 +111,14 @@ policies = st.one_of(
 )
 
 
-def recorded(played: list[Script], paces: list[float]) -> list[RecordedTrace]:
+def recorded(played: list[Script], paces: list[float]) -> list[PlayedTrace]:
     grouping = Grouping(NUMBERS)
-    traces: list[RecordedTrace] = []
+    traces: list[PlayedTrace] = []
     for script, pace in zip(played, paces, strict=True):
         found = NUMBERS.extract(script.text)
         answer = grouping.classify(found) if found else None
         traces.append(
-            RecordedTrace(
+            PlayedTrace(
                 script.confidences.size,
                 script.finish,
                 answer,
@@ -148,7 +148,7 @@ def live(policy: Policy, played: list[Script], paces: list[float], concurrency: 
     return virtual_time.run(main)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     policies,
     st.lists(scripts(), min_size=10, max_size=10),
@@ -176,14 +176,14 @@ def test_a_stop_is_found_where_the_gate_says(
     values: np.ndarray, window: int, threshold: float
 ) -> None:
     gate = Gate(window, threshold)
-    trace = RecordedTrace(values.size, FinishReason.STOP, None, confidences=values)
+    trace = PlayedTrace(values.size, FinishReason.STOP, None, confidences=values)
     assert trace.stop_position(gate) == gate.stop_position(values)
     for (metric, width), score in trace.scores.items():
         assert score == measure(Metric(metric), values, width)
 
 
-def even(tokens: int) -> RecordedTrace:
-    return RecordedTrace(tokens, FinishReason.STOP, None)
+def even(tokens: int) -> PlayedTrace:
+    return PlayedTrace(tokens, FinishReason.STOP, None)
 
 
 @pytest.mark.parametrize(("concurrency", "path"), [(1, 60), (2, 30 + 10), (3, 30), (inf, 30)])

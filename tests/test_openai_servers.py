@@ -87,6 +87,9 @@ def test_a_question_is_answered_and_every_token_is_counted(
 ) -> None:
     command = [sys.executable, "-m", "conviction", "think", QUESTION, "--base-url", server.url]
     options = ["--policy", policy, "--budget", "6", "--max-tokens", "120", "--json"]
+    if policy == "deepconf-low":
+        # Only the budget ends it, so that traces are there to be stopped.
+        options += ["--consensus", "1", "--quorum", "12", "--budget", "12"]
     environment = {**os.environ, "CONVICTION_CACHE": str(cache)}
     ask_once(server.url, cache)
     before = server.generated_tokens()
@@ -102,6 +105,8 @@ def test_a_question_is_answered_and_every_token_is_counted(
     generated = server.generated_tokens() - before
     stopped = sum(trace["finish"] not in ("stop", "length") for trace in verdict["traces"])
     counted = verdict["usage"]["generated"]
+    low = sum(trace["finish"] == "low_confidence" for trace in verdict["traces"])
+    assert (low > 0) == (policy == "deepconf-low")
     # What a server generates between the last token that we read and the close is never sent.
     assert counted <= generated <= counted + stopped * 32
 

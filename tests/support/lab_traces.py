@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from conviction.core import Answer, FinishReason
-from conviction.lab.replay import RecordedTrace
+from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import TracesInMemory, TraceSource
 from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings import RecordedTrace as Row
@@ -18,17 +18,17 @@ GOLD = "41"
 
 def recorded(
     seed: int, count: int, *, tokens: int = 40, bonus: float = 3.0, odds: float = 0.5
-) -> list[RecordedTrace]:
+) -> list[PlayedTrace]:
     """Traces of one question; right ones are more confident by `bonus`."""
     random = np.random.default_rng(seed)
-    traces: list[RecordedTrace] = []
+    traces: list[PlayedTrace] = []
     for _ in range(count):
         right = random.random() < odds
         key = GOLD if right else str(random.choice(ANSWERS[1:]))
         length = int(random.integers(tokens // 2, tokens))
         values = random.gamma(9.0, 1.0, length) + (bonus if right else 0.0)
         traces.append(
-            RecordedTrace(
+            PlayedTrace(
                 length,
                 FinishReason.STOP,
                 Answer(key, key),

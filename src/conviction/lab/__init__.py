@@ -2,7 +2,7 @@
 
 from conviction.lab.candidates import Candidate
 from conviction.lab.comparison import Row
-from conviction.lab.replay import Outcome, RecordedTrace, replay
+from conviction.lab.replay import Outcome, PlayedTrace, replay
 from conviction.lab.sources import PoolTraces, TracesInMemory, TraceSource
 from conviction.lab.statistics import Bootstrap, Estimate, auroc
 from conviction.lab.study import Plan, Study, study
@@ -14,8 +14,8 @@ __all__ = [
     "Estimate",
     "Outcome",
     "Plan",
+    "PlayedTrace",
     "PoolTraces",
-    "RecordedTrace",
     "Row",
     "Study",
     "TraceSource",

@@ -25,7 +25,7 @@ _NO_CONFIDENCES = np.empty(0, np.float32)
 
 
 @dataclass(eq=False)
-class RecordedTrace:
+class PlayedTrace:
     """A complete trace as it was recorded, and what was measured of it so far.
 
     Attributes:
@@ -118,7 +118,7 @@ class Outcome:
 
 def replay(
     policy: Policy,
-    traces: Sequence[RecordedTrace],
+    traces: Sequence[PlayedTrace],
     *,
     concurrency: float = inf,
     top_k: int = 20,
@@ -145,13 +145,14 @@ class _Running:
     began: float
     length: int
     finish: FinishReason
+    end: float
 
 
 class _Replay:
     def __init__(
         self,
         policy: Policy,
-        traces: Sequence[RecordedTrace],
+        traces: Sequence[PlayedTrace],
         concurrency: float,
         top_k: int,
         max_tokens: int,
@@ -179,7 +180,7 @@ class _Replay:
         while self._running and self._ended is None:
             end, trace = heappop(self._ends)
             running = self._running.get(trace)
-            if running is None or end != self._end(trace, running):
+            if running is None or end != running.end:
                 continue  # It was cancelled meanwhile.
             self._now = end
             self._act(self._policy.on_finished(self._conclude(trace, running)))
@@ -244,23 +245,19 @@ class _Replay:
         trace = self._started
         recorded = self._traces[trace]
         position = recorded.stop_position(gate) if gate else None
-        if position is None:
-            running = _Running(self._now, recorded.tokens, recorded.finish)
-        else:
-            running = _Running(self._now, position, FinishReason.LOW_CONFIDENCE)
-        self._running[trace] = running
+        length = recorded.tokens if position is None else position
+        finish = recorded.finish if position is None else FinishReason.LOW_CONFIDENCE
+        end = self._now + length * recorded.pace
+        self._running[trace] = _Running(self._now, length, finish, end)
         self._started += 1
-        heappush(self._ends, (self._end(trace, running), trace))
-
-    def _end(self, trace: int, running: _Running) -> float:
-        return running.began + running.length * self._traces[trace].pace
+        heappush(self._ends, (end, trace))
 
     def _cancel(self, trace: int) -> None:
         """Let it end now, as a cancelled trace that the policy still hears of."""
         running = self._running[trace]
         running.length = self._tokens_so_far(trace, running)
-        running.finish = FinishReason.CANCELLED
-        heappush(self._ends, (self._end(trace, running), trace))
+        running.finish, running.end = FinishReason.CANCELLED, self._now
+        heappush(self._ends, (self._now, trace))
 
     def _tokens_so_far(self, trace: int, running: _Running) -> int:
         pace = self._traces[trace].pace

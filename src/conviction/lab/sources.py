@@ -9,7 +9,7 @@ import numpy as np
 
 from conviction.core import FinishReason
 from conviction.errors import RecordingError
-from conviction.lab.replay import RecordedTrace
+from conviction.lab.replay import PlayedTrace
 from conviction.recordings import Pool
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
@@ -37,7 +37,7 @@ class TraceSource(Protocol):
         """Traces of a question, known without reading them."""
         ...
 
-    def traces(self, question_id: str) -> Sequence[RecordedTrace]:
+    def traces(self, question_id: str) -> Sequence[PlayedTrace]:
         """All complete traces of one question, in an order that never changes."""
         ...
 
@@ -52,7 +52,7 @@ class TracesInMemory:
         max_tokens: The most tokens that a trace was allowed.
     """
 
-    questions: Mapping[str, Sequence[RecordedTrace]]
+    questions: Mapping[str, Sequence[PlayedTrace]]
     top_k: int = 20
     max_tokens: int = 1 << 20
 
@@ -65,7 +65,7 @@ class TracesInMemory:
         """Traces of a question."""
         return len(self.questions[question_id])
 
-    def traces(self, question_id: str) -> Sequence[RecordedTrace]:
+    def traces(self, question_id: str) -> Sequence[PlayedTrace]:
         """All traces of one question."""
         return self.questions[question_id]
 
@@ -130,7 +130,7 @@ class PoolTraces:
         """Recorded traces of a question, those that did not complete included."""
         return self.pool.question(question_id).traces
 
-    def traces(self, question_id: str) -> list[RecordedTrace]:
+    def traces(self, question_id: str) -> list[PlayedTrace]:
         """All complete traces of one question, by number.
 
         Raises:
@@ -139,7 +139,7 @@ class PoolTraces:
         columns = self.pool.traces(question_id)
         confidences = columns.require_confidences() if self.top_k else [None] * len(columns)
         return [
-            RecordedTrace(tokens, finish, answer, correct, values)
+            PlayedTrace(tokens, finish, answer, correct, values)
             for tokens, finish, answer, correct, values in zip(
                 columns.tokens.tolist(),
                 columns.finish,

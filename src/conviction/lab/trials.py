@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from conviction.core import require_whole
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate
-from conviction.lab.replay import RecordedTrace, replay
+from conviction.lab.replay import PlayedTrace, replay
 from conviction.lab.sources import TraceSource
 from conviction.lab.workers import each_question
 
@@ -187,7 +187,7 @@ class _Draws:
                 repeat=repeat,
                 with_replacement=self.with_replacement,
             )
-            drawn: list[RecordedTrace] = [traces[position] for position in order.tolist()]
+            drawn: list[PlayedTrace] = [traces[position] for position in order.tolist()]
             full = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths[order])))
             for number, candidate in enumerate(self.candidates):
                 runs[number, repeat] = (
@@ -198,7 +198,7 @@ class _Draws:
 
 
 def _run(
-    candidate: Candidate, drawn: Sequence[RecordedTrace], source: TraceSource
+    candidate: Candidate, drawn: Sequence[PlayedTrace], source: TraceSource
 ) -> tuple[Any, ...]:
     outcome = replay(
         candidate.policy,

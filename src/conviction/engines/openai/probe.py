@@ -11,7 +11,6 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import anyio
-import msgspec
 
 from conviction.core import Message, Sampling
 from conviction.engines.base import TraceRequest
@@ -29,6 +28,14 @@ from conviction.engines.openai.requests import (
     trace_body,
 )
 from conviction.engines.openai.sse import EventParser
+from conviction.engines.openai.whole_answers import (
+    ANSWER,
+    COUNTED,
+    MODELS,
+    Choice,
+    Logprobs,
+    Model,
+)
 from conviction.errors import (
     EngineError,
     EngineUnavailableError,
@@ -53,89 +60,7 @@ _SAME, _SCALED = 0.15, 0.5
 _LEAST_SPREAD = 0.5
 _FREED_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
-_FILLED = -1000.0
-"""Servers stand in values below this for minus infinity."""
-
 _TOKEN_ID = "token_id:"  # noqa: S105  # how vLLM names a token by number
-
-
-class _Meta(msgspec.Struct):
-    n_ctx: int | None = None
-
-
-class _Model(msgspec.Struct):
-    id: str
-    owned_by: str | None = None
-    meta: _Meta | None = None
-    max_model_len: int | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
-
-
-class _Candidate(msgspec.Struct):
-    token: str = ""
-    logprob: float | None = None
-
-
-class _Token(msgspec.Struct):
-    token: str = ""
-    top_logprobs: list[_Candidate] | None = None
-
-
-class _Logprobs(msgspec.Struct):
-    """Log-probabilities of a whole answer, in the shape of either route."""
-
-    content: list[_Token] | None = None
-    tokens: list[str] | None = None
-    top_logprobs: list[dict[str, float | None] | None] | None = None
-
-    def places(self) -> list[list[tuple[str, float]]]:
-        """For each token the likeliest ones at its place; two may have the same name."""
-        pairs = [
-            *([(c.token, c.logprob) for c in t.top_logprobs or ()] for t in self.content or ()),
-            *(list((mapping or {}).items()) for mapping in self.top_logprobs or ()),
-        ]
-        return [
-            [(name, value) for name, value in place if value is not None and _FILLED < value <= 0]
-            for place in pairs
-        ]
-
-    def names(self) -> list[str]:
-        """How the tokens are called."""
-        return [*(token.token for token in self.content or ()), *(self.tokens or ())]
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    text: str | None = None
-    message: _Message | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
-
-
-class _Reason(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _Counted(msgspec.Struct):
-    choices: list[_Reason] | None = None
-    usage: object = None
-    timings: object = None
-
-
-_MODELS = msgspec.json.Decoder(_Models)
-_ANSWER = msgspec.json.Decoder(_Answer)
-_COUNTED = msgspec.json.Decoder(_Counted)
 
 
 async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
@@ -149,7 +74,7 @@ async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
         EngineUnavailableError: the server cannot be reached, or lists no model and none is named.
     """
     try:
-        listed = decode(await http.ask("GET", "/models"), _MODELS).data
+        listed = decode(await http.ask("GET", "/models"), MODELS).data
     except TemporarilyUnavailableError:
         raise
     except EngineUnavailableError:
@@ -165,7 +90,7 @@ async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
             remedy="Check the address: most servers want it to end in /v1. If it is right, name "
             "the model.",
         )
-    model = next((m for m in listed if name in (None, m.id)), _Model(id=name or ""))
+    model = next((m for m in listed if name in (None, m.id)), Model(id=name or ""))
     software = model.owned_by or next((m.owned_by for m in listed if m.owned_by), "") or ""
     return ServerFacts(
         model=model.id,
@@ -181,7 +106,7 @@ async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFac
     Raises:
         EngineError: the server cannot be reached, or refuses even the plainest request.
     """
-    asking = _Asking(http, route, facts.model)
+    asking = _Asking(http, route, facts.model, watched=_watched(facts.context))
     dialect, top_k, reason = await asking.find_dialect()
     asking.dialect, asking.top_k = dialect, top_k
     vllm_arguments = await asking.knows_token_ids()
@@ -213,6 +138,7 @@ class _Asking:
     model: str
     dialect: Dialect = field(default_factory=Dialect)
     top_k: int = 0
+    watched: int = _WATCHED
 
     async def find_dialect(self) -> tuple[Dialect, int, str]:
         """How it wants to be spoken to, the largest k, and why that is below `MOST_TOP_K`.
@@ -254,7 +180,7 @@ class _Asking:
             raise
         except EngineError:
             return False
-        logprobs = choice.logprobs or _Logprobs()
+        logprobs = choice.logprobs or Logprobs()
         names = [*logprobs.names(), *(name for place in logprobs.places() for name, _ in place)]
         return any(name.startswith(_TOKEN_ID) for name in names)
 
@@ -266,7 +192,7 @@ class _Asking:
             **count_fields("usage"),
         }
         try:
-            read = [decode(event, _COUNTED) for event in await self._streamed(body)]
+            read = [decode(event, COUNTED) for event in await self._streamed(body)]
         except EngineUnavailableError:
             raise
         except (EngineError, ValueError):
@@ -340,9 +266,9 @@ class _Asking:
 
     async def _watch_a_stream(self, seed: int) -> tuple[bool | None, bool | None, int | None]:
         before = await self._load()
-        body = self._body(_INVENT, _WATCHED, self.dialect, top_k=self.top_k, seed=seed)
+        body = self._body(_INVENT, self.watched, self.dialect, top_k=self.top_k, seed=seed)
         stream = await self.http.stream(self.route, body)
-        reader, parser, pieces = TraceReader(self.top_k, _WATCHED), EventParser(), 0
+        reader, parser, pieces = TraceReader(self.top_k, self.watched), EventParser(), 0
         try:
             async for piece in stream.pieces():
                 seen = reader.tokens
@@ -419,7 +345,7 @@ class _Asking:
         temperature: float = 1.0,
         seed: int = 1,
         extra: Json = NOTHING,
-    ) -> _Choice:
+    ) -> Choice:
         body = self._body(
             messages,
             tokens,
@@ -432,7 +358,7 @@ class _Asking:
         del body["stream_options"]
         answer = await self.http.ask("POST", self.route, body)
         try:
-            choices = decode(answer, _ANSWER).choices
+            choices = decode(answer, ANSWER).choices
         except ValueError:
             choices = []
         if not choices:
@@ -463,8 +389,13 @@ class _Asking:
         return trace_body(request, route=self.route, model=self.model, dialect=dialect)
 
 
-def _text(choice: _Choice) -> str:
+def _text(choice: Choice) -> str:
     message = choice.message
     if message is None:
         return choice.text or ""
     return f"{message.reasoning or message.reasoning_content}/{message.content}"
+
+
+def _watched(context: int | None) -> int:
+    """Tokens of a stream that is only begun, with room for its prompt."""
+    return max(1, min(_WATCHED, (context or 2 * _WATCHED) // 2))
