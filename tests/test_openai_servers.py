@@ -89,7 +89,7 @@ def test_a_question_is_answered_and_every_token_is_counted(
     options = ["--policy", policy, "--budget", "6", "--max-tokens", "120", "--json"]
     if policy == "deepconf-low":
         # Only the budget ends it, so that traces are there to be stopped.
-        options += ["--consensus", "1", "--quorum", "12", "--budget", "12"]
+        options[3:4] = ["12", "--consensus", "1", "--quorum", "12"]
     environment = {**os.environ, "CONVICTION_CACHE": str(cache)}
     ask_once(server.url, cache)
     before = server.generated_tokens()
