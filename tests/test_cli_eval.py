@@ -125,7 +125,8 @@ def finished(folder: Path) -> list[str]:
 async def until(folder: Path, count: int, process: Process) -> None:
     """Wait until so many questions have their line, or the command has ended."""
     with anyio.fail_after(40):
-        while len(finished(folder)) < count and process.returncode is None:
+        # Another process writes there, so nothing here could set an event.
+        while len(finished(folder)) < count and process.returncode is None:  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
 
@@ -160,8 +161,8 @@ async def test_a_run_that_is_killed_at_random_loses_nothing_and_doubles_nothing(
     tmp_path: Path, questions: Path
 ) -> None:
     folder = tmp_path / "run"
-    chance = random.Random(5)
-    server = Multiplier(seconds=0.15)
+    chance = random.Random(5)  # noqa: S311  # moments, not secrets
+    server = Multiplier(seconds=0.4)
     arguments = [
         *(str(questions), "-o", str(folder), "--policy", "majority", "--budget", "2"),
         *("--questions-at-once", "2"),
@@ -171,10 +172,10 @@ async def test_a_run_that_is_killed_at_random_loses_nothing_and_doubles_nothing(
         before: list[str] = []
         for _ in range(3):
             async with begun(*arguments, cache=tmp_path) as process:
-                await until(folder, min(len(before) + 1, QUESTIONS - 1), process)
+                await until(folder, len(before) + 1, process)
                 await anyio.sleep(chance.uniform(0, 0.2))
                 process.kill()
-                assert await process.wait() in (0, -signal.SIGKILL)
+                assert await process.wait() == -signal.SIGKILL
             after = finished(folder)
             assert after[: len(before)] == before
             assert len(after) > len(before)
@@ -230,10 +231,10 @@ async def test_failed_questions_are_told_left_out_and_asked_again(
     assert "6 of 7 questions right" in failed.out
     assert re.search("failed +1 of 8, not counted", failed.out)
     assert "no such thing" in failed.err
-    assert "leaves out 1 questions that failed" in failed.err
+    assert "leaves out what failed" in failed.err
     assert "6 of 8 questions right" in counted.out
     assert "7 of 8 questions right" in mended.out
-    assert server.traces[4] == 3
+    assert {server.traces[number] for number in range(QUESTIONS) if number != 4} == {1}
 
 
 async def test_an_engine_that_goes_ends_the_run_with_its_reason(
@@ -243,14 +244,14 @@ async def test_an_engine_that_goes_ends_the_run_with_its_reason(
     async with serving(Multiplier(seconds=0.1)) as scripted:
         arguments = [
             *(str(questions), "-o", str(folder), "--base-url", scripted.url),
-            *("--policy", "single", "--questions-at-once", "1"),
+            *("--policy", "single", "--questions-at-once", "3", "--restarts", "0"),
         ]
         async with begun(*arguments, cache=tmp_path) as process:
             await until(folder, 2, process)
             scripted.stop_listening()
             for task in list(scripted.tasks):
                 task.cancel()
-            with anyio.fail_after(50):
+            with anyio.fail_after(100):
                 assert await process.wait() == 1
     errors = (tmp_path / "err").read_text(encoding="utf-8")
     assert "error:" in errors

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,9 +24,11 @@ from conviction.errors import (
     RecordingError,
 )
 from conviction.evaluation.datasets import DatasetQuestion
+from conviction.evaluation.folder import RunWriter, read_run
+from conviction.evaluation.plan import EvaluationPlan, check_plan
 from conviction.evaluation.recording import Asked
-from conviction.evaluation.results import QuestionResult, RunWriter, read_run
-from conviction.evaluation.run import EvaluationPlan, EvaluationProgress, check_plan, evaluate
+from conviction.evaluation.results import QuestionResult
+from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.policies import policy
 from conviction.prompts import PromptStyle
 from conviction.recordings import Pool
@@ -213,6 +216,21 @@ async def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     nothing = ScriptedEngine(rightly)
     await run(plan(6), tmp_path / "run", nothing)
     assert nothing.generated == []
+
+
+async def test_a_verdict_that_is_in_when_ctrl_c_comes_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with anyio.CancelScope() as scope:
+
+        def grade(*_: object) -> bool:
+            anyio.from_thread.run_sync(scope.cancel)
+            return True
+
+        monkeypatch.setattr("conviction.evaluation.run.is_correct", grade)
+        await run(plan(3), tmp_path / "run")
+    assert scope.cancelled_caught
+    assert [(line["id"], line["correct"]) for line in lines(tmp_path / "run")] == [("q0", True)]
 
 
 async def test_a_line_torn_at_any_byte_costs_its_own_question_only(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.compare import compare, mcnemar
-from conviction.evaluation.results import QuestionResult, Run, RunData, RunDescription
+from conviction.evaluation.folder import Run
+from conviction.evaluation.results import QuestionResult, RunData, RunDescription
 from conviction.evaluation.summary import proportion, summarise
 from conviction.verdict import Usage
 
@@ -163,8 +164,8 @@ def test_failed_and_missing_questions_are_left_out_and_told() -> None:
     second = run([True, True, True], name="second")
     found = compare(first, second)
     assert (found.questions, found.only_second_right) == (2, 1)
-    assert any("1 questions are only in first" in note for note in found.notes)
-    assert any("1 questions that failed" in note for note in found.notes)
+    assert any("only first has: 1" in note for note in found.notes)
+    assert any("failed in one of the runs: 1" in note for note in found.notes)
     counted = compare(first, second, failures_wrong=True)
     assert (counted.questions, counted.only_second_right) == (3, 2)
 

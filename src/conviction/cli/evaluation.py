@@ -26,12 +26,11 @@ from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Engine
 from conviction.errors import ConvictionError
 from conviction.evaluation.compare import compare as compare_runs
-from conviction.evaluation.results import read_run
+from conviction.evaluation.folder import read_run
+from conviction.evaluation.plan import EvaluationPlan, check_plan
 from conviction.evaluation.run import (
-    EvaluationPlan,
     EvaluationProgress,
     ProgressListener,
-    check_plan,
     evaluate,
 )
 from conviction.evaluation.summary import Summary, summarise

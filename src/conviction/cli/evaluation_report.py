@@ -42,8 +42,7 @@ def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) 
         console.print(f"[yellow]failed:[/] {more} other reasons, in results.jsonl.")
     if not failures_wrong:
         console.print(
-            f"The accuracy leaves out {summary.failed} questions that failed; "
-            "--failures-wrong counts them as wrong.",
+            "The accuracy leaves out what failed; --failures-wrong counts it as wrong.",
         )
 
 

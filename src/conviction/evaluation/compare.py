@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from typing import Any
 
 import numpy as np
 
 from conviction.errors import InvalidSettingError
-from conviction.evaluation.results import QuestionResult, Run
+from conviction.evaluation.folder import Run
+from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.summary import estimate_to_dict, finite, proportion
 from conviction.lab.statistics import Bootstrap, Estimate
 
@@ -128,7 +128,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     tosses = only_first + only_second
     fewest = min(only_first, only_second)
     # Whole numbers of any size, so that thousands of questions lose no precision.
-    tail = sum(comb(tosses, heads) for heads in range(fewest + 1))
+    ways = tail = 1
+    for heads in range(1, fewest + 1):
+        ways = ways * (tosses - heads + 1) // heads
+        tail += ways
     return min(2 * tail / 2**tosses, 1.0)
 
 
@@ -168,12 +171,12 @@ def _notes(first: Run, second: Run, *, shared: int, paired: int) -> tuple[str, .
     notes: list[str] = []
     for run in (first, second):
         if len(run.results) > shared:
-            notes.append(f"{len(run.results) - shared} questions are only in {run.path}.")
+            notes.append(f"Questions that only {run.path} has: {len(run.results) - shared}.")
         if len(run.results) < run.description.data.questions:
             unfinished = f"{len(run.results)} of {run.description.data.questions}"
             notes.append(f"{run.path} is not complete: it has {unfinished} questions.")
     if shared > paired:
-        notes.append(f"{shared - paired} questions that failed in one of the runs are left out.")
+        notes.append(f"Left out, because they failed in one of the runs: {shared - paired}.")
     kinds = [run.description.settings.get("answers") for run in (first, second)]
     if kinds[0] != kinds[1]:
         notes.append(f"Answers were compared as {kinds[0]} in one and as {kinds[1]} in the other.")

@@ -1,0 +1,110 @@
+"""What to evaluate, and whether a folder takes it."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from math import ceil
+from os import PathLike
+from typing import Any
+
+import msgspec
+
+from conviction.core import Sampling, require, require_whole
+from conviction.engines.base import Capabilities
+from conviction.evaluation.folder import check_run
+from conviction.evaluation.recording import Asked
+from conviction.evaluation.results import RunData, RunDescription
+from conviction.policies.base import Conditions, Policy, Start
+from conviction.thinking import RESTARTS, TOP_K
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What to evaluate.
+
+    Attributes:
+        asked: The questions.
+        policy: Decides which traces to start, stop and count; a prototype.
+        answers: Name of the kind of answer.
+        sampling: How tokens are drawn.
+        seed: Seeds of all traces derive from it and the question's id.
+        restarts: How often a trace whose stream broke is begun again.
+        time_limit: Seconds after which the votes of a question so far decide it.
+        path: Where the questions were read, for people.
+        questions_at_once: Questions that are thought about at once; None for just as many as keep
+            the engine busy.
+
+    Raises:
+        InvalidSettingError: a value lies outside its range.
+    """
+
+    asked: Sequence[Asked]
+    policy: Policy
+    answers: str
+    sampling: Sampling
+    seed: int = 0
+    restarts: int = RESTARTS
+    time_limit: float | None = None
+    path: str = ""
+    questions_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        require_whole("restarts", self.restarts, low=0)
+        if self.time_limit is not None:
+            require("time_limit", self.time_limit, low=0)
+        if self.questions_at_once is not None:
+            require_whole("questions_at_once", self.questions_at_once, low=1)
+
+    def description(self, engine: str, capabilities: Capabilities | None) -> RunDescription:
+        """The run that this plan makes on an engine, of which nothing may be known yet."""
+        settings: dict[str, Any] = {
+            "policy": self.policy.settings(),
+            "answers": self.answers,
+            "sampling": asdict(self.sampling),
+            "seed": self.seed,
+            "restarts": self.restarts,
+            "time_limit": self.time_limit,
+        }
+        rows = [(one.recorded.id, one.recorded.text, one.recorded.gold) for one in self.asked]
+        prompts = [(one.recorded.id, one.recorded.prompt_hash) for one in self.asked]
+        return RunDescription(
+            settings=settings,
+            model=capabilities.model if capabilities else None,
+            top_k=min(TOP_K, capabilities.top_k) if capabilities else None,
+            data=RunData(self.path, len(rows), _hash(sorted(rows)), _hash(sorted(prompts))),
+            engine=engine,
+            versions={"conviction": version("conviction"), "python": platform.python_version()},
+            begun=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def at_once(self, capabilities: Capabilities) -> int:
+        """How many questions to think about at once.
+
+        With one more than fills the engine with first traces it is never short of work; the
+        engine queues whatever is too much.
+        """
+        if self.questions_at_once is not None:
+            return self.questions_at_once
+        conditions = Conditions(
+            capabilities.concurrency, self.sampling.max_tokens, min(TOP_K, capabilities.top_k)
+        )
+        actions = self.policy.fresh().begin(conditions)
+        first = sum(action.count for action in actions if isinstance(action, Start))
+        return ceil(capabilities.concurrency / max(first, 1)) + 1
+
+
+def check_plan(plan: EvaluationPlan, path: str | PathLike[str]) -> None:
+    """Check whether a plan may begin in a folder or go on there, as far as no engine is needed.
+
+    Raises:
+        InvalidSettingError: the folder holds a run of other settings or data, or something else.
+        RecordingError: it is damaged, or comes from a newer version.
+    """
+    check_run(path, plan.description("", None))
+
+
+def _hash(rows: Sequence[Any]) -> str:
+    return sha256(msgspec.json.encode(rows)).hexdigest()
