@@ -162,7 +162,7 @@ async def test_a_run_that_is_killed_at_random_loses_nothing_and_doubles_nothing(
 ) -> None:
     folder = tmp_path / "run"
     chance = random.Random(5)  # noqa: S311  # moments, not secrets
-    server = Multiplier(seconds=0.4)
+    server = Multiplier(seconds=0.6)
     arguments = [
         *(str(questions), "-o", str(folder), "--policy", "majority", "--budget", "2"),
         *("--questions-at-once", "2"),
