@@ -69,3 +69,22 @@ def test_the_second_command_installs_for_development_and_runs_every_test() -> No
 def test_every_conviction_command_in_the_readme_is_understood() -> None:
     commands = re.findall(r"^conviction (models|doctor)(?: .*)?$", README, re.MULTILINE)
     assert set(commands) == {"models", "doctor"}
+
+
+@pytest.mark.parametrize(
+    "begins", ["conviction lab examples/", "conviction lab diagnose examples/"]
+)
+def test_the_first_commands_of_the_lab_run_as_printed(begins: str) -> None:
+    (line,) = [line for line in README.splitlines() if line.startswith(begins)]
+    _, *arguments = shlex.split(line, comments=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "conviction", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert result.returncode == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert "majority@16" in said or "Use majority" in said

@@ -24,7 +24,7 @@ from conviction.verdict import Verdict
 
 DEFAULT_POLICY = "deepconf-high"
 """Of the policies here, the one that keeps the accuracy of majority voting at fewest tokens on the
-embedded default model (benchmarks/README.md)."""
+embedded default model (docs/results)."""
 MOST_CHARACTERS = 1_000_000
 """A longer question is a mistake: no context holds it."""
 

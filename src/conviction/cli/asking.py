@@ -60,8 +60,9 @@ def with_prompts(
     return tuple(Asked.of(item, answers=answers, style=style or usual) for item in questions)
 
 
-def embedded(model: ModelFile, asked: Sequence[Asked], sampling: Sampling) -> Engine:
+def embedded(model: ModelFile | None, asked: Sequence[Asked], sampling: Sampling) -> Engine:
     """The embedded engine with room for the longest question and its traces."""
+    assert model is not None  # noqa: S101  # there is a model where there is no server
     # No tokenizer is at hand yet, but no token is shorter than a byte.
     longest = max(
         sum(len(message.content.encode()) + _TEMPLATE for message in one.question.messages)

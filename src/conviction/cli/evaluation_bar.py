@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from conviction.cli.download_bar import whole
 from conviction.cli.lab_tables import percentage
+from conviction.cli.terminal import duration
 from conviction.evaluation.run import EvaluationProgress, ProgressListener
 from conviction.evaluation.summary import accuracy_counts, proportion
 
@@ -55,7 +56,7 @@ class _Speed:
         if done == progress.kept:
             return ""
         each = (monotonic() - self.began) / (done - progress.kept)
-        return f"{_duration((progress.questions - done) * each)} left"
+        return f"{duration((progress.questions - done) * each)} left"
 
 
 class _Bar:
@@ -107,9 +108,3 @@ class _Lines:
 def _accuracy(progress: EvaluationProgress) -> str:
     accuracy = proportion(*accuracy_counts(progress.results))
     return f"{percentage(accuracy)} % right" if isfinite(accuracy.value) else ""
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,7 +1,5 @@
 """`conviction record`: complete traces of every question of a data set, kept on disk."""
 
-import signal
-import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
-from conviction.api import check_question
+from conviction.cli.asking import cancel_on_signal, check_texts, embedded, with_prompts
 from conviction.cli.download_bar import fetched
 from conviction.cli.recording_bar import recording_bar
 from conviction.cli.server import ServerOptions, facts_folder
@@ -23,11 +21,9 @@ from conviction.cli.terminal import safe
 from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.engines.base import Engine
-from conviction.engines.local import LocalEngine
 from conviction.evaluation.datasets import DatasetQuestion, Fields, load
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import (
-    Asked,
     ProgressListener,
     RecordingPlan,
     RecordingProgress,
@@ -35,8 +31,6 @@ from conviction.evaluation.recording import (
 from conviction.evaluation.recording import (
     record as record_traces,
 )
-from conviction.models import ModelFile
-from conviction.prompts import PromptStyle
 from conviction.recordings.importing import import_files
 from conviction.tasks import helpers
 
@@ -133,7 +127,7 @@ def record(
         )
     # Everything that can be refused is refused before anything is fetched or started.
     questions = dataset.load(data)
-    _check_texts(questions)
+    check_texts(questions)
     sampling = generation.sampling()
     kind(generation.answer)
     require_whole("traces", traces, low=1)
@@ -142,8 +136,15 @@ def record(
         require("time_limit", generation.time_limit, low=0)
     engine = server.engine(generation.model, facts_folder=facts_folder())
     model = None if engine else fetched(generation.model, console)
+    asked = with_prompts(
+        questions,
+        answers=generation.answer,
+        style=generation.prompt_style,
+        model=model,
+        templated=server.templated,
+    )
     plan = RecordingPlan(
-        asked=_asked(questions, generation, server, model),
+        asked=asked,
         traces=traces,
         sampling=sampling,
         seed=generation.seed,
@@ -153,44 +154,10 @@ def record(
     )
     with recording_bar(console) as listener:
         reached = _Reached(listener)
-        work = partial(_record, plan, output, engine or _embedded(model, plan), generation, reached)
+        used = engine or embedded(model, asked, sampling)
+        work = partial(_record, plan, output, used, generation, reached)
         interrupted = anyio.run(work)
     return _report(reached.progress, output, console, interrupted=interrupted)
-
-
-def _check_texts(questions: Sequence[DatasetQuestion]) -> None:
-    for question in questions:
-        try:
-            check_question(question.text)
-        except InvalidSettingError as error:
-            raise InvalidSettingError(
-                tried=f"ask the question in {question.place}",
-                found=error.found,
-                remedy="Correct the row, or leave it out.",
-            ) from None
-
-
-def _asked(
-    questions: Sequence[DatasetQuestion],
-    generation: GenerationOptions,
-    server: ServerOptions,
-    model: ModelFile | None,
-) -> tuple[Asked, ...]:
-    if server.templated:
-        return tuple(map(Asked.as_it_is, questions))
-    usual = model.prompt_style if model else PromptStyle.STEP_BY_STEP
-    style = generation.prompt_style or usual
-    return tuple(Asked.of(item, answers=generation.answer, style=style) for item in questions)
-
-
-def _embedded(model: ModelFile | None, plan: RecordingPlan) -> Engine:
-    assert model is not None  # noqa: S101  # there is a model where there is no server
-    # No tokenizer is at hand yet, but no token is shorter than a byte.
-    longest = max(
-        sum(len(message.content.encode()) + _TEMPLATE for message in asked.question.messages)
-        for asked in plan.asked
-    )
-    return LocalEngine(model.path, context=longest + plan.sampling.max_tokens)
 
 
 class _Reached:
@@ -214,7 +181,7 @@ async def _record(
 ) -> bool:
     """Record until all is there or the first Ctrl-C; whether it was interrupted."""
     async with AsyncExitStack() as stack, helpers() as tasks:
-        tasks.start_soon(_cancel_on_signal, tasks.cancel_scope)
+        tasks.start_soon(cancel_on_signal, tasks.cancel_scope)
         answers = kind(generation.answer)
         stack.callback(answers.close)
         await stack.enter_async_context(engine)
@@ -228,15 +195,6 @@ async def _record(
         )
         return False
     return True
-
-
-async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
-    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
-        return
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
 
 
 def _report(

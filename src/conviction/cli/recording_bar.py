@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.text import Text
 
 from conviction.cli.download_bar import whole
+from conviction.cli.terminal import duration
 from conviction.evaluation.recording import ProgressListener, RecordingProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -94,11 +95,5 @@ class _Lines:
         elapsed = now - self._began
         if progress.recorded and elapsed > 0:
             left = (progress.wanted - progress.present) * elapsed / progress.recorded
-            line += f", {progress.tokens / elapsed:,.0f} tokens/s, {_duration(left)} left"
+            line += f", {progress.tokens / elapsed:,.0f} tokens/s, {duration(left)} left"
         self._console.print(line)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

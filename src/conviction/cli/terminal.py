@@ -1,4 +1,4 @@
-"""What a model wrote, made safe to print: a terminal obeys control characters."""
+"""Text for a terminal: what a model wrote made safe, as control characters are obeyed; times."""
 
 import re
 
@@ -21,3 +21,10 @@ def safe(text: str) -> str:
 def one_line(text: str) -> str:
     """`safe` text on a single line."""
     return " ".join(safe(text).split())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "4:07" or "1:04:07"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

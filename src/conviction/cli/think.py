@@ -48,7 +48,8 @@ class PolicyOptions:
     """How many traces, which of them count, and when it is enough."""
 
     policy: str = DEFAULT_POLICY
-    "single, majority, deepconf-offline, deepconf-low, deepconf-high, or a plug-in's."
+    """single, majority, adaptive-consistency, esc, best-of-n, borda, deepconf-offline,
+    deepconf-low, deepconf-high, or a plug-in's."""
     budget: int | None = None
     "The most traces to start."
     warmup: int | None = None

@@ -15,7 +15,8 @@ def pack(pool: Pool, target: str | os.PathLike[str], *, keep_text: bool = True) 
     Args:
         pool: What to write.
         target: The file; replaced if it is there.
-        keep_text: Whether what the traces wrote comes along; texts are about a third of a pool.
+        keep_text: Whether the words of questions and traces come along. They are about a third of
+            a pool, and may not be yours to pass on; answers and right answers stay.
 
     Raises:
         RecordingError: the pool is damaged, or the disk refuses.
@@ -33,7 +34,7 @@ def _rows(pool: Pool, question: RecordedQuestion, *, keep_text: bool) -> Iterato
             question_id=question.id,
             number=int(traces.ids[position]),
             prompt_hash=question.prompt_hash,
-            question=question.text,
+            question=question.text if keep_text else "",
             gold=question.gold,
             seed=int(traces.seeds[position]),
             text=text,
