@@ -109,3 +109,11 @@ def test_every_sweep_consists_of_valid_candidates(budget: int, tokens: float) ->
 )
 def test_windows_fit_the_traces(tokens: float, windows: tuple[int, ...]) -> None:
     assert fitting_windows(tokens) == windows
+
+
+def test_a_sweep_leaves_out_what_does_not_go_together_but_not_what_was_asked_for() -> None:
+    grid = usual_grid(16, 100)
+    found = parse(["deepconf-low"], budgets=[4, 16], grid=grid)
+    assert {one.policy.budget for one in found} == {4, 16}
+    with pytest.raises(InvalidSettingError, match="keep"):
+        parse(["deepconf-low:keep=5"], budgets=[16], grid=grid)

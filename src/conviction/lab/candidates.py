@@ -105,11 +105,20 @@ def parse(
         if "budget" in setting_types(name):
             own = own or "budget" not in choices
             choices.setdefault("budget", budgets)
-        for values in product(*choices.values()):
-            built = policy(name, **dict(zip(choices, values, strict=True)))
+        refused: list[InvalidSettingError] = []
+        combinations = list(product(*choices.values()))
+        for values in combinations:
+            try:
+                built = policy(name, **dict(zip(choices, values, strict=True)))
+            except InvalidSettingError as error:
+                refused.append(error)
+                continue
             for concurrency in concurrencies:
                 candidate = Candidate(built, built.budget if own else max(budgets), concurrency)
                 found.setdefault(candidate.identity, candidate)
+        # In a grid some values may not go together, such as a warm-up and a smaller budget.
+        if refused and (not grid or len(refused) == len(combinations)):
+            raise refused[0]
     return list(found.values())
 
 
