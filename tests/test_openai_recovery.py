@@ -221,6 +221,7 @@ async def test_a_server_that_never_answers_does_not_hold_a_run_that_is_to_end(ho
                 )
     assert verdict.ended == ("interrupted" if how == "interrupt" else "time")
     assert (verdict.answer, verdict.traces) == (None, ())
+    assert [warning.count("had said what it can do") for warning in verdict.warnings] == [1]
 
 
 async def _set_later(event: anyio.Event) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from hashlib import blake2b
 from math import inf
 
@@ -226,8 +227,9 @@ class _Run:
     def nothing(self, ended: str) -> Verdict:
         """The verdict of a run that ended before a trace could be started."""
         self._ended = ended
+        warning = f"The run ended before {self._engine.name} had said what it can do."
         with self._outcomes, self._arrivals:
-            return self._verdict()
+            return replace(self._verdict(), warnings=(warning,))
 
     async def _steer(self, tasks: TaskGroup) -> None:
         conditions = Conditions(
