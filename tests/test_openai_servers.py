@@ -33,7 +33,7 @@ from conviction.verdict import Verdict
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
-QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have now?"
+QUESTION = "Name one animal."  # Even a model of this size answers that, and ends.
 STORY = Question.ask("Tell me a long story about a farmer and his sheep.")
 HALF_A_SECOND = 0.5
 KEY = "sk-only-for-this-test"
@@ -86,7 +86,8 @@ def test_a_question_is_answered_and_every_token_is_counted(
     server: RealServer, policy: str, cache: Path
 ) -> None:
     command = [sys.executable, "-m", "conviction", "think", QUESTION, "--base-url", server.url]
-    options = ["--policy", policy, "--budget", "6", "--max-tokens", "120", "--json"]
+    options = ["--policy", policy, "--budget", "6", "--max-tokens", "200", "--json"]
+    options += ["--answer", "text", "--prompt-style", "plain"]
     if policy == "deepconf-low":
         # Only the budget ends it, so that traces are there to be stopped.
         options[3:4] = ["12", "--consensus", "1", "--quorum", "12"]
