@@ -148,7 +148,7 @@ def diagnose(
     majority = Candidate(Majority(budget), budget)
     measures = _measures(fitting_windows(typical_tokens(source)) if source.top_k else ())
     filters = [
-        Candidate(DeepConfOffline(budget, metric, keep, window=window), budget)
+        Candidate(DeepConfOffline(budget, metric, window, keep=keep), budget)
         for metric, window in measures
         for keep in KEPT
     ]

@@ -1,69 +1,39 @@
 """DeepConf offline (METHOD section 3): complete traces, filtered and weighted by confidence."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from conviction.confidence import Metric
-from conviction.core import Trace, require
-from conviction.policies.base import (
-    DEFAULT_BUDGET,
-    Action,
-    Conditions,
-    Policy,
-    Standing,
-    Start,
-    check_budget,
-    may_vote,
-)
+from conviction.core import require
+from conviction.policies.base import Standing
+from conviction.policies.offline import Offline
 from conviction.policies.scores import score
-from conviction.policies.windows import check_window, fitting_window
-from conviction.registry import unknown_name
+from conviction.policies.windows import fitting_window
 from conviction.voting import Ballot, threshold_for
 
 
 @dataclass
-class DeepConfOffline(Policy):
+class DeepConfOffline(Offline):
     """Let every trace finish, keep the most confident ones, and weigh their votes.
 
+    The paper starts 512, keeps 0.1 or 0.9 of them, and takes a window of 2048.
+
     Attributes:
-        budget: Traces to start; the paper takes 512.
-        metric: How a trace's confidence is measured.
-        keep: Share of the traces to keep, in (0, 1]; the paper takes 0.1 or 0.9.
+        keep: Share of the traces to keep, in (0, 1].
         weighted: Whether a vote weighs as much as its trace's confidence, instead of 1.
-        window: Tokens in a group; the paper takes 2048. None fits it to the traces.
     """
 
     name: ClassVar[str] = "deepconf-offline"
-    needs_confidence: ClassVar[bool] = True
 
-    budget: int = DEFAULT_BUDGET
     metric: Metric = Metric.TAIL
     keep: float = 0.1
     weighted: bool = True
-    window: int | None = None
-    _traces: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
-        check_window(self.window)
+        super().__post_init__()
         require("keep", self.keep, low=1e-9, high=1.0)
-        if self.metric not in set(Metric):
-            raise unknown_name("metrics", str(self.metric), [metric.value for metric in Metric])
-        self.metric = Metric(self.metric)
-
-    def begin(self, conditions: Conditions) -> Sequence[Action]:
-        """Start everything."""
-        del conditions
-        return [Start(self.budget)]
-
-    def on_finished(self, trace: Trace) -> Sequence[Action]:
-        """Remember it, if it may vote."""
-        if may_vote(trace):
-            self._traces.append(trace)
-        return []
 
     def standing(self) -> Standing:
         """The filtered, weighted vote among the traces so far.

@@ -1,63 +1,23 @@
 """Votes by rank of confidence: best of n, and Borda."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import isfinite
 from typing import ClassVar
 
-from conviction.confidence import Metric
-from conviction.core import Trace, require
-from conviction.policies.base import (
-    DEFAULT_BUDGET,
-    Action,
-    Conditions,
-    Policy,
-    Standing,
-    Start,
-    check_budget,
-    may_vote,
-)
+from conviction.core import require
+from conviction.policies.base import Standing
+from conviction.policies.offline import Offline
 from conviction.policies.scores import score
-from conviction.policies.windows import check_window, fitting_window
-from conviction.registry import unknown_name
+from conviction.policies.windows import fitting_window
 from conviction.voting import Ballot
 
 
 @dataclass
-class BestOfN(Policy):
-    """Let every trace finish and take the answer of the most confident one.
-
-    Attributes:
-        budget: Traces to start.
-        metric: How a trace's confidence is measured.
-        window: Tokens in a group; None fits it to the traces.
-    """
+class BestOfN(Offline):
+    """Let every trace finish and take the answer of the most confident one."""
 
     name: ClassVar[str] = "best-of-n"
-    needs_confidence: ClassVar[bool] = True
-
-    budget: int = DEFAULT_BUDGET
-    metric: Metric = Metric.MEAN
-    window: int | None = None
-    _traces: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        check_budget(self.budget)
-        check_window(self.window)
-        if self.metric not in set(Metric):
-            raise unknown_name("metrics", str(self.metric), [metric.value for metric in Metric])
-        self.metric = Metric(self.metric)
-
-    def begin(self, conditions: Conditions) -> Sequence[Action]:
-        """Start everything."""
-        del conditions
-        return [Start(self.budget)]
-
-    def on_finished(self, trace: Trace) -> Sequence[Action]:
-        """Remember it, if it may vote."""
-        if may_vote(trace):
-            self._traces.append(trace)
-        return []
 
     def standing(self) -> Standing:
         """The vote by rank among the traces so far; those of unknown confidence rank last."""
