@@ -21,6 +21,7 @@ from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import ContextOverflowError
 from conviction.models import ModelFile
+from conviction.policies import policy_names
 from conviction.prompts import PromptStyle
 
 ANSWERS = (41, 41, 56, 41, 41, 41, 3, 41)
@@ -237,6 +238,10 @@ NOTHING_STARTED = [
     (["think", "q", "--time-limit", "-1"], "time_limit must be"),
     (["think", "q", "--policy", "majority", "--window", "8"], "Its settings: budget."),
     (["think", "q", "--policy", "deepconf-offline", "--metric", "tial"], "tial"),
+    (["think", "q", "--policy", "majority:window=8"], "Its settings: budget."),
+    (["think", "q", "--policy", "esc:window=1"], "window must be at least 2"),
+    (["think", "q", "--policy", "esc:window"], "'window' is no setting"),
+    (["think", "q", "--policy", "deepconf-low:keep=0.1/0.9"], "2 values of keep"),
     (["think", ""], "it is empty"),
     (["think", "  \n "], "it is empty"),
     (["think", "\udcff 2+2"], "not UTF-8"),
@@ -346,3 +351,17 @@ def test_the_doctor_fails_where_the_cache_cannot_be_written(
     monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "file"))
     assert run(["doctor"]) == 1
     assert "CONVICTION_CACHE" in capsys.readouterr().out
+
+
+def test_the_list_of_policies_tells_settings_and_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["policies"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in policy_names())
+    assert run(["policies", "--json"]) == 0
+    entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(entries) == set(policy_names())
+    assert entries["esc"]["settings"] == {"budget": 16, "window": 4}
+    assert entries["deepconf-low"]["needs_confidence"] is True
+    assert entries["majority"]["needs_confidence"] is False

@@ -30,6 +30,7 @@ from conviction.policies import (
     policy_names,
 )
 from conviction.policies.deepconf_online import PAPER_SETTINGS
+from conviction.policies.named import written
 from conviction.policies.windows import fitting_window
 
 ANYWHERE = Conditions(concurrency=8, max_tokens=1024, top_k=20)
@@ -496,6 +497,33 @@ class TestSettings:
     ) -> None:
         with pytest.raises(InvalidSettingError, match=message):
             policy(name, **settings)
+
+    def test_settings_can_be_written_behind_the_name(self) -> None:
+        built = policy("deepconf-low: keep=0.2, window=none, weighted=false", budget=8)
+        assert built.settings() == DeepConfLow(keep=0.2, weighted=False, budget=8).settings()
+
+    def test_a_setting_given_apart_wins_over_one_behind_the_name(self) -> None:
+        assert policy("majority:budget=4", budget=8).budget == 8
+
+    @pytest.mark.parametrize("name", policy_names())
+    def test_all_settings_of_every_policy_can_be_written_behind_its_name(self, name: str) -> None:
+        settings = policy(name).settings()
+        pairs = ",".join(f"{key}={written(settings[key])}" for key in settings if key != "name")
+        assert policy(f"{name}:{pairs}" if pairs else name).settings() == settings
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ("majority:", "'' is no setting"),
+            ("majority:budget", "'budget' is no setting"),
+            ("majority:budget=many", "it takes a whole number"),
+            ("majority:budget=4/8", "2 values of budget"),
+            ("deepconf-low:weighted=perhaps", "it takes true or false"),
+        ],
+    )
+    def test_a_specification_that_is_none_is_refused(self, spec: str, message: str) -> None:
+        with pytest.raises(InvalidSettingError, match=message):
+            policy(spec)
 
     @pytest.mark.parametrize(
         ("wrong", "right"),

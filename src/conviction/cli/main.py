@@ -19,6 +19,7 @@ from conviction.cli.doctor import doctor
 from conviction.cli.evaluation import app as evaluation
 from conviction.cli.lab import app as lab
 from conviction.cli.models import app as models
+from conviction.cli.policies import policies
 from conviction.cli.record import record
 from conviction.cli.terminal import safe
 from conviction.cli.think import think
@@ -68,6 +69,7 @@ def build() -> App:
     )
     app.command(think)
     app.command(models, name="models")
+    app.command(policies)
     app.command(lab, name="lab")
     app.command(evaluation, name="eval")
     app.command(doctor)

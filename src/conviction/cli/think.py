@@ -48,8 +48,8 @@ class PolicyOptions:
     """How many traces, which of them count, and when it is enough."""
 
     policy: str = DEFAULT_POLICY
-    """single, majority, adaptive-consistency, esc, best-of-n, borda, deepconf-offline,
-    deepconf-low, deepconf-high, or a plug-in's."""
+    """A name from `conviction policies`, with settings if wanted:
+    adaptive-consistency:wave=4,bar=0.99."""
     budget: int | None = None
     "The most traces to start."
     warmup: int | None = None

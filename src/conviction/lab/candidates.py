@@ -1,26 +1,17 @@
-"""Policies to be compared, as they are written on the command line.
-
-majority
-deepconf-low:window=32,keep=0.2
-deepconf-low:keep=0.1/0.3/0.9       one candidate for each value
-"""
+"""Policies to be compared: specifications with alternatives, budgets and machines."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from enum import Enum
+from dataclasses import MISSING, dataclass, fields
 from itertools import product
 from math import inf
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
-
-import msgspec
+from typing import Any
 
 from conviction.confidence import Metric
 from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
-from conviction.policies import GROUP, Policy, policy
+from conviction.policies import Policy
+from conviction.policies.named import build, read_spec, setting_types, written
 from conviction.policies.windows import PAPER_WINDOW
-from conviction.registry import load, unknown_name
 
 WITHOUT_WINDOW = (Metric.MEAN, Metric.HEAD)
 """Metrics of whole traces."""
@@ -54,14 +45,14 @@ class Candidate:
     @property
     def spec(self) -> str:
         """What to write on the command line to get it."""
-        settings = ",".join(f"{name}={_written(value)}" for name, value in self.settings.items())
+        settings = ",".join(f"{name}={written(value)}" for name, value in self.settings.items())
         return f"{self.policy.name}:{settings}" if settings else self.policy.name
 
     @property
     def label(self) -> str:
         """A name for tables: the policy, its budget, and what differs from its defaults."""
         budget = f"@{self.policy.budget}" if "budget" in setting_types(self.policy.name) else ""
-        settings = "".join(f" {name}={_written(value)}" for name, value in self.settings.items())
+        settings = "".join(f" {name}={written(value)}" for name, value in self.settings.items())
         return f"{self.policy.name}{budget}{settings}"
 
     @property
@@ -98,7 +89,7 @@ def parse(
         _check_concurrency(concurrency)
     found: dict[tuple[object, ...], Candidate] = {}
     for spec in specs:
-        name, given = _split(spec)
+        name, given = read_spec(spec)
         choices = {**(grid or {}).get(name, {}), **given}
         # What only the grid brought in is still an alternative to the budget that was asked for.
         own = "budget" in given
@@ -109,7 +100,7 @@ def parse(
         combinations = list(product(*choices.values()))
         for values in combinations:
             try:
-                built = policy(name, **dict(zip(choices, values, strict=True)))
+                built = build(name, dict(zip(choices, values, strict=True)))
             except InvalidSettingError as error:
                 refused.append(error)
                 continue
@@ -120,73 +111,6 @@ def parse(
         if refused and (not grid or len(refused) == len(combinations)):
             raise refused[0]
     return list(found.values())
-
-
-def setting_types(name: str) -> dict[str, Any]:
-    """Settings of the policy registered as `name`, and their types.
-
-    Raises:
-        UnknownNameError: there is no policy of that name.
-    """
-    kind = load(GROUP, name)
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        kind = type(policy(name))  # It says what is wrong with it.
-    hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in fields(kind) if item.init}  # type: ignore[arg-type]
-
-
-def _split(spec: str) -> tuple[str, dict[str, list[Any]]]:
-    name, colon, rest = spec.strip().partition(":")
-    types = setting_types(name)
-    given: dict[str, list[Any]] = {}
-    for part in rest.split(",") if colon else ():
-        setting, equals, values = (piece.strip() for piece in part.partition("="))
-        if not (setting and equals and values):
-            raise InvalidSettingError(
-                tried=f"read the policy {spec!r}",
-                found=f"{part!r} is no setting",
-                remedy="Write it as name:setting=value,setting=value.",
-            )
-        given[setting] = [
-            _converted(value.strip(), types.get(setting, str), setting, name)
-            for value in values.split("/")
-        ]
-    return name, given
-
-
-def _converted(text: str, kind: Any, setting: str, name: str) -> Any:
-    kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
-    if text.lower() == "none" and type(None) in kinds:
-        return None
-    try:
-        return msgspec.convert(text, kind, strict=False)
-    except msgspec.ValidationError:
-        pass
-    for one in kinds:
-        if isinstance(one, type) and issubclass(one, Enum):
-            raise unknown_name(f"{setting}s", text, [str(member.value) for member in one])
-    wanted = " or ".join(_PLAIN.get(one, getattr(one, "__name__", str(one))) for one in kinds)
-    raise InvalidSettingError(
-        tried=f"set {setting} of the policy {name!r} to {text!r}",
-        found=f"it takes {wanted}",
-        remedy="Change it and retry.",
-    )
-
-
-_PLAIN: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "none",
-}
-
-
-def _written(value: object) -> str:
-    if isinstance(value, Enum):
-        return str(value.value)
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _default(item: Any) -> object:

@@ -1,0 +1,154 @@
+"""Policies by name, with settings as they are written on the command line.
+
+majority
+deepconf-low:window=32,keep=0.2
+deepconf-low:keep=0.1/0.3/0.9       alternatives, for `conviction lab`
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from inspect import isclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from conviction.core import InvalidSettingError
+from conviction.policies.base import Policy
+from conviction.registry import load, names, unknown_name
+
+_GROUP = "conviction.policies"
+
+_PLAIN: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "none",
+}
+
+
+def policy_names() -> tuple[str, ...]:
+    """Names of all policies, plug-ins included."""
+    return names(_GROUP)
+
+
+def policy(spec: str, **settings: Any) -> Policy:
+    """The policy that a specification names.
+
+    Args:
+        spec: "name" or "name:setting=value,setting=value".
+        settings: Further settings; they win over those of the specification.
+
+    Raises:
+        UnknownNameError: there is no such policy, or no such value.
+        InvalidSettingError: the policy has no such setting, or refuses its value.
+    """
+    name, alternatives = read_spec(spec)
+    given: dict[str, Any] = {}
+    for setting, values in alternatives.items():
+        if len(values) > 1:
+            raise InvalidSettingError(
+                tried=f"use the policy {spec!r}",
+                found=f"it names {len(values)} values of {setting}",
+                remedy="Give one; `conviction lab` compares several on a recording.",
+            )
+        given[setting] = values[0]
+    return build(name, {**given, **settings})
+
+
+def build(name: str, settings: Mapping[str, Any]) -> Policy:
+    """The policy registered as `name`, with these settings.
+
+    Raises:
+        UnknownNameError: there is no policy of that name.
+        InvalidSettingError: the policy has no such setting, or refuses its value.
+    """
+    kind = _kind(name)
+    known = list(setting_types(name))
+    unknown = [setting for setting in settings if setting not in known]
+    if unknown:
+        raise InvalidSettingError(
+            tried=f"set {', '.join(unknown)} of the policy {name!r}",
+            found="it has no such setting",
+            remedy=f"Its settings: {', '.join(known) or 'none'}.",
+        )
+    return kind(**settings)
+
+
+def setting_types(name: str) -> dict[str, Any]:
+    """Settings of the policy registered as `name`, and their types.
+
+    Raises:
+        UnknownNameError: there is no policy of that name.
+        InvalidSettingError: what is registered is no policy.
+    """
+    kind = _kind(name)
+    if not is_dataclass(kind):
+        return {}
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind) if item.init}
+
+
+def read_spec(spec: str) -> tuple[str, dict[str, list[Any]]]:
+    """A specification's name, and the values of each setting that it gives.
+
+    Raises:
+        UnknownNameError: there is no such policy, or no such value.
+        InvalidSettingError: it is written wrongly, or a value has the wrong type.
+    """
+    name, colon, rest = spec.strip().partition(":")
+    types = setting_types(name)
+    given: dict[str, list[Any]] = {}
+    for part in rest.split(",") if colon else ():
+        setting, equals, values = (piece.strip() for piece in part.partition("="))
+        if not (setting and equals and values):
+            raise InvalidSettingError(
+                tried=f"read the policy {spec!r}",
+                found=f"{part!r} is no setting",
+                remedy="Write it as name:setting=value,setting=value.",
+            )
+        given[setting] = [
+            _converted(value.strip(), types.get(setting, str), setting, name)
+            for value in values.split("/")
+        ]
+    return name, given
+
+
+def written(value: object) -> str:
+    """A setting's value as a specification has it."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _kind(name: str) -> type[Policy]:
+    kind = load(_GROUP, name)
+    if not (isclass(kind) and issubclass(kind, Policy)):
+        raise InvalidSettingError(
+            tried=f"use the policy {name!r}",
+            found=f"its entry point names {kind!r}, which is no Policy",
+            remedy="Mend the package that registers it.",
+        )
+    return kind
+
+
+def _converted(text: str, kind: Any, setting: str, name: str) -> Any:
+    kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    if text.lower() == "none" and type(None) in kinds:
+        return None
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        pass
+    for one in kinds:
+        if isinstance(one, type) and issubclass(one, Enum):
+            raise unknown_name(f"{setting}s", text, [str(member.value) for member in one])
+    wanted = " or ".join(_PLAIN.get(one, getattr(one, "__name__", str(one))) for one in kinds)
+    raise InvalidSettingError(
+        tried=f"set {setting} of the policy {name!r} to {text!r}",
+        found=f"it takes {wanted}",
+        remedy="Change it and retry.",
+    )
