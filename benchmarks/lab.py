@@ -1,6 +1,7 @@
 """What the lab costs, and that it finds what is known of recorded answers.
 
     python benchmarks/lab.py speed                   online DeepConf on generated traces
+    python benchmarks/lab.py reading                 one large question out of a pool
     python benchmarks/lab.py answers FOLDER          stopping by agreement on answers-only pools
 
 The generated traces are cut out of one long stretch of noise, a question at a time, so making
@@ -13,9 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -27,6 +31,7 @@ from conviction.lab.comparison import compare
 from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import PoolTraces
 from conviction.lab.trials import run_trials
+from conviction.recordings import Pool, PoolMeta, PoolWriter, RecordedTrace, pack
 from conviction.recordings.importing import import_files
 
 PAPER = "warmup=16,window=2048,quorum=1"
@@ -99,6 +104,66 @@ def speed(arguments: argparse.Namespace) -> None:
     print(f"memory: at most {most:.2f} GiB in {1 + arguments.processes} processes")
 
 
+def reading(arguments: argparse.Namespace) -> None:
+    # Each step has a process of its own, so that none is charged for the memory of another.
+    alone = ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1)
+    with tempfile.TemporaryDirectory() as folder, alone:
+        source = Generated(1, arguments.pool, arguments.tokens)
+        parts, packed = Path(folder) / "pool", Path(folder) / "pool.parquet"
+        alone.submit(record, source, parts).result()
+        alone.submit(pack_whole, parts, packed).result()
+        for name, path in (("many parts", parts), ("one file", packed)):
+            rounds = [alone.submit(read, path).result() for _ in range(arguments.rounds)]
+            size, opened, peak, first, again = (
+                median(column) for column in zip(*rounds, strict=True)
+            )
+            print(
+                f"{name:<11} {size / 2**20:5.0f} MiB of confidences: {first:4.2f} s at first, "
+                f"{again:4.2f} s again, process {opened / 2**20:.0f} -> {peak / 2**20:.0f} MiB, "
+                f"{peak / size:.2f} of them in all, {(peak - opened) / size:.2f} to read"
+            )
+
+
+def record(source: Generated, path: Path) -> None:
+    meta = PoolMeta("generated", source.top_k, "number")
+    with PoolWriter(path, meta) as writer:
+        for question_id in source.question_ids:
+            for number, trace in enumerate(source.traces(question_id)):
+                row = RecordedTrace(
+                    question_id=question_id,
+                    number=number,
+                    prompt_hash="",
+                    question="",
+                    finish=trace.finish,
+                    tokens=trace.tokens,
+                    gold=ANSWERS[0],
+                    answer=trace.answer,
+                    correct=trace.correct,
+                    confidences=trace.confidences,
+                )
+                writer.append(row)
+        writer.compact()
+
+
+def pack_whole(path: Path, target: Path) -> None:
+    pack(Pool.open(path), target)
+
+
+def read(path: Path) -> tuple[float, float, float, float, float]:
+    """Bytes of confidences, of the process before and at its peak; seconds, twice."""
+    pool = Pool.open(path)
+    before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        traces = pool.traces(pool.questions[0].id)
+        seconds.append(time.perf_counter() - began)
+        size = 0 if traces.flat is None else traces.flat.nbytes
+        del traces
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size, before, peak, *seconds
+
+
 def answers(arguments: argparse.Namespace) -> None:
     print("| pool | policy | accuracy, % | against majority | tokens saved, % | traces |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -136,6 +201,11 @@ def main(given: Sequence[str] | None = None) -> None:
     fast.add_argument("--tokens", type=int, default=20_000)
     fast.add_argument("--budget", type=int, default=512)
     fast.set_defaults(work=speed)
+    whole = commands.add_parser("reading")
+    whole.add_argument("--pool", type=int, default=4096)
+    whole.add_argument("--tokens", type=int, default=20_000)
+    whole.add_argument("--rounds", type=int, default=5)
+    whole.set_defaults(work=reading)
     agreement = commands.add_parser("answers")
     agreement.add_argument("folder", type=Path)
     agreement.add_argument("--budget", type=int, default=64)

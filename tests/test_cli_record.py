@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,19 @@ class Done:
     err: str
 
 
-def answered(received: Received) -> list[Step]:
-    """A server of one model that answers every question with the same words."""
+def answered(received: Received, **told: float) -> list[Step]:
+    """A server of one model that answers every question with the same words.
+
+    Args:
+        received: What it was asked.
+        told: What it tells of each token beside the likeliest ones at its place.
+    """
     if received.path.endswith("/models"):
         return [json_answer({"data": [{"id": "told", "max_model_len": 4096}]})]
     if received.path.endswith("/metrics"):
         return [json_answer({}, "404 Not Found")]
     asked = received.body.get("top_logprobs") or int(received.body.get("logprobs") or 0)
-    places = [position(*[-1.0 - k / 10 for k in range(asked)])] * 4
+    places = [{**position(*[-1.0 - k / 10 for k in range(asked)]), **told}] * 4
     if received.body["stream"]:
         return [stream(event(SAID, *places), STOP, usage(9, len(places)))]
     choice: dict[str, Any] = {"message": {"content": SAID}, "text": SAID}
@@ -102,6 +108,30 @@ async def test_a_server_is_recorded_and_the_same_command_asks_for_nothing_again(
     assert recorded.texts("1") == (SAID, SAID, SAID, None)
 
 
+@pytest.mark.anyio
+async def test_log_probabilities_of_the_tokens_are_recorded_where_wanted_and_given(
+    tmp_path: Path, questions: Path
+) -> None:
+    pool = tmp_path / "pool"
+    plays = [answered, partial(answered, logprob=-0.5), answered]
+    notes: list[int] = []
+    for traces, play in enumerate(plays, start=1):
+        async with serving(play) as server:
+            done = await conviction(
+                *(str(questions), "-o", str(pool), "-n", str(traces), "--limit", "2"),
+                *("--base-url", server.url, *(["--logprobs"] if traces > 1 else [])),
+                cache=tmp_path,
+            )
+        assert done.code == 0, done.err
+        notes.append(done.err.count("2 traces are recorded without the log-probability"))
+    assert notes == [0, 0, 1]
+    for question in Pool.open(pool).questions:
+        unwanted, given, missing = Pool.open(pool).logprobs(question.id)
+        assert (unwanted, missing) == (None, None)
+        assert given is not None
+        assert given.tolist() == [-0.5] * 4
+
+
 def test_what_is_wrong_is_refused_before_anything_is_started(
     tmp_path: Path,
     questions: Path,
@@ -122,6 +152,7 @@ def test_what_is_wrong_is_refused_before_anything_is_started(
         ([str(empty), *base], (f"line 1 of {empty}", "--question-field")),
         (base, ("no data set", "--import")),
         ([str(questions), "--import", str(empty), *base], ("either generated or imported",)),
+        ([str(questions), "--logprobs", "--answers-only", *base], ("--answers-only or",)),
         ([str(questions)], ("--output",)),
     ):
         assert run(["record", *arguments]) == 2

@@ -1,6 +1,7 @@
 """Data sets are read as they come, and refused with file and line where they cannot be."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,8 @@ import pytest
 from conviction.answers import kind
 from conviction.core import Answer
 from conviction.errors import InvalidSettingError
-from conviction.evaluation.datasets import DatasetQuestion, Fields, load
+from conviction.evaluation.datasets import DatasetQuestion, Fields
+from conviction.evaluation.datasets import load as load_dataset
 from conviction.evaluation.grading import is_correct
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "questions"
@@ -23,6 +25,12 @@ def written(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def load(path: Path, fields: Fields | None = None, **how: Any) -> tuple[DatasetQuestion, ...]:
+    found = load_dataset(path, fields, **how)
+    assert found.origin is None
+    return found.questions
 
 
 def facts(questions: tuple[DatasetQuestion, ...]) -> list[tuple[str, str, str | None]]:
@@ -146,6 +154,13 @@ def test_a_file_that_is_none_is_refused_by_name(
         load(path)
     assert str(path) in str(refused.value)
     assert found in str(refused.value)
+
+
+@pytest.mark.parametrize("choice", [{"subset": "main"}, {"split": "test"}])
+def test_a_file_has_no_subsets_and_no_splits(tmp_path: Path, choice: dict[str, str]) -> None:
+    path = written(tmp_path, "a.jsonl", FIRST)
+    with pytest.raises(InvalidSettingError, match="hf://OWNER/NAME"):
+        load(path, **choice)
 
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:

@@ -2,22 +2,27 @@
 
 from dataclasses import replace
 from math import nan
+from pathlib import Path
 
 import lab_traces
 import numpy as np
 import pytest
+from recorded import META, made_up
 
+from conviction.cli.lab_tables import ranking_table
 from conviction.confidence import Metric, measure
 from conviction.core import FinishReason
 from conviction.errors import InvalidSettingError
 from conviction.lab.advice import Choice, advise
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import halves
-from conviction.lab.diagnosis import Diagnosis, diagnose
+from conviction.lab.diagnosis import Diagnosis, LogprobRanking, diagnose
 from conviction.lab.replay import PlayedTrace
-from conviction.lab.sources import TracesInMemory
+from conviction.lab.report import diagnosis_page
+from conviction.lab.sources import PoolTraces, TracesInMemory
 from conviction.lab.statistics import Estimate
 from conviction.policies import DeepConfOffline
+from conviction.recordings import PoolWriter
 
 RARELY_RIGHT = 0.3
 
@@ -137,6 +142,89 @@ def test_the_same_seed_finds_the_same_in_one_process_or_two(
     )
     assert alone.to_dict() == together.to_dict()
     assert told == [(done, 12) for done in range(1, 13)]
+
+
+def with_logprobs(source: TracesInMemory, gap: float) -> TracesInMemory:
+    """Traces of which right ones are likelier than wrong ones by `gap`, and none like another."""
+    logprobs = {
+        name: np.array([-5.0 - 0.01 * i + gap * one.correct for i, one in enumerate(traces)])
+        for name, traces in source.questions.items()
+    }
+    return replace(source, logprobs=logprobs)
+
+
+@pytest.mark.parametrize(("gap", "area"), [(4.0, 1.0), (-4.0, 0.0)])
+def test_plain_likelihood_is_ranked_beside_the_metrics_and_never_chosen(
+    gap: float, area: float
+) -> None:
+    plain = lab_traces.in_memory(24, 16, bonus=0.0, odds=0.6)
+    without = diagnose(plain, repeats=4)
+    found = diagnose(with_logprobs(plain, gap), repeats=4)
+    assert without.log_probability is None
+    assert found.log_probability == LogprobRanking(
+        votes=Estimate(area, area, area), all=Estimate(area, area, area)
+    )
+    assert replace(found, log_probability=None) == without
+    assert found.use == "majority"
+
+
+def test_likelihood_ranks_silent_traces_among_all_but_not_among_votes() -> None:
+    traces = lab_traces.recorded(1, 12)
+    silent = replace(traces[0], answer=None, correct=False)
+    source = with_logprobs(TracesInMemory({"a": [*traces, silent], "b": traces}), 4.0)
+    source.logprobs["a"][-1] = 0.0
+    plain = diagnose(source, repeats=1).log_probability
+    assert plain is not None
+    assert plain.votes.value == 1.0
+    wrong = sum(not one.correct for one in traces)
+    assert plain.all.value == pytest.approx((wrong / (wrong + 1) + 1) / 2)
+
+
+def test_likelihood_is_shown_in_the_table_the_json_and_the_report() -> None:
+    source = lab_traces.in_memory(4, 8)
+    found, without = diagnose(with_logprobs(source, 4.0), repeats=1), diagnose(source, repeats=1)
+    name = "log-probability (for comparison)"
+
+    def shown(diagnosis: Diagnosis) -> list[bool]:
+        rows = list(ranking_table(diagnosis).columns[0].cells)
+        page = diagnosis_page(diagnosis, model="a model", source="a pool")
+        return [name in rows, name in page, "no policy filters by it" in page]
+
+    assert shown(found) == [True] * 3
+    assert shown(without) == [False] * 3
+    assert found.to_dict()["log_probability"]["votes"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert without.to_dict()["log_probability"] is None
+
+
+@pytest.mark.parametrize(
+    ("lacking", "finish", "ranked"),
+    [
+        (None, FinishReason.STOP, True),
+        (2, FinishReason.CANCELLED, True),
+        (2, FinishReason.STOP, False),
+        (2, FinishReason.LENGTH, False),
+    ],
+)
+def test_likelihood_is_ranked_if_all_complete_traces_of_a_pool_have_it(
+    tmp_path: Path, lacking: int | None, finish: FinishReason, *, ranked: bool
+) -> None:
+    rows = [
+        made_up(
+            question,
+            number,
+            correct=number % 2 == 0,
+            logprobs=None if number == lacking else np.full(12, -1.0 - number % 2, np.float32),
+            finish=finish if number == lacking else FinishReason.STOP,
+        )
+        for question in ("a", "b")
+        for number in range(6)
+    ]
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(*rows)
+    plain = diagnose(PoolTraces.open(tmp_path), budget=4, repeats=1).log_probability
+    assert (plain is not None) == ranked
+    if plain is not None:
+        assert (plain.votes.value, plain.all.value) == (1.0, 1.0)
 
 
 def test_answers_alone_cannot_be_diagnosed() -> None:

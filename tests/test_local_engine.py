@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -541,6 +542,37 @@ async def test_log_probabilities_are_the_full_softmax_whatever_the_sampling(
         answer = json.loads(await running(engine).http.post("/chat/completions", {**body, **more}))
         entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         assert sum(math.exp(entry["logprob"]) for entry in entries) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.real
+@pytest.mark.anyio
+async def test_every_token_has_its_log_probability_if_wanted_which_is_the_top_one_if_greedy(
+    small: Callable[..., LocalEngine],
+) -> None:
+    async def values(
+        engine: LocalEngine, *, k: int, temperature: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        request = replace(ask(k=k, temperature=temperature), logprobs=True)
+        chunks = await collect(engine, request)
+        logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+        assert [one.size for one in logprobs] == [chunk.confidences.size for chunk in chunks]
+        confidences = np.concatenate([chunk.confidences for chunk in chunks])
+        together = np.concatenate(logprobs)
+        np.testing.assert_array_equal(np.isnan(together), np.isnan(confidences))
+        known = np.isfinite(together)
+        assert known.sum() >= 20
+        assert (together[known] <= 0).all()
+        return together[known], confidences[known]
+
+    async with small() as engine:
+        # With k = 1, the confidence is minus the top log-probability.
+        greedy, top = await values(engine, k=1, temperature=0.0)
+        np.testing.assert_allclose(greedy, -top, atol=1e-3)
+        drawn, top = await values(engine, k=1, temperature=1.5)
+        assert (drawn <= -top + 1e-3).all()
+        assert (drawn < -top - 0.1).any()
+        await values(engine, k=20, temperature=0.7)
+        assert {c.logprobs is None for c in await collect(engine, ask(tokens=4))} == {True}
 
 
 @pytest.mark.real

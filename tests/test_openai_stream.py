@@ -1,13 +1,16 @@
 """What the events of a stream mean, on both routes and in the shapes of several servers."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from completion_events import (
     SOME,
     STOP,
+    collect,
     delta,
     event,
     events,
@@ -15,11 +18,16 @@ from completion_events import (
     position,
     read,
     read_pieces,
+    request,
+    stream,
     usage,
 )
+from scripted_server import serving
 
 from conviction.core import FinishReason
+from conviction.engines.openai import OpenAIEngine
 from conviction.engines.openai.events import TraceReader
+from conviction.engines.openai.sse import EventParser
 from conviction.errors import EngineError, StreamError
 
 UNKNOWN = pytest.approx(math.nan, nan_ok=True)
@@ -255,6 +263,105 @@ def test_plain_completions_may_have_the_shape_of_a_chats_log_probabilities() -> 
     )
     assert (found.text, found.confidences) == ("The sky", [1.5, 2.0])
     assert found.last.finish is FinishReason.LENGTH
+
+
+# --- Log-probabilities of the tokens themselves ---------------------------------------------------
+
+
+def generated(*payloads: object, top_k: int = 2) -> list[float] | None:
+    """The log-probabilities of a trace's tokens; checks that there is one for each."""
+    reader = TraceReader(top_k, logprobs=True)
+    parser = EventParser()
+    # Each event by itself, and all of them at once: how they are cut makes no difference.
+    pieces = [[*parser.feed(events(payload))] for payload in payloads]
+    chunks = [chunk for piece in pieces if (chunk := reader.read(piece))]
+    chunks.append(reader.finish())
+    at_once = TraceReader(top_k, logprobs=True)
+    whole = [at_once.read([one for piece in pieces for one in piece]), at_once.finish()]
+    values: list[list[float]] = []
+    for read_chunks in (chunks, [chunk for chunk in whole if chunk]):
+        if all(chunk.logprobs is None for chunk in read_chunks):
+            return None
+        found = [chunk.logprobs for chunk in read_chunks if chunk.logprobs is not None]
+        assert [one.size for one in found] == [chunk.confidences.size for chunk in read_chunks]
+        assert {one.dtype for one in found} == {np.dtype(np.float32)}
+        values.append(np.concatenate(found).tolist())
+    assert values[0] == pytest.approx(values[1], nan_ok=True)
+    return values[0]
+
+
+def drawn(logprob: float | None, *candidates: float | None) -> dict[str, Any]:
+    """One token's place in `logprobs.content`, its own log-probability included."""
+    return {**position(*candidates), "logprob": logprob}
+
+
+def test_a_chat_tells_the_log_probability_of_each_token() -> None:
+    found = generated(
+        event("Be", drawn(-0.5, -0.5, -3.0)),
+        event("cause it", drawn(-7.0, -2.0, -2.5), drawn(0.0, 0.0, -20.0)),
+        event(finish="stop"),
+        usage(9, 4),
+    )
+    assert found == [-0.5, -7.0, 0.0, UNKNOWN]
+
+
+def test_plain_completions_list_the_log_probabilities_of_their_tokens() -> None:
+    # vLLM; the lists need not be equally long.
+    found = generated(
+        plain("The", {"token_logprobs": [-0.5], "top_logprobs": [mapping(-0.5, -2.0)]}),
+        plain(" sky", {"token_logprobs": [-3.0], "top_logprobs": [mapping(-1.0, -3.0)] * 2}),
+        plain("", {"token_logprobs": [None, -1.0], "top_logprobs": [None]}),
+        plain("", {"top_logprobs": [mapping(-2.0, -2.0)]}, finish="stop"),
+    )
+    assert found == [-0.5, -3.0, UNKNOWN, UNKNOWN, UNKNOWN]
+
+
+def test_plain_completions_of_llama_cpp_have_them_in_the_shape_of_a_chat() -> None:
+    last = {**plain("", finish="length"), "usage": usage(21, 3)["usage"]}
+    found = generated(
+        plain("The", {"content": [drawn(-1.5, -1.0, -2.0)]}),
+        plain(" sky", {"content": [drawn(-0.25, -0.25, -3.0)]}),
+        last,
+    )
+    assert found == [-1.5, -0.25, UNKNOWN]
+
+
+def test_tokens_that_came_in_silence_have_no_log_probability() -> None:
+    piecewise = event("한", drawn(-2.0, -2.0, -2.0), timings={"predicted_n": 4, "prompt_n": 3})
+    first, last = (event(text, drawn(-1.0, -1.0, -1.0)) for text in "ab")
+    assert generated(first, piecewise, last, STOP) == [-1.0, UNKNOWN, UNKNOWN, -2.0, -1.0]
+
+
+@pytest.mark.parametrize("unusable", [None, -math.inf, math.nan, -9999.0, -3.4e38, 0.5])
+def test_a_log_probability_that_cannot_be_is_unknown(unusable: float | None) -> None:
+    place = drawn(unusable, -1.0, -2.0)
+    assert generated(event("ab", place, drawn(-1.0, -1.0, -2.0)), STOP) == [UNKNOWN, -1.0]
+
+
+def test_a_server_that_leaves_them_out_leaves_them_unknown() -> None:
+    assert generated(event("a", position(-1.0, -2.0)), STOP) == [UNKNOWN]
+
+
+def test_without_the_likeliest_tokens_there_are_none() -> None:
+    assert generated(event("a"), STOP, usage(3, 1), top_k=0) is None
+
+
+def test_whoever_does_not_want_them_gets_none() -> None:
+    reader = TraceReader(2)
+    data = events(event("a", drawn(-1.0, -1.0, -2.0))).removeprefix(b"data: ")
+    assert (chunk := reader.read([data])) is not None
+    assert chunk.logprobs is None
+
+
+@pytest.mark.anyio
+async def test_a_trace_that_wants_them_gets_them_from_its_server() -> None:
+    steps = [stream(event("a", drawn(-0.5, -0.5, -2.0)), STOP)]
+    with anyio.fail_after(5):
+        async with serving(steps) as server, OpenAIEngine(server.url) as engine:
+            wanted = await collect(engine, replace(request(), logprobs=True))
+            unwanted = await collect(engine)
+    assert [one.logprobs.tolist() for one in wanted if one.logprobs is not None] == [[-0.5], []]
+    assert {chunk.logprobs is None for chunk in unwanted} == {True}
 
 
 # --- How text is written --------------------------------------------------------------------------

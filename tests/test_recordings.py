@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +23,11 @@ from conviction.recordings import (
     PoolMeta,
     PoolWriter,
     RecordedTrace,
+    journal,
     pack,
     prompt_hash,
 )
+from conviction.recordings.journal import _encoded as encoded
 
 
 def recorded(folder: Path, *rows: RecordedTrace, meta: PoolMeta = META) -> Path:
@@ -57,6 +60,15 @@ def assert_same(pool: Pool, rows: list[RecordedTrace]) -> None:
         assert traces.confidences is not None
         for found, row in zip(traces.confidences, expected, strict=True):
             np.testing.assert_array_equal(found, row.confidences)
+        for found, row in zip(pool.logprobs(question.id), expected, strict=True):
+            np.testing.assert_array_equal(found, row.logprobs)
+
+
+def logprobs(tokens: int, *, some: bool = True) -> np.ndarray | None:
+    """Log-probabilities, one of them unknown."""
+    values = -np.linspace(0, 9, tokens, dtype=np.float32)
+    values[1:2] = np.nan
+    return values if some else None
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,14 +76,19 @@ def assert_same(pool: Pool, rows: list[RecordedTrace]) -> None:
     order=st.permutations([(question, number) for question in "ab" for number in range(5)]),
     cuts=st.lists(st.integers(1, 9), max_size=3),
     journal_bytes=st.sampled_from([1, 900, 1 << 20]),
+    with_logprobs=st.lists(st.booleans(), min_size=10, max_size=10),
 )
 def test_traces_come_back_however_appends_and_parts_are_cut(
     order: list[tuple[str, int]],
     cuts: list[int],
     journal_bytes: int,
+    with_logprobs: list[bool],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    rows = [made_up(question, number, tokens=number * 3) for question, number in order]
+    rows = [
+        made_up(question, number, tokens=number * 3, logprobs=logprobs(number * 3, some=some))
+        for (question, number), some in zip(order, with_logprobs, strict=True)
+    ]
     folder = tmp_path_factory.mktemp("pool")
     for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(rows)], strict=True):
         with PoolWriter(folder, META, journal_bytes=journal_bytes) as writer:
@@ -92,7 +109,11 @@ def test_a_reader_sees_what_is_recorded_while_the_writer_is_at_work(tmp_path: Pa
 
 
 def test_a_packed_pool_is_one_file_that_says_the_same(tmp_path: Path) -> None:
-    rows = [made_up(question, number) for number in (3, 0, 2) for question in "ba"]
+    rows = [
+        made_up(question, number, logprobs=logprobs(12, some=number != 2))
+        for number in (3, 0, 2)
+        for question in "ba"
+    ]
     pool = Pool.open(recorded(tmp_path / "pool", *rows))
     pack(pool, tmp_path / "whole.parquet")
     pack(pool, tmp_path / "short.parquet", keep_text=False)
@@ -153,6 +174,10 @@ def test_confidences_are_views_of_one_array(tmp_path: Path) -> None:
         ({"confidences": None}, "none, and the pool's k is 20"),
         ({"confidences": np.full(12, np.inf, np.float32)}, "infinite"),
         ({"confidences": np.full(12, -1.0, np.float32)}, "negative"),
+        ({"logprobs": np.zeros(11, np.float32)}, r"\(11,\)"),
+        ({"logprobs": np.zeros(12, np.float64)}, "float64"),
+        ({"logprobs": np.full(12, -np.inf, np.float32)}, "infinite"),
+        ({"logprobs": np.full(12, 0.5, np.float32)}, "positive"),
         ({"number": -1}, "negative"),
         ({"prompt_hash": "another"}, "prompt hash"),
         ({"gold": "5"}, "gold"),
@@ -311,6 +336,62 @@ def test_a_bad_part_is_refused_naming_file_and_row(
         Pool.open(tmp_path / "pool").traces("a")
     assert str(tmp_path) in str(refused.value)
     assert refused.value.remedy
+
+
+def test_a_part_from_before_there_were_log_probabilities_is_read_and_added_to(
+    tmp_path: Path,
+) -> None:
+    rows = [made_up("a", number) for number in range(3)]
+    recorded(tmp_path, rows[0], replace(rows[1], logprobs=logprobs(12)))
+    overwrite(tmp_path / "part-000000.parquet", lambda table: table.drop_columns(["logprobs"]))
+    rows[2] = replace(rows[2], logprobs=logprobs(12))
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(rows[2])
+        assert_same(Pool.open(tmp_path), rows)
+        writer.compact()
+    assert_same(Pool.open(tmp_path), rows)
+
+
+def test_a_journal_from_before_there_were_log_probabilities_is_read_and_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [made_up("a", number) for number in range(3)]
+    with monkeypatch.context() as earlier, PoolWriter(tmp_path, META) as writer:
+        packed = msgspec.msgpack
+        earlier.setattr(
+            journal, "_encoded", lambda row: packed.decode(packed.encode(encoded(row)))[:-1]
+        )
+        writer.append(*rows[:2])
+    rows[2] = replace(rows[2], logprobs=logprobs(12))
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(rows[2])
+    assert_same(Pool.open(tmp_path), rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_value("logprobs", 1, [-1.0]), "trace 1 has 12 tokens and 1 of them"),
+        (with_value("logprobs", 1, [1.0] * 12), "positive"),
+        (
+            lambda table: table.drop_columns(["logprobs"]).append_column(
+                "logprobs", [["-1.0"] * table.num_rows]
+            ),
+            "'logprobs' holds values of type string",
+        ),
+    ],
+)
+def test_bad_log_probabilities_are_refused_to_whoever_reads_them_alone(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    rows = [made_up("a", number, logprobs=logprobs(12)) for number in range(2)]
+    recorded(tmp_path, *rows)
+    overwrite(tmp_path / "part-000000.parquet", change)
+    pool = Pool.open(tmp_path)
+    assert len(pool.traces("a")) == 2
+    with pytest.raises(RecordingError, match=message) as refused:
+        pool.logprobs("a")
+    assert "part-000000.parquet" in str(refused.value)
 
 
 @pytest.mark.parametrize("size", [0, 3, 500, -1])

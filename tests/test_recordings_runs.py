@@ -113,6 +113,26 @@ async def test_every_trace_of_every_question_is_recorded_and_graded(tmp_path: Pa
     check(pool, wanted)
 
 
+async def test_traces_without_an_answer_and_cut_ones_are_recorded_as_what_they_are(
+    tmp_path: Path,
+) -> None:
+    def play(request: TraceRequest) -> Script:
+        whole = script(request)
+        silent = replace(whole, text="I cannot say.")
+        cut = replace(silent, finish=FinishReason.LENGTH)
+        return (whole, silent, cut)[request.trace]
+
+    wanted = plan(questions=2, traces=3)
+    progress = await record(wanted, tmp_path, engine=ScriptedEngine(play), answers=NUMBERS)
+    assert progress.complete
+    pool = Pool.open(tmp_path)
+    for question in pool.questions:
+        traces = pool.traces(question.id)
+        assert [answer is None for answer in traces.answers] == [False, True, True]
+        assert [str(reason) for reason in traces.finish] == ["stop", "stop", "length"]
+        assert traces.correct.tolist()[1:] == [False, False]
+
+
 async def test_an_interrupted_recording_goes_on_without_generating_anything_twice(
     tmp_path: Path,
 ) -> None:

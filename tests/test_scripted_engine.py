@@ -1,5 +1,6 @@
 import math
 from contextlib import aclosing
+from dataclasses import replace
 
 import anyio
 import numpy as np
@@ -66,6 +67,34 @@ def test_a_fault_comes_after_exactly_its_tokens(
         playing(engine)
     assert engine.generated == [min(after, script.confidences.size)]
     assert engine.running == 0
+
+
+@given(scripts, st.integers(1, 50), st.integers(1, 50))
+def test_log_probabilities_are_played_token_by_token_to_whoever_wants_them(
+    script: Script, chunk_tokens: int, max_tokens: int
+) -> None:
+    # As random as the confidences, unknown ones included.
+    script = replace(script, logprobs=-script.confidences[::-1])
+    engine = ScriptedEngine([script], chunk_tokens=chunk_tokens)
+    unasked = request(max_tokens=max_tokens)
+    *chunks, _ = playing(engine, replace(unasked, logprobs=True))
+    values = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    assert [one.size for one in values] == [chunk.confidences.size for chunk in chunks]
+    assert script.logprobs is not None
+    np.testing.assert_array_equal(np.concatenate(values), script.logprobs[:max_tokens])
+    assert {chunk.logprobs is None for chunk in playing(engine, unasked)} == {True}
+
+
+def test_an_engine_without_log_probabilities_gives_none_of_the_tokens_either() -> None:
+    script = Script("a", np.ones(3, np.float32), logprobs=np.zeros(3, np.float32))
+    asked = replace(request(), logprobs=True)
+    for engine in (ScriptedEngine([script], top_k=0), ScriptedEngine([Script.even("a")])):
+        assert {chunk.logprobs is None for chunk in playing(engine, asked)} == {True}
+
+
+def test_a_script_with_fewer_log_probabilities_than_tokens_is_refused() -> None:
+    with pytest.raises(InvalidSettingError, match="3 confidences and 2 log-probabilities"):
+        Script("a", np.ones(3, np.float32), logprobs=np.zeros(2, np.float32))
 
 
 @pytest.mark.anyio

@@ -111,7 +111,7 @@ class ModelError(ConvictionError):
 
 
 class DownloadError(ModelError):
-    """A model could not be fetched from any of its sources."""
+    """A model could not be fetched from any of its sources, or a data set from the hub."""
 
 
 class HashMismatchError(ModelError):

@@ -19,12 +19,16 @@ _MOST_UNSEEN = 100_000
 
 @dataclass(eq=False)
 class LiveTrace:
-    """A trace that is being generated."""
+    """A trace that is being generated.
+
+    With `wants_logprobs`, the log-probabilities of its tokens are kept as well.
+    """
 
     id: int
     seed: int
     gate: Gate | None
     started: float
+    wants_logprobs: bool = False
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     cancel_reason: FinishReason = FinishReason.CANCELLED
     finish: FinishReason | None = None
@@ -38,6 +42,7 @@ class LiveTrace:
     _text: BytesIO = field(default_factory=BytesIO)
     # float32 values as bytes: four a token, without a Python object per number.
     _raw: BytesIO = field(default_factory=BytesIO)
+    _raw_logprobs: BytesIO = field(default_factory=BytesIO)
 
     async def read(
         self, chunks: AsyncIterator[Chunk], watch: Callable[[Chunk], None] | None = None
@@ -53,13 +58,17 @@ class LiveTrace:
 
         Raises:
             TypeError: the chunks' confidences are not float32.
+            ValueError: their log-probabilities, if wanted, cannot be such.
         """
         monitor = self.gate.monitor() if self.gate else None
         write_text = self._text.write
         # Arrays are buffers, though numpy's stubs do not say so.
         write: Callable[[NDArray[np.float32]], int] = self._raw.write  # type: ignore[assignment]
+        keep = self._keep_logprobs if self.wants_logprobs else None
         seen = left = 0
         async for chunk in chunks:
+            if keep is not None:
+                keep(chunk)
             left -= write(chunk.confidences)
             write_text(chunk.text.encode("utf-8", "surrogatepass"))
             if watch is not None:
@@ -87,7 +96,7 @@ class LiveTrace:
         lost = self._raw.tell() // _FLOAT32.itemsize
         self.restarts += 1
         self.lost_tokens += lost
-        self._text, self._raw = BytesIO(), BytesIO()
+        self._text, self._raw, self._raw_logprobs = BytesIO(), BytesIO(), BytesIO()
         return lost
 
     @property
@@ -100,9 +109,24 @@ class LiveTrace:
         with self._raw.getbuffer() as values:
             return np.frombuffer(bytes(values[_FLOAT32.itemsize * first :]), np.float32)
 
+    def logprobs(self) -> NDArray[np.float32] | None:
+        """Log-probability of each token so far, shape (tokens,); None if not one is known."""
+        values = np.frombuffer(self._raw_logprobs.getvalue(), np.float32)
+        return None if np.isnan(values).all() else values
+
+    def _keep_logprobs(self, chunk: Chunk) -> None:
+        tokens = chunk.confidences.size
+        values = np.full(tokens, np.nan) if chunk.logprobs is None else chunk.logprobs
+        if values.shape != (tokens,):
+            raise ValueError(f"a chunk has {tokens} tokens and {values.size} log-probabilities")
+        if (values > 0).any():
+            raise ValueError(f"a log-probability is {np.nanmax(values):g}, above 0")
+        self._raw_logprobs.write(values.astype(np.float32).tobytes())
+
     def _check_type(self, chunk: Chunk) -> None:
         if chunk.confidences.dtype != _FLOAT32:
             self._raw.truncate(0)
+            self._raw_logprobs.truncate(0)
             found = chunk.confidences.dtype
             raise TypeError(f"the confidences of a chunk must be float32, not {found}")
 

@@ -74,6 +74,7 @@ async def deliberate(
     sampling: Sampling | None = None,
     seed: int = 0,
     restarts: int = RESTARTS,
+    logprobs: bool = False,
     on_event: Listener | None = None,
     time_limit: float | None = None,
     interrupt: anyio.Event | None = None,
@@ -89,6 +90,8 @@ async def deliberate(
         seed: Seeds of all traces derive from it and the question's id.
         restarts: How often a trace whose stream broke is begun again, at least 0. The tokens of
             what was lost count.
+        logprobs: Whether traces also keep the log-probability of each token, where the engine
+            gives them. No policy looks at them.
         on_event: Called with every event, in order. It must not block; if it raises, it is
             not called again and the verdict says so.
         time_limit: Seconds after which the run ends with the votes it has.
@@ -117,6 +120,7 @@ async def deliberate(
         sampling=sampling or Sampling(),
         seed=seed,
         restarts=restarts,
+        logprobs=logprobs,
         on_event=on_event,
         began=began,
     )
@@ -168,6 +172,7 @@ class _Run:
         sampling: Sampling,
         seed: int,
         restarts: int,
+        logprobs: bool,
         on_event: Listener | None,
         began: float,
     ) -> None:
@@ -180,6 +185,7 @@ class _Run:
         self._sampling = sampling
         self._seed = seed
         self._restarts = restarts
+        self._logprobs = logprobs
         self._on_event = on_event
         self._top_k = min(TOP_K, capabilities.top_k)
         self._began = began
@@ -295,6 +301,7 @@ class _Run:
                 seed=trace_seed(self._seed, self._question.id, self._started),
                 gate=self._next_gate(),
                 started=self._now(),
+                wants_logprobs=self._logprobs,
             )
             self._started += 1
             self._live[live.id] = live
@@ -314,6 +321,7 @@ class _Run:
             trace=live.id,
             seed=live.seed,
             top_k=self._top_k,
+            logprobs=self._logprobs,
         )
         try:
             with live.scope:
@@ -385,6 +393,7 @@ class _Run:
             error=live.error,
             restarts=live.restarts,
             lost_tokens=live.lost_tokens,
+            logprobs=live.logprobs(),
         )
         self._notes.update(dict.fromkeys(live.notes, 1))
         del self._live[live.id]

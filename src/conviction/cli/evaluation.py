@@ -71,7 +71,7 @@ _SERVER, _OUTPUT = ServerOptions(), EvaluationOutput()
 
 @app.default
 def evaluation(
-    data: Path,
+    data: str,
     /,
     *,
     run: Annotated[Path, Parameter(name="--output", alias="-o")],
@@ -87,7 +87,8 @@ def evaluation(
     The same command goes on where it was interrupted, however it ended.
 
     Args:
-        data: A .jsonl, .csv or .parquet file with one question a row.
+        data: A .jsonl, .csv or .parquet file with one question a row; or a data set on the
+            Hugging Face hub, hf://OWNER/NAME, with @REVISION for a certain version.
         run: The run: a folder, made if need be.
         record: Also record all traces in this pool.
         policy: How many traces, which of them count, and when it is enough.
@@ -99,8 +100,9 @@ def evaluation(
     # Everything that can be refused is refused before anything is fetched or started.
     _check_output(output, dataset)
     steering = policy.build()
-    questions = dataset.load(data)
-    check_texts(questions)
+    console = _messages(quiet=output.quiet)
+    found = dataset.load(data, console)
+    check_texts(found.questions)
     sampling = generation.sampling()
     kind(generation.answer)
     engine = server.engine(generation.model, facts_folder=facts_folder())
@@ -112,14 +114,14 @@ def evaluation(
         seed=generation.seed,
         restarts=generation.restarts,
         time_limit=generation.time_limit,
-        path=str(data),
+        path=data,
+        origin=found.origin,
         questions_at_once=generation.questions_at_once,
     )
     make_plan(asked=())
-    console = _messages(quiet=output.quiet)
     model = None if engine else fetched(generation.model, console)
     asked = with_prompts(
-        questions,
+        found.questions,
         answers=generation.answer,
         style=generation.prompt_style,
         model=model,

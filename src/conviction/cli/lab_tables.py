@@ -101,10 +101,13 @@ def front_table(study: Study, front: Front) -> Table:
 
 
 def ranking_table(diagnosis: Diagnosis) -> Table:
-    """AUROC by metric and window."""
+    """AUROC by metric and window, and that of plain likelihood where it was recorded."""
     table = _table("metric", "window", "AUROC among votes", "among all traces")
     for one in diagnosis.rankings:
         table.add_row(str(one.metric), _window(one.window), _area(one.votes), _area(one.all))
+    if plain := diagnosis.log_probability:
+        name = "log-probability (for comparison)"
+        table.add_row(name, _window(None), _area(plain.votes), _area(plain.all))
     return table
 
 

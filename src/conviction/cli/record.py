@@ -21,7 +21,7 @@ from conviction.cli.terminal import safe
 from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.engines.base import Engine
-from conviction.evaluation.datasets import DatasetQuestion, Fields, load
+from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import (
     ProgressListener,
@@ -41,10 +41,14 @@ _TEMPLATE = 64
 @Parameter(name="*", group="Data")
 @dataclass(frozen=True)
 class DataOptions:
-    """Which questions, and where a row of the file holds what."""
+    """Which questions, and where a row holds what."""
 
+    subset: str | None = None
+    "Subset of a data set on the hub; needed if it has several."
+    split: str | None = None
+    "Split of a data set on the hub; needed if it has several."
     limit: int | None = None
-    "The most questions to take, from the beginning of the file."
+    "The most questions to take, from the beginning."
     question_field: str | None = None
     "Field with the question; default: question, problem, input, prompt or query."
     answer_field: str | None = None
@@ -54,23 +58,30 @@ class DataOptions:
     no_gold: Annotated[bool, Parameter(negative="")] = False
     "Read no right answers; traces are then not graded."
     drop_duplicates: Annotated[bool, Parameter(negative="")] = False
-    "Leave out a question that stood in the file before, in place of refusing the file."
+    "Leave out a question that stood there before, in place of refusing the data set."
 
-    def load(self, path: Path) -> tuple[DatasetQuestion, ...]:
-        """The questions.
+    def load(self, data: str, console: Console) -> Dataset:
+        """The questions; what is being waited for shows on `console`.
 
         Raises:
-            InvalidSettingError: the file cannot be used.
+            The same errors as `conviction.evaluation.datasets.load`.
         """
         if self.limit is not None:
             require_whole("limit", self.limit, low=1)
-        return load(
-            path,
-            Fields(self.question_field, self.answer_field, self.id_field),
-            gold=not self.no_gold,
-            drop_duplicates=self.drop_duplicates,
-            limit=self.limit,
-        )
+        with console.status(f"Reading {escape(safe(data))} …"):
+            found = load(
+                data,
+                Fields(self.question_field, self.answer_field, self.id_field),
+                gold=not self.no_gold,
+                drop_duplicates=self.drop_duplicates,
+                limit=self.limit,
+                subset=self.subset,
+                split=self.split,
+            )
+        if found.origin:
+            questions = f"{len(found.questions):,} questions of {found.origin}"
+            console.print(escape(safe(questions)), style="dim")
+        return found
 
 
 @Parameter(name="*", group="Generation")
@@ -86,7 +97,7 @@ _DATA, _GENERATION, _SERVER = DataOptions(), RecordingGeneration(), ServerOption
 
 
 def record(
-    data: Path | None = None,
+    data: str | None = None,
     /,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
@@ -94,6 +105,7 @@ def record(
     import_: Annotated[list[Path] | None, Parameter(name="--import", negative="")] = None,
     text: bool = True,
     answers_only: Annotated[bool, Parameter(negative="")] = False,
+    logprobs: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(alias="-q", negative="")] = False,
     dataset: DataOptions = _DATA,
     generation: RecordingGeneration = _GENERATION,
@@ -104,12 +116,15 @@ def record(
     The same command goes on where it was interrupted, however it ended.
 
     Args:
-        data: A .jsonl, .csv or .parquet file with one question a row.
+        data: A .jsonl, .csv or .parquet file with one question a row; or a data set on the
+            Hugging Face hub, hf://OWNER/NAME, with @REVISION for a certain version.
         output: The pool: a folder, made if need be.
         traces: Traces of each question.
         import_: Bring in a file of another program instead of generating; repeat for several.
         text: Keep what the traces wrote.
         answers_only: Go without token confidences.
+        logprobs: Also keep the log-probability of each token, about 3 bytes a token, where the
+            engine gives them; `conviction lab diagnose` compares it with the confidences.
         quiet: Nothing on stderr but errors.
         dataset: Which questions.
         generation: What generates the traces, and how.
@@ -126,8 +141,8 @@ def record(
             "--import FILE.",
         )
     # Everything that can be refused is refused before anything is fetched or started.
-    questions = dataset.load(data)
-    check_texts(questions)
+    found = dataset.load(data, console)
+    check_texts(found.questions)
     sampling = generation.sampling()
     kind(generation.answer)
     require_whole("traces", traces, low=1)
@@ -137,7 +152,7 @@ def record(
     engine = server.engine(generation.model, facts_folder=facts_folder())
     model = None if engine else fetched(generation.model, console)
     asked = with_prompts(
-        questions,
+        found.questions,
         answers=generation.answer,
         style=generation.prompt_style,
         model=model,
@@ -151,6 +166,8 @@ def record(
         restarts=generation.restarts,
         keep_text=text,
         answers_only=answers_only,
+        logprobs=logprobs,
+        origin=found.origin,
     )
     with recording_bar(console) as listener:
         reached = _Reached(listener)
@@ -216,7 +233,7 @@ def _report(
 def _import(
     paths: Sequence[Path],
     output: Path,
-    data: Path | None,
+    data: str | None,
     generation: GenerationOptions,
     console: Console,
     *,

@@ -50,6 +50,8 @@ class TraceRequest:
         sampling: How tokens are drawn.
         seed: Seed of this trace, in [0, 2**31).
         top_k: Log-probabilities per token that the caller wants (k of eq. 2); 0 for none.
+        logprobs: Whether the caller also wants the log-probability of each generated token.
+            They come beside the `top_k` likeliest ones, so without these there are none.
     """
 
     messages: tuple[Message, ...]
@@ -57,6 +59,7 @@ class TraceRequest:
     trace: int = 0
     seed: int = 0
     top_k: int = 0
+    logprobs: bool = False
 
 
 def _no_tokens() -> NDArray[np.float32]:
@@ -76,6 +79,10 @@ class Chunk:
         prompt_tokens: Tokens of the prompt, where the engine tells (usually in the last chunk).
         cached_tokens: Prompt tokens that the engine did not have to compute again.
         notes: What happened on the way that a reader of the verdict should know; whole sentences.
+        logprobs: Log-probability of each of these tokens, where the request wants them: natural
+            log, at most 0, float32, shape (tokens,), NaN where unknown. None where the engine
+            cannot give any. Of the same distribution as the confidences: raw, or the one after
+            temperature and filters.
     """
 
     text: str = ""
@@ -84,6 +91,7 @@ class Chunk:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     notes: tuple[str, ...] = ()
+    logprobs: NDArray[np.float32] | None = None
 
 
 class Engine(ABC):

@@ -1,7 +1,7 @@
 """An engine that plays prepared traces: for tests, demonstrations and replays."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio.lowlevel
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from conviction.core import FinishReason, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+from conviction.errors import InvalidSettingError
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,11 @@ class Script:
         fault: Raised after `fault_after` tokens, in place of what would have followed.
         fault_after: Tokens before the fault.
         prompt_tokens: Tokens of the prompt, as reported at the end.
+        logprobs: Log-probability of each of its tokens, shape (tokens,), played to requests that
+            want them; None for an engine that cannot give any.
+
+    Raises:
+        InvalidSettingError: there are not as many log-probabilities as confidences.
     """
 
     text: str
@@ -30,10 +36,21 @@ class Script:
     fault: Exception | None = None
     fault_after: int = 0
     prompt_tokens: int = 0
+    logprobs: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         values = np.ascontiguousarray(self.confidences, np.float32)
         object.__setattr__(self, "confidences", values)
+        if self.logprobs is None:
+            return
+        logprobs = np.ascontiguousarray(self.logprobs, np.float32)
+        if logprobs.shape != values.shape:
+            raise InvalidSettingError(
+                tried="make a script",
+                found=f"it has {values.size} confidences and {logprobs.size} log-probabilities",
+                remedy="Give one of each per token.",
+            )
+        object.__setattr__(self, "logprobs", logprobs)
 
     @classmethod
     def even(cls, text: str, *, tokens: int = 20, confidence: float = 10.0) -> "Script":
@@ -60,7 +77,8 @@ class ScriptedEngine(Engine):
     Args:
         scripts: What to play, at least one; or a function that gives the script of a request.
         concurrency: Traces that it admits at once, at least 1.
-        top_k: Log-probabilities that it claims to give; 0 plays unknown confidences.
+        top_k: Log-probabilities that it claims to give; 0 plays unknown confidences, and no
+            log-probabilities.
         chunk_tokens: Tokens per chunk, at least 1.
         delay: Seconds before each chunk.
         pace: Awaited before each chunk instead of `delay`, for full control over the order.
@@ -112,6 +130,7 @@ class ScriptedEngine(Engine):
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Play one script."""
         script = self.script(request)
+        logprobs = script.logprobs if request.logprobs and self._top_k else None
         stream = len(self.generated)
         self.generated.append(0)
         self.running += 1
@@ -123,7 +142,8 @@ class ScriptedEngine(Engine):
                 await self._pace(request)
                 end = min(begin + self._chunk_tokens, last)
                 self.generated[stream] = end
-                yield self._chunk(script, begin, end)
+                chunk = self._chunk(script, begin, end)
+                yield chunk if logprobs is None else replace(chunk, logprobs=logprobs[begin:end])
             await self._pace(request)
             if script.fault:
                 raise script.fault

@@ -1,10 +1,10 @@
-"""Data sets: questions and gold answers out of JSONL, CSV and Parquet files."""
+"""Data sets: questions and gold answers out of files and of the Hugging Face hub."""
 
 import csv
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from conviction.errors import InvalidSettingError
+from conviction.evaluation.hub import HUB, HubAddress, hub_rows
 from conviction.recordings.parquet import arrow
 
 QUESTION_FIELDS: Final = ("question", "problem", "input", "prompt", "query")
@@ -52,54 +53,112 @@ class DatasetQuestion:
     place: str
 
 
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Questions, and where they come from.
+
+    Attributes:
+        questions: At least one.
+        origin: For the hub, what to type to read the same again: the address with the commit, the
+            subset and the split. None for a file.
+    """
+
+    questions: tuple[DatasetQuestion, ...]
+    origin: str | None = None
+
+
 def load(
-    path: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     fields: Fields | None = None,
     *,
     gold: bool = True,
     drop_duplicates: bool = False,
     limit: int | None = None,
-) -> tuple[DatasetQuestion, ...]:
-    """Read a data set; the end of the file's name says what it is.
+    subset: str | None = None,
+    split: str | None = None,
+) -> Dataset:
+    """Read a data set: a file, by the end of its name, or one of the Hugging Face hub.
+
+    It waits for disk and network: call it in a thread of its own where an event loop runs.
 
     Args:
-        path: A .jsonl, .csv or .parquet file.
+        data: A .jsonl, .csv or .parquet file, or an address: hf://OWNER/NAME, and @REVISION.
         fields: Which field holds what.
         gold: Whether there must be gold answers; without, none are read.
         drop_duplicates: Whether a question that came before is left out, in place of an error.
-        limit: The most questions to take, from the beginning.
+        limit: The most questions to take, from the beginning. Of the hub, not much more is fetched
+            then, and no copy is kept.
+        subset: Subset of a data set on the hub; may be left out if there is one, or a default.
+        split: Split of a data set on the hub; may be left out if there is one.
 
     Raises:
-        InvalidSettingError: the file or a row of it cannot be used; it names file and line.
-        MissingExtraError: it is a Parquet file, and pyarrow is not installed.
+        InvalidSettingError: the data set or a row of it cannot be used; it names file and line.
+        MissingExtraError: it is a Parquet file and pyarrow is not installed, or on the hub and
+            datasets is not.
+        DownloadError: the hub cannot be reached, or what it gives cannot be read.
     """
-    place = Path(path).expanduser()
-    loader = _Loader(place, fields or Fields(), gold=gold, drop_duplicates=drop_duplicates)
-    reader = _READERS.get(place.suffix.lower())
+    choice = _Choice(fields or Fields(), gold, drop_duplicates, limit)
+    if isinstance(data, str) and data.startswith(HUB):
+        return _from_hub(HubAddress.parse(data), subset, split, choice)
+    if subset or split:
+        _refuse(
+            data,
+            "a file has no subsets and no splits",
+            "Leave out --subset and --split, or name a data set on the hub: hf://OWNER/NAME.",
+        )
+    return _from_file(Path(data).expanduser(), choice)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What to read of each row, and how many."""
+
+    fields: Fields
+    gold: bool
+    drop_duplicates: bool
+    limit: int | None
+
+    def questions(
+        self, rows: Iterable[tuple[int, Row]], unit: str, source: object
+    ) -> tuple[DatasetQuestion, ...]:
+        found = tuple(islice(_Loader(self, unit, source).questions(rows), self.limit))
+        if not found:
+            _refuse(source, "it holds no question", "Name a data set with one question a row.")
+        return found
+
+
+def _from_file(path: Path, choice: _Choice) -> Dataset:
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
         found = "its name does not end in .jsonl, .csv or .parquet"
-        _refuse(place, found, "Convert it, or rename it to what it is.")
-    with _readable(place):
-        questions = tuple(islice(loader.questions(reader(place)), limit))
-    if not questions:
-        _refuse(place, "it holds no question", "Name a file with one question a row.")
-    return questions
+        _refuse(path, found, "Convert it, or rename it to what it is.")
+    with _readable(path):
+        return Dataset(choice.questions(reader(path), _unit(path), path))
+
+
+def _from_hub(
+    address: HubAddress, subset: str | None, split: str | None, choice: _Choice
+) -> Dataset:
+    with hub_rows(address, subset=subset, split=split, limit=choice.limit) as found:
+        rows = enumerate(found.rows, start=1)
+        return Dataset(choice.questions(rows, "row", found.label), found.origin)
 
 
 class _Loader:
     """Turns rows into questions, and remembers which there were."""
 
-    def __init__(self, path: Path, fields: Fields, *, gold: bool, drop_duplicates: bool) -> None:
-        self._path = path
-        self._fields = fields
-        self._gold = gold
-        self._drop = drop_duplicates
+    def __init__(self, choice: _Choice, unit: str, source: object) -> None:
+        self._fields = choice.fields
+        self._gold = choice.gold
+        self._drop = choice.drop_duplicates
+        self._unit = unit
+        self._source = source
         self._ids: dict[str, str] = {}
         self._texts: dict[str, str] = {}
 
-    def questions(self, rows: Iterator[tuple[int, Row]]) -> Iterator[DatasetQuestion]:
+    def questions(self, rows: Iterable[tuple[int, Row]]) -> Iterator[DatasetQuestion]:
         for number, (line, row) in enumerate(rows, start=1):
-            place = f"{_unit(self._path)} {line} of {self._path}"
+            place = f"{self._unit} {line} of {self._source}"
             question = self._question(number, place, row)
             if self._is_new(question):
                 yield question
@@ -245,12 +304,12 @@ def _as_text(value: object) -> str | None:
 def _refuse_field(
     place: str, row: Row, what: str, given: str | None, usual: Sequence[str]
 ) -> NoReturn:
-    looked = repr(given) if given else f"none of {', '.join(usual)}"
+    looked = f"{given!r} has no" if given else f"none of {', '.join(usual)} has a"
     has = ", ".join(map(str, row)) or "none"
     remedy = f"Name the field that holds the {what}: --{what}-field."
     if what == "answer":
         remedy += " Or go without gold answers: --no-gold."
-    _refuse(place, f"it has no {what}: {looked} has a value there. Its fields: {has}", remedy)
+    _refuse(place, f"it has no {what}: {looked} value there. Its fields: {has}", remedy)
 
 
 def _refuse(place: object, found: str, remedy: str) -> NoReturn:

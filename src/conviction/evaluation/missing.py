@@ -70,6 +70,11 @@ class Ungrouped(AnswerKind):
     def __init__(self, answers: AnswerKind) -> None:
         self._answers = answers
 
+    @property
+    def name(self) -> str:  # type: ignore[override]  # a class has it, and so may an object
+        """The kind's name."""
+        return self._answers.name
+
     def extract(self, text: str) -> str | None:
         """What the kind finds."""
         return self._answers.extract(text)

@@ -34,6 +34,7 @@ class EvaluationPlan:
         restarts: How often a trace whose stream broke is begun again.
         time_limit: Seconds after which the votes of a question so far decide it.
         path: Where the questions were read, for people.
+        origin: What to type to read the same questions of the hub again; None for a file.
         questions_at_once: Questions that are thought about at once; None for just as many as keep
             the engine busy.
 
@@ -49,6 +50,7 @@ class EvaluationPlan:
     restarts: int = RESTARTS
     time_limit: float | None = None
     path: str = ""
+    origin: str | None = None
     questions_at_once: int | None = None
 
     def __post_init__(self) -> None:
@@ -69,12 +71,13 @@ class EvaluationPlan:
             "time_limit": self.time_limit,
         }
         rows = [(one.recorded.id, one.recorded.text, one.recorded.gold) for one in self.asked]
+        place = self.origin or self.path
         prompts = [(one.recorded.id, one.recorded.prompt_hash) for one in self.asked]
         return RunDescription(
             settings=settings,
             model=capabilities.model if capabilities else None,
             top_k=min(TOP_K, capabilities.top_k) if capabilities else None,
-            data=RunData(self.path, len(rows), _hash(sorted(rows)), _hash(sorted(prompts))),
+            data=RunData(place, len(rows), _hash(sorted(rows)), _hash(sorted(prompts))),
             engine=engine,
             versions={"conviction": version("conviction"), "python": platform.python_version()},
             begun=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,7 +12,12 @@ import numpy as np
 from conviction.answers.base import AnswerKind
 from conviction.core import FinishReason, Question, Sampling, Trace, require_whole
 from conviction.engines.base import Capabilities, Engine
-from conviction.errors import AllTracesFailedError, ContextOverflowError, MissingLogprobsError
+from conviction.errors import (
+    AllTracesFailedError,
+    ContextOverflowError,
+    InvalidSettingError,
+    MissingLogprobsError,
+)
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.missing import MissingTraces, Ungrouped
@@ -68,6 +73,12 @@ class RecordingPlan:
         restarts: How often a trace whose stream broke is begun again.
         keep_text: Whether what a trace wrote is recorded.
         answers_only: Whether to go without token confidences.
+        logprobs: Whether the log-probability of each token is recorded, too, where the engine
+            gives them.
+        origin: What to type to read the same questions of the hub again; None for a file.
+
+    Raises:
+        InvalidSettingError: there is to be no trace, or log-probabilities without confidences.
     """
 
     asked: Sequence[Asked]
@@ -77,9 +88,17 @@ class RecordingPlan:
     restarts: int = RESTARTS
     keep_text: bool = True
     answers_only: bool = False
+    logprobs: bool = False
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         require_whole("traces", self.traces, low=1)
+        if self.answers_only and self.logprobs:
+            raise InvalidSettingError(
+                tried="record answers alone and the log-probability of each token",
+                found="log-probabilities come from the engine with the confidences",
+                remedy="Leave out --answers-only or --logprobs.",
+            )
 
 
 @dataclass(slots=True)
@@ -154,7 +173,7 @@ async def record(
         top_k=min(TOP_K, capabilities.top_k),
         answers=answers.name,
         sampling=plan.sampling,
-        source=engine.name,
+        source=pool_source(engine, plan.origin),
     )
     writer = await anyio.to_thread.run_sync(PoolWriter, path, meta)
     with writer:
@@ -176,6 +195,16 @@ async def record(
         run.check()
         await anyio.to_thread.run_sync(writer.compact)
     return run.progress
+
+
+def pool_source(engine: Engine, origin: str | None) -> str:
+    """Where the traces of a pool come from, for people.
+
+    Args:
+        engine: What generates them.
+        origin: Where on the hub their questions come from; None for a file.
+    """
+    return f"{engine.name}; questions of {origin}" if origin else engine.name
 
 
 def _no_confidences(engine: Engine, capabilities: Capabilities) -> MissingLogprobsError:
@@ -210,6 +239,7 @@ class _Run:
         self._left: dict[str, int] = {}
         self._failed: list[AllTracesFailedError] = []
         self._unknown = 0
+        self._without_logprobs = 0
         self.progress = RecordingProgress(
             wanted=plan.traces * len(plan.asked), questions=len(plan.asked)
         )
@@ -259,6 +289,11 @@ class _Run:
                 f"All confidences of {self._unknown} traces are unknown: the engine left its "
                 "log-probabilities out."
             )
+        if self._without_logprobs:
+            self.progress.notes.append(
+                f"{self._without_logprobs} traces are recorded without the log-probability of each "
+                "token: the engine gave none."
+            )
 
     def _look_at(self, asked: Asked, writer: PoolWriter) -> None:
         """See what is missing of a question."""
@@ -306,6 +341,7 @@ class _Run:
                 answers=self._answers,
                 sampling=self._plan.sampling,
                 restarts=self._plan.restarts,
+                logprobs=self._plan.logprobs,
                 on_event=on_event,
                 interrupt=full,
             )
@@ -324,6 +360,8 @@ class _Run:
     def _record(self, asked: Asked, trace: Trace, number: int) -> None:
         if self._capabilities.top_k and not np.isfinite(trace.confidences).any():
             self._unknown += 1
+        if self._plan.logprobs and trace.logprobs is None:
+            self._without_logprobs += 1
         self.recorder.add(asked.recorded, trace, number)
 
     def _note_failures(self, asked: Asked, verdict: Verdict) -> None:

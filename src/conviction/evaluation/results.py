@@ -57,7 +57,8 @@ class RunData(msgspec.Struct, frozen=True):
     """Which questions a run asks.
 
     Attributes:
-        path: The file that they were read from.
+        path: The file that they were read from; for a data set on the hub, its address with the
+            commit, its subset and its split.
         questions: How many.
         sha256: Hash of all ids, questions and right answers, whatever their order.
         prompts: Hash of all ids and messages that the model gets.

@@ -16,7 +16,7 @@ from conviction.errors import AllTracesFailedError, AnswerError, ContextOverflow
 from conviction.evaluation.folder import RunWriter
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.plan import EvaluationPlan
-from conviction.evaluation.recording import Asked
+from conviction.evaluation.recording import Asked, pool_source
 from conviction.evaluation.results import QuestionResult, RunDescription
 from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter
@@ -93,7 +93,7 @@ async def evaluate(
             top_k=min(TOP_K, capabilities.top_k),
             answers=plan.answers,
             sampling=plan.sampling,
-            source=engine.name,
+            source=pool_source(engine, plan.origin),
         )
         async with _recorder(plan, pool, meta, answers) as recorder:
             run = _Run(

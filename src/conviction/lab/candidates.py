@@ -51,7 +51,8 @@ class Candidate:
     @property
     def label(self) -> str:
         """A name for tables: the policy, its budget, and what differs from its defaults."""
-        budget = f"@{self.policy.budget}" if "budget" in setting_types(self.policy.name) else ""
+        own = any(item.name == "budget" and item.init for item in fields(self.policy))  # type: ignore[arg-type]
+        budget = f"@{self.policy.budget}" if own else ""
         settings = "".join(f" {name}={written(value)}" for name, value in self.settings.items())
         return f"{self.policy.name}{budget}{settings}"
 

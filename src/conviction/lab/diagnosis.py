@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,21 @@ class Ranking:
 
     metric: Metric
     window: int | None
+    votes: Estimate
+    all: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobRanking:
+    """The same of plain likelihood: a trace's mean log-probability, minus the log of perplexity.
+
+    For comparison with the metrics alone: no policy filters by it, and it is never recommended.
+
+    Attributes:
+        votes: Among the traces that vote, mean over the questions that have both kinds.
+        all: Among all complete traces; those without an answer count as wrong.
+    """
+
     votes: Estimate
     all: Estimate
 
@@ -96,6 +111,8 @@ class Diagnosis:
         budget: Traces of each draw.
         repeats: Draws per question.
         rankings: AUROC by metric and window.
+        log_probability: AUROC of the mean log-probability, for comparison; None unless all
+            complete traces were recorded with log-probabilities.
         filters: What filtering changes, by metric, at the window that ranks best.
         calibration: Majority's share of the vote against how often it is right.
         calibration_error: Mean distance of the two.
@@ -109,6 +126,7 @@ class Diagnosis:
     budget: int
     repeats: int
     rankings: tuple[Ranking, ...]
+    log_probability: LogprobRanking | None
     filters: tuple[FilterEffect, ...]
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float
@@ -161,9 +179,9 @@ def diagnose(
             "or another policy that looks at answers alone.",
         )
     total = 2 * len(source.question_ids)
-    ranked: dict[int, NDArray[np.float64]] = {}
-    for number, scores in each_question(_Rank(measures), source, processes=processes):
-        ranked[number] = scores
+    ranked: dict[int, _Areas] = {}
+    for number, areas in each_question(_Rank(measures), source, processes=processes):
+        ranked[number] = areas
         if on_progress:
             on_progress(len(ranked), total)
     trials = run_trials(
@@ -174,7 +192,8 @@ def diagnose(
         processes=processes,
         on_progress=on_progress and (lambda done, _: on_progress(total // 2 + done, total)),
     )
-    areas = np.stack([ranked[number] for number in range(len(ranked))], axis=-1)
+    found = [ranked[number] for number in range(len(ranked))]
+    areas = np.stack([one.measures for one in found], axis=-1)
     rankings = _rankings(measures, areas)
     mixed = int(np.isfinite(areas[:, 0]).any(axis=0).sum())
     choice = _choose(trials, seed)
@@ -186,6 +205,7 @@ def diagnose(
         budget=budget,
         repeats=repeats,
         rankings=rankings,
+        log_probability=_logprob_ranking([one.logprob for one in found]),
         filters=_effects(trials, rankings),
         calibration=bins,
         calibration_error=_calibration_error(bins),
@@ -203,28 +223,50 @@ def _measures(windows: Sequence[int]) -> tuple[tuple[Metric, int | None], ...]:
     )
 
 
+class _Areas(NamedTuple):
+    """AUROC of one question: among the votes, and among all traces; NaN where there is none.
+
+    Attributes:
+        measures: Of each measure, shape (measures, 2).
+        logprob: Of the mean log-probability, shape (2,); None where that was not recorded.
+    """
+
+    measures: NDArray[np.float64]
+    logprob: NDArray[np.float64] | None
+
+
 @dataclass(frozen=True)
 class _Rank:
-    """AUROC of one question, shape (measures, 2): among the votes, and among all traces."""
+    """Ranks the traces of one question."""
 
     measures: tuple[tuple[Metric, int | None], ...]
 
-    def __call__(self, source: TraceSource, question_id: str) -> NDArray[np.float64]:
-        traces = [one for one in source.traces(question_id) if one.confidences is not None]
+    def __call__(self, source: TraceSource, question_id: str) -> _Areas:
+        everything = source.traces(question_id)
+        traces = [one for one in everything if one.confidences is not None]
         right = np.array([one.correct for one in traces], np.bool_)
         votes = np.array(
             [one.answer is not None and one.finish is FinishReason.STOP for one in traces],
             np.bool_,
         )
-        areas = np.full((len(self.measures), 2), nan)
+
+        def areas(scores: NDArray[np.float64]) -> tuple[float, float]:
+            return auroc(scores[votes], right[votes]), auroc(scores, right)
+
+        measured = np.full((len(self.measures), 2), nan)
+        logprobs = source.mean_logprobs(question_id)
+        likelihood = None
+        if logprobs is not None:
+            measurable = [one.confidences is not None for one in everything]
+            likelihood = np.array(areas(logprobs[measurable]))
         if not right.any() or right.all():
-            return areas
+            return _Areas(measured, likelihood)
         lengths = [0, *(one.tokens for one in traces)]
         flat = np.concatenate([one.confidences for one in traces if one.confidences is not None])
         for number, (metric, window) in enumerate(self.measures):
             scores = measure_pool(metric, flat, np.cumsum(lengths), window or 1)
-            areas[number] = auroc(scores[votes], right[votes]), auroc(scores, right)
-        return areas
+            measured[number] = areas(scores)
+        return _Areas(measured, likelihood)
 
 
 def _rankings(
@@ -236,6 +278,14 @@ def _rankings(
         Ranking(metric, window, *estimates)
         for (metric, window), *estimates in zip(measures, votes, everything, strict=True)
     )
+
+
+def _logprob_ranking(areas: Sequence[NDArray[np.float64] | None]) -> LogprobRanking | None:
+    known = [one for one in areas if one is not None]
+    if len(known) < len(areas):
+        return None
+    # The same resamples as those of the metrics, so that the intervals compare.
+    return LogprobRanking(*Bootstrap(len(known)).estimates(np.stack(known, axis=-1)))
 
 
 def _effects(trials: Trials, rankings: Sequence[Ranking]) -> tuple[FilterEffect, ...]:

@@ -104,11 +104,15 @@ def differences(rows: Sequence[Row]) -> str:
 
 
 def rankings(diagnosis: Diagnosis) -> str:
-    """AUROC by metric and window."""
+    """AUROC by metric and window, and that of plain likelihood where it was recorded."""
+    plain = diagnosis.log_probability
     return _dots(
         [
-            (f"{one.metric}, window {one.window}" if one.window else str(one.metric), one.votes)
-            for one in diagnosis.rankings
+            *(
+                (f"{one.metric}, window {one.window}" if one.window else str(one.metric), one.votes)
+                for one in diagnosis.rankings
+            ),
+            *([("log-probability (for comparison)", plain.votes)] if plain else ()),
         ],
         "pairs in which the right trace is the more confident, % (chance: 50)",
         50.0,

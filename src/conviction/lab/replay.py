@@ -23,6 +23,10 @@ from conviction.policies.base import Action, Conditions, Done, Policy, Start, St
 
 _NO_CONFIDENCES = np.empty(0, np.float32)
 
+_BLOCK = 128
+_FEWEST_BLOCKS = 64
+"""From how many blocks on it pays to look at blocks first."""
+
 
 @dataclass(eq=False)
 class PlayedTrace:
@@ -78,12 +82,30 @@ def _record_lows(confidences: NDArray[np.float32], window: int) -> tuple[list[in
     if size < window:
         return [], []
     groups = group_confidences(confidences, window)
-    lowest = np.minimum.accumulate(groups)
-    new = np.flatnonzero(lowest[1:] < lowest[:-1]) + 1
-    first = np.concatenate(([0], new))
-    ends = first + window - 1
+    lows = _lows(groups)
+    ends = lows + window - 1
     positions = (ends if known is None else known[ends]) + 1
-    return positions.tolist(), groups[first].tolist()
+    return positions.tolist(), groups[lows].tolist()
+
+
+def _lows(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Positions of values lower than all before them; the first is one."""
+    blocks = values.size // _BLOCK
+    if blocks >= _FEWEST_BLOCKS:
+        # A running minimum is slow, so it is taken where there can be lows: in blocks whose least
+        # value is lower than those of all blocks before.
+        least = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).min(axis=1)
+        lower = _falls(least)
+        if 4 * lower.size < blocks:
+            inside = (lower[:, np.newaxis] * _BLOCK + np.arange(_BLOCK)).ravel()
+            among = np.concatenate((inside, np.arange(blocks * _BLOCK, values.size)))
+            return among[_falls(values[among])]
+    return _falls(values)
+
+
+def _falls(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    lowest = np.minimum.accumulate(values)
+    return np.concatenate(([0], np.flatnonzero(lowest[1:] < lowest[:-1]) + 1))
 
 
 @dataclass(frozen=True, slots=True)

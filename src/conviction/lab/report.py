@@ -14,6 +14,10 @@ _FILTERS = (
     "Share of the questions, in percent, whose verdict becomes right (better) or wrong (worse) "
     "against majority."
 )
+_PLAIN = (
+    " The log-probability, the mean over a trace's tokens, is there for comparison: no policy "
+    "filters by it."
+)
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
@@ -119,7 +123,8 @@ def diagnosis_page(diagnosis: Diagnosis, *, model: str, source: str) -> str:
         "<h2>Does confidence rank right traces above wrong ones?</h2>",
         _figure(
             figures.rankings(diagnosis),
-            "Among the votes on one question, mean over questions (AUROC).",
+            "Among the votes on one question, mean over questions (AUROC)."
+            + (_PLAIN if diagnosis.log_probability else ""),
         ),
         "<h2>What does keeping the most confident traces change?</h2>",
         f"<p>{_FILTERS}</p>",

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conviction.core import FinishReason
 from conviction.errors import RecordingError
 from conviction.lab.replay import PlayedTrace
+from conviction.lab.statistics import mean_of
 from conviction.recordings import Pool
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
@@ -41,6 +44,10 @@ class TraceSource(Protocol):
         """All complete traces of one question, in an order that never changes."""
         ...
 
+    def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
+        """Mean log-probability of the tokens of each of `traces`; None unless all have some."""
+        ...
+
 
 @dataclass(frozen=True)
 class TracesInMemory:
@@ -50,11 +57,13 @@ class TracesInMemory:
         questions: The traces by question.
         top_k: Log-probabilities behind each confidence; 0 if there are no confidences.
         max_tokens: The most tokens that a trace was allowed.
+        logprobs: Mean log-probability of each trace by question, where it is known.
     """
 
     questions: Mapping[str, Sequence[PlayedTrace]]
     top_k: int = 20
     max_tokens: int = 1 << 20
+    logprobs: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, Any])
 
     @property
     def question_ids(self) -> tuple[str, ...]:
@@ -69,10 +78,17 @@ class TracesInMemory:
         """All traces of one question."""
         return self.questions[question_id]
 
+    def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
+        """Mean log-probability of each trace; None where it is not known."""
+        return self.logprobs.get(question_id)
+
 
 @dataclass(frozen=True)
 class PoolTraces:
     """The questions of a pool whose right answers are known.
+
+    Another process is given what was found when the pool was opened, rather than opening it again:
+    all then replay the same traces, also while more are being recorded.
 
     Attributes:
         path: The pool's folder or file.
@@ -112,10 +128,6 @@ class PoolTraces:
             )
         return cls(Path(path), pool, graded, ungraded)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the pool for itself."""
-        return _reopened, (self.path, self.question_ids, self._counts())
-
     @property
     def top_k(self) -> int:
         """Log-probabilities behind each confidence; 0 in a pool of answers."""
@@ -151,19 +163,19 @@ class PoolTraces:
             if finish in _COMPLETE
         ]
 
-    def _counts(self) -> tuple[int, ...]:
-        return tuple(self.count(question_id) for question_id in self.question_ids)
+    def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
+        """Mean log-probability of the tokens of each complete trace; None unless all have some.
 
-
-def _reopened(path: Path, question_ids: tuple[str, ...], counts: tuple[int, ...]) -> PoolTraces:
-    source = PoolTraces(path, Pool.open(path), question_ids)
-    if counts != tuple(source.count(question_id) for question_id in question_ids):
-        raise RecordingError(
-            tried=f"read the pool {path}",
-            found="it changed while it was read",
-            remedy="Wait until its recording has ended, or copy it first.",
-        )
-    return source
+        Raises:
+            RecordingError: they cannot be read.
+        """
+        recorded = self.pool.logprobs(question_id)
+        if all(values is None for values in recorded):
+            return None
+        complete = self.pool.traces(question_id).complete.tolist()
+        wanted = [values for values, is_there in zip(recorded, complete, strict=True) if is_there]
+        means = np.array([mean_of(values) if values is not None else nan for values in wanted])
+        return means if np.isfinite(means).all() else None
 
 
 def typical_tokens(source: TraceSource, most: int = 5) -> float:
@@ -175,5 +187,10 @@ def typical_tokens(source: TraceSource, most: int = 5) -> float:
     """
     ids = source.question_ids
     step = max(len(ids) // most, 1)
-    tokens = [trace.tokens for one in ids[::step][:most] for trace in source.traces(one)]
+    tokens = [count for one in ids[::step][:most] for count in _lengths(source, one)]
     return float(np.median(tokens)) if tokens else 0.0
+
+
+def _lengths(source: TraceSource, question_id: str) -> list[int]:
+    # By itself, so that no trace is left that would keep the whole question in memory.
+    return [trace.tokens for trace in source.traces(question_id)]

@@ -60,13 +60,17 @@ def _in_processes(
         busy: dict[Any, BaseProcess] = {}
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs, work, source), daemon=True)
+            worker = context.Process(target=_serve, args=(theirs,), daemon=True)
             with _interrupts_ignored():
                 worker.start()
             stack.callback(_end, worker, ours)
             theirs.close()
-            ours.send(next(waiting))
             busy[ours] = worker
+        # Sent once all are on their way: the traces may be more than a pipe holds, and it is not
+        # emptied before a process has come up.
+        for connection, worker in busy.items():
+            _send(connection, worker, (work, source))
+            _send(connection, worker, next(waiting))
         while busy:
             ready: list[Any] = wait(list(busy))
             for connection in ready:
@@ -75,7 +79,7 @@ def _in_processes(
                 if following is None:
                     del busy[connection]
                 else:
-                    connection.send(following)
+                    _send(connection, busy[connection], following)
                 yield number, result
 
 
@@ -95,19 +99,30 @@ def _interrupts_ignored() -> Generator[None]:
         signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
 
 
+def _send(connection: Any, worker: BaseProcess, message: Any) -> None:
+    try:
+        connection.send(message)
+    except (BrokenPipeError, ConnectionResetError):
+        raise _died(worker) from None
+
+
 def _received(connection: Any, worker: BaseProcess) -> tuple[int, Any]:
     try:
         number, result, error = connection.recv()
     except (EOFError, ConnectionResetError):
-        worker.join(1.0)
-        raise RecordingError(
-            tried="replay in several processes",
-            found=f"one of them died (exit code {worker.exitcode}), as when memory runs out",
-            remedy="Use fewer processes: --processes 1.",
-        ) from None
+        raise _died(worker) from None
     if error is not None:
         raise error
     return number, result
+
+
+def _died(worker: BaseProcess) -> RecordingError:
+    worker.join(1.0)
+    return RecordingError(
+        tried="replay in several processes",
+        found=f"one of them died (exit code {worker.exitcode}), as when memory runs out",
+        remedy="Use fewer processes: --processes 1.",
+    )
 
 
 def _end(worker: BaseProcess, connection: "Connection[Any, Any]") -> None:
@@ -117,10 +132,13 @@ def _end(worker: BaseProcess, connection: "Connection[Any, Any]") -> None:
     worker.close()
 
 
-def _serve(connection: "Connection[Any, Any]", work: Work[Any], source: TraceSource) -> None:
+def _serve(connection: "Connection[Any, Any]") -> None:
     """Work on one question after another, until the other end is closed or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, OSError):
+        work: Work[Any]
+        source: TraceSource
+        work, source = connection.recv()
         while True:
             number: int = connection.recv()
             try:

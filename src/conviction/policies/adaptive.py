@@ -8,11 +8,7 @@ favour answers that are found fast.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from math import lgamma, log
 from typing import ClassVar
-
-import numpy as np
 
 from conviction.core import Trace, require, require_whole
 from conviction.policies.base import (
@@ -26,30 +22,8 @@ from conviction.policies.base import (
     check_budget,
     may_vote,
 )
+from conviction.policies.lead import lead_probability
 from conviction.voting import Ballot
-
-
-@lru_cache(maxsize=1 << 16)
-def lead_probability(leader: int, runner_up: int) -> float:
-    """P(p > 1/2) under Beta(leader + 1, runner_up + 1): that the leader is ahead for good.
-
-    Closed form: 2^-(n+1) times the sum of C(n+1, k) over k from 0 to `leader`, n being the sum of
-    both counts; in logarithms, so that thousands of votes do no harm.
-
-    Source: Adaptive-Consistency, arXiv 2305.11860 (its Beta criterion).
-
-    Args:
-        leader: Votes of the leading answer, at least 0.
-        runner_up: Votes of the second answer, at least 0.
-    """
-    trials = leader + runner_up + 1
-    # The shorter tail is summed: it is exact where it is small, and the other is its complement.
-    last = min(leader, runner_up)
-    terms = np.array([-lgamma(k + 1) - lgamma(trials - k + 1) for k in range(last + 1)])
-    scale = lgamma(trials + 1) - trials * log(2)
-    if leader <= runner_up:
-        return float(np.exp(terms + scale).sum())
-    return 1.0 - float(np.exp(terms + scale).sum())
 
 
 @dataclass

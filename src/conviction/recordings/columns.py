@@ -1,6 +1,6 @@
-"""Traces of one question as columns of numbers, out of an Arrow table."""
+"""Traces of one question as columns of numbers, without what has a value per token."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 
 from conviction.core import Answer, FinishReason
 from conviction.errors import RecordingError
+from conviction.recordings.parquet import TRACE_COLUMNS
+from conviction.recordings.schema import RecordedTrace
+
+NUMBER_COLUMNS = tuple(name for name in TRACE_COLUMNS if name != "confidences")
+"""The columns that `to_columns` looks at."""
 
 
 def codes(table: Any, name: str) -> tuple[NDArray[np.int64], list[Any]]:
@@ -47,8 +52,6 @@ class Columns:
         correct: Whether right; False where unknown.
         finish: Why each ended.
         answers: What each answered.
-        flat: All confidences, one trace after another; None without.
-        place: Where they were read, for errors.
     """
 
     numbers: NDArray[np.int64]
@@ -61,15 +64,20 @@ class Columns:
     correct: NDArray[np.bool_]
     finish: tuple[FinishReason, ...]
     answers: tuple[Answer | None, ...]
-    flat: NDArray[np.float32] | None
-    place: Path
+
+    def __len__(self) -> int:
+        return self.numbers.size
 
 
 def to_columns(table: Any, place: Path) -> Columns:
-    """An Arrow table of traces as columns; confidences are not copied.
+    """An Arrow table of traces as columns.
+
+    Args:
+        table: What `Part.read` gave.
+        place: Where it was read, for errors.
 
     Raises:
-        RecordingError: a value cannot be, such as a list of confidences of the wrong length.
+        RecordingError: a value cannot be, such as a negative count of tokens.
     """
 
     def numbers(name: str) -> Any:
@@ -81,11 +89,10 @@ def to_columns(table: Any, place: Path) -> Columns:
     reasons: list[FinishReason] = []
     with _whole(place, "finish"):
         reasons += [FinishReason(name) for name in finishes]
-    tokens = numbers("tokens")
     return Columns(
         numbers=numbers("trace"),
         seeds=numbers("seed"),
-        tokens=tokens,
+        tokens=_tokens(table, place),
         prompt_tokens=numbers("prompt_tokens"),
         lost_tokens=numbers("lost_tokens"),
         started=numbers("started"),
@@ -93,9 +100,42 @@ def to_columns(table: Any, place: Path) -> Columns:
         correct=table.column("correct").fill_null(False).to_numpy().astype(np.bool_),  # noqa: FBT003
         finish=tuple(reasons[position] for position in positions),
         answers=_answers(table),
-        flat=_flat(table, tokens, place),
-        place=place,
     )
+
+
+def from_rows(rows: Sequence[RecordedTrace]) -> Columns:
+    """Rows of one question as columns."""
+
+    def values(name: str, kind: type[np.generic]) -> NDArray[Any]:
+        return np.array([getattr(row, name) for row in rows], kind)
+
+    return Columns(
+        numbers=values("number", np.int64),
+        seeds=values("seed", np.int64),
+        tokens=values("tokens", np.int64),
+        prompt_tokens=values("prompt_tokens", np.int64),
+        lost_tokens=values("lost_tokens", np.int64),
+        started=values("started", np.float64),
+        ended=values("ended", np.float64),
+        correct=values("correct", np.bool_),
+        finish=tuple(row.finish for row in rows),
+        answers=tuple(row.answer for row in rows),
+    )
+
+
+def _tokens(table: Any, place: Path) -> NDArray[np.int64]:
+    """Counts of tokens, which tell how much room confidences need."""
+    counts = table.column("tokens").fill_null(-1).to_numpy()
+    wrong = np.flatnonzero(counts < 0)
+    if wrong.size:
+        row = int(wrong[0])
+        raise RecordingError(
+            tried=f"read the recording {place}",
+            found=f"trace {table.column('trace')[row]} of question "
+            f"{str(table.column('question_id')[row])!r} has no count of tokens, or a negative one",
+            remedy="Restore the file from a copy, or record again.",
+        )
+    return counts
 
 
 def _answers(table: Any) -> tuple[Answer | None, ...]:
@@ -107,24 +147,6 @@ def _answers(table: Any) -> tuple[Answer | None, ...]:
         text, key = pair
         made[pair] = Answer(spellings[text], classes[key]) if text >= 0 and key >= 0 else None
     return tuple(made[pair] for pair in zip(texts.tolist(), keys.tolist(), strict=True))
-
-
-def _flat(table: Any, tokens: NDArray[np.int64], place: Path) -> NDArray[np.float32] | None:
-    column = table.column("confidences").combine_chunks()
-    if column.null_count == len(column):
-        return None
-    sizes = np.diff(column.offsets.to_numpy())
-    wrong = np.flatnonzero(sizes != tokens)
-    if wrong.size or column.null_count:
-        row = int(wrong[0]) if wrong.size else 0
-        raise RecordingError(
-            tried=f"read the recording {place}",
-            found=f"trace {table.column('trace')[row]} of question "
-            f"{str(table.column('question_id')[row])!r} has {tokens[row]} tokens and "
-            f"{sizes[row]} confidences",
-            remedy="Record it again.",
-        )
-    return column.flatten().to_numpy(zero_copy_only=True)
 
 
 @contextmanager

@@ -8,12 +8,15 @@
 A journal counts only as long as there is no part of its number: the moment in which a finished
 part gets its name is the moment in which the journal ceases to count, so no trace is ever read
 twice or not at all.
+
+Who reads while somebody writes keeps to what it found: parts stay as they are, and of the journal
+it keeps the rows, because that file grows and goes.
 """
 
 import errno
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,8 @@ from conviction.errors import RecordingError
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NAME = re.compile(r"(part-(?P<part>\d{6,})\.parquet|journal-(?P<journal>\d{6,}))")
 _UNFINISHED = ".unfinished"
+_LOOKS = 100
+"""How often a folder is looked at anew because a writer changed it meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +53,65 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Look at a pool's folder; files of other names are left alone.
+    """Look at a pool's folder, also while a writer is at work; other files are left alone.
 
     Raises:
-        RecordingError: it cannot be read, or two journals count, which no writer leaves behind.
+        RecordingError: it cannot be read, two journals count, which no writer leaves behind, or it
+            changed each time.
     """
+    before: list[tuple[int, Path]] | None = None
+    for _ in range(_LOOKS):
+        with explained(folder, "read"):
+            listing, journals = _sorted_out(sorted(folder.iterdir()))
+        counting = [*listing.parts, *journals]
+        # A look is not one moment: while a journal becomes a part, it may see neither, or the
+        # next journal beside this one. All parts and one journal after them are a state that was
+        # there; anything else, such as a gap, is believed if a second look finds it, too.
+        unbroken = [number for number, _ in counting] == list(range(len(counting)))
+        if (unbroken and len(journals) == 1) or counting == before:
+            _check_journals(folder, listing, journals)
+            return listing
+        before = counting
+    raise busy(folder)
+
+
+def busy(folder: Path) -> RecordingError:
+    """What is said where a folder changed each time somebody looked."""
+    return RecordingError(
+        tried=f"read the pool {folder}",
+        found="its files changed each time they were read",
+        remedy="Wait until nobody writes to it any more.",
+    )
+
+
+def _sorted_out(paths: Iterable[Path]) -> tuple[Listing, list[tuple[int, Path]]]:
+    """What the files of a folder are, and all journals that count."""
     parts: dict[int, Path] = {}
     journals: dict[int, Path] = {}
     outdated: list[Path] = []
-    with explained(folder, "read"):
-        for path in sorted(folder.iterdir()):
-            match = _NAME.fullmatch(path.name)
-            if path.name.endswith(_UNFINISHED):
-                outdated.append(path)
-            elif match and match["part"]:
-                parts[int(match["part"])] = path
-            elif match:
-                journals[int(match["journal"])] = path
+    for path in paths:
+        match = _NAME.fullmatch(path.name)
+        if path.name.endswith(_UNFINISHED):
+            outdated.append(path)
+        elif match and match["part"]:
+            parts[int(match["part"])] = path
+        elif match:
+            journals[int(match["journal"])] = path
     outdated += [path for number, path in journals.items() if number in parts]
     counting = sorted(item for item in journals.items() if item[0] not in parts)
-    if len(counting) > 1 or (counting and parts and counting[0][0] < max(parts)):
-        names = ", ".join(path.name for _, path in counting)
+    journal = counting[0] if counting else None
+    return Listing(tuple(sorted(parts.items())), journal, tuple(outdated)), counting
+
+
+def _check_journals(folder: Path, listing: Listing, journals: list[tuple[int, Path]]) -> None:
+    last = listing.parts[-1][0] if listing.parts else -1
+    if len(journals) > 1 or (journals and journals[0][0] < last):
+        names = ", ".join(path.name for _, path in journals)
         raise RecordingError(
             tried=f"read the pool {folder}",
             found=f"{names} should have become a part before anything was recorded after it",
             remedy="Was a file deleted or copied here? Put the folder back as it was.",
         )
-    return Listing(tuple(sorted(parts.items())), counting[0] if counting else None, tuple(outdated))
 
 
 def part_path(folder: Path, number: int) -> Path:

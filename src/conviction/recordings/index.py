@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from conviction.errors import RecordingError
 from conviction.recordings.columns import codes
-from conviction.recordings.folder import Listing, list_folder
+from conviction.recordings.folder import Listing, busy, list_folder
 from conviction.recordings.journal import JournalContents, read_journal
 from conviction.recordings.parquet import INDEX_COLUMNS, Part
 from conviction.recordings.schema import PoolMeta, RecordedQuestion, RecordedTrace, check_row
 
-_ATTEMPTS = 5
-"""How often a folder is read anew because a writer changed it meanwhile."""
+_ATTEMPTS = 100
+"""How often a folder is read anew because its journal became a part meanwhile."""
 
 
 @dataclass
@@ -229,11 +229,7 @@ def _settled(folder: Path) -> tuple[Listing, JournalContents | None]:
             return listing, read_journal(listing.journal[1])
         except FileNotFoundError:
             continue
-    raise RecordingError(
-        tried=f"read the pool {folder}",
-        found="its files changed each time they were read",
-        remedy="Wait until nobody writes to it any more.",
-    )
+    raise busy(folder)
 
 
 def _check_shared(table: Any, part: Part) -> None:

@@ -20,6 +20,7 @@ from zlib import crc32
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from conviction.core import Answer, FinishReason
 from conviction.errors import RecordingError
@@ -33,7 +34,11 @@ _FLOAT32 = np.dtype("<f4")
 
 
 class _Row(msgspec.Struct, array_like=True):
-    """A row as it stands in the journal; its order of fields is the format."""
+    """A row as it stands in the journal; its order of fields is the format.
+
+    Fields may be added at the end with a default: earlier readers pass over them, and later ones
+    take the default where a row ends before.
+    """
 
     question_id: str
     number: int
@@ -52,6 +57,7 @@ class _Row(msgspec.Struct, array_like=True):
     started: float
     ended: float
     confidences: bytes | None
+    logprobs: bytes | None = None
 
 
 _DECODER = msgspec.msgpack.Decoder(list[_Row])
@@ -224,7 +230,6 @@ def _frame_behind(data: bytes, position: int) -> bool:
 
 
 def _encoded(row: RecordedTrace) -> _Row:
-    values = row.confidences
     return _Row(
         question_id=row.question_id,
         number=row.number,
@@ -242,8 +247,17 @@ def _encoded(row: RecordedTrace) -> _Row:
         lost_tokens=row.lost_tokens,
         started=row.started,
         ended=row.ended,
-        confidences=None if values is None else values.astype(_FLOAT32, copy=False).tobytes(),
+        confidences=_bytes(row.confidences),
+        logprobs=_bytes(row.logprobs),
     )
+
+
+def _bytes(values: NDArray[np.float32] | None) -> bytes | None:
+    return None if values is None else values.astype(_FLOAT32, copy=False).tobytes()
+
+
+def _values(data: bytes | None) -> NDArray[np.float32] | None:
+    return None if data is None else np.frombuffer(data, _FLOAT32)
 
 
 def _decoded(payload: bytes, path: Path, first: int) -> list[RecordedTrace]:
@@ -258,7 +272,6 @@ def _decoded(payload: bytes, path: Path, first: int) -> list[RecordedTrace]:
 
 
 def _trace(row: _Row) -> RecordedTrace:
-    values = row.confidences
     return RecordedTrace(
         question_id=row.question_id,
         number=row.number,
@@ -275,5 +288,6 @@ def _trace(row: _Row) -> RecordedTrace:
         lost_tokens=row.lost_tokens,
         started=row.started,
         ended=row.ended,
-        confidences=None if values is None else np.frombuffer(values, _FLOAT32),
+        confidences=_values(row.confidences),
+        logprobs=_values(row.logprobs),
     )

@@ -28,6 +28,7 @@ def pack(pool: Pool, target: str | os.PathLike[str], *, keep_text: bool = True) 
 def _rows(pool: Pool, question: RecordedQuestion, *, keep_text: bool) -> Iterator[RecordedTrace]:
     traces = pool.traces(question.id)
     texts = pool.texts(question.id) if keep_text else [None] * len(traces)
+    logprobs = pool.logprobs(question.id)
     graded = question.gold is not None
     for position, text in enumerate(texts):
         yield RecordedTrace(
@@ -45,6 +46,7 @@ def _rows(pool: Pool, question: RecordedQuestion, *, keep_text: bool) -> Iterato
             prompt_tokens=int(traces.prompt_tokens[position]),
             lost_tokens=int(traces.lost_tokens[position]),
             confidences=traces.confidences[position] if traces.confidences else None,
+            logprobs=logprobs[position],
             started=float(traces.started[position]),
             ended=float(traces.ended[position]),
         )

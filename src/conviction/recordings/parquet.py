@@ -8,10 +8,12 @@ groups only. Columns, one row per trace:
     model, top_k, sampling    the same in all rows of a pool; sampling as JSON
     seed, finish, tokens, prompt_tokens, lost_tokens, started, ended
     text, answer, answer_key, correct
-    confidences               list<float32>, one per token, NaN where unknown; null in pools without
+    logprobs                  list<float32>, one per token; null in traces without
+    confidences               list<float32>, one per token; null in pools without
 
-Further columns are left alone. The file's metadata hold `conviction` → version of the schema and
-facts of the pool as JSON.
+What is unknown of a token is NaN. A part that was written before there was a column `logprobs`
+lacks it, which means null. Further columns are left alone. The file's metadata hold `conviction` →
+version of the schema and facts of the pool as JSON.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -34,7 +36,9 @@ _GROUP_BYTES = 1 << 20
 
 _KEYS = ("question_id", "prompt_hash", "question", "gold", "model", "sampling")
 _STRINGS = (*_KEYS, "finish", "answer", "answer_key")
-_CONFIDENCES = "confidences.list.element"
+_LISTS = ("logprobs", "confidences")
+_OPTIONAL = ("logprobs",)
+"""Columns that a part may lack; they are then null."""
 
 INDEX_COLUMNS = (*_KEYS, "trace", "top_k", "seed", "answer", "answer_key")
 """Columns that tell what a pool holds, without what is large."""
@@ -77,10 +81,16 @@ def _schema(meta: PoolMeta) -> Any:
         **dict.fromkeys(("started", "ended"), real),
         **dict.fromkeys(("text", "answer", "answer_key"), text),
         "correct": pa.bool_(),
-        "confidences": pa.list_(pa.field("element", pa.float32())),
+        **dict.fromkeys(_LISTS, list_type()),
     }
     fields = [pa.field(name, kind) for name, kind in types.items()]
     return pa.schema(fields, metadata={_METADATA_KEY: encode_meta(meta)})
+
+
+def list_type() -> Any:
+    """The type of a column with a value per token."""
+    pa = arrow()
+    return pa.list_(pa.field("element", pa.float32()))
 
 
 def to_table(rows: Sequence[RecordedTrace], meta: PoolMeta) -> Any:
@@ -93,25 +103,30 @@ def to_table(rows: Sequence[RecordedTrace], meta: PoolMeta) -> Any:
     columns["answer"] = [row.answer.text if row.answer else None for row in rows]
     columns["answer_key"] = [row.answer.key if row.answer else None for row in rows]
     columns["finish"] = [str(row.finish) for row in rows]
-    columns["confidences"] = _lists([row.confidences for row in rows], pa)
+    columns["logprobs"] = _lists([row.logprobs for row in rows])
+    columns["confidences"] = _lists([row.confidences for row in rows])
     for name in schema.names:
         if name not in columns:
             columns[name] = [getattr(row, name) for row in rows]
     arrays = [
-        column if name == "confidences" else pa.array(column, schema.field(name).type)
+        column if name in _LISTS else pa.array(column, schema.field(name).type)
         for name, column in ((name, columns[name]) for name in schema.names)
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _lists(values: Sequence[NDArray[np.float32] | None], pa: Any) -> Any:
-    kind = pa.list_(pa.field("element", pa.float32()))
+def _lists(values: Sequence[NDArray[np.float32] | None]) -> Any:
+    pa = arrow()
+    kind = list_type()
     known = [value for value in values if value is not None]
     if not known:
         return pa.nulls(len(values), kind)
-    offsets = np.concatenate(([0], np.cumsum([value.size for value in known]))).astype(np.int32)
-    flat = np.concatenate(known)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
+    sizes = [0 if value is None else value.size for value in values]
+    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
+    absent = np.array([value is None for value in values])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(np.concatenate(known)), type=kind, mask=pa.array(absent)
+    )
 
 
 def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: PoolMeta) -> None:
@@ -131,7 +146,7 @@ def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: Pool
         "compression": "zstd",
         "use_dictionary": [*_STRINGS],
         # Bytes of equal place beside each other: 3.0 bytes per confidence in place of 3.5.
-        "use_byte_stream_split": [_CONFIDENCES],
+        "use_byte_stream_split": [f"{name}.list.element" for name in _LISTS],
         "write_statistics": ["question_id", "trace", "tokens"],
     }
     with (
@@ -158,7 +173,8 @@ def _merged(groups: Iterable[Sequence[RecordedTrace]]) -> Iterator[list[Recorded
 
 
 def _bytes(row: RecordedTrace) -> int:
-    return 200 + len(row.text or "") + (0 if row.confidences is None else row.confidences.nbytes)
+    lists = (row.logprobs, row.confidences)
+    return 200 + len(row.text or "") + sum(one.nbytes for one in lists if one is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +232,7 @@ class Part:
         """Some columns as an Arrow table, strings as dictionaries.
 
         Args:
-            columns: Their names.
+            columns: Their names; one that a part may lack is null where it does.
             groups: Numbers of the row groups; None for all.
 
         Raises:
@@ -232,7 +248,10 @@ class Part:
         ):
             wanted = range(self.group_ends.size) if groups is None else groups
             table = file.read_row_groups(list(wanted), columns=list(columns))
-            return table.unify_dictionaries().combine_chunks()
+        for name in _OPTIONAL:
+            if name in columns and name not in table.column_names:
+                table = table.append_column(name, arrow().nulls(table.num_rows, list_type()))
+        return table.unify_dictionaries().combine_chunks()
 
 
 def _group_ends(description: Any) -> NDArray[np.int64]:
@@ -255,3 +274,33 @@ def _readable(path: Path) -> Generator[None]:
                 found=f"it is no whole Parquet file ({str(error).splitlines()[0].rstrip('.')})",
                 remedy="Restore it from a copy, or record again.",
             ) from None
+
+
+def read_lists(part: Part, name: str, groups: Sequence[int], rows: int) -> Iterator[Any]:
+    """A column of lists, some rows at a time, so that little of it is in memory at once.
+
+    Args:
+        part: The file.
+        name: The column.
+        groups: Numbers of the row groups.
+        rows: How many rows at most come together.
+
+    Yields:
+        Arrow arrays, in order of the file.
+
+    Raises:
+        RecordingError: the file is damaged.
+    """
+    pq = arrow("pyarrow.parquet")
+    with (
+        _readable(part.path),
+        # What is read ahead is bounded, too: a row group may be as large as a question.
+        pq.ParquetFile(
+            part.path, metadata=part.description, buffer_size=_GROUP_BYTES, pre_buffer=False
+        ) as file,
+    ):
+        batches = file.iter_batches(
+            rows, row_groups=list(groups), columns=[name], use_threads=False
+        )
+        for batch in batches:
+            yield batch.column(0)

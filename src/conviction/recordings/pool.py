@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from conviction.core import Answer, FinishReason, Sampling
 from conviction.errors import RecordingError
-from conviction.recordings.columns import Columns, to_columns
+from conviction.recordings.columns import from_rows
+from conviction.recordings.confidences import PartRows, read_confidences
 from conviction.recordings.index import Index
-from conviction.recordings.parquet import TRACE_COLUMNS, arrow, to_table
-from conviction.recordings.schema import PoolMeta, RecordedQuestion, in_range
+from conviction.recordings.logprobs import LOGPROB_COLUMNS, recorded_logprobs
+from conviction.recordings.parquet import arrow, to_table
+from conviction.recordings.schema import PoolMeta, RecordedQuestion
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -201,10 +203,44 @@ class Pool:
             RecordingError: there is no such question, or its traces are damaged.
         """
         question = self.question(question_id)
-        pieces = [
-            to_columns(table, place) for table, place in self._tables(question_id, TRACE_COLUMNS)
-        ]
-        return _assembled(question, pieces, self)
+        entry = self._index.entries[question_id]
+        parts = [PartRows.find(part, groups, question_id) for part, groups in entry.groups]
+        pieces = [part.columns for part in parts]
+        if entry.rows:
+            pieces.append(from_rows(entry.rows))
+
+        def joined(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(piece, name) for piece in pieces])[order]
+
+        def listed(name: str) -> tuple[Any, ...]:
+            values = [value for piece in pieces for value in getattr(piece, name)]
+            return tuple(values[i] for i in order.tolist())
+
+        order = np.argsort(np.concatenate([piece.numbers for piece in pieces]), kind="stable")
+        tokens = joined("tokens")
+        begins = np.empty_like(tokens)
+        begins[order] = np.cumsum(tokens) - tokens
+        flat = None
+        if self.has_confidences:
+            flat = read_confidences(parts, entry.rows, begins)
+        else:
+            for part in parts:
+                part.refuse_confidences()
+        return QuestionTraces(
+            question=question,
+            ids=joined("numbers"),
+            seeds=joined("seeds"),
+            tokens=tokens,
+            prompt_tokens=joined("prompt_tokens"),
+            lost_tokens=joined("lost_tokens"),
+            finish=listed("finish"),
+            answers=listed("answers"),
+            correct=joined("correct"),
+            started=joined("started"),
+            ended=joined("ended"),
+            flat=flat,
+            place=self.path,
+        )
 
     def texts(self, question_id: str) -> tuple[str | None, ...]:
         """What each trace of one question wrote, in the order of `traces`; None if not kept.
@@ -218,6 +254,21 @@ class Pool:
             numbers = table.column("trace").to_pylist()
             texts.update(zip(numbers, table.column("text").to_pylist(), strict=True))
         return tuple(texts[number] for number in sorted(texts))
+
+    def logprobs(self, question_id: str) -> tuple[NDArray[np.float32] | None, ...]:
+        """Log-probabilities of the tokens of each trace of one question, in the order of `traces`.
+
+        Each has shape (tokens,), float32, natural log, NaN where unknown; None for a trace that
+        was recorded without. Raw or after temperature like the confidences.
+
+        Raises:
+            RecordingError: there is no such question, or its traces are damaged.
+        """
+        self.question(question_id)
+        found: dict[int, NDArray[np.float32] | None] = {}
+        for table, place in self._tables(question_id, LOGPROB_COLUMNS):
+            found.update(recorded_logprobs(table, place))
+        return tuple(found[number] for number in sorted(found))
 
     def _tables(self, question_id: str, columns: Sequence[str]) -> list[tuple[Any, Path]]:
         entry = self._index.entries[question_id]
@@ -235,65 +286,3 @@ def _only(table: Any, question_id: str) -> Any:
     compute = arrow("pyarrow.compute")
     mask = compute.equal(table.column("question_id"), question_id)
     return table if compute.all(mask).as_py() else table.filter(mask)
-
-
-def _assembled(question: RecordedQuestion, pieces: list[Columns], pool: Pool) -> QuestionTraces:
-    """Pieces of one question put together, in order of the traces' numbers."""
-    numbers = np.concatenate([piece.numbers for piece in pieces])
-    tokens = np.concatenate([piece.tokens for piece in pieces])
-    order = np.argsort(numbers, kind="stable")
-
-    def joined(name: str) -> NDArray[Any]:
-        arrays: list[NDArray[Any]] = [getattr(piece, name) for piece in pieces]
-        return np.concatenate(arrays)[order]
-
-    def listed(name: str) -> tuple[Any, ...]:
-        values = [value for piece in pieces for value in getattr(piece, name)]
-        return tuple(values[i] for i in order.tolist())
-
-    for piece in pieces:
-        _check_confidences(piece, question, pool)
-    return QuestionTraces(
-        question=question,
-        ids=numbers[order],
-        seeds=joined("seeds"),
-        tokens=tokens[order],
-        prompt_tokens=joined("prompt_tokens"),
-        lost_tokens=joined("lost_tokens"),
-        finish=listed("finish"),
-        answers=listed("answers"),
-        correct=joined("correct"),
-        started=joined("started"),
-        ended=joined("ended"),
-        flat=_reordered([piece.flat for piece in pieces if piece.flat is not None], tokens, order),
-        place=pool.path,
-    )
-
-
-def _reordered(
-    pieces: list[NDArray[np.float32]], tokens: NDArray[np.int64], order: NDArray[np.int64]
-) -> NDArray[np.float32] | None:
-    if not pieces:
-        return None
-    if len(pieces) == 1 and (np.diff(order) == 1).all():
-        return pieces[0]
-    begins = np.concatenate((np.zeros(1, np.int64), np.cumsum(tokens)))
-    flat = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-    views: list[NDArray[np.float32]] = np.split(flat, begins[1:-1])
-    positions: list[int] = order.tolist()
-    return np.concatenate([views[position] for position in positions])
-
-
-def _check_confidences(piece: Columns, question: RecordedQuestion, pool: Pool) -> None:
-    found = ""
-    if (piece.flat is None) == pool.has_confidences and piece.tokens.size:
-        found = "confidences are missing" if pool.has_confidences else "it has confidences"
-        found += f", and the pool's k is {pool.top_k}"
-    elif piece.flat is not None and not in_range(piece.flat):
-        found = "confidences are infinite or negative"
-    if found:
-        raise RecordingError(
-            tried=f"read question {question.id!r} in {piece.place}",
-            found=found,
-            remedy="Restore the file from a copy, or record again.",
-        )

@@ -81,6 +81,7 @@ class RowMaker:
             prompt_tokens=trace.prompt_tokens,
             lost_tokens=trace.lost_tokens,
             confidences=trace.confidences if self._writer.meta.top_k else None,
+            logprobs=trace.logprobs,
             started=trace.started,
             ended=trace.ended,
         )

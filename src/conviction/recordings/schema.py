@@ -69,6 +69,9 @@ class RecordedTrace:
         lost_tokens: Tokens of attempts that broke off before.
         confidences: Token confidences, float32, shape (tokens,), NaN where unknown; None in a pool
             without confidences.
+        logprobs: Log-probabilities of the tokens, natural log, at most 0, float32, shape
+            (tokens,), NaN where unknown; None where they were not recorded, which may differ
+            within a pool. Raw or after temperature like the confidences.
         started: Seconds after the run of its question began.
         ended: Seconds after the run of its question began.
     """
@@ -87,6 +90,7 @@ class RecordedTrace:
     prompt_tokens: int = 0
     lost_tokens: int = 0
     confidences: NDArray[np.float32] | None = field(default=None, repr=False)
+    logprobs: NDArray[np.float32] | None = field(default=None, repr=False)
     started: float = 0.0
     ended: float = 0.0
 
@@ -170,6 +174,12 @@ def check_row(row: RecordedTrace, meta: PoolMeta) -> None:
     Raises:
         RecordingError: naming the row and what is wrong with it.
     """
+    _check_confidences(row, meta)
+    if row.logprobs is not None:
+        _check_logprobs(row, row.logprobs)
+
+
+def _check_confidences(row: RecordedTrace, meta: PoolMeta) -> None:
     found = ""
     values = row.confidences
     if row.number < 0 or row.tokens < 0:
@@ -178,10 +188,7 @@ def check_row(row: RecordedTrace, meta: PoolMeta) -> None:
         has = "none" if values is None else "some"
         found = f"it has {has}, and the pool's k is {meta.top_k}"
     elif values is not None and (values.dtype != np.float32 or values.shape != (row.tokens,)):
-        found = (
-            f"they have shape {values.shape} and type {values.dtype}, not ({row.tokens},) "
-            "and float32"
-        )
+        found = _misshapen(row, values)
     elif values is not None and not in_range(values):
         found = "they hold infinite or negative values"
     if found:
@@ -190,6 +197,27 @@ def check_row(row: RecordedTrace, meta: PoolMeta) -> None:
             found=found,
             remedy="Give one confidence per token, at least 0, and NaN where it is unknown.",
         )
+
+
+def _check_logprobs(row: RecordedTrace, values: NDArray[np.float32]) -> None:
+    found = ""
+    if values.dtype != np.float32 or values.shape != (row.tokens,):
+        found = _misshapen(row, values)
+    elif not in_range(-values):
+        found = "they hold infinite or positive values"
+    if found:
+        raise RecordingError(
+            tried=f"record {row.label} with its log-probabilities",
+            found=found,
+            remedy="Give one log-probability per token, at most 0, and NaN where it is unknown; "
+            "or none at all.",
+        )
+
+
+def _misshapen(row: RecordedTrace, values: NDArray[np.float32]) -> str:
+    return (
+        f"they have shape {values.shape} and type {values.dtype}, not ({row.tokens},) and float32"
+    )
 
 
 def in_range(values: NDArray[np.float32]) -> bool:

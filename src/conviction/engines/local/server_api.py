@@ -6,8 +6,9 @@ import msgspec
 
 from conviction.core import Message
 from conviction.engines.openai import OpenAIEngine
-from conviction.engines.openai.events import TokenUsage, quoted
+from conviction.engines.openai.events import quoted
 from conviction.engines.openai.requests import Json, chat
+from conviction.engines.openai.streamed_events import TokenUsage
 from conviction.errors import EngineError
 
 AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)

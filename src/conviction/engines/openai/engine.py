@@ -174,7 +174,9 @@ class OpenAIEngine(Engine):
         """
         lease, stream, notes = await self._begin(request, {**self._extra, **extra})
         http, most = lease.endpoint.server.http, request.sampling.max_tokens
-        reader = TraceReader(request.top_k, most, secret=http.failures.secret)
+        reader = TraceReader(
+            request.top_k, most, logprobs=request.logprobs, secret=http.failures.secret
+        )
         complete = False
         try:
             # Closing this generator closes the connection.

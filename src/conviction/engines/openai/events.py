@@ -3,12 +3,10 @@
 Both routes are read, chat completions and plain completions, as is everything that servers do
 differently: names of the thinking, shapes of log-probabilities, where the counts stand. Nothing
 here does any I/O, so recorded streams can be read as well as live ones.
-
-An event with 20 log-probabilities a token has about 2 kB; only the fields below are decoded.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import isfinite, nan
 from typing import TypeVar
 
@@ -16,9 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.confidence import FILLER, token_confidence
+from conviction.confidence import token_confidence
 from conviction.core import FinishReason
 from conviction.engines.base import Chunk
+from conviction.engines.openai.streamed_events import Choice, Delta, Event, Timings, TokenUsage
 from conviction.errors import EngineError, StreamError
 
 DONE = b"[DONE]"
@@ -31,109 +30,6 @@ _SPARE_TOKENS = 16
 """Tokens beyond the limit that are let pass: servers count the last one differently."""
 
 _MOST_TOKENS = 1 << 24
-
-
-class Candidate(msgspec.Struct, gc=False):
-    """One of the likeliest next tokens."""
-
-    logprob: float | None = None
-
-
-class Token(msgspec.Struct, gc=False):
-    """The likeliest tokens at one place of the trace."""
-
-    top_logprobs: list[Candidate] | None = None
-
-
-class Logprobs(msgspec.Struct, gc=False):
-    """The log-probabilities of the tokens of one event.
-
-    Chat completions have `content`; plain ones have `top_logprobs`, a mapping per token from
-    the candidate to its value.
-    """
-
-    content: list[Token] | None = None
-    top_logprobs: list[dict[str, float | None] | None] | None = None
-
-    def candidates(self, top_k: int) -> Iterable[Sequence[float]]:
-        """For each token the log-probabilities of the likeliest ones at its place.
-
-        Args:
-            top_k: How many were asked for.
-        """
-        for token in self.content or ():
-            values = [
-                value
-                for candidate in token.top_logprobs or ()
-                if (value := candidate.logprob) is not None
-            ]
-            if len(values) == top_k > 2 and values[0] < values[-1]:
-                _replace_sampled(values)
-            yield values
-        for mapping in self.top_logprobs or ():
-            yield [value for value in (mapping or {}).values() if value is not None]
-
-
-def _replace_sampled(values: list[float]) -> None:
-    """Undo that vLLM gives the sampled token the place of the k-th best.
-
-    A sampled token that is not among the k best stands before them in chats, and the list is cut
-    at k. What was cut off is at most the last of the others, and hardly less: that stands in for
-    it. An unlikely sample would else make the model look surer than it is.
-    """
-    others = values[1:]
-    usable = all(FILLER < value <= 0.0 for value in values)
-    if usable and values[0] < others[-1] and others == sorted(others, reverse=True):
-        values[0] = others[-1]
-
-
-class Delta(msgspec.Struct, gc=False):
-    """What one event adds to a chat. Servers name a model's thinking in two ways."""
-
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class Choice(msgspec.Struct, gc=False):
-    """One event of one trace."""
-
-    delta: Delta | None = None
-    text: str | None = None
-    logprobs: Logprobs | None = None
-    finish_reason: str | None = None
-
-
-class PromptDetails(msgspec.Struct, gc=False):
-    """How much of the prompt came from a cache."""
-
-    cached_tokens: int | None = None
-
-
-class TokenUsage(msgspec.Struct, gc=False):
-    """Tokens of the prompt and of the trace so far."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-
-
-class Timings(msgspec.Struct, gc=False):
-    """What llama.cpp tells with every event if asked to: tokens computed so far."""
-
-    cache_n: int = 0
-    prompt_n: int = 0
-    predicted_n: int = 0
-
-
-class Event(msgspec.Struct, gc=False):
-    """One event of a stream; whatever else it holds is skipped."""
-
-    choices: list[Choice] | None = None
-    usage: TokenUsage | None = None
-    timings: Timings | None = None
-    error: object = None
-
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -173,6 +69,7 @@ class TraceReader:
         top_k: The k of token confidence (eq. 2); 0 if no log-probabilities were asked for.
             Then every event with text counts as one token, unless the server tells the number.
         max_tokens: The most tokens that were asked for.
+        logprobs: Whether chunks hold the log-probability of each token, too; not without `top_k`.
         secret: What no message may show: the key that was sent, if any.
 
     Attributes:
@@ -182,9 +79,16 @@ class TraceReader:
     """
 
     def __init__(
-        self, top_k: int, max_tokens: int = _MOST_TOKENS, *, secret: str | None = None
+        self,
+        top_k: int,
+        max_tokens: int = _MOST_TOKENS,
+        *,
+        logprobs: bool = False,
+        secret: str | None = None,
     ) -> None:
         self._top_k = top_k
+        # Those of the tokens since the last chunk; None if they are not wanted.
+        self._logprobs: list[float] | None = [] if logprobs and top_k else None
         self._most = max_tokens + _SPARE_TOKENS
         self._secret = secret
         self._finish: FinishReason | None = None
@@ -291,6 +195,9 @@ class TraceReader:
             silent = self._told() - self.tokens - len(known) if known else 0
             if silent > 0:
                 known = [nan] * silent + known
+            if self._logprobs is not None:
+                generated = list(choice.logprobs.generated())
+                self._logprobs += [nan] * (len(known) - len(generated)) + generated
             self.informed = self.informed or any(map(isfinite, known))
         confidences += known
         self.tokens += len(known)
@@ -318,9 +225,10 @@ class TraceReader:
         self, text: str, confidences: list[float], finish: FinishReason | None = None
     ) -> Chunk:
         values: NDArray[np.float32] = np.array(confidences, np.float32)
+        logprobs = None if self._logprobs is None else self._taken(len(confidences))
         usage, timings = self._usage, self._timings
         if usage is None and timings is None:
-            return Chunk(text, values, finish)
+            return Chunk(text, values, finish, logprobs=logprobs)
         details = usage and usage.prompt_tokens_details
         return Chunk(
             text,
@@ -330,7 +238,13 @@ class TraceReader:
             or (timings.prompt_n + timings.cache_n if timings else 0),
             cached_tokens=(details and details.cached_tokens)
             or (timings.cache_n if timings else 0),
+            logprobs=logprobs,
         )
+
+    def _taken(self, tokens: int) -> NDArray[np.float32]:
+        """The log-probabilities since the last chunk; silent tokens at the end have none."""
+        gathered, self._logprobs = self._logprobs or [], []
+        return np.array(gathered + [nan] * (tokens - len(gathered)), np.float32)
 
 
 def _finish(reason: str, secret: str | None) -> FinishReason:

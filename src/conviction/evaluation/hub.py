@@ -1,0 +1,250 @@
+"""Data sets of the Hugging Face hub, read with the library `datasets`.
+
+Nothing that a data set brings along is run: the library reads files alone, and a data set that
+needs a program of its own is refused.
+"""
+
+import logging
+import re
+import shlex
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, Self
+
+from conviction.errors import InvalidSettingError, MissingExtraError
+from conviction.evaluation.hub_failures import HubFailures
+
+HUB: Final = "hf://"
+"""What addresses of data sets on the hub begin with."""
+
+_OLDEST = 5
+"""The first version that never takes a folder of the same name for the data set."""
+
+_ADDRESS = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)(?:@(\S+))?")
+_SECONDS = 10.0
+"""How long the hub may take to answer at all."""
+_TRIES = 1
+"""How often a broken connection is mended while rows are streamed; each time for half a minute."""
+_BATCH = 100
+_SILENT = logging.CRITICAL + 1
+"""Above every level: what it reports as an error, it also raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """A data set on the hub, as in "hf://openai/gsm8k" or "hf://openai/gsm8k@v1.0".
+
+    Attributes:
+        name: Owner and name, as in "openai/gsm8k".
+        revision: A commit, a tag or a branch; None for the newest.
+    """
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an address; "hf://datasets/openai/gsm8k", as the hub itself writes it, is the same.
+
+        Raises:
+            InvalidSettingError: it is none.
+        """
+        found = _ADDRESS.fullmatch(text)
+        if found is None:
+            raise InvalidSettingError(
+                tried=f"read {text}",
+                found="it is no address of a data set",
+                remedy="Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION, and give --subset and "
+                "--split.",
+            )
+        return cls(found[1], found[2])
+
+    def __str__(self) -> str:
+        return f"{HUB}{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True, slots=True)
+class HubRows:
+    """The rows of one split.
+
+    Attributes:
+        label: The split, for messages.
+        origin: The address with the commit, and the options: what to type to read the same again.
+        rows: Each row, in order.
+    """
+
+    label: str
+    origin: str
+    rows: Iterator[Mapping[str, Any]]
+
+
+@contextmanager
+def hub_rows(
+    address: HubAddress, *, subset: str | None, split: str | None, limit: int | None
+) -> Generator[HubRows]:
+    """The rows of a split, while the context lasts.
+
+    Args:
+        address: Which data set.
+        subset: Which subset, as the hub calls it; may be None if there is one, or a default.
+        split: Which split; may be None if there is one.
+        limit: How many rows will probably do: they come over the network as they are asked for,
+            and no copy is kept. None keeps the whole subset in the library's cache, and uses it.
+
+    Raises:
+        MissingExtraError: the library is not installed.
+        InvalidSettingError: there is no such data set, revision, subset or split, it needs a
+            program of its own, or the hub does not let us read it.
+        DownloadError: the hub cannot be reached, or what it gives cannot be read. This and the one
+            before may also come while rows are read.
+    """
+    hub = _Hub(address)
+    with hub.quiet():
+        with hub.failures.explained():
+            builder = hub.builder(subset)
+            name = hub.split(builder, split)
+            if limit is not None and not hub.offline:
+                data = builder.as_streaming_dataset(split=name)
+            else:
+                builder.download_and_prepare()
+                data = builder.as_dataset(split=name)
+            # As tables, so that pictures and sounds beside the questions are not decoded.
+            size = min(limit or _BATCH, _BATCH)
+            batches: Iterator[Any] = iter(data.with_format("arrow").iter(batch_size=size))
+        chosen = builder.config.name
+        yield HubRows(
+            label=f"{HUB}{address.name} ({chosen}, {name})",
+            origin=f"{HUB}{address.name}@{builder.hash} "
+            f"--subset {shlex.quote(chosen)} --split {shlex.quote(name)}",
+            rows=_rows(batches, hub.failures),
+        )
+
+
+def _rows(batches: Iterator[Any], failures: HubFailures) -> Iterator[Mapping[str, Any]]:
+    while True:
+        with failures.explained():
+            batch = next(batches, None)
+            rows: list[Mapping[str, Any]] = [] if batch is None else batch.to_pylist()
+        if batch is None:
+            return
+        yield from rows
+
+
+class _Hub:
+    """The library, asked for one data set."""
+
+    def __init__(self, address: HubAddress) -> None:
+        self._name, self._revision = address.name, address.revision
+        self._path = f"{HUB}datasets/{address.name}"
+        self._datasets, self._client = _libraries()
+        self.failures = HubFailures(address.name, str(address), self._datasets, self._client)
+
+    @property
+    def offline(self) -> bool:
+        """Whether the user said that the hub must not be asked."""
+        return bool(self._datasets.config.HF_HUB_OFFLINE)
+
+    def builder(self, subset: str | None) -> Any:
+        """What the library reads a subset with; its `hash` is the commit."""
+        if self.offline:
+            return self._kept(subset)
+        commit = self._commit()
+        try:
+            builder = self._datasets.load_dataset_builder(self._path, subset, revision=commit)
+        except ValueError:
+            # A subset that there is not, or none named among several.
+            names = self._datasets.get_dataset_config_names(self._path, revision=commit)
+            if subset not in names:
+                self.failures.refuse_choice("subset", subset, names)
+            raise
+        if builder.hash != commit:
+            # The library falls back on any copy that it kept.
+            raise self.failures.failed("the hub broke off")
+        return builder
+
+    def split(self, builder: Any, wanted: str | None) -> str:
+        """The name of the split to read."""
+        names = list(map(str, builder.config.data_files or builder.info.splits or ()))
+        if wanted is None and len(names) == 1:
+            return names[0]
+        if wanted is None or wanted not in names:
+            self.failures.refuse_choice("split", wanted, names)
+        return wanted
+
+    def _commit(self) -> str:
+        """The commit that the revision means now, once it is sure that we may read it."""
+        api, errors = self._client.HfApi(), self._client.errors
+        try:
+            info = api.dataset_info(self._name, revision=self._revision, timeout=_SECONDS)
+        except (errors.HfHubHTTPError, errors.HFValidationError):
+            raise
+        except Exception as error:  # noqa: BLE001  # what sends the request may be any library
+            reason = self.failures.text(error)
+            raise self.failures.failed(f"the hub cannot be reached ({reason})") from None
+        if info.gated:
+            api.auth_check(self._name, repo_type="dataset")
+        program = f"{self._name.partition('/')[2]}.py"
+        if any(file.rfilename == program for file in info.siblings or ()):
+            self.failures.refuse_program(program)
+        return str(info.sha)
+
+    def _kept(self, subset: str | None) -> Any:
+        """What reads the copy that is on disk."""
+        try:
+            builder = self._datasets.load_dataset_builder(self._path, subset)
+        except Exception:  # noqa: BLE001  # whatever the reason is, there is no copy to read
+            self.failures.refuse_offline(subset)
+        if self._revision not in (None, builder.hash):
+            self.failures.refuse_other_copy(builder.hash)
+        return builder
+
+    @contextmanager
+    def quiet(self) -> Generator[None]:
+        """Keep the library's bars and notes off the screen, and its patience within bounds."""
+        datasets, client = self._datasets, self._client
+        config = datasets.config
+        limits = ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES")
+        before = {name: getattr(config, name) for name in limits}
+        levels = [(one, one.get_verbosity()) for one in (datasets.logging, client.logging)]
+        bars = [one for one in (datasets, client.utils) if not one.are_progress_bars_disabled()]
+        with warnings.catch_warnings(action="ignore"):
+            for one in bars:
+                one.disable_progress_bars()
+            for one, _ in levels:
+                one.set_verbosity(_SILENT)
+            for name in limits:
+                setattr(config, name, _TRIES)
+            try:
+                yield
+            finally:
+                for one in bars:
+                    one.enable_progress_bars()
+                for one, level in levels:
+                    one.set_verbosity(level)
+                for name in limits:
+                    setattr(config, name, before[name])
+
+
+def _libraries() -> tuple[Any, Any]:
+    """The library, and the client of the hub that it brings along.
+
+    Raises:
+        MissingExtraError: it is not installed, or too old.
+    """
+    try:
+        datasets, client = import_module("datasets"), import_module("huggingface_hub")
+        version = str(datasets.__version__)
+    except (ImportError, AttributeError):
+        found = "the package datasets is not installed"
+    else:
+        if int(version.partition(".")[0]) >= _OLDEST:
+            return datasets, client
+        found = f"version {version} of the package datasets is too old"
+    raise MissingExtraError(
+        tried="read a data set of the Hugging Face hub",
+        found=found,
+        remedy='Install it: pip install "conviction[datasets]".',
+    ) from None
