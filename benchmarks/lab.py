@@ -1,8 +1,7 @@
-"""What the lab costs, and that it finds what is known of recorded answers.
+"""What the lab costs.
 
     python benchmarks/lab.py speed                   online DeepConf on generated traces
     python benchmarks/lab.py reading                 one large question out of a pool
-    python benchmarks/lab.py answers FOLDER          stopping by agreement on answers-only pools
 
 The generated traces are cut out of one long stretch of noise, a question at a time, so making
 them costs little and memory holds one question per process.
@@ -10,7 +9,6 @@ them costs little and memory holds one question per process.
 
 import argparse
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,20 +21,15 @@ from statistics import median
 
 import numpy as np
 
-from conviction.answers import kind
 from conviction.core import Answer, FinishReason
-from conviction.evaluation.grading import is_correct
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import compare
 from conviction.lab.replay import PlayedTrace
-from conviction.lab.sources import PoolTraces
 from conviction.lab.trials import run_trials
 from conviction.recordings import Pool, PoolMeta, PoolWriter, RecordedTrace, pack
-from conviction.recordings.importing import import_files
 
 PAPER = "warmup=16,window=2048,quorum=1"
 ONLINE = [f"deepconf-low:{PAPER}", f"deepconf-high:{PAPER}"]
-AGREEMENT = ["majority", "adaptive-consistency:bar=0.9/0.95/0.99", "esc:window=4/5"]
 ANSWERS = ("0", "1", "2", "3", "4")
 MIX = (0.4, 0.2, 0.2, 0.1, 0.1)
 RIGHT_BONUS = 0.5
@@ -164,30 +157,6 @@ def read(path: Path) -> tuple[float, float, float, float, float]:
     return size, before, peak, *seconds
 
 
-def answers(arguments: argparse.Namespace) -> None:
-    print("| pool | policy | accuracy, % | against majority | tokens saved, % | traces |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for path in sorted(arguments.folder.glob("*.jsonl")):
-        with tempfile.TemporaryDirectory() as folder:
-            report(path, Path(folder) / "pool", arguments)
-
-
-def report(path: Path, pool: Path, arguments: argparse.Namespace) -> None:
-    import_files([path], pool, answers=kind("math"), grade=is_correct)
-    candidates = parse(AGREEMENT, budgets=[arguments.budget])
-    trials = run_trials(
-        PoolTraces.open(pool), candidates, repeats=arguments.repeats, processes=arguments.processes
-    )
-    for row in compare(trials):
-        print(
-            f"| {path.stem} | {row.candidate.label} | {100 * row.accuracy.value:.1f} "
-            f"| {100 * row.difference.value:+.1f} "
-            f"[{100 * row.difference.low:+.1f}, {100 * row.difference.high:+.1f}] "
-            f"| {100 * row.saving.value:.0f} | {row.started:.1f} |"
-        )
-    sys.stdout.flush()
-
-
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -206,10 +175,6 @@ def main(given: Sequence[str] | None = None) -> None:
     whole.add_argument("--tokens", type=int, default=20_000)
     whole.add_argument("--rounds", type=int, default=5)
     whole.set_defaults(work=reading)
-    agreement = commands.add_parser("answers")
-    agreement.add_argument("folder", type=Path)
-    agreement.add_argument("--budget", type=int, default=64)
-    agreement.set_defaults(work=answers)
     arguments = parser.parse_args(given)
     arguments.work(arguments)
 
