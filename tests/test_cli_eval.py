@@ -20,6 +20,9 @@ from completion_events import STOP, event, json_answer, position, stream, usage
 from scripted_server import Received, Step, serving
 
 from conviction.cli.main import run
+from conviction.cli.server import ServerOptions
+from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.evaluation.run import evaluate
 from conviction.models import resolve
 from conviction.recordings import Pool
 
@@ -85,6 +88,16 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "conviction", "eval", *arguments]
 
 
+def impatient(*arguments: str) -> list[str]:
+    """The command with an engine that waits a second, not half a minute, for a server to return."""
+    program = (
+        "import functools, conviction.cli.main, conviction.cli.server as server\n"
+        "server.OpenAIEngine = functools.partial(server.OpenAIEngine, patience=1.0)\n"
+        "conviction.cli.main.main()\n"
+    )
+    return [sys.executable, "-c", program, "eval", *arguments]
+
+
 def environment(cache: Path) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("CONVICTION")}
     return {**ours, "CONVICTION_CACHE": str(cache), "CONVICTION_CONFIG": str(cache / "none.toml")}
@@ -99,11 +112,11 @@ async def conviction(*arguments: str, cache: Path) -> Done:
 
 
 @asynccontextmanager
-async def begun(*arguments: str, cache: Path) -> AsyncGenerator[Process]:
-    """The command while it runs; its output goes to files that nobody needs to read."""
+async def begun(wanted: list[str], cache: Path) -> AsyncGenerator[Process]:
+    """A command while it runs; its output goes to files that nobody needs to read."""
     with (cache / "err").open("wb") as err, (cache / "out").open("wb") as out:
         process = await anyio.open_process(
-            command(*arguments), env=environment(cache), stdin=None, stdout=out, stderr=err
+            wanted, env=environment(cache), stdin=None, stdout=out, stderr=err
         )
         try:
             yield process
@@ -148,8 +161,8 @@ async def test_a_run_is_measured_and_the_same_command_asks_nothing_again(
         assert server.traces.total() == asked == 3 * QUESTIONS
     assert (first.code, second.code, below.code, other.code) == (0, 0, 1, 2), first.err
     assert re.search(r"accuracy +75\.0 \[40\.9, 92\.9\] %; 6 of 8 questions right", first.out)
-    assert re.search(r"tokens +12 \[12, 12\] a question; 96 in all", first.out)
-    assert f"8 of 8 questions have their verdict in {folder}" in first.err
+    assert re.search(r"tokens +12 a question; 96 in all", first.out)
+    assert f"{folder} holds 8 of 8 verdicts." in first.err
     told = json.loads(second.out)
     assert (told["accuracy"]["value"], told["right"], told["complete"]) == (0.75, 6, True)
     assert (below.err, "accuracy" in below.out) == ("", True)
@@ -171,7 +184,7 @@ async def test_a_run_that_is_killed_at_random_loses_nothing_and_doubles_nothing(
         arguments += ["--base-url", scripted.url]
         before: list[str] = []
         for _ in range(3):
-            async with begun(*arguments, cache=tmp_path) as process:
+            async with begun(command(*arguments), cache=tmp_path) as process:
                 await until(folder, len(before) + 1, process)
                 await anyio.sleep(chance.uniform(0, 0.2))
                 process.kill()
@@ -197,7 +210,7 @@ async def test_ctrl_c_sums_up_what_is_there(tmp_path: Path, questions: Path) -> 
             *(str(questions), "-o", str(folder), "--policy", "single", "--json"),
             *("--questions-at-once", "1", "--base-url", scripted.url),
         ]
-        async with begun(*arguments, cache=tmp_path) as process:
+        async with begun(command(*arguments), cache=tmp_path) as process:
             await until(folder, 2, process)
             process.send_signal(signal.SIGINT)
             with anyio.fail_after(10):
@@ -237,6 +250,37 @@ async def test_failed_questions_are_told_left_out_and_asked_again(
     assert {server.traces[number] for number in range(QUESTIONS) if number != 4} == {1}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_ctrl_c_in_the_moment_of_the_last_verdict_interrupts_nothing(
+    tmp_path: Path,
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slept: list[bool] = []
+
+    async def evaluate_and_be_interrupted(*arguments: Any, **options: Any) -> None:
+        await evaluate(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        await anyio.sleep(20)
+        slept.append(True)
+
+    engine = ScriptedEngine([Script.even("The answer is 0.", tokens=4)])
+    monkeypatch.setattr(ServerOptions, "engine", lambda *_, **__: engine)
+    monkeypatch.setattr("conviction.cli.evaluation.evaluate", evaluate_and_be_interrupted)
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    arguments = ["eval", str(questions), "--limit", "1", "--policy", "single", "--answer", "number"]
+    arguments += ["-o", str(tmp_path / "run")]
+    assert run([*arguments, "--json"]) == 0
+    assert slept == []
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert (told["interrupted"], told["complete"], told["right"]) == (False, True, 1)
+    assert f"{tmp_path / 'run'} holds 1 of 1 verdict." in captured.err
+    assert "1 of 1 question, " in captured.err or "0 of 1 question" in captured.err
+    assert "The same command" not in captured.err
+
+
 async def test_an_engine_that_goes_ends_the_run_with_its_reason(
     tmp_path: Path, questions: Path
 ) -> None:
@@ -246,12 +290,12 @@ async def test_an_engine_that_goes_ends_the_run_with_its_reason(
             *(str(questions), "-o", str(folder), "--base-url", scripted.url),
             *("--policy", "single", "--questions-at-once", "3", "--restarts", "0"),
         ]
-        async with begun(*arguments, cache=tmp_path) as process:
+        async with begun(impatient(*arguments), cache=tmp_path) as process:
             await until(folder, 2, process)
             scripted.stop_listening()
             for task in list(scripted.tasks):
                 task.cancel()
-            with anyio.fail_after(100):
+            with anyio.fail_after(40):
                 assert await process.wait() == 1
     errors = (tmp_path / "err").read_text(encoding="utf-8")
     assert "error:" in errors
@@ -269,7 +313,7 @@ async def test_two_runs_are_compared_and_a_worse_one_can_fail_a_build(
     tmp_path: Path, questions: Path
 ) -> None:
     good, bad = tmp_path / "good", tmp_path / "bad"
-    for folder, wrong in ((good, {0}), (bad, {1, 2, 3, 4, 5, 6})):
+    for folder, wrong in ((good, {0}), (bad, {0, 1, 2, 3, 4, 5, 6})):
         async with serving(Multiplier(wrong=wrong)) as scripted:
             arguments = [str(questions), "-o", str(folder), "--base-url", scripted.url]
             done = await conviction(*arguments, "--policy", "single", cache=tmp_path)
@@ -280,11 +324,14 @@ async def test_two_runs_are_compared_and_a_worse_one_can_fail_a_build(
     )
     better = await conviction("compare", str(bad), str(good), "--fail-if-worse", cache=tmp_path)
     assert (shown.code, worse.code, better.code) == (0, 1, 0), shown.err
-    assert "p = 0.125: 6 right only in the first, 1 only in the second, 1 in both" in shown.out
-    assert re.search(r"difference +-62\.5 \[", shown.out)
+    assert "p = 0.0312: 6 right only in the first, 0 only in the second, 1 in both" in shown.out
+    assert re.search(r"difference +-75\.0 \[-\d+\.\d, -\d+\.\d\] points", shown.out)
+    assert re.search(r"tokens +1\.000 times those", shown.out)
     told = json.loads(worse.out)
-    assert (told["mcnemar_p"], told["difference"]["value"], told["worse"]) == (0.125, -0.625, True)
+    assert (told["mcnemar_p"], told["difference"]["value"], told["worse"]) == (1 / 32, -0.75, True)
     assert told["tokens_ratio"]["value"] == 1.0
+    assert "The second is worse than the first." in worse.err
+    assert "worse" not in shown.err + better.err
 
 
 def test_what_is_wrong_is_refused_before_anything_is_started(
@@ -306,6 +353,7 @@ def test_what_is_wrong_is_refused_before_anything_is_started(
         ([str(questions), *base, "--answer", "maths"], ("'math'",)),
         ([str(tmp_path / "none.jsonl"), *base], ("none.jsonl",)),
         ([str(questions), *base[2:], "-o", str(tmp_path / "full")], ("thesis.txt",)),
+        ([str(questions), *base[2:], "-o", str(questions)], ("is a file", "Name a folder")),
         ([str(questions)], ("--output",)),
         (["compare", str(tmp_path / "run"), str(tmp_path / "full")], ("no such folder",)),
         (["compare", str(tmp_path / "full"), str(tmp_path / "full")], ("run.json",)),

@@ -19,6 +19,9 @@ from completion_events import STOP, event, json_answer, position, stream, usage
 from scripted_server import Received, ScriptedServer, Step, serving
 
 from conviction.cli.main import run
+from conviction.cli.server import ServerOptions
+from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.evaluation.recording import record
 from conviction.models import resolve
 from conviction.recordings import Pool
 
@@ -96,7 +99,7 @@ async def test_a_server_is_recorded_and_the_same_command_asks_for_nothing_again(
         assert asked_for(server) == 16
     assert (first.code, second.code, more.code) == (0, 0, 0), first.err
     assert first.out == ""
-    assert "Recorded 12 traces, 48 tokens; 12 of 12 traces are in" in first.err
+    assert f"Recorded 12 traces, 48 tokens; {pool} holds 12 of 12 traces." in first.err
     assert "Recorded 0 traces" in second.err
     recorded = Pool.open(pool)
     assert (recorded.model, recorded.top_k, recorded.answers) == ("told", 20, "math")
@@ -123,7 +126,7 @@ async def test_log_probabilities_of_the_tokens_are_recorded_where_wanted_and_giv
                 cache=tmp_path,
             )
         assert done.code == 0, done.err
-        notes.append(done.err.count("2 traces are recorded without the log-probability"))
+        notes.append(done.err.count("without the log-probability of each token: 2 traces;"))
     assert notes == [0, 0, 1]
     for question in Pool.open(pool).questions:
         unwanted, given, missing = Pool.open(pool).logprobs(question.id)
@@ -163,6 +166,35 @@ def test_what_is_wrong_is_refused_before_anything_is_started(
     assert not (tmp_path / "pool").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_ctrl_c_in_the_moment_of_the_last_trace_interrupts_nothing(
+    tmp_path: Path,
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slept: list[bool] = []
+
+    async def record_and_be_interrupted(*arguments: Any, **options: Any) -> None:
+        await record(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        await anyio.sleep(20)
+        slept.append(True)
+
+    engine = ScriptedEngine([Script(SAID, np.full(4, 5.0, np.float32))])
+    monkeypatch.setattr(ServerOptions, "engine", lambda *_, **__: engine)
+    monkeypatch.setattr("conviction.cli.record.record_traces", record_and_be_interrupted)
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    pool = tmp_path / "pool"
+    arguments = ["record", str(questions), "--limit", "1", "-n", "1", "--answer", "number"]
+    assert run([*arguments, "-o", str(pool)]) == 0
+    assert slept == []
+    told = capsys.readouterr().err
+    assert "1 of 1 trace, 1 of 1 question" in told or "0 of 1 trace, 0 of 1 question" in told
+    assert f"Recorded 1 trace, 4 tokens; {pool} holds 1 of 1 trace." in told
+    assert "The same command" not in told
+
+
 @pytest.mark.anyio
 async def test_a_pool_of_other_settings_is_left_alone(tmp_path: Path, questions: Path) -> None:
     pool = tmp_path / "pool"
@@ -186,7 +218,7 @@ async def test_an_import_says_what_it_brought(tmp_path: Path) -> None:
     assert (first.code, second.code) == (0, 0), first.err
     assert "Imported 2 traces" in first.err
     assert "Imported 0 traces" in second.err
-    assert "2 were there before" in second.err
+    assert "; there before: 2." in second.err
     pool = Pool.open(tmp_path / "pool")
     assert (pool.model, pool.traces("3").correct.tolist()) == ("some-model", [True, False])
 

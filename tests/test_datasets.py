@@ -96,6 +96,16 @@ FIRST = '{"question": "2 + 2?", "answer": 4, "id": 1}\n'
         ('{"question": "3?", "answer": null, "id": 2}', "no answer", "--answer-field"),
         ('{"question": "3?", "answer": "", "id": 2}', "no gold answer", "--no-gold"),
         ('{"question": "3?", "answer": [1, 2], "id": 2}', "no gold answer", "--no-gold"),
+        ('{"question": "3?", "answer": 1e999, "id": 2}', "no gold answer", "--no-gold"),
+        ('{"question": "3?", "answer": NaN, "id": 2}', "NaN, which is no value", "Correct the row"),
+        ('{"question": "3?", "answer": -Infinity, "id": 2}', "-Infinity, which", "Correct the row"),
+        (
+            *(f'{{"question": "3?", "answer": -{"9" * 5000}, "id": 2}}', "number of 5,000 digits"),
+            "Correct the row",
+        ),
+        ("[" * 100_000, "nested too deeply", "Leave the row out"),
+        ('{"question": "3?", "answer": "\\ud800", "id": 2}', "half a character", "Correct the row"),
+        ('{"question": "3?", "answer": 3, "id": "\\udfff"}', "half a character", "Correct the row"),
         ('{"text": "3?", "answer": 3, "id": 2}', "text, answer, id", "--question-field"),
         ('{"question": " ", "answer": 3, "id": 2}', "holds no question", "Correct the row"),
         ('{"question": 3, "answer": 3, "id": 2}', "holds no question", "Correct the row"),
@@ -169,6 +179,40 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"question": "\xff"}')
     with pytest.raises(InvalidSettingError, match="not UTF-8"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "row"),
+    [
+        ("a.jsonl", b"\xef\xbb\xbf", b'{"question": "%d?", "answer": 1}'),
+        ("a.csv", b"\xef\xbb\xbfquestion,answer\r\n", b"%d?,1"),
+    ],
+)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_bad_byte_is_told_with_its_line_however_late_it_comes(
+    tmp_path: Path, name: str, first: bytes, row: bytes, end: bytes
+) -> None:
+    path = tmp_path / name
+    rows = [row % number + end for number in range(3000)]
+    path.write_bytes(first + b"".join(rows))
+    whole = load(path)
+    assert len(whole) == 3000
+    line = int(whole[2500].place.split()[1])
+    assert line == 2501 + first.count(b"\n")
+    rows[2500] = rows[2500].replace(b"2500?", b"25\xff0?")
+    path.write_bytes(first + b"".join(rows))
+    with pytest.raises(InvalidSettingError) as refused:
+        load(path)
+    assert refused.value.tried == f"read line {line} of {path}"
+    place = rows[2500].index(b"\xff") + 1
+    assert f"not UTF-8: byte {place} of the line" in refused.value.found
+
+
+def test_a_parquet_file_that_says_not_a_number_has_no_gold_answer_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"question": ["1?", "2?"], "answer": [1.0, float("nan")]}), path)
+    with pytest.raises(InvalidSettingError, match=r"row 2 of .*no gold answer"):
         load(path)
 
 

@@ -22,6 +22,7 @@ from conviction.errors import (
     InvalidSettingError,
     MissingLogprobsError,
     RecordingError,
+    StreamError,
 )
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.folder import RunWriter, read_run
@@ -318,6 +319,21 @@ async def test_a_run_without_a_verdict_takes_other_settings(tmp_path: Path) -> N
     assert read_run(tmp_path / "run").description.settings["policy"]["name"] == "majority"
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "thesis.txt/run", "thesis.txt/a/b"])
+async def test_a_file_is_no_folder_for_a_run(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "thesis.txt"
+    file.write_text("precious", encoding="utf-8")
+    with pytest.raises(InvalidSettingError) as refused:
+        check_plan(plan(1), tmp_path / name)
+    assert refused.value.tried == f"use {file} as the folder of a run"
+    assert (refused.value.found, "Name a folder" in refused.value.remedy) == ("it is a file", True)
+    with pytest.raises(InvalidSettingError, match=r"thesis\.txt as the folder"):
+        read_run(tmp_path / name)
+    with pytest.raises(InvalidSettingError, match=r"thesis\.txt as the folder"):
+        await run(plan(1), tmp_path / name)
+    assert file.read_text(encoding="utf-8") == "precious"
+
+
 async def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious", encoding="utf-8")
     with pytest.raises(InvalidSettingError, match=r"thesis\.txt"):
@@ -347,6 +363,18 @@ async def test_a_question_that_fails_is_kept_with_its_reason_and_asked_again(
     assert progress.complete
     assert len(engine.generated) == 2
     assert [line["id"] for line in lines(tmp_path / "run")] == ["q0", "q2", "q3", "q1"]
+
+
+async def test_a_failed_question_costs_also_what_its_restarted_traces_generated_before(
+    tmp_path: Path,
+) -> None:
+    fault = StreamError(tried="read", found="it broke", remedy="Retry.")
+    engine = ScriptedEngine([replace(says(1), fault=fault, fault_after=3)])
+    progress = await run(replace(plan(1, "single"), restarts=2), tmp_path / "run", engine)
+    [failed] = progress.results
+    assert failed.failed
+    assert engine.generated == [3, 3, 3]
+    assert (failed.tokens, failed.usage.failed, failed.traces) == (9, 9, 1)
 
 
 async def test_an_engine_that_is_gone_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:

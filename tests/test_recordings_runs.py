@@ -223,6 +223,39 @@ async def test_an_engine_that_fails_every_trace_ends_the_recording(tmp_path: Pat
     assert len(engine.generated) < 40
 
 
+async def test_failures_with_recorded_traces_between_them_do_not_end_the_recording(
+    tmp_path: Path,
+) -> None:
+    fault = StreamError(tried="read", found="it broke", remedy="Retry.")
+    before = {0: 0, 3: 4, 6: 8}  # failing questions, and the traces that are recorded by then
+    present = 0
+
+    def listener(progress: RecordingProgress) -> None:
+        nonlocal present
+        present = progress.present
+
+    async def pace(request: TraceRequest) -> None:
+        with anyio.fail_after(20):
+            # The recorder's thread counts, so nothing here could set an event.
+            while present < before.get(number(request), 0):  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+
+    def number(request: TraceRequest) -> int:
+        return int(request.messages[-1].content.split()[0])
+
+    def breaking(request: TraceRequest) -> Script:
+        return replace(script(request), fault=fault if number(request) in before else None)
+
+    reached = await record(
+        plan(questions=9, traces=2, restarts=0),
+        tmp_path,
+        engine=ScriptedEngine(breaking, concurrency=8, pace=pace),
+        answers=NUMBERS,
+        on_progress=listener,
+    )
+    assert (reached.present, reached.recorded, len(reached.notes)) == (12, 12, 3)
+
+
 async def test_a_question_that_does_not_fit_is_left_out_and_told(tmp_path: Path) -> None:
     def narrow(request: TraceRequest) -> Script:
         fault = ContextOverflowError(tried="ask", found="too long", remedy="Shorten it.")

@@ -34,6 +34,7 @@ from conviction.evaluation.run import (
     evaluate,
 )
 from conviction.evaluation.summary import Summary, summarise
+from conviction.evaluation.wording import counted
 from conviction.tasks import helpers
 
 app = App(name="eval", help="Ask every question of a data set, and measure how many are right.")
@@ -153,9 +154,10 @@ def compare(
     Args:
         first: The run that is compared to.
         second: The run that is compared.
-        fail_if_worse: Exit with code 1 if the second is worse: the interval lies below 0.
+        fail_if_worse: Exit with code 1 if the second is worse by more than chance: the interval of
+            the difference lies below 0, and McNemar's p is below 0.05.
         failures_wrong: Count questions that failed as wrong; otherwise they are left out.
-        seed: Same seed, same intervals.
+        seed: Same seed, same interval of the tokens.
         json: Print the comparison as JSON on stdout, in place of the table.
         quiet: Nothing on stderr but errors.
     """
@@ -170,7 +172,8 @@ def compare(
         print(escaped(jsonlib.dumps({**runs, **result.to_dict()}, ensure_ascii=False, indent=2)))
     else:
         console.print(
-            f"Over {result.questions} questions that both have. In brackets: 95% intervals.",
+            f"Over {counted(result.questions, 'question')} that both have. In brackets: 95% "
+            "intervals.",
             style="dim",
         )
         table_console().print(comparison_table(result, first, second))
@@ -250,6 +253,8 @@ def _report(
     interrupted: bool,
 ) -> int:
     summary = summarise(progress.results, progress.questions, failures_wrong=output.failures_wrong)
+    # A Ctrl-C in the moment in which the last verdict came interrupted nothing.
+    interrupted = interrupted and not summary.complete
     for note in progress.notes:
         console.print(f"[yellow]note:[/] {escape(safe(note))}")
     print_failures(summary, console, failures_wrong=output.failures_wrong)
@@ -267,8 +272,8 @@ def _report(
 
 def _tell_where(progress: EvaluationProgress, run: Path, console: Console) -> None:
     answered = sum(not result.failed for result in progress.results)
-    place = escape(safe(str(run)))
-    console.print(f"{answered} of {progress.questions} questions have their verdict in {place}.")
+    wanted = counted(progress.questions, "verdict")
+    console.print(f"{escape(safe(str(run)))} holds {answered:,} of {wanted}.")
     if not progress.complete:
         console.print("The same command asks the rest.")
 

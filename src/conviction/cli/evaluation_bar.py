@@ -13,6 +13,7 @@ from conviction.cli.lab_tables import percentage
 from conviction.cli.terminal import duration
 from conviction.evaluation.run import EvaluationProgress, ProgressListener
 from conviction.evaluation.summary import accuracy_counts, proportion
+from conviction.evaluation.wording import counted
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SPEED_SECONDS = 600.0
@@ -49,7 +50,9 @@ class _Speed:
     def tokens(self, progress: EvaluationProgress) -> str:
         tokens = sum(result.tokens for result in progress.results[progress.kept :])
         elapsed = monotonic() - self.began
-        return f"{tokens:,} tokens, {tokens / elapsed:,.0f}/s" if tokens and elapsed > 0 else ""
+        if not tokens or elapsed <= 0:
+            return ""
+        return f"{counted(tokens, 'token')}, {tokens / elapsed:,.0f}/s"
 
     def left(self, progress: EvaluationProgress) -> str:
         done = len(progress.results)
@@ -97,7 +100,7 @@ class _Lines:
             self._speed = _Speed()
         self._told = now
         parts = [
-            f"{len(progress.results)} of {progress.questions} questions",
+            f"{len(progress.results):,} of {counted(progress.questions, 'question')}",
             _accuracy(progress),
             self._speed.tokens(progress),
             self._speed.left(progress),

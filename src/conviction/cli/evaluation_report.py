@@ -11,6 +11,7 @@ from conviction.cli.lab_tables import count, percentage
 from conviction.cli.terminal import one_line, safe
 from conviction.evaluation.compare import Comparison
 from conviction.evaluation.summary import Summary
+from conviction.evaluation.wording import counted
 from conviction.lab.statistics import Estimate
 
 _MOST_REASONS = 3
@@ -39,7 +40,7 @@ def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) 
     for reason in summary.failures[:_MOST_REASONS]:
         console.print(f"[yellow]failed:[/] {escape(one_line(reason))}")
     if (more := len(summary.failures) - _MOST_REASONS) > 0:
-        console.print(f"[yellow]failed:[/] {more} other reasons, in results.jsonl.")
+        console.print(f"[yellow]failed:[/] {counted(more, 'other reason')}, in results.jsonl.")
     if not failures_wrong:
         console.print(
             "The accuracy leaves out what failed; --failures-wrong counts it as wrong.",
@@ -78,17 +79,21 @@ def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table
 def _accuracy(summary: Summary) -> str:
     if not isfinite(summary.accuracy.value):
         return "-"
-    of = f"{summary.right} of {summary.counted} questions right"
+    of = f"{summary.right:,} of {counted(summary.counted, 'question')} right"
     return f"{percentage(summary.accuracy)} %; {of}"
 
 
 def _interval(estimate: Estimate) -> str:
+    if not isfinite(estimate.low):
+        return count(estimate.value)
     return f"{count(estimate.value)} [{count(estimate.low)}, {count(estimate.high)}]"
 
 
 def _ratio(estimate: Estimate) -> str:
     if not isfinite(estimate.value):
         return "-"
+    if not isfinite(estimate.low):
+        return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 

@@ -31,6 +31,7 @@ from conviction.evaluation.recording import (
 from conviction.evaluation.recording import (
     record as record_traces,
 )
+from conviction.evaluation.wording import counted
 from conviction.recordings.importing import import_files
 from conviction.tasks import helpers
 
@@ -79,7 +80,7 @@ class DataOptions:
                 split=self.split,
             )
         if found.origin:
-            questions = f"{len(found.questions):,} questions of {found.origin}"
+            questions = f"{counted(len(found.questions), 'question')} of {found.origin}"
             console.print(escape(safe(questions)), style="dim")
         return found
 
@@ -220,14 +221,14 @@ def _report(
     for note in progress.notes:
         console.print(f"[yellow]note:[/] {escape(safe(note))}")
     console.print(
-        f"Recorded {progress.recorded:,} traces, {progress.tokens:,} tokens; "
-        f"{progress.present:,} of {progress.wanted:,} traces are in {escape(safe(str(output)))}."
+        f"Recorded {counted(progress.recorded, 'trace')}, {counted(progress.tokens, 'token')}; "
+        f"{escape(safe(str(output)))} holds "
+        f"{progress.present:,} of {counted(progress.wanted, 'trace')}."
     )
-    if not progress.complete:
-        console.print("The same command records the rest.")
-    if interrupted:
-        return INTERRUPTED
-    return 0 if progress.complete else FAILED
+    if progress.complete:  # also if Ctrl-C came in that moment: nothing is left to do
+        return 0
+    console.print("The same command records the rest.")
+    return INTERRUPTED if interrupted else FAILED
 
 
 def _import(
@@ -257,7 +258,7 @@ def _import(
         )
     finally:
         answers.close()
-    known = f"; {before:,} were there before" if before else ""
+    known = f"; there before: {before:,}" if before else ""
     place = escape(safe(str(output)))
-    console.print(f"Imported {imported:,} traces into {place}{known}.")
+    console.print(f"Imported {counted(imported, 'trace')} into {place}{known}.")
     return 0

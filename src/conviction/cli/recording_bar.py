@@ -19,6 +19,7 @@ from rich.text import Text
 from conviction.cli.download_bar import whole
 from conviction.cli.terminal import duration
 from conviction.evaluation.recording import ProgressListener, RecordingProgress
+from conviction.evaluation.wording import counted
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SPEED_SECONDS = 600.0
@@ -45,8 +46,8 @@ def recording_bar(console: Console) -> Generator[ProgressListener]:
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
-            MofNCompleteColumn(table_column=whole()),
             TextColumn("traces"),
+            MofNCompleteColumn(table_column=whole()),
             _Rate(table_column=whole()),
             TimeRemainingColumn(table_column=whole()),
             console=console,
@@ -72,7 +73,7 @@ class _Bar:
             self._task,
             completed=progress.present,
             tokens=progress.tokens,
-            description=f"{progress.complete_questions}/{progress.questions} questions",
+            description=f"questions {progress.complete_questions}/{progress.questions}",
         )
 
 
@@ -89,8 +90,8 @@ class _Lines:
             return
         self._told, self._questions = now, progress.complete_questions
         line = (
-            f"{progress.present} of {progress.wanted} traces, "
-            f"{progress.complete_questions} of {progress.questions} questions"
+            f"{progress.present:,} of {counted(progress.wanted, 'trace')}, "
+            f"{progress.complete_questions:,} of {counted(progress.questions, 'question')}"
         )
         elapsed = now - self._began
         if progress.recorded and elapsed > 0:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -177,7 +178,11 @@ class _Loader:
         own = str(number) if identity is None else _as_text(row[identity])
         if not own:
             _refuse(place, f"its {identity!r} is empty", "Correct it, or name another --id-field.")
-        return DatasetQuestion(own, text, self._gold_answer(row, place), place)
+        gold = self._gold_answer(row, place)
+        if not _is_text(own + text + (gold or "")):
+            found = "it holds half a character (a lone surrogate), which is no text"
+            _refuse(place, found, "Correct the row, or leave it out.")
+        return DatasetQuestion(own, text, gold, place)
 
     def _gold_answer(self, row: Row, place: str) -> str | None:
         if not self._gold:
@@ -218,38 +223,64 @@ class _Loader:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            place = f"line {line} of {path}"
+    for line, text in _lines(path):
+        if not text.strip():
+            continue
+        place = f"line {line} of {path}"
+        try:
+            row = json.loads(text, parse_int=_whole, parse_constant=_no_constant)
+        except json.JSONDecodeError as error:
+            found = f"it is no JSON ({error.msg} at column {error.colno})"
+            _refuse(place, found, "Write one JSON object a line.")
+        except RecursionError:
+            _refuse(place, "its lists or objects are nested too deeply", "Leave the row out.")
+        except ValueError as error:
+            _refuse(place, f"it holds {error}", "Correct the row, or leave it out.")
+        if not isinstance(row, dict):
+            _refuse(place, "it is no JSON object", "Write one JSON object a line.")
+        yield line, row
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"a number of {len(digits.lstrip('-')):,} digits") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no value of JSON")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Each line with its number, decoded alone, so that a bad byte is told with its line."""
+    with path.open("rb") as file:
+        pieces = (piece for data in file for piece in data.splitlines(keepends=True))
+        for line, piece in enumerate(pieces, start=1):
             try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                found = f"it is no JSON ({error.msg} at column {error.colno})"
-                _refuse(place, found, "Write one JSON object a line.")
-            if not isinstance(row, dict):
-                _refuse(place, "it is no JSON object", "Write one JSON object a line.")
-            yield line, row
+                text = piece.decode()
+            except UnicodeDecodeError as error:
+                found = f"it is not UTF-8: byte {error.start + 1:,} of the line is no text"
+                _refuse(f"line {line} of {path}", found, "Convert the file to UTF-8.")
+            yield line, text.removeprefix("\ufeff") if line == 1 else text
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(_MOST_FIELD_CHARACTERS)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    _refuse(
-                        f"line {reader.line_num} of {path}",
-                        f"it has another number of columns than the {len(reader.fieldnames or ())} "
-                        "of the first line",
-                        "Put quotation marks around values with commas.",
-                    )
-                yield reader.line_num, row
-        except csv.Error as error:
-            place = f"line {reader.line_num} of {path}"
-            _refuse(place, f"it is no CSV ({error})", "Correct the line.")
+    reader = csv.DictReader((text for _, text in _lines(path)), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                _refuse(
+                    f"line {reader.line_num} of {path}",
+                    f"it has another number of columns than the {len(reader.fieldnames or ())} "
+                    "of the first line",
+                    "Put quotation marks around values with commas.",
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        place = f"line {reader.line_num} of {path}"
+        _refuse(place, f"it is no CSV ({error})", "Correct the line.")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -287,12 +318,23 @@ def _field(row: Row, given: str | None, usual: Sequence[str]) -> str | None:
     return None
 
 
+def _is_text(value: str) -> bool:
+    """Whether it can be written down: JSON can spell halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _as_text(value: object) -> str | None:
     match value:
         case str():
             return value.strip()
         case bool():
             return str(value).lower()
+        case float() if not isfinite(value):  # how Parquet files often say that there is none
+            return None
         case float() if value.is_integer():
             return str(int(value))
         case int() | float():
@@ -322,6 +364,3 @@ def _readable(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         _refuse(path, error.strerror or str(error), "Name a file that can be read.")
-    except UnicodeDecodeError as error:
-        found = f"it is not UTF-8 at byte {error.start:,}"
-        _refuse(path, found, "Convert it to UTF-8.")

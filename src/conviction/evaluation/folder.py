@@ -244,7 +244,7 @@ def _check_empty(folder: Path) -> None:
             names = {path.name for path in folder.iterdir()}
             others = sorted(names - {_LOCK, f"{_DESCRIPTION}.unfinished"})
         elif folder.exists():
-            raise NotADirectoryError(None, "it is a file")
+            raise NotADirectoryError
     if others:
         raise InvalidSettingError(
             tried=f"begin a run in {folder}",
@@ -275,6 +275,13 @@ def _explained(path: Path, verb: str) -> Generator[None]:
         yield
     except FileNotFoundError:
         raise
+    except NotADirectoryError:
+        file = next((one for one in (path, *path.parents) if one.exists()), path)
+        raise InvalidSettingError(
+            tried=f"use {file} as the folder of a run",
+            found="it is a file",
+            remedy="Name a folder, or a name that is not taken yet: it is made.",
+        ) from None
     except OSError as error:
         raise RecordingError(
             tried=f"{verb} {path}",

@@ -21,6 +21,7 @@ from conviction.errors import (
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.missing import MissingTraces, Ungrouped
+from conviction.evaluation.wording import counted
 from conviction.events import Event, TraceFinished
 from conviction.policies.majority import Majority
 from conviction.prompts import PromptStyle, compose
@@ -286,13 +287,13 @@ class _Run:
             raise self._failed[0]
         if self._unknown:
             self.progress.notes.append(
-                f"All confidences of {self._unknown} traces are unknown: the engine left its "
-                "log-probabilities out."
+                f"All confidences of {counted(self._unknown, 'trace')} are unknown: the engine "
+                "left its log-probabilities out."
             )
         if self._without_logprobs:
             self.progress.notes.append(
-                f"{self._without_logprobs} traces are recorded without the log-probability of each "
-                "token: the engine gave none."
+                f"Recorded without the log-probability of each token: "
+                f"{counted(self._without_logprobs, 'trace')}; the engine gave none."
             )
 
     def _look_at(self, asked: Asked, writer: PoolWriter) -> None:
@@ -368,6 +369,6 @@ class _Run:
         causes = [trace.error for trace in verdict.traces if trace.finish is FinishReason.ERROR]
         if causes:
             self.progress.notes.append(
-                f"{len(causes)} traces of question {asked.question.id!r} failed: "
+                f"{counted(len(causes), 'trace')} of question {asked.question.id!r} failed: "
                 f"{'; '.join(dict.fromkeys(causes))}"
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, nan, sqrt
+from math import isclose, isfinite, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Summary:
         counted: Questions behind the accuracy; failed ones are among them only if asked for.
         accuracy: Share of the right ones, with its Wilson interval; NaN without right answers.
         no_answer: Verdicts without an answer; they count as wrong.
-        tokens: Mean tokens per finished question, with its bootstrap interval.
+        tokens: Mean tokens per finished question, with its bootstrap interval; its ends are NaN
+            where all questions took the same, or there is only one.
         all_tokens: Tokens of all questions, failed ones too.
         traces: Mean traces per finished question.
         seconds: Mean wall time per finished question.
@@ -86,7 +87,8 @@ def summarise(
     right, counted = accuracy_counts(results, failures_wrong=failures_wrong)
     tokens = Estimate(nan, nan, nan)
     if finished:
-        [tokens] = Bootstrap(len(finished)).estimates([result.tokens for result in finished])
+        [measured] = Bootstrap(len(finished)).estimates([result.tokens for result in finished])
+        tokens = without_false_certainty(measured)
     return Summary(
         questions=questions,
         finished=len(finished),
@@ -124,6 +126,17 @@ def proportion(successes: int, total: int) -> Estimate:
     half = sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     # Rounding must not move an end across the share itself.
     return Estimate(share, min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share))
+
+
+def without_false_certainty(estimate: Estimate) -> Estimate:
+    """A figure from a bootstrap, without an interval where the questions show no spread.
+
+    Resampling questions that all agree, or a single one, gives an interval of no width. That says
+    nothing about other questions, so there is none.
+    """
+    if isclose(estimate.low, estimate.high, rel_tol=1e-9):
+        return Estimate(estimate.value, nan, nan)
+    return estimate
 
 
 def estimate_to_dict(estimate: Estimate) -> dict[str, float | None]:
