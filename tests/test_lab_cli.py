@@ -1,8 +1,11 @@
 """`conviction lab` and `conviction lab diagnose`, run in process on a small pool."""
 
+import errno
 import json
+import os
 import re
 import shutil
+import stat
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -113,15 +116,22 @@ def test_a_sweep_shows_the_front_and_writes_every_candidate(
     assert run([*command, *specs, "--out", str(table), "--html", str(page)]) == 0
     out = capsys.readouterr().out
     rows = pq.read_table(table).to_pylist()
-    assert len(rows) == 5 + 4 * 3
+    # Waves of 16 are majority with a budget of 12.
+    assert 5 + 4 < len(rows) <= 5 + 4 * 2 + 2 * 2
+    assert {row["concurrency"] for row in rows} == {None, 8, 1}
+    usual = [row["concurrency"] for row in rows if row["policy"] == "majority@12"]
+    assert usual == [None, 8, 1]
+    assert all(row["tokens_in_total"] == pytest.approx(6 * row["tokens"]) for row in rows)
     front = [row["policy"] for row in rows if row["on_front"]]
     assert 0 < len(front) < len(rows)
     assert all(name in out for name in front)
+    assert " path" in out.splitlines()[0]
     assert len(out.splitlines()) == 1 + len(front)
     assert "accuracy % on the 3 others" in out
     whole = Page(page)
     whole.check_it_loads_nothing()
-    assert "The front of 17 policies" in whole.words
+    assert f"The front of {len(rows)} policies" in whole.words
+    assert "tokens in total" in whole.words
 
 
 def test_the_report_is_one_file_that_loads_nothing(pool: Path, tmp_path: Path) -> None:
@@ -165,6 +175,10 @@ def test_a_pool_of_answers_runs_what_it_can_and_says_what_it_cannot(
         (["--processes", "0"], "processes must be"),
         (["--html", "nowhere/report.html"], "its folder does not exist"),
         (["--out", "."], "it is a folder"),
+        (["--html", "same", "--out", "same"], "they are the same file"),
+        (["--budget", "4.5"], "'4.5' is no whole number"),
+        (["--seed", "1.5"], "'1.5' is no whole number"),
+        (["--budget", "4", "--budget", "0"], "budget must be at least 1"),
     ],
 )
 def test_wrong_use_is_refused_before_any_work(
@@ -174,6 +188,116 @@ def test_wrong_use_is_refused_before_any_work(
     out, err = capsys.readouterr()
     assert out == ""
     assert words in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["diagnose", "POOL", "--budget", "0"],
+        ["diagnose", "POOL", "--budget", "4.5"],
+        ["diagnose", "POOL", "--repeats", "0"],
+        ["POOL", "--policy", "majorty"],
+        ["POOL", "--concurrency", "0"],
+        ["POOL", "--html", "nowhere/report.html"],
+    ],
+)
+def test_what_no_recording_could_make_right_is_wrong_use_before_one_is_read(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    missing = str(tmp_path / "missing")
+    assert run(["lab", missing]) == 1
+    assert run(["lab", *(missing if one == "POOL" else one for one in arguments)]) == 2
+
+
+@pytest.mark.parametrize("command", [["lab"], ["lab", "diagnose"]])
+def test_negative_seeds_are_taken(
+    pool: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+    for _ in range(2):
+        assert run([*command, str(pool), "--seed", "-5", "--repeats", "1", "--json"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
+COMMANDS = [["lab", "--policy", "majority"], ["lab", "diagnose"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_page_on_a_full_disk_is_written_whole_or_not_at_all(
+    pool: Path,
+    tmp_path: Path,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    page = folder / "page.html"
+    page.write_text("before")
+
+    def full(descriptor: int) -> None:
+        del descriptor
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("conviction.recordings.folder.os.fsync", full)
+    assert run([*command, str(pool), "--repeats", "1", "--html", str(page)]) == 1
+    out, err = capsys.readouterr()
+    assert f"write {page}: No space left on device" in " ".join(err.split())
+    assert [one.name for one in folder.iterdir()] == ["page.html"]
+    assert page.read_text() == "before"
+    # What was found is not lost with it.
+    assert "majority" in out
+
+
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_what_is_no_file_is_not_replaced(
+    pool: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link, circle = tmp_path / "pipe", tmp_path / "link", tmp_path / "circle"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    circle.symlink_to(circle)
+    for path in (pipe, link, circle):
+        assert run(["lab", str(pool), "--policy", "majority", option, str(path)]) == 2
+        assert f"write {path}" in " ".join(capsys.readouterr().err.split())
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_a_link_stays_and_what_it_points_to_is_written(
+    pool: Path, tmp_path: Path, option: str
+) -> None:
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    for _ in range(2):
+        arguments = ["--repeats", "1", "--policy", "majority", option, str(link)]
+        assert run(["lab", str(pool), *arguments]) == 0
+        assert link.is_symlink()
+        assert target.stat().st_size > 100
+
+
+def test_a_recording_is_not_replaced_by_what_was_found_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = lab_traces.on_disk(tmp_path / "pool")
+    with PoolWriter(folder, PoolMeta("a model <b>", 20, "number")) as writer:
+        writer.compact()
+    (part,) = folder.glob("part-*")
+    before = part.read_bytes()
+    for recording in (folder, part):
+        command = ["lab", str(recording), "--repeats", "1", "--policy", "majority"]
+        assert run([*command, "--out", str(part)]) == 2
+        assert "it is the recording" in " ".join(capsys.readouterr().err.split())
+    assert part.read_bytes() == before
+
+
+def test_help_shows_no_default_that_is_not_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lab", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "default: (" not in out
+    assert "all (inf) if not given" in " ".join(out.replace("│", " ").split())
 
 
 def test_a_pool_of_mixed_k_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,6 +321,23 @@ def test_a_narrow_terminal_loses_columns_and_says_so(
     assert "cancelled" not in out
     assert "Too narrow for" in err
     assert "cancelled" in err
+
+
+def test_the_diagnosis_fits_a_narrow_terminal_and_is_told_with_its_remarks(
+    pool: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("conviction.cli.lab.table_console", lambda: Console(width=76))
+    assert run(["lab", "diagnose", str(pool), "--repeats", "1"]) == 0
+    out, err = capsys.readouterr()
+    rows = [line for line in out.splitlines() if line.startswith(("lowest-group", "tail"))]
+    assert len(rows) == 2 + 2 * 3
+    assert all(line.count("[") == line.count("]") for line in out.splitlines())
+    assert "Too narrow for worse %" in err
+    assert "note: Each draw takes all 12 recorded traces" in err
+    assert "note: 6 questions resolve only large differences" in err
+    told = " ".join(out.split())
+    assert "On all questions, to describe" in told
+    assert "On 3 questions; the windows rank best on the 3 others." in told
 
 
 def test_the_diagnosis_ends_with_a_plain_sentence(

@@ -1,7 +1,7 @@
 """Replaying a policy on recorded traces, and that it is what would have happened live."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, nan, sqrt
 
 import anyio
@@ -17,7 +17,7 @@ from conviction.confidence import Metric, measure
 from conviction.core import FinishReason, Question, Tally, Trace
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
-from conviction.errors import InvalidSettingError
+from conviction.errors import InvalidSettingError, MissingLogprobsError
 from conviction.gate import Gate
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.policies import (
@@ -29,6 +29,7 @@ from conviction.policies import (
     DeepConfLow,
     DeepConfOffline,
     DeepConfOnline,
+    Done,
     EarlyStoppingConsistency,
     Majority,
     Policy,
@@ -55,6 +56,16 @@ def scripts(draw: st.DrawFn) -> Script:
     text = draw(st.sampled_from(["Answer: 1", "Answer: 2", "Answer: 2.0", "Answer: 3", "Hm."]))
     finish = draw(st.sampled_from([*[FinishReason.STOP] * 5, FinishReason.LENGTH]))
     return Script(text, draw(confidences), finish)
+
+
+@st.composite
+def odd_scripts(draw: st.DrawFn) -> Script:
+    """Among others, traces without a token, and such without a known confidence."""
+    size = draw(st.sampled_from([0, 0, 3, 12]))
+    blind = np.full(size, nan, np.float32)
+    script = replace(draw(scripts()), confidences=draw(st.one_of(confidences, st.just(blind))))
+    # The engine that plays it says nothing without a token.
+    return script if script.confidences.size else replace(script, text="")
 
 
 @dataclass
@@ -122,7 +133,8 @@ def recorded(played: list[Script], paces: list[float]) -> list[PlayedTrace]:
                 script.confidences.size,
                 script.finish,
                 answer,
-                confidences=script.confidences,
+                # As a pool gives them.
+                confidences=script.confidences if np.isfinite(script.confidences).any() else None,
                 pace=pace,
             )
         )
@@ -158,6 +170,28 @@ def live(policy: Policy, played: list[Script], paces: list[float], concurrency: 
 def test_a_replay_is_what_would_have_happened_live(
     policy: Policy, played: list[Script], paces: list[float], concurrency: int
 ) -> None:
+    check_agreement(policy, played, paces, concurrency)
+
+
+@settings(max_examples=200, deadline=None)
+@given(policies, st.lists(odd_scripts(), min_size=10, max_size=10))
+def test_traces_that_are_empty_or_of_unknown_confidence_are_replayed_as_they_run_live(
+    policy: Policy, played: list[Script]
+) -> None:
+    # One after another, so that no two of them end at the same moment.
+    try:
+        check_agreement(policy, played, PACES, concurrency=1)
+    except MissingLogprobsError:
+        # The first that has tokens knows nothing of them, which tells of an engine without.
+        first = next(one for one in played if one.confidences.size)
+        assert policy.needs_confidence
+        assert np.isnan(first.confidences).all()
+
+
+def check_agreement(
+    policy: Policy, played: list[Script], paces: list[float], concurrency: int
+) -> None:
+    """Check that a replay is what happens live."""
     verdict = live(policy, played, paces, concurrency)
     outcome = replay(policy, recorded(played, paces), concurrency=concurrency)
     finishes = Counter(trace.finish for trace in verdict.traces)
@@ -206,6 +240,19 @@ def test_what_was_cancelled_counts_as_far_as_it_got() -> None:
 
     outcome = replay(First(budget=3), [even(10), even(20), even(30)])
     assert (outcome.tokens, outcome.path, outcome.cancelled) == (10 + 10 + 30, 30, 1)
+
+
+def test_the_path_ends_with_the_verdict_and_not_with_what_is_cancelled_then() -> None:
+    @dataclass
+    class Second(Majority):
+        name = "second"
+
+        def on_finished(self, trace: Trace) -> list[Action]:
+            return [Done("consensus")] if trace.id == 1 else []
+
+    outcome = replay(Second(budget=3), [even(10), even(20), even(30)])
+    assert (outcome.ended, outcome.path) == ("consensus", 20)
+    assert (outcome.tokens, outcome.cancelled) == (10 + 20 + 20, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Intervals, AUROC and the Pareto front."""
 
-from math import isfinite, nan
+from math import comb, isfinite, nan
 
 import numpy as np
 import pytest
@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from conviction.lab.statistics import Bootstrap, Estimate, auroc, mean_of, pareto_front
+from conviction.lab.statistics import (
+    Bootstrap,
+    Estimate,
+    any_seed,
+    auroc,
+    mean_of,
+    pareto_front,
+    sign_test,
+    wilson,
+)
 
 # Few distinct scores, so that ties are common.
 scored = st.lists(st.tuples(st.sampled_from([1.0, 1.5, 2.0, 7.0, nan]), st.booleans()), max_size=30)
@@ -85,6 +94,63 @@ def test_what_is_not_there_is_left_out_and_nothing_at_all_has_no_interval() -> N
     assert some == Estimate(1.0, 1.0, 1.0)
     assert np.isnan([none.value, none.low, none.high]).all()
     assert np.isnan(mean_of([nan]))
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "low", "high"),
+    [(1.0, 1, 0.207, 1.0), (0.0, 6, 0.0, 0.390), (0.9, 30, 0.744, 0.965), (0.5, 2, 0.095, 0.905)],
+)
+def test_scores_intervals_are_wilsons(share: float, total: int, low: float, high: float) -> None:
+    assert wilson(share, total) == pytest.approx((low, high), abs=0.001)
+
+
+def test_a_share_on_which_all_questions_agree_is_not_certain() -> None:
+    agree, differ = np.ones((6, 4)), np.repeat([[1.0], [0.0]], 4, axis=1)
+    (one,) = Bootstrap(6, 4).shares(agree)
+    assert one == Estimate(1.0, *wilson(1.0, 6))
+    draws = np.tile([1.0, 0.0], (1, 1, 2))
+    assert Bootstrap(1, 4).shares(draws) == [Estimate(0.5, *wilson(0.5, 1))]
+    assert Bootstrap(2, 4).shares(differ) == Bootstrap(2, 4).estimates(differ)
+    only_two = np.where(np.arange(6)[:, None] < 2, agree, nan)
+    assert Bootstrap(6, 4).shares(only_two) == [Estimate(1.0, *wilson(1.0, 2))]
+
+
+def test_a_difference_on_which_all_questions_agree_is_not_certain() -> None:
+    (one,), (many,) = (Bootstrap(count, 2).differences(np.ones((count, 2))) for count in (1, 20))
+    assert (one.value, one.high, many.value, many.high) == (1.0, 1.0, 1.0, 1.0)
+    assert one.low < 0 < many.low < 1
+    (loss,) = Bootstrap(20, 2).differences(-np.ones((20, 2)))
+    assert (loss.low, loss.high) == pytest.approx((-1.0, -many.low))
+    (none,) = Bootstrap(20, 2).differences(np.zeros((20, 2)))
+    assert none.value == 0.0
+    assert np.isnan([none.low, none.high]).all()
+    some = np.repeat([[1.0], [0.0], [-1.0]], 2, axis=1)
+    assert Bootstrap(3, 2).differences(some) == Bootstrap(3, 2).estimates(some)
+
+
+def test_an_amount_of_one_question_has_no_interval() -> None:
+    one = Estimate.of_amount(7.0, np.array([6.0, 8.0]), 1)
+    assert np.isnan([one.low, one.high]).all()
+    two = Estimate.of_amount(7.0, np.array([6.0, 8.0]), 2)
+    assert two.low < 7.0 < two.high
+
+
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_the_sign_test_adds_up_coins(better: int, worse: int) -> None:
+    tosses = better + worse
+    as_uneven = sum(
+        comb(tosses, heads)
+        for heads in range(tosses + 1)
+        if abs(2 * heads - tosses) >= abs(better - worse)
+    )
+    assert sign_test(better, worse) == pytest.approx(as_uneven / 2**tosses)
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    values = np.random.default_rng(0).random((1, 20, 5))
+    (first,), (other,) = (Bootstrap(20, 5, seed=seed).estimates(values) for seed in (-1, -2))
+    assert first != other
+    assert any_seed(7) == 7
 
 
 points = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=25)

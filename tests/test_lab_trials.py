@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from conviction.errors import InvalidSettingError, RecordingError
 from conviction.lab import workers
 from conviction.lab.candidates import parse
-from conviction.lab.comparison import compare, find_front, halves, remarks, runnable
+from conviction.lab.comparison import compare, distinct, find_front, halves, remarks, runnable
 from conviction.lab.replay import replay
 from conviction.lab.sources import PoolTraces, TracesInMemory
+from conviction.lab.statistics import Estimate, wilson
 from conviction.lab.trials import draw, run_trials
 from conviction.lab.workers import each_question
 
@@ -200,6 +201,58 @@ def test_the_front_is_chosen_on_one_half_of_the_questions_and_reported_on_the_ot
     assert front.chosen[front.where_chosen.index(cheapest)]
     with pytest.raises(InvalidSettingError, match="1 question"):
         halves(1)
+
+
+def test_the_front_knows_only_the_costs_of_the_half_that_chose() -> None:
+    half = halves(6, seed=3)[:, None]
+    tokens = np.array([np.where(half, 50, 500), np.full((6, 1), 100)])
+    trials = lab_traces.trials(["majority", "esc"], correct=np.ones((2, 6, 1)), tokens=tokens)
+    assert find_front(trials, seed=3).chosen.tolist() == [True, False]
+
+
+def test_savings_are_against_majority_with_the_same_budget_whatever_the_baseline() -> None:
+    candidates = ["single", "majority:budget=4", "majority:budget=8"]
+    trials = run_trials(lab_traces.in_memory(), parse(candidates, budgets=[8]), repeats=4)
+    single, four, eight = compare(trials)
+    for row in (four, eight):
+        assert (row.saving.value, row.saving.low, row.saving.high) == pytest.approx((0, 0, 0))
+    assert 0.8 < single.saving.low < single.saving.value < single.saving.high < 0.95
+
+
+def test_accuracies_on_which_all_questions_agree_are_not_certain() -> None:
+    trials = lab_traces.trials(["majority", "esc", "single"], correct=np.ones((3, 6, 2)))
+    trials.runs["correct"][2] = False
+    majority, esc, single = compare(trials)
+    assert majority.accuracy == Estimate(1.0, *wilson(1.0, 6))
+    assert single.accuracy == Estimate(0.0, *wilson(0.0, 6))
+    assert majority.difference == Estimate(0.0, 0.0, 0.0)
+    assert np.isnan(esc.difference.low)
+    assert single.difference.low == -1.0 < single.difference.high < 0
+    alone = compare(trials, questions=np.arange(6) == 0)
+    assert np.isnan([alone[2].tokens.low, alone[2].saving.low, alone[2].path.low]).all()
+    assert alone[2].difference.high > 0
+
+
+def test_tokens_in_total_are_those_of_all_questions() -> None:
+    trials = lab_traces.trials(["majority"], tokens=np.array([[[10, 20], [30, 40]]]))
+    (row,) = compare(trials)
+    assert row.tokens_in_total == row.record()["tokens_in_total"] == 50
+
+
+def test_candidates_that_come_to_the_same_in_every_run_are_left_out() -> None:
+    specs = ["majority", "adaptive-consistency:wave=8", "adaptive-consistency:wave=16", "single"]
+    trials = run_trials(lab_traces.in_memory(), parse(specs, budgets=[8]), repeats=3)
+    found = distinct(trials)
+    assert [one.label for one in found.candidates] == ["majority@8", "single"]
+    assert_same(found.runs, trials.runs[[0, 3]])
+
+
+def test_one_question_and_one_trace_are_remarked_upon_in_their_own_words() -> None:
+    source = TracesInMemory({"only": lab_traces.recorded(0, 1)})
+    few = " ".join(remarks(run_trials(source, parse(["majority"], budgets=[1]), repeats=2)))
+    assert "takes the only recorded trace of a question" in few
+    assert "A single question" in few
+    assert "1 questions" not in few
 
 
 def test_answers_alone_refuse_what_needs_confidence_with_a_reason() -> None:

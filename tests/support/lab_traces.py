@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from conviction.core import Answer, FinishReason
+from conviction.lab.candidates import parse
 from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import TracesInMemory, TraceSource
+from conviction.lab.trials import RUN, Trials
 from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings import RecordedTrace as Row
 
@@ -50,6 +53,18 @@ def in_memory(
         },
         top_k=top_k,
     )
+
+
+def trials(specs: Sequence[str], *, budget: int = 8, **figures: ArrayLike) -> Trials:
+    """Runs as they are given: figures by name, each of shape (candidates, questions, repeats)."""
+    candidates = tuple(parse(specs, budgets=[budget]))
+    shape = np.broadcast_shapes(*(np.shape(values) for values in figures.values()))
+    runs = np.zeros(shape, RUN)
+    runs["tokens"] = runs["full_tokens"] = 100
+    for name, values in figures.items():
+        runs[name] = values
+    ids = tuple(f"question {number}" for number in range(shape[1]))
+    return Trials(candidates, ids, runs, 2 * budget, 2 * budget)
 
 
 def on_disk(

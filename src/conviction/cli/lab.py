@@ -1,12 +1,13 @@
 """`conviction lab`: any policy on recorded traces, measured with intervals."""
 
 import json as jsonlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_origin
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, Token
 from rich.console import Console
 from rich.markup import escape
 
@@ -21,14 +22,31 @@ from conviction.cli.lab_tables import (
     table_console,
 )
 from conviction.cli.terminal import escaped, safe
+from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError
 from conviction.lab.diagnosis import REPEATS as DIAGNOSIS_REPEATS
+from conviction.lab.diagnosis import Diagnosis
 from conviction.lab.diagnosis import diagnose as find_out
-from conviction.lab.export import write_table
+from conviction.lab.export import writable, write_page, write_table
+from conviction.lab.figures import check_installed
 from conviction.lab.report import diagnosis_page, study_page
 from conviction.lab.sources import PoolTraces
-from conviction.lab.study import Plan, Study, study
+from conviction.lab.study import Plan, Study, check_plan, study
+
+
+def _as_whole(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Numbers as they are written; by default 4.5 would become 4 without a word."""
+    values: list[int] = []
+    for token in tokens:
+        try:
+            values.append(int(token.value))
+        except ValueError:
+            raise ValueError(f"{token.value!r} is no whole number") from None
+    return tuple(values) if get_origin(kind) is tuple else values[0]
+
+
+_WHOLE = Parameter(converter=_as_whole)
 
 app = App(name="lab", help="Replay any policy on recorded traces, and measure it.")
 
@@ -38,16 +56,16 @@ app = App(name="lab", help="Replay any policy on recorded traces, and measure it
 class PlanOptions:
     """What to compare."""
 
-    policy: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    policy: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     'As in deepconf-low or "deepconf-low:window=32,keep=0.1/0.2"; repeat for several.'
     baseline: str | None = None
     "The policy that the others are compared to; the first if not given."
-    budget: Annotated[tuple[int, ...], Parameter(negative="")] = ()
+    budget: Annotated[tuple[int, ...], _WHOLE, Parameter(negative="", show_default=False)] = ()
     "The most traces to start; as many as were recorded if not given, at most 64."
-    concurrency: Annotated[tuple[float, ...], Parameter(negative="")] = (inf,)
-    "Traces that run at once on the machine that is played; inf for all."
+    concurrency: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = ()
+    "Traces that run at once on the machine that is played; all (inf) if not given."
     sweep: Annotated[bool, Parameter(negative="")] = False
-    "Try many settings of each policy, and show which no other beats."
+    "Try many settings of each policy, and the usual ones on machines of 8 and of 1, too."
 
 
 @Parameter(name="*", group="Trials")
@@ -55,15 +73,15 @@ class PlanOptions:
 class TrialOptions:
     """How often, and on which traces."""
 
-    repeats: int | None = None
+    repeats: Annotated[int | None, _WHOLE] = None
     "Random draws of traces per question; 64 if not given, 16 in a sweep."
-    seed: int = 0
+    seed: Annotated[int, _WHOLE] = 0
     "Same seed, same draws."
     with_replacement: Annotated[bool, Parameter(negative="")] = False
     "Let a draw take one trace several times."
     only_graded: Annotated[bool, Parameter(negative="")] = False
     "Leave out questions without a right answer."
-    processes: int | None = None
+    processes: Annotated[int | None, _WHOLE] = None
     "Processes to use; as many as there are cores if not given."
 
 
@@ -103,30 +121,30 @@ def compare(
         output: Where the results go.
     """
     console = _messages(output)
+    wanted = Plan(
+        specs=plan.policy,
+        baseline=plan.baseline,
+        budgets=plan.budget,
+        concurrencies=plan.concurrency,
+        sweep=plan.sweep,
+        repeats=trials.repeats,
+        seed=trials.seed,
+        with_replacement=trials.with_replacement,
+    )
+    check_plan(wanted)
+    _check(pool, output, trials.processes)
     source = PoolTraces.open(pool, only_graded=trials.only_graded)
-    _check_targets(output.out, output.html)
     with question_bar(console, "replaying") as progress:
-        result = study(
-            source,
-            Plan(
-                specs=plan.policy,
-                baseline=plan.baseline,
-                budgets=plan.budget,
-                concurrencies=plan.concurrency,
-                sweep=plan.sweep,
-                repeats=trials.repeats,
-                seed=trials.seed,
-                with_replacement=trials.with_replacement,
-            ),
-            processes=_processes(trials.processes),
-            on_progress=progress,
-        )
-    if output.out:
-        write_table(output.out, result.records())
-    if output.html:
-        page = study_page(result, model=source.pool.model, source=pool.name)
-        output.html.write_text(page, encoding="utf-8")
-    _show(result, source, output, console)
+        result = study(source, wanted, processes=_processes(trials.processes), on_progress=progress)
+    try:
+        if output.out:
+            write_table(output.out, result.records())
+        if output.html:
+            page = study_page(result, model=source.pool.model, source=pool.name)
+            write_page(output.html, page)
+    finally:
+        # A disk that is full does not take away what minutes of work found.
+        _show(result, source, output, console)
 
 
 @app.command
@@ -134,11 +152,11 @@ def diagnose(
     pool: Path,
     /,
     *,
-    budget: int | None = None,
-    repeats: int = DIAGNOSIS_REPEATS,
-    seed: int = 0,
+    budget: Annotated[int | None, _WHOLE] = None,
+    repeats: Annotated[int, _WHOLE] = DIAGNOSIS_REPEATS,
+    seed: Annotated[int, _WHOLE] = 0,
     only_graded: Annotated[bool, Parameter(negative="")] = False,
-    processes: int | None = None,
+    processes: Annotated[int | None, _WHOLE] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     html: Path | None = None,
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,
@@ -158,8 +176,11 @@ def diagnose(
     """
     output = LabOutput(json=json, html=html, quiet=quiet)
     console = _messages(output)
+    require_whole("repeats", repeats, low=1)
+    if budget is not None:
+        require_whole("budget", budget, low=1)
+    _check(pool, output, processes)
     source = PoolTraces.open(pool, only_graded=only_graded)
-    _check_targets(html)
     with question_bar(console, "diagnosing") as progress:
         result = find_out(
             source,
@@ -169,18 +190,12 @@ def diagnose(
             processes=_processes(processes),
             on_progress=progress,
         )
-    if html:
-        page = diagnosis_page(result, model=source.pool.model, source=pool.name)
-        html.write_text(page, encoding="utf-8")
-    if json:
-        print(escaped(jsonlib.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
-        return
-    stdout = table_console()
-    for table in (ranking_table(result), filter_table(result), calibration_table(result)):
-        stdout.print(table)
-        stdout.print()
-    # A pipe gets the whole sentence on one line.
-    stdout.print(escape(safe(result.advice)), soft_wrap=not stdout.is_terminal)
+    try:
+        if html:
+            page = diagnosis_page(result, model=source.pool.model, source=pool.name)
+            write_page(html, page)
+    finally:
+        _show_diagnosis(result, output, console)
 
 
 def _messages(output: LabOutput) -> Console:
@@ -191,15 +206,57 @@ def _processes(wanted: int | None) -> int:
     return usable_cores() if wanted is None else wanted
 
 
-def _check_targets(*paths: Path | None) -> None:
-    """Refuse what cannot be written before minutes of work rather than after."""
-    for path in paths:
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+def _check(pool: Path, output: LabOutput, processes: int | None) -> None:
+    """Refuse what cannot be done before minutes of work rather than after."""
+    require_whole("processes", _processes(processes), low=1)
+    if output.html:
+        check_installed()
+    targets = [(path, writable(path)) for path in (output.out, output.html) if path is not None]
+    for path, target in targets:
+        if pool.exists() and target in (pool.resolve(), *_files_of(pool)):
             raise InvalidSettingError(
                 tried=f"write {path}",
-                found="it is a folder" if path.is_dir() else "its folder does not exist",
-                remedy="Name a file in a folder that exists.",
+                found="it is the recording, or a part of it",
+                remedy="Name another file.",
             )
+    if len({target for _, target in targets}) < len(targets):
+        raise InvalidSettingError(
+            tried=f"write {output.out} and {output.html}",
+            found="they are the same file",
+            remedy="Name two.",
+        )
+
+
+def _files_of(pool: Path) -> list[Path]:
+    return [*pool.resolve().glob("part-*"), *pool.resolve().glob("journal-*")]
+
+
+def _show_diagnosis(result: Diagnosis, output: LabOutput, console: Console) -> None:
+    _show_notes(result.notes, console)
+    if output.json:
+        print(escaped(jsonlib.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
+        return
+    stdout = table_console()
+    left_out: list[str] = []
+    for table in (ranking_table(result), filter_table(result), calibration_table(result)):
+        left_out += print_fitting(table, stdout)
+        stdout.print()
+    # A pipe gets the whole sentence on one line.
+    stdout.print(escape(safe(result.advice)), soft_wrap=not stdout.is_terminal)
+    _show_left_out(left_out, console)
+
+
+def _show_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+
+
+def _show_left_out(headings: Sequence[str], console: Console) -> None:
+    if headings:
+        console.print(
+            f"Too narrow for {', '.join(headings)}: widen the terminal, or use --json or --html.",
+            style="dim",
+        )
 
 
 def _show(result: Study, source: PoolTraces, output: LabOutput, console: Console) -> None:
@@ -207,27 +264,22 @@ def _show(result: Study, source: PoolTraces, output: LabOutput, console: Console
         console.print(
             f"[yellow]left out:[/] {escape(safe(one.candidate.label))}: {escape(one.reason)}."
         )
-    for note in result.notes:
-        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+    _show_notes(result.notes, console)
     console.print(escape(safe(_what_was_done(result, source))), style="dim")
     if output.json:
         print(escaped(jsonlib.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
         return
     table = front_table(result, result.front) if result.front else study_table(result)
-    left_out = print_fitting(table, table_console())
-    if left_out:
-        console.print(
-            f"Too narrow for {', '.join(left_out)}: widen the terminal, or use --json or --html.",
-            style="dim",
-        )
+    _show_left_out(print_fitting(table, table_console()), console)
 
 
 def _what_was_done(result: Study, source: PoolTraces) -> str:
     least, most = result.trials.least_traces, result.trials.most_traces
     traces = f"{least}" if least == most else f"{least} to {most}"
-    at_once = ", ".join("all" if one == inf else f"{one:g}" for one in result.plan.concurrencies)
+    at_once = ", ".join("all" if one == inf else f"{one:g}" for one in result.concurrencies)
     return (
         f"{source.pool.model}: {len(source.question_ids)} questions, {traces} traces each, "
         f"{result.repeats} draws per question, {at_once} traces at once. "
-        "In brackets: 95% intervals. Tokens and path (tokens one after another) are per question."
+        "In brackets: 95% intervals, [-] where no question differs. Tokens and path (tokens one "
+        "after another) are per question."
     )

@@ -32,7 +32,11 @@ def print_fitting(table: Table, console: Console) -> tuple[str, ...]:
         if console.measure(table, options=unbounded).maximum <= console.width:
             break
         left_out.insert(0, str(table.columns.pop().header))
+    # A caption would be broken at the table's width, which may be less than the screen's.
+    caption, table.caption = table.caption, None
     console.print(table)
+    if caption is not None:
+        console.print(caption, style="dim")
     return tuple(left_out)
 
 
@@ -49,8 +53,9 @@ def study_table(study: Study) -> Table:
         "stopped",
         "cancelled",
         "no vote",
+        "tokens in total",
     )
-    several = len(study.plan.concurrencies) > 1
+    several = len(study.concurrencies) > 1
     for row in study.rows:
         table.add_row(
             _name(row, concurrency=several),
@@ -63,6 +68,7 @@ def study_table(study: Study) -> Table:
             f"{row.stopped:.1f}",
             f"{row.cancelled:.1f}",
             share(row.empty),
+            count(row.tokens_in_total),
         )
     return table
 
@@ -79,7 +85,7 @@ def front_table(study: Study, front: Front) -> Table:
         "saved %",
         "path",
     )
-    several = len(study.plan.concurrencies) > 1
+    several = len(study.concurrencies) > 1
     picked = [
         (there, here)
         for there, here, is_chosen in zip(
@@ -103,6 +109,7 @@ def front_table(study: Study, front: Front) -> Table:
 def ranking_table(diagnosis: Diagnosis) -> Table:
     """AUROC by metric and window, and that of plain likelihood where it was recorded."""
     table = _table("metric", "window", "AUROC among votes", "among all traces")
+    table.caption = "On all questions, to describe: the best of so many looks better than it is."
     for one in diagnosis.rankings:
         table.add_row(str(one.metric), _window(one.window), _area(one.votes), _area(one.all))
     if plain := diagnosis.log_probability:
@@ -112,16 +119,18 @@ def ranking_table(diagnosis: Diagnosis) -> Table:
 
 
 def filter_table(diagnosis: Diagnosis) -> Table:
-    """What filtering changes."""
-    table = _table("filter by", "window", "kept", "better %", "worse %", "against majority")
+    """What filtering changes; last what a narrow terminal can do without."""
+    table = _table("filter by", "window", "kept", "against majority", "better %", "worse %")
+    chose, others = diagnosis.choice.questions
+    table.caption = f"On {_questions(others)}; the windows rank best on the {chose} others."
     for one in diagnosis.filters:
         table.add_row(
             str(one.metric),
             _window(one.window),
             f"{one.keep:.0%}",
+            percentage(one.difference, signed=True),
             percentage(one.better),
             percentage(one.worse),
-            percentage(one.difference, signed=True),
         )
     return table
 
@@ -139,6 +148,10 @@ def calibration_table(diagnosis: Diagnosis) -> Table:
     return table
 
 
+def _questions(number: int) -> str:
+    return "1 question" if number == 1 else f"{number} questions"
+
+
 def _window(window: int | None) -> str:
     return str(window) if window else "-"
 
@@ -146,6 +159,8 @@ def _window(window: int | None) -> str:
 def _area(estimate: Estimate) -> str:
     if not isfinite(estimate.value):
         return "-"
+    if not isfinite(estimate.low):
+        return f"{estimate.value:.2f} [-]"
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
@@ -153,6 +168,8 @@ def percentage(estimate: Estimate, *, signed: bool = False) -> str:
     """An estimate of a share in percent, with its interval."""
     if not isfinite(estimate.value):
         return "-"
+    if not isfinite(estimate.low):
+        return f"{_signed(100 * estimate.value) if signed else share(estimate.value)} [-]"
     low, high = 100 * estimate.low, 100 * estimate.high
     if signed:
         return f"{_signed(100 * estimate.value)} [{_signed(low)}, {_signed(high)}]"
@@ -184,7 +201,7 @@ def _name(row: Row, *, concurrency: bool) -> str:
 
 
 def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", caption_justify="left")
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(escape(heading), justify="right")

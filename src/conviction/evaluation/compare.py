@@ -17,7 +17,7 @@ from conviction.evaluation.summary import (
     without_false_certainty,
 )
 from conviction.evaluation.wording import counted
-from conviction.lab.statistics import Bootstrap, Estimate
+from conviction.lab.statistics import Bootstrap, Estimate, sign_test
 
 _Pair = tuple[QuestionResult, QuestionResult]
 
@@ -119,34 +119,11 @@ def compare(first: Run, second: Run, *, failures_wrong: bool = False, seed: int 
             proportion(int(right[1].sum()), len(pairs)),
         ),
         difference=paired_difference(both, only_first, only_second, len(pairs)),
-        p=mcnemar(only_first, only_second),
+        p=sign_test(only_second, only_first),
         tokens=(float(tokens[0].mean()), float(tokens[1].mean())),
         tokens_ratio=_ratio(tokens, Bootstrap(len(pairs), seed=seed)),
         notes=_notes(first, second, shared=len(shared), paired=len(pairs)),
     )
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's exact test.
-
-    If neither run were better, each question that only one of them answers rightly would be a fair
-    coin. Source: McNemar 1947, with the exact binomial distribution.
-
-    Args:
-        only_first: Questions that only the first answers rightly.
-        only_second: Questions that only the second answers rightly.
-
-    Returns:
-        In (0, 1]; 1 where they never differ.
-    """
-    tosses = only_first + only_second
-    fewest = min(only_first, only_second)
-    # Whole numbers of any size, so that thousands of questions lose no precision.
-    ways = tail = 1
-    for heads in range(1, fewest + 1):
-        ways = ways * (tosses - heads + 1) // heads
-        tail += ways
-    return min(2 * tail / 2**tosses, 1.0)
 
 
 def paired_difference(both: int, only_first: int, only_second: int, questions: int) -> Estimate:

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isclose, isfinite, nan, sqrt
+from math import isclose, isfinite, nan
 from typing import Any
 
 import numpy as np
 
 from conviction.evaluation.results import QuestionResult
-from conviction.lab.statistics import Bootstrap, Estimate
-
-_NORMAL_QUANTILE = 1.959963984540054
-"""Of the standard normal distribution, at 0.975."""
+from conviction.lab.statistics import Bootstrap, Estimate, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +118,8 @@ def proportion(successes: int, total: int) -> Estimate:
     """
     if not total:
         return Estimate(nan, nan, nan)
-    share, spread = successes / total, _NORMAL_QUANTILE**2 / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    # Rounding must not move an end across the share itself.
-    return Estimate(share, min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share))
+    share = successes / total
+    return Estimate(share, *wilson(share, total))
 
 
 def without_false_certainty(estimate: Estimate) -> Estimate:

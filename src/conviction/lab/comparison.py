@@ -1,7 +1,7 @@
 """Candidates side by side: what each came to, and whether the difference is real."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate
 from conviction.lab.sources import TraceSource
-from conviction.lab.statistics import Bootstrap, Estimate, Numbers, mean_of, pareto_front
+from conviction.lab.statistics import (
+    Bootstrap,
+    Estimate,
+    Numbers,
+    any_seed,
+    mean_of,
+    pareto_front,
+)
 from conviction.lab.trials import Trials
+
+_RESOLVING = 30
+"""Questions from which on nobody has to be warned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,7 @@ class Row:
         stopped: Of these, stopped for low confidence.
         cancelled: Of these, cancelled when the verdict stood.
         empty: Share of the runs in which no trace voted.
+        questions: How many questions these are means over.
     """
 
     candidate: Candidate
@@ -42,6 +53,12 @@ class Row:
     stopped: float
     cancelled: float
     empty: float
+    questions: int
+
+    @property
+    def tokens_in_total(self) -> float:
+        """Tokens generated to answer every question once."""
+        return self.tokens.value * self.questions
 
     def record(self) -> dict[str, Any]:
         """The row as plain JSON types; figures without a value are None."""
@@ -58,6 +75,7 @@ class Row:
             values[f"{name}_high"] = _plain(estimate.high)
         for name in ("started", "stopped", "cancelled", "empty"):
             values[name] = getattr(self, name)
+        values["tokens_in_total"] = _plain(self.tokens_in_total)
         return values
 
 
@@ -77,31 +95,39 @@ def compare(
     right = bootstrap.means(runs["correct"])
     tokens = bootstrap.means(runs["tokens"])
     full = _full_tokens(bootstrap, trials.candidates, runs)
-    paths = bootstrap.estimates(runs["path"])
+    paths = bootstrap.means(runs["path"])
     rows: list[Row] = []
     for number, candidate in enumerate(trials.candidates):
         run = runs[number]
         rows.append(
             Row(
                 candidate,
-                accuracy=Estimate.of(mean_of(run["correct"]), right[number]),
-                difference=Estimate.of(
-                    mean_of(run["correct"]) - mean_of(runs[baseline]["correct"]),
-                    right[number] - right[baseline],
-                ),
-                tokens=Estimate.of(mean_of(run["tokens"]), tokens[number]),
-                saving=Estimate.of(
+                accuracy=Estimate.of_share(run["correct"], right[number]),
+                difference=_difference(runs["correct"], right, number, baseline),
+                tokens=Estimate.of_amount(mean_of(run["tokens"]), tokens[number], count),
+                saving=Estimate.of_amount(
                     _saving(mean_of(run["tokens"]), mean_of(run["full_tokens"])),
                     _saving(tokens[number], full[candidate.budget]),
+                    count,
                 ),
-                path=paths[number],
+                path=Estimate.of_amount(mean_of(run["path"]), paths[number], count),
                 **{
                     name: mean_of(run[name])
                     for name in ("started", "stopped", "cancelled", "empty")
                 },
+                questions=count,
             )
         )
     return tuple(rows)
+
+
+def _difference(
+    correct: NDArray[np.bool_], resampled: Numbers, number: int, baseline: int
+) -> Estimate:
+    if number == baseline:
+        return Estimate(0.0, 0.0, 0.0)
+    values = correct[number].astype(np.float64) - correct[baseline]
+    return Estimate.of_difference(values, resampled[number] - resampled[baseline])
 
 
 def _full_tokens(
@@ -175,8 +201,21 @@ def halves(questions: int, *, seed: int = 0) -> NDArray[np.bool_]:
             remedy="Record at least two; dozens tell something.",
         )
     half = np.zeros(questions, np.bool_)
-    half[np.random.default_rng(seed).permutation(questions)[: questions // 2]] = True
+    half[np.random.default_rng(any_seed(seed)).permutation(questions)[: questions // 2]] = True
     return half
+
+
+def distinct(trials: Trials) -> Trials:
+    """Without candidates that came to the same in every run as one before on the same machine.
+
+    Of a sweep's settings some do the same, such as waves of 8 and of 16 with a budget of 8.
+    """
+    first: dict[tuple[float, bytes], int] = {}
+    for number, candidate in enumerate(trials.candidates):
+        first.setdefault((candidate.concurrency, trials.runs[number].tobytes()), number)
+    kept = sorted(first.values())
+    candidates = tuple(trials.candidates[number] for number in kept)
+    return replace(trials, candidates=candidates, runs=trials.runs[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +249,18 @@ def remarks(trials: Trials, *, with_replacement: bool = False) -> list[str]:
     budget = max(candidate.policy.budget for candidate in trials.candidates)
     least = trials.least_traces
     if 2 * budget > least and not with_replacement:
-        what = "all" if budget == least else f"{budget} of the"
+        if least == 1:
+            taken = "the only recorded trace"
+        else:
+            taken = f"{'all' if budget == least else f'{budget} of the'} {least} recorded traces"
         notes.append(
-            f"Each draw takes {what} {least} recorded traces of a question, so draws have most "
+            f"Each draw takes {taken} of a question, so draws have most "
             "traces in common: the intervals show what other questions would change, and too "
             "little of what other traces would."
         )
-    if len(trials.question_ids) < 30:
+    if len(trials.question_ids) == 1:
+        notes.append("A single question says next to nothing about others; record dozens.")
+    elif len(trials.question_ids) < _RESOLVING:
         notes.append(
             f"{len(trials.question_ids)} questions resolve only large differences; "
             "look at the intervals."

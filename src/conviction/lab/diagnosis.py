@@ -1,6 +1,6 @@
 """Does confidence help here? How well it ranks traces, and what filtering by it changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, nan
 from typing import Any, NamedTuple
@@ -11,11 +11,21 @@ from numpy.typing import NDArray
 from conviction.confidence import Metric, measure_pool
 from conviction.core import FinishReason
 from conviction.errors import InvalidSettingError
-from conviction.lab.advice import Choice, advise
+from conviction.lab.advice import advise
+from conviction.lab.calibration import CalibrationBin, calibration, calibration_error
 from conviction.lab.candidates import WITHOUT_WINDOW, Candidate, fitting_windows
-from conviction.lab.comparison import halves, runnable
-from conviction.lab.sources import TraceSource, typical_tokens
-from conviction.lab.statistics import Bootstrap, Estimate, auroc, mean_of
+from conviction.lab.choosing import (
+    Choice,
+    Measure,
+    RankingChoice,
+    best_windows,
+    choose_filter,
+    choose_ranking,
+    filters_of,
+)
+from conviction.lab.comparison import halves, remarks, runnable
+from conviction.lab.sources import TraceSource, dropping, typical_tokens
+from conviction.lab.statistics import Bootstrap, Estimate, any_seed, auroc
 from conviction.lab.study import usual_budget
 from conviction.lab.trials import OnProgress, Trials, run_trials
 from conviction.lab.workers import each_question
@@ -26,7 +36,6 @@ REPEATS = 16
 
 KEPT = (0.1, 0.3, 0.5, 0.7, 0.9)
 _SHOWN = (0.1, 0.5, 0.9)
-_BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class LogprobRanking:
 class FilterEffect:
     """What keeping only the most confident traces does to majority's verdicts.
 
+    On the half of the questions that did not choose the window.
+
     Attributes:
         metric: How a trace's confidence is measured.
         window: Tokens in a group; None where the metric has none.
@@ -82,25 +93,6 @@ class FilterEffect:
     difference: Estimate
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """How often majority is right where its leader has a certain share of the vote.
-
-    Attributes:
-        low: Least share in this bin.
-        high: Its end; the last bin includes it.
-        questions: How many questions fell into it, in the mean over draws.
-        share: Their mean share of the vote.
-        accuracy: Share of them that majority got right.
-    """
-
-    low: float
-    high: float
-    questions: float
-    share: float
-    accuracy: Estimate
-
-
 @dataclass(frozen=True)
 class Diagnosis:
     """Whether confidence helps on these traces.
@@ -110,15 +102,19 @@ class Diagnosis:
         mixed: Of these, with both right and wrong traces among the votes.
         budget: Traces of each draw.
         repeats: Draws per question.
-        rankings: AUROC by metric and window.
+        rankings: AUROC by metric and window, on all questions: it describes, and chooses nothing.
         log_probability: AUROC of the mean log-probability, for comparison; None unless all
             complete traces were recorded with log-probabilities.
-        filters: What filtering changes, by metric, at the window that ranks best.
+        filters: What filtering changes on one half of the questions, by metric, at the window that
+            ranks best on the other.
         calibration: Majority's share of the vote against how often it is right.
         calibration_error: Mean distance of the two.
         choice: The best filter of one half of the questions, on the other half.
+        ranking: The measure that ranks best on the one half, on the other; None where that half
+            has nothing to rank.
         advice: What to do, in plain words.
         use: The policy to use, as on the command line.
+        notes: What a reader should know before trusting the figures.
     """
 
     questions: int
@@ -131,8 +127,10 @@ class Diagnosis:
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float
     choice: Choice
+    ranking: RankingChoice | None
     advice: str
     use: str
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types; figures without a value are None."""
@@ -162,7 +160,8 @@ def diagnose(
         InvalidSettingError: the traces have no confidences, or a question has too few traces.
         RecordingError: the traces cannot be read.
     """
-    budget = budget or usual_budget(source)
+    budget = usual_budget(source) if budget is None else budget
+    half = halves(len(source.question_ids), seed=seed)
     majority = Candidate(Majority(budget), budget)
     measures = _measures(fitting_windows(typical_tokens(source)) if source.top_k else ())
     filters = [
@@ -188,34 +187,37 @@ def diagnose(
         source,
         [majority, *filters],
         repeats=repeats,
-        seed=seed,
+        seed=any_seed(seed),
         processes=processes,
         on_progress=on_progress and (lambda done, _: on_progress(total // 2 + done, total)),
     )
     found = [ranked[number] for number in range(len(ranked))]
     areas = np.stack([one.measures for one in found], axis=-1)
-    rankings = _rankings(measures, areas)
-    mixed = int(np.isfinite(areas[:, 0]).any(axis=0).sum())
-    choice = _choose(trials, seed)
-    advice, use = advise(choice, max((one.votes for one in rankings), key=_value), mixed)
-    bins = _calibration(trials)
+    votes = areas[:, 0]
+    mixed = int(np.isfinite(votes).any(axis=0).sum())
+    choice = choose_filter(trials, half)
+    ranking = choose_ranking(measures, votes, half)
+    advice, use = advise(choice, ranking, mixed)
+    bins = calibration(trials)
     return Diagnosis(
         questions=len(source.question_ids),
         mixed=mixed,
         budget=budget,
         repeats=repeats,
-        rankings=rankings,
+        rankings=_rankings(measures, areas),
         log_probability=_logprob_ranking([one.logprob for one in found]),
-        filters=_effects(trials, rankings),
+        filters=_effects(trials, best_windows(measures, votes, half), ~half),
         calibration=bins,
-        calibration_error=_calibration_error(bins),
+        calibration_error=calibration_error(bins),
         choice=choice,
+        ranking=ranking,
         advice=advice,
         use=use,
+        notes=(*dropping(source), *remarks(trials)),
     )
 
 
-def _measures(windows: Sequence[int]) -> tuple[tuple[Metric, int | None], ...]:
+def _measures(windows: Sequence[int]) -> tuple[Measure, ...]:
     return tuple(
         (metric, window)
         for metric in Metric
@@ -239,7 +241,7 @@ class _Areas(NamedTuple):
 class _Rank:
     """Ranks the traces of one question."""
 
-    measures: tuple[tuple[Metric, int | None], ...]
+    measures: tuple[Measure, ...]
 
     def __call__(self, source: TraceSource, question_id: str) -> _Areas:
         everything = source.traces(question_id)
@@ -269,11 +271,9 @@ class _Rank:
         return _Areas(measured, likelihood)
 
 
-def _rankings(
-    measures: Sequence[tuple[Metric, int | None]], areas: NDArray[np.float64]
-) -> tuple[Ranking, ...]:
+def _rankings(measures: Sequence[Measure], areas: NDArray[np.float64]) -> tuple[Ranking, ...]:
     bootstrap = Bootstrap(areas.shape[-1])
-    votes, everything = (bootstrap.estimates(areas[:, kind]) for kind in (0, 1))
+    votes, everything = (bootstrap.shares(areas[:, kind]) for kind in (0, 1))
     return tuple(
         Ranking(metric, window, *estimates)
         for (metric, window), *estimates in zip(measures, votes, everything, strict=True)
@@ -285,92 +285,28 @@ def _logprob_ranking(areas: Sequence[NDArray[np.float64] | None]) -> LogprobRank
     if len(known) < len(areas):
         return None
     # The same resamples as those of the metrics, so that the intervals compare.
-    return LogprobRanking(*Bootstrap(len(known)).estimates(np.stack(known, axis=-1)))
+    return LogprobRanking(*Bootstrap(len(known)).shares(np.stack(known, axis=-1)))
 
 
-def _effects(trials: Trials, rankings: Sequence[Ranking]) -> tuple[FilterEffect, ...]:
-    """The effects at the window that ranks best; the majority is the first candidate."""
-    best = {
-        metric: max(
-            (one for one in rankings if one.metric is metric), key=lambda one: _value(one.votes)
-        )
-        for metric in Metric
-    }
+def _effects(
+    trials: Trials, windows: Mapping[Metric, int | None], questions: NDArray[np.bool_]
+) -> tuple[FilterEffect, ...]:
+    """The effects at certain windows on certain questions; the majority is the first candidate."""
     shown = [
         (number, policy)
-        for number, policy in enumerate(_filters(trials), start=1)
-        if policy.keep in _SHOWN and policy.window == best[policy.metric].window
+        for number, policy in enumerate(filters_of(trials), start=1)
+        if policy.keep in _SHOWN and policy.window == windows[policy.metric]
     ]
-    right = trials["correct"]
+    right = trials["correct"][:, questions]
     chosen = right[[number for number, _ in shown]]
     bootstrap = Bootstrap(*right.shape[1:])
-    better = bootstrap.estimates(chosen & ~right[0])
-    worse = bootstrap.estimates(~chosen & right[0])
-    difference = bootstrap.estimates(chosen.astype(float) - right[0])
+    better = bootstrap.shares(chosen & ~right[0])
+    worse = bootstrap.shares(~chosen & right[0])
+    difference = bootstrap.differences(chosen.astype(float) - right[0])
     return tuple(
         FilterEffect(policy.metric, policy.window, policy.keep, *estimates)
         for (_, policy), *estimates in zip(shown, better, worse, difference, strict=True)
     )
-
-
-def _filters(trials: Trials) -> list[DeepConfOffline]:
-    policies = [candidate.policy for candidate in trials.candidates]
-    return [policy for policy in policies if isinstance(policy, DeepConfOffline)]
-
-
-def _choose(trials: Trials, seed: int) -> Choice:
-    """The filter with the best accuracy on one half; among equals the one that drops least."""
-    half = halves(len(trials.question_ids), seed=seed)
-    right = trials["correct"].astype(float)
-    there = right[1:, half].mean(axis=(1, 2))
-    filters = _filters(trials)
-    best = max(range(len(filters)), key=lambda number: (there[number], filters[number].keep))
-    gain = right[1 + best] - right[0]
-    where_chosen, elsewhere = (
-        Bootstrap(int(part.sum()), gain.shape[1]).estimates(gain[part])[0] for part in (half, ~half)
-    )
-    policy = filters[best]
-    return Choice(
-        metric=policy.metric,
-        window=policy.window,
-        keep=policy.keep,
-        spec=trials.candidates[1 + best].spec,
-        questions=(int(half.sum()), int((~half).sum())),
-        where_chosen=where_chosen,
-        elsewhere=elsewhere,
-    )
-
-
-def _calibration(trials: Trials) -> tuple[CalibrationBin, ...]:
-    runs = trials.runs[0]
-    voted = ~runs["empty"]
-    place = np.minimum((runs["share"] * _BINS + 1e-6).astype(int), _BINS - 1)
-    inside = [voted & (place == number) for number in range(_BINS)]
-    accuracy = Bootstrap(*runs.shape).estimates(
-        [np.where(mask, runs["correct"], nan) for mask in inside]
-    )
-    return tuple(
-        CalibrationBin(
-            low=number / _BINS,
-            high=(number + 1) / _BINS,
-            questions=float(mask.sum() / runs.shape[1]),
-            share=mean_of(runs["share"][mask]),
-            accuracy=accuracy[number],
-        )
-        for number, mask in enumerate(inside)
-        if mask.any()
-    )
-
-
-def _calibration_error(bins: Sequence[CalibrationBin]) -> float:
-    total = sum(one.questions for one in bins)
-    if not total:
-        return nan
-    return sum(one.questions * abs(one.share - one.accuracy.value) for one in bins) / total
-
-
-def _value(estimate: Estimate) -> float:
-    return estimate.value if isfinite(estimate.value) else -1.0
 
 
 def _without_nan(value: Any) -> Any:

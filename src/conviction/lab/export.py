@@ -1,11 +1,34 @@
-"""Results as a Parquet file, for notebooks."""
+"""Results as files: a Parquet table for notebooks, a page for people."""
 
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conviction.recordings.folder import explained, finished_file
+from conviction.errors import InvalidSettingError, RecordingError
+from conviction.recordings.folder import finished_file
 from conviction.recordings.parquet import arrow
+
+
+def writable(path: Path) -> Path:
+    """The file that a path stands for; what a link points to, so that the link stays.
+
+    Raises:
+        InvalidSettingError: there is no such folder, or what is there is no regular file: a folder,
+            a device, a pipe.
+    """
+    try:
+        found = path.resolve()
+        kind = found.stat().st_mode if found.exists() else None
+    # Links in a circle are either of the two, depending on the version of Python.
+    except (OSError, RuntimeError) as error:
+        raise _refused(path, str(getattr(error, "strerror", "") or error)) from None
+    if kind is not None and not stat.S_ISREG(kind):
+        raise _refused(path, "it is a folder" if stat.S_ISDIR(kind) else "it is no regular file")
+    if not found.parent.is_dir():
+        raise _refused(path, "its folder does not exist")
+    return found
 
 
 def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -17,8 +40,44 @@ def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
     Raises:
         MissingExtraError: pyarrow is not installed.
+        InvalidSettingError: the path is not that of a file.
         RecordingError: the disk refuses.
     """
     table = arrow().Table.from_pylist([dict(record) for record in records])
-    with explained(path, "write"), finished_file(path) as unfinished:
+    with _whole_file(path) as unfinished:
         arrow("pyarrow.parquet").write_table(table, unfinished)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page; all of it, or after an error nothing.
+
+    Args:
+        path: The file; what was there is replaced.
+        page: HTML.
+
+    Raises:
+        InvalidSettingError: the path is not that of a file.
+        RecordingError: the disk refuses.
+    """
+    with _whole_file(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Generator[Path]:
+    target = writable(path)
+    try:
+        with finished_file(target) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise RecordingError(
+            tried=f"write {path}",
+            found=error.strerror or str(error),
+            remedy="Nothing was written there. Make room, or name a file elsewhere.",
+        ) from None
+
+
+def _refused(path: Path, found: str) -> InvalidSettingError:
+    return InvalidSettingError(
+        tried=f"write {path}", found=found, remedy="Name a file in a folder that exists."
+    )

@@ -38,6 +38,16 @@ _TEXT = "#010203"
 """Stands for the colour of the surrounding text until the figure is rendered."""
 
 
+def check_installed() -> None:
+    """Find out before minutes of work whether the figures can be drawn.
+
+    Raises:
+        MissingExtraError: what draws them is not installed.
+    """
+    _altair()
+    _extra("vl_convert")
+
+
 def accuracy_against(cost: Cost, rows: Sequence[Row], front: Front | None = None) -> str:
     """Accuracy against what it costs, one point per policy; of a sweep with its front.
 
@@ -188,10 +198,11 @@ def _round_numbers(values: Sequence[float]) -> list[int]:
 
 
 def _percent(estimate: Estimate) -> dict[str, float]:
+    known = isfinite(estimate.low)
     return {
         "value": 100 * estimate.value,
-        "low": 100 * estimate.low,
-        "high": 100 * estimate.high,
+        "low": 100 * (estimate.low if known else estimate.value),
+        "high": 100 * (estimate.high if known else estimate.value),
     }
 
 

@@ -10,9 +10,9 @@ from conviction.lab.diagnosis import Diagnosis
 from conviction.lab.statistics import Estimate
 from conviction.lab.study import Study
 
-_FILTERS = (
-    "Share of the questions, in percent, whose verdict becomes right (better) or wrong (worse) "
-    "against majority."
+_INTERVALS = (
+    "Intervals are 95%, by bootstrap over questions and draws; where all questions agree, of "
+    "shares Wilson's, and of differences none if no question differs."
 )
 _PLAIN = (
     " The log-probability, the mean over a trace's tokens, is there for comparison: no policy "
@@ -54,14 +54,14 @@ def study_page(study: Study, *, model: str, source: str) -> str:
     trials = study.trials
     least, most = trials.least_traces, trials.most_traces
     traces = f"{least}" if least == most else f"{least} to {most}"
-    at_once = ", ".join(_number(one) for one in study.plan.concurrencies)
+    at_once = ", ".join(_number(one) if isfinite(one) else "all" for one in study.concurrencies)
     facts = (
         f"{len(trials.question_ids)} questions, {traces} recorded traces each ({source}); "
         f"{study.repeats} random draws per question, the same for every policy; "
-        f"{'all' if at_once == 'inf' else at_once} traces at once. Intervals are 95%, by "
-        "bootstrap over questions and draws; differences are paired."
+        f"{at_once} traces at once. {_INTERVALS} Differences are paired."
     )
-    parts = [f'<p class="facts">{escape(facts)}</p>', *_notes(study)]
+    refused = [f"{one.candidate.label} was left out: {one.reason}." for one in study.refused]
+    parts = [f'<p class="facts">{escape(facts)}</p>', *_notes((*study.notes, *refused))]
     if study.front:
         parts += _front_parts(study)
     else:
@@ -103,7 +103,7 @@ def diagnosis_page(diagnosis: Diagnosis, *, model: str, source: str) -> str:
     facts = (
         f"{diagnosis.questions} questions ({source}), {diagnosis.mixed} of them with both right "
         f"and wrong votes; {diagnosis.repeats} draws of {diagnosis.budget} traces per question. "
-        "Intervals are 95%, by bootstrap."
+        f"{_INTERVALS}"
     )
     header = ("metric", "window", "kept", "better", "worse", "gain, points")
     rows = [
@@ -117,26 +117,45 @@ def diagnosis_page(diagnosis: Diagnosis, *, model: str, source: str) -> str:
         )
         for one in diagnosis.filters
     ]
+    chose, others = diagnosis.choice.questions
+    filters = (
+        f"Share of {others} questions, in percent, whose verdict becomes right (better) or wrong "
+        f"(worse) against majority. The windows are those that rank best on the {chose} others."
+    )
     parts = [
         f'<p class="facts">{escape(facts)}</p>',
+        *_notes(diagnosis.notes),
         f'<p class="advice">{escape(diagnosis.advice)}</p>',
         "<h2>Does confidence rank right traces above wrong ones?</h2>",
-        _figure(
-            figures.rankings(diagnosis),
-            "Among the votes on one question, mean over questions (AUROC)."
-            + (_PLAIN if diagnosis.log_probability else ""),
-        ),
+        _ranking_part(diagnosis),
         "<h2>What does keeping the most confident traces change?</h2>",
-        f"<p>{_FILTERS}</p>",
+        f"<p>{escape(filters)}</p>",
         _table(header, rows),
         "<h2>How far can the share of the vote be trusted?</h2>",
-        _figure(
-            figures.calibration(diagnosis),
-            "On the dashed line, majority is right as often as its leader's share says. Mean "
-            f"distance from it: {100 * diagnosis.calibration_error:.0f} points.",
-        ),
+        _calibration_part(diagnosis),
     ]
     return _page(f"{model}: does confidence help?", parts)
+
+
+def _ranking_part(diagnosis: Diagnosis) -> str:
+    if not diagnosis.mixed:
+        return "<p>No question has both right and wrong votes, so there is nothing to rank.</p>"
+    return _figure(
+        figures.rankings(diagnosis),
+        "Among the votes on one question, mean over all questions (AUROC). This describes these "
+        "traces: the best of so many looks better than it is."
+        + (_PLAIN if diagnosis.log_probability else ""),
+    )
+
+
+def _calibration_part(diagnosis: Diagnosis) -> str:
+    if not diagnosis.calibration:
+        return "<p>No trace voted, so there is nothing to compare.</p>"
+    return _figure(
+        figures.calibration(diagnosis),
+        "On the dashed line, majority is right as often as its leader's share says. Mean "
+        f"distance from it: {100 * diagnosis.calibration_error:.0f} points.",
+    )
 
 
 def _front_parts(study: Study) -> list[str]:
@@ -168,13 +187,12 @@ def _front_parts(study: Study) -> list[str]:
     ]
 
 
-def _notes(study: Study) -> list[str]:
-    refused = [f"{one.candidate.label} was left out: {one.reason}." for one in study.refused]
-    return [f'<p class="note">{escape(note)}</p>' for note in (*study.notes, *refused)]
+def _notes(notes: Iterable[str]) -> list[str]:
+    return [f'<p class="note">{escape(note)}</p>' for note in notes]
 
 
 def _study_table(rows: Sequence[Row], study: Study) -> str:
-    several = len(study.plan.concurrencies) > 1
+    several = len(study.concurrencies) > 1
     header = (
         "policy",
         *(("at once",) if several else ()),
@@ -187,6 +205,7 @@ def _study_table(rows: Sequence[Row], study: Study) -> str:
         "stopped",
         "cancelled",
         "no vote, %",
+        "tokens in total",
     )
     body = [
         (
@@ -201,6 +220,7 @@ def _study_table(rows: Sequence[Row], study: Study) -> str:
             f"{row.stopped:.1f}",
             f"{row.cancelled:.1f}",
             f"{100 * row.empty:.1f}",
+            _number(row.tokens_in_total),
         )
         for row in rows
     ]
@@ -231,7 +251,7 @@ def _share(estimate: Estimate, *, signed: bool = False) -> str:
         format(round(100 * one, 1) + 0.0, f"{sign}.1f")
         for one in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if isfinite(estimate.low) else f"{value} [-]"
 
 
 def _number(value: float) -> str:

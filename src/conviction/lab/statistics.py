@@ -1,6 +1,9 @@
 """How sure a measured figure is: bootstrap intervals, and how well a score ranks right first."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import nan, sqrt
+from statistics import NormalDist
 from typing import Self
 
 import numpy as np
@@ -12,6 +15,8 @@ LEVEL = 0.95
 RESAMPLES = 2000
 _BLOCK = 1 << 21
 """Weights held at once, a few copies of 8 bytes each."""
+_QUANTILE = NormalDist().inv_cdf((1 + LEVEL) / 2)
+_SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,7 @@ class Estimate:
 
     Attributes:
         value: The figure as measured; NaN where there is none.
-        low: Lower end of its 95% interval.
+        low: Lower end of its 95% interval; NaN where the figure is known and no interval is.
         high: Upper end.
     """
 
@@ -37,6 +42,46 @@ class Estimate:
         tail = 100 * (1 - LEVEL) / 2
         low, high = np.percentile(finite, [tail, 100 - tail])
         return cls(value, float(low), float(high))
+
+    @classmethod
+    def of_share(cls, values: ArrayLike, resampled: Numbers) -> Self:
+        """The mean of values in [0, 1], and its interval.
+
+        Resampling questions that all agree gives an interval without width, as if no other
+        question could differ; there it is Wilson's.
+
+        Args:
+            values: Shape (questions, repeats); NaN where there is nothing to measure.
+            resampled: Means of these values in each resample.
+        """
+        means = _question_means(values)
+        if not _agree(means):
+            return cls.of(mean_of(values), resampled)
+        return cls(mean_of(values), *wilson(mean_of(values), means.size))
+
+    @classmethod
+    def of_difference(cls, values: ArrayLike, resampled: Numbers) -> Self:
+        """The mean of paired differences in [-1, 1], and its interval.
+
+        Where all questions agree on a gain or a loss, the interval is that of gains less losses,
+        each Wilson's; where no question differs, there is none.
+
+        Args:
+            values: Shape (questions, repeats); NaN where there is nothing to measure.
+            resampled: Means of these values in each resample.
+        """
+        value, means = mean_of(values), _question_means(values)
+        if not _agree(means):
+            return cls.of(value, resampled)
+        if not value:
+            return cls(0.0, nan, nan)
+        gain, loss = (wilson(max(signed, 0.0), means.size) for signed in (value, -value))
+        return cls(value, max(gain[0] - loss[1], -1.0), min(gain[1] - loss[0], 1.0))
+
+    @classmethod
+    def of_amount(cls, value: float, resampled: Numbers, questions: int) -> Self:
+        """An amount such as tokens; one question says nothing about how others differ."""
+        return cls(value, nan, nan) if questions < 2 else cls.of(value, resampled)
 
 
 class Bootstrap:
@@ -77,7 +122,7 @@ class Bootstrap:
         sums = np.empty((self.resamples, columns.shape[1]))
         counts = np.full(sums.shape, float(columns.shape[0]))
         block = max(_BLOCK // columns.shape[0], 1)
-        random = np.random.default_rng(self.seed)
+        random = np.random.default_rng(any_seed(self.seed))
         for begin in range(0, self.resamples, block):
             end = min(begin + block, self.resamples)
             weights = self._weights(random, end - begin)
@@ -99,6 +144,18 @@ class Bootstrap:
             for row, resampled in zip(flat, self.means(values), strict=True)
         ]
 
+    def shares(self, values: ArrayLike) -> list[Estimate]:
+        """`estimates` of values in [0, 1], as in `Estimate.of_share`."""
+        return [Estimate.of_share(*pair) for pair in self._figures(values)]
+
+    def differences(self, values: ArrayLike) -> list[Estimate]:
+        """`estimates` of paired differences in [-1, 1], as in `Estimate.of_difference`."""
+        return [Estimate.of_difference(*pair) for pair in self._figures(values)]
+
+    def _figures(self, values: ArrayLike) -> Iterable[tuple[Numbers, Numbers]]:
+        grid = np.asarray(values, np.float64).reshape(-1, self.questions, self.repeats)
+        return zip(grid, self.means(grid), strict=True)
+
     def _weights(self, random: np.random.Generator, count: int) -> Numbers:
         """How often each resample holds each value, shape (count, questions x repeats)."""
         size = self.questions * self.repeats
@@ -114,6 +171,64 @@ def mean_of(values: ArrayLike) -> float:
     array = np.asarray(values, np.float64)
     present = array[np.isfinite(array)]
     return float(present.mean()) if present.size else float("nan")
+
+
+def any_seed(seed: int) -> int:
+    """A seed for numpy's generators, which refuse negative ones."""
+    return seed % _SEEDS
+
+
+def _question_means(values: ArrayLike) -> Numbers:
+    """The mean of each question that has something to measure."""
+    grid = np.asarray(values, np.float64)
+    grid = grid.reshape(grid.shape[0], -1)
+    present = np.isfinite(grid)
+    some = present.any(axis=1)
+    sums = np.where(present, grid, 0.0).sum(axis=1)[some]
+    return sums / present.sum(axis=1)[some]
+
+
+def _agree(means: Numbers) -> bool:
+    return bool(means.size) and float(np.ptp(means)) < 1e-12
+
+
+def wilson(share: float, total: int) -> tuple[float, float]:
+    """The 95% interval of a share, which holds for small numbers and at 0 and 1, too.
+
+    Source: the score interval, Wilson 1927.
+
+    Args:
+        share: The share that was seen, in [0, 1].
+        total: Of how many, at least 1.
+    """
+    spread = _QUANTILE**2 / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    # Rounding must not move an end across the share itself.
+    return min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided p of the exact sign test: how likely so uneven a split is by chance.
+
+    Questions that do not differ say nothing; each of the others would be a fair coin. Where a
+    question has one verdict, this is McNemar's test (1947) with the exact binomial distribution.
+
+    Args:
+        better: Questions that gained.
+        worse: Questions that lost.
+
+    Returns:
+        In (0, 1]; 1 where none differs.
+    """
+    tosses = better + worse
+    fewest = min(better, worse)
+    # Whole numbers of any size, so that thousands of questions lose no precision.
+    ways = tail = 1
+    for heads in range(1, fewest + 1):
+        ways = ways * (tosses - heads + 1) // heads
+        tail += ways
+    return min(2 * tail / 2**tosses, 1.0)
 
 
 def auroc(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> float:

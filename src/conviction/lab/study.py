@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from conviction.core import require_whole
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate, parse
 from conviction.lab.comparison import (
@@ -12,19 +13,25 @@ from conviction.lab.comparison import (
     Refusal,
     Row,
     compare,
+    distinct,
     find_front,
     remarks,
     runnable,
 )
-from conviction.lab.sources import TraceSource, typical_tokens
+from conviction.lab.sources import TraceSource, dropping, typical_tokens
+from conviction.lab.statistics import any_seed
 from conviction.lab.sweep import usual_grid, usual_policies
 from conviction.lab.trials import REPEATS, OnProgress, Trials, run_trials
+from conviction.policies.named import read_spec
 
 SCHEMA_VERSION = 1
 """Raised whenever a field of the JSON changes its meaning."""
 
 SWEEP_REPEATS = 16
 """Draws per question in a sweep, unless told otherwise: it has hundreds of candidates."""
+
+SWEEP_CONCURRENCIES = (8, 1)
+"""Machines that a sweep plays besides the unlimited one, unless told otherwise."""
 
 MOST_BUDGET = 64
 """The budget if nobody says, where so many traces were recorded."""
@@ -38,7 +45,8 @@ class Plan:
         specs: Policies, as in "deepconf-low:keep=0.2"; none for the usual ones.
         baseline: The policy that the others are compared to; None for the first.
         budgets: Traces to start; none for what the pool allows, at most 64.
-        concurrencies: Traces that run at once, on the machines that are played.
+        concurrencies: Traces that run at once, on the machines that are played; none for all at
+            once, and in a sweep also for 8 and for 1 with the usual settings.
         sweep: Whether to try many settings, and to look for the Pareto front.
         repeats: Draws per question; None for 64, and for 16 in a sweep.
         seed: Makes the draws reproducible.
@@ -48,7 +56,7 @@ class Plan:
     specs: Sequence[str] = ()
     baseline: str | None = None
     budgets: Sequence[int] = ()
-    concurrencies: Sequence[float] = (inf,)
+    concurrencies: Sequence[float] = ()
     sweep: bool = False
     repeats: int | None = None
     seed: int = 0
@@ -81,6 +89,11 @@ class Study:
         return self.rows[0].candidate
 
     @property
+    def concurrencies(self) -> tuple[float, ...]:
+        """Traces at once on the machines that were played, in order."""
+        return tuple(dict.fromkeys(row.candidate.concurrency for row in self.rows))
+
+    @property
     def repeats(self) -> int:
         """Draws per question."""
         return self.trials.runs.shape[2]
@@ -95,7 +108,7 @@ class Study:
             ):
                 record["on_front"] = chosen
                 record["accuracy_where_chosen"] = here.record()["accuracy"]
-                for name in ("accuracy", "accuracy_low", "accuracy_high", "tokens"):
+                for name in ("accuracy", "accuracy_low", "accuracy_high", "tokens", "path"):
                     record[f"{name}_elsewhere"] = there.record()[name]
         return records
 
@@ -115,6 +128,19 @@ class Study:
             ],
             "notes": list(self.notes),
         }
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse what no recording could make right, before one is read.
+
+    Raises:
+        UnknownNameError: a policy or one of its values does not exist.
+        InvalidSettingError: a setting is wrong.
+    """
+    for spec in (*plan.specs, *((plan.baseline,) if plan.baseline is not None else ())):
+        read_spec(spec)
+    parse((), budgets=plan.budgets, concurrencies=plan.concurrencies)
+    require_whole("repeats", _repeats(plan), low=1)
 
 
 def study(
@@ -149,18 +175,27 @@ def study(
         source,
         candidates,
         repeats=_repeats(plan),
-        seed=plan.seed,
+        seed=any_seed(plan.seed),
         with_replacement=plan.with_replacement,
         processes=processes,
         on_progress=on_progress,
     )
+    notes = [*dropping(source), *remarks(trials, with_replacement=plan.with_replacement)]
+    if plan.sweep:
+        tried = len(trials.candidates)
+        trials = distinct(trials)
+        if len(trials.candidates) < tried:
+            notes.append(
+                f"{tried - len(trials.candidates)} of {tried} settings came to the same in every "
+                "draw as one before them, and were left out."
+            )
     return Study(
         plan,
         trials,
         compare(trials),
         find_front(trials, seed=plan.seed) if plan.sweep else None,
         tuple(refused),
-        tuple(remarks(trials, with_replacement=plan.with_replacement)),
+        tuple(notes),
     )
 
 
@@ -175,8 +210,15 @@ def _candidates(source: TraceSource, plan: Plan) -> list[Candidate]:
     if plan.baseline is not None:
         specs = [plan.baseline, *(spec for spec in specs if spec != plan.baseline)]
     budgets = sorted(set(plan.budgets or [usual_budget(source)]), reverse=True)
-    grid = usual_grid(max(budgets), typical_tokens(source)) if plan.sweep else None
-    return parse(specs, budgets=budgets, concurrencies=plan.concurrencies, grid=grid)
+    concurrencies = plan.concurrencies or (inf,)
+    if not plan.sweep:
+        return parse(specs, budgets=budgets, concurrencies=concurrencies)
+    grid = usual_grid(max(budgets), typical_tokens(source))
+    found = parse(specs, budgets=budgets, concurrencies=concurrencies, grid=grid)
+    if not plan.concurrencies:
+        # Hundreds of settings on every machine would take several times as long.
+        found += parse(specs, budgets=budgets, concurrencies=SWEEP_CONCURRENCIES)
+    return found
 
 
 def usual_budget(source: TraceSource) -> int:
