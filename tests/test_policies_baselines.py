@@ -97,7 +97,18 @@ class TestAdaptiveConsistency:
         assert run(AdaptiveConsistency(budget=16, wave=3), ["a"] * 16) == (6, "a", True)
         assert run(AdaptiveConsistency(budget=7, wave=5), ["a", "b"] * 4) == (7, "a", False)
 
-    @pytest.mark.parametrize("settings", [{"bar": 0.4}, {"bar": 1.0}, {"wave": 0}, {"budget": 0}])
+    def test_a_lead_within_a_wave_settles_nothing(self) -> None:
+        # Those that end first are all "a", the slow ones "b"; only both together count.
+        answers = [*"aaaabb", *"bbbbbb", *"bbbbbb"]
+        assert run(AdaptiveConsistency(budget=18, wave=6), answers) == (18, "b", True)
+
+    def test_does_not_settle_without_a_vote(self) -> None:
+        assert run(AdaptiveConsistency(budget=8, bar=0.5001), [None] * 8) == (8, None, False)
+        assert run(AdaptiveConsistency(budget=8, bar=0.5001), [None, "a"] * 4) == (2, "a", True)
+
+    @pytest.mark.parametrize(
+        "settings", [{"bar": 0.4}, {"bar": 0.5}, {"bar": 1.0}, {"wave": 0}, {"budget": 0}]
+    )
     def test_refuses_senseless_settings(self, settings: dict[str, float]) -> None:
         with pytest.raises(InvalidSettingError):
             AdaptiveConsistency(**settings)  # type: ignore[arg-type]
@@ -111,6 +122,11 @@ class TestEarlyStoppingConsistency:
     def test_a_missing_answer_is_no_agreement(self) -> None:
         answers = ["a", "a", "a", None] * 3
         assert run(EarlyStoppingConsistency(budget=12), answers) == (12, "a", False)
+
+    def test_a_window_of_silent_traces_is_no_agreement(self) -> None:
+        assert run(EarlyStoppingConsistency(budget=8), [None] * 8) == (8, None, False)
+        answers = [None, None, None, None, "a", "a", "a", "a", "b", "b", "b", "b"]
+        assert run(EarlyStoppingConsistency(budget=12), answers) == (8, "a", True)
 
     def test_the_answer_is_that_of_all_traces_so_far(self) -> None:
         answers = ["a", "a", "a", "b", "a", "a", "b", "a", "b", "b", "b", "b"]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import META, made_up
 
+from conviction.answers import kind
 from conviction.core import FinishReason, Question, Sampling
 from conviction.errors import RecordingError
 from conviction.recordings import (
@@ -28,6 +29,7 @@ from conviction.recordings import (
     prompt_hash,
 )
 from conviction.recordings.journal import _encoded as encoded
+from conviction.recordings.rows import Labels
 
 
 def recorded(folder: Path, *rows: RecordedTrace, meta: PoolMeta = META) -> Path:
@@ -149,11 +151,12 @@ def test_unknown_confidences_are_kept_and_a_trace_without_any_is_refused_where_t
     rows = [
         made_up("a", 0, tokens=3, confidences=some),
         made_up("a", 1, tokens=3, confidences=none, finish=FinishReason.CANCELLED),
+        made_up("a", 2, tokens=0),
         made_up("b", 7, tokens=3, confidences=none),
     ]
     pool = Pool.open(recorded(tmp_path, *rows))
     assert_same(pool, rows)
-    assert len(pool.traces("a").require_confidences()) == 2
+    assert len(pool.traces("a").require_confidences()) == 3
     with pytest.raises(RecordingError, match="trace 7"):
         pool.traces("b").require_confidences()
 
@@ -181,6 +184,7 @@ def test_confidences_are_views_of_one_array(tmp_path: Path) -> None:
         ({"number": -1}, "negative"),
         ({"prompt_hash": "another"}, "prompt hash"),
         ({"gold": "5"}, "gold"),
+        ({"correct": None}, "does not tell whether it is right"),
     ],
 )
 def test_a_trace_that_does_not_fit_is_refused_by_name_and_nothing_of_its_append_is_kept(
@@ -296,6 +300,16 @@ def with_value(column: str, row: int, value: object) -> Callable[[pa.Table], pa.
     return change
 
 
+def as_type(column: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        position = table.schema.get_field_index(column)
+        old = table.column(column)
+        new = pa.nulls(len(table)) if pa.types.is_null(kind) else old.cast(kind)
+        return table.set_column(position, column, new)
+
+    return change
+
+
 def with_metadata(version: int) -> Callable[[pa.Table], pa.Table]:
     def change(table: pa.Table) -> pa.Table:
         description = table.schema.metadata[b"conviction"].replace(
@@ -317,12 +331,28 @@ def with_metadata(version: int) -> Callable[[pa.Table], pa.Table]:
         (with_value("top_k", 1, 5), r"row 2 of .*k is 5"),
         (with_value("sampling", 1, None), r"row 2 of .*sampling is None"),
         (with_value("gold", 1, "9"), r"row 2 of .*gold"),
-        (with_value("question_id", 1, None), r"row 2 of .*no id"),
+        (with_value("question_id", 1, None), r"row 2 of .*no question_id"),
         (with_value("trace", 1, None), r"row 2 of .*no trace"),
         (with_value("confidences", 1, [1.0]), "trace 1 of question 'a' has 12 tokens and 1"),
         (with_value("confidences", 1, None), "trace 1 of question 'a' has 12 tokens and 0"),
         (with_value("confidences", 1, [-1.0] * 12), "question 'a'.*negative"),
         (with_value("finish", 1, "bored"), "'finish'.*bored"),
+        (with_value("finish", 1, None), r"row 2 of .*no finish"),
+        (with_value("seed", 1, None), r"row 2 of .*no seed"),
+        (with_value("prompt_hash", 1, None), r"row 2 of .*no prompt_hash"),
+        (with_value("question", 1, None), r"row 2 of .*no question"),
+        (with_value("correct", 1, None), r"row 2 of .*no correct, .*has a gold"),
+        (with_value("answer_key", 1, None), r"row 2 of .*an answer without its answer_key"),
+        (with_value("answer", 1, None), r"row 2 of .*the key alone"),
+        (with_value("started", 1, None), r"row 2 of .*trace 1 of question 'a' has no started"),
+        (with_value("ended", 1, None), r"row 2 of .*trace 1 of question 'a' has no ended"),
+        (with_value("prompt_tokens", 1, None), r"row 2 of .*trace 1 .*has no prompt_tokens"),
+        (with_value("lost_tokens", 1, None), r"row 2 of .*trace 1 .*has no lost_tokens"),
+        (as_type("tokens", pa.string()), "'tokens' holds values of type string, not whole"),
+        (as_type("seed", pa.float64()), "'seed' holds values of type double, not whole"),
+        (as_type("started", pa.string()), "'started' holds values of type string, not numbers"),
+        (as_type("correct", pa.int8()), "'correct' holds values of type int8, not true and false"),
+        (as_type("question_id", pa.binary()), "'question_id' holds values of type binary"),
         (lambda table: table.slice(0, 0), "no recorded trace"),
     ],
 )
@@ -336,6 +366,41 @@ def test_a_bad_part_is_refused_naming_file_and_row(
         Pool.open(tmp_path / "pool").traces("a")
     assert str(tmp_path) in str(refused.value)
     assert refused.value.remedy
+
+
+def test_a_part_of_other_widths_that_lacks_what_may_be_missing_is_read(tmp_path: Path) -> None:
+    rows = [
+        made_up("a", number, gold=None, answer=None, correct=None, text=None) for number in (0, 1)
+    ]
+    recorded(tmp_path, *rows)
+    for column, width in (
+        *((name, pa.int32()) for name in ("trace", "top_k", "seed", "tokens", "lost_tokens")),
+        *((name, pa.null()) for name in ("gold", "answer", "answer_key", "correct", "text")),
+        *((name, pa.large_string()) for name in ("question", "finish", "model")),
+        ("question_id", pa.dictionary(pa.int32(), pa.string())),
+        ("started", pa.float32()),
+    ):
+        overwrite(tmp_path / "part-000000.parquet", as_type(column, width))
+    assert_same(Pool.open(tmp_path), rows)
+
+
+def test_a_question_tells_how_many_of_its_traces_are_complete(tmp_path: Path) -> None:
+    ends = [FinishReason.STOP, FinishReason.LOW_CONFIDENCE, FinishReason.LENGTH]
+    with PoolWriter(tmp_path, META) as writer:
+        for number, finish in enumerate([*ends, FinishReason.CONSENSUS, *ends]):
+            writer.append(made_up("a", number, finish=finish))
+            if number == 3:
+                writer.compact()
+    (question,) = Pool.open(tmp_path).questions
+    assert (question.traces, question.complete) == (7, 4)
+
+
+def test_the_answer_that_founded_a_class_represents_it_again_whatever_was_recorded_first() -> None:
+    # "50%" equals both others, so it would unite them if it came first.
+    keys = {"50%": "0.5", "50": "50", "0.5": "0.5"}
+    resumed = Labels(kind("number"), keys)
+    assert resumed.answer("50.0").key == "50"
+    assert resumed.answer("2/4").key == "0.5"
 
 
 def test_a_part_from_before_there_were_log_probabilities_is_read_and_added_to(
@@ -371,13 +436,14 @@ def test_a_journal_from_before_there_were_log_probabilities_is_read_and_added_to
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_value("logprobs", 1, [-1.0]), "trace 1 has 12 tokens and 1 of them"),
-        (with_value("logprobs", 1, [1.0] * 12), "positive"),
+        (with_value("logprobs", 1, [-1.0]), "row 2 of .*trace 1 .* 12 tokens and 1 log-prob"),
+        (with_value("logprobs", 1, [-1.0] * 13), "row 2 of .*trace 1 .* 12 tokens and 13 log-prob"),
+        (with_value("logprobs", 1, [1.0] * 12), "row 2 of .*trace 1 .*positive"),
         (
             lambda table: table.drop_columns(["logprobs"]).append_column(
                 "logprobs", [["-1.0"] * table.num_rows]
             ),
-            "'logprobs' holds values of type string",
+            "log-probabilities of type string",
         ),
     ],
 )

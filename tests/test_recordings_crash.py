@@ -1,5 +1,6 @@
 """A pool survives whatever ends its writer: kill -9, a torn tail, a full disk."""
 
+import errno
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -126,6 +127,66 @@ def test_a_journal_cut_anywhere_keeps_every_whole_append_and_goes_on(
         writer.append(made_up("a", kept, tokens=4))
     traces = Pool.open(folder).traces("a")
     assert traces.ids.tolist() == list(range(kept + 1))
+
+
+def test_nothing_is_left_of_a_torn_append_behind_a_shorter_one(
+    tmp_path: Path, journal: tuple[bytes, list[int]]
+) -> None:
+    whole, sizes = journal
+    path = tmp_path / "journal-000000"
+    # What was torn holds whole traces further on, as after a copy of which a piece is missing.
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(made_up("long", 0, tokens=400))
+    torn = path.read_bytes()[sizes[0] : -1]
+    path.write_bytes(whole[: sizes[1]] + torn)
+    with PoolWriter(tmp_path, META) as writer:
+        assert path.stat().st_size == sizes[1]
+        writer.append(made_up("a", 1, tokens=1))
+        size = path.stat().st_size
+    assert size < sizes[1] + len(torn)
+    assert read_journal(path).size == size
+    assert Pool.open(tmp_path).traces("a").ids.tolist() == [0, 1]
+
+
+class FailsOnce:
+    """A file whose next write fails, after some of it was written."""
+
+    def __init__(self, file: BinaryIO, kept: int) -> None:
+        self._file = file
+        self._kept = kept
+        self._failed = False
+
+    def write(self, data: memoryview) -> int:
+        """Write all but the first time."""
+        if self._failed:
+            return self._file.write(data)
+        self._failed = True
+        self._file.write(data[: self._kept])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 30, 1 << 20])
+def test_an_append_that_failed_leaves_nothing_and_the_same_writer_goes_on(
+    tmp_path: Path, kept: int
+) -> None:
+    path = tmp_path / "journal-000000"
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(made_up("a", 0))
+        size = path.stat().st_size
+        file = writer._journal._file
+        writer._journal._file = FailsOnce(file, kept)  # type: ignore[assignment]
+        with pytest.raises(RecordingError, match="no room left"):
+            writer.append(made_up("a", 1, tokens=50))
+        assert path.stat().st_size == size
+        assert Pool.open(tmp_path).traces("a").ids.tolist() == [0]
+        writer.append(made_up("a", 2))
+        assert Pool.open(tmp_path).traces("a").ids.tolist() == [0, 2]
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(made_up("a", 1))
+    assert Pool.open(tmp_path).traces("a").ids.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("offset", [1, 5, 9, 30])

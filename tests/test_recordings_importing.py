@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -86,7 +87,8 @@ def test_the_same_import_again_adds_nothing(tmp_path: Path) -> None:
     numbers = kind("number")
     counts = import_files([file], tmp_path / "pool", answers=numbers, grade=is_correct)
     assert counts == (0, 3)
-    with pytest.raises(RecordingError, match="question '7' stands in"):
+    place = re.escape(str(file))
+    with pytest.raises(RecordingError, match=f"question '7' stands twice, first in {place}"):
         imported(file, file, into=tmp_path / "pool")
 
 
@@ -169,8 +171,25 @@ def test_a_token_with_too_few_log_probabilities_is_unknown(tmp_path: Path) -> No
     [
         ({"anything": 1}, "none of the known shapes; its fields: anything"),
         (deepconf(all_traces=[{"text": "a", "confs": "many"}]), r"\$.all_traces\[0\].confs"),
-        (deepconf(all_traces=[{"text": "a"}]), "trace 0 has no confidences of single tokens"),
-        (deepconf(all_traces=[{"text": "a", "confs": [-1.0]}]), "trace 0 of question '7'"),
+        (
+            deepconf(all_traces=[{"text": "a"}]),
+            "trace 0 of question '7' in .*run.json: it has no confidences of single tokens",
+        ),
+        (
+            deepconf(all_traces=[{"text": "a", "confs": [1.0]}, {"text": "a", "confs": [2, -1]}]),
+            r"trace 1 of question '7' in .*run.json: its confidence of token 1 is -1.0",
+        ),
+        (
+            deepconf(all_traces=[{"text": "a", "confs": [1e39]}]),
+            r"trace 0 of question '7' in .*run.json: its confidence of token 0 is 1e\+39",
+        ),
+        (
+            deepconf(all_traces=[{"text": "a", "confs": [-np.inf]}]),
+            r"trace 0 of question '7' in .*run.json: its confidence of token 0 is -inf",
+        ),
+        (deepconf(all_traces=[]), "run.json: it has no trace"),
+        (log(), "run.json: it holds no trace"),
+        (log(sample(1, "4", None, output={})), "run.json: it holds no trace"),
         (log(sample(1, "4", None, output=3)), "sample 1 of"),
         (log(sample(1, "4", TOKENS), sample(2, "4", None)), "epoch 2 of"),
         (log(sample(1, "4", TOKENS, target=["4", "5"])), "several targets"),
@@ -198,10 +217,26 @@ def test_a_line_of_recorded_answers_that_is_wrong_is_named(tmp_path: Path) -> No
         ('{"problem_num": 1}', "line 2 .*all_answers"),
         ('{"problem_num": 1, "all_answers": [["70", -1]]}', "line 2 .*negative"),
         ("{", "line 2 .*no JSON"),
+        ('{"problem_num": 1, "all_answers": []}', "line 2 .*it has no answer"),
+        (json.dumps(good), "line 2 of .*'0' stands twice, first in line 1 of .*answers.jsonl"),
     ):
         path.write_text(json.dumps(good) + "\n" + bad + "\n", encoding="utf-8")
         with pytest.raises(RecordingError, match=message):
             imported(path, into=tmp_path / "pool")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "  \n\n\t\n", "\ufeff"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(RecordingError, match=r"answers\.jsonl: it is empty"):
+        imported(path, into=tmp_path / "pool")
+
+
+def test_an_infinite_confidence_is_unknown_as_in_a_live_run(tmp_path: Path) -> None:
+    path = saved(tmp_path, deepconf(all_traces=[{"text": "4", "confs": [1.0, np.inf, None]}]))
+    values = imported(path, into=tmp_path / "pool").traces("7").require_confidences()[0]
+    np.testing.assert_array_equal(values, [1.0, np.nan, np.nan])
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the pools (shared/data) are not at hand")

@@ -243,8 +243,32 @@ async def test_traces_without_them_are_told_once_and_recorded_all_the_same(tmp_p
     reached = await record(plan(), tmp_path, engine=engine, answers=NUMBERS)
     assert reached.complete
     assert reached.notes == [
-        "12 traces are recorded without the log-probability of each token: the engine gave none."
+        "Recorded without the log-probability of each token: 12 traces; the engine gave none."
     ]
+
+
+@pytest.mark.anyio
+async def test_a_trace_that_failed_is_not_recorded(tmp_path: Path) -> None:
+    fault = StreamError(tried="read", found="it broke", remedy="Retry.")
+    scripts = [
+        replace(Script.even("It is 1.", tokens=6), fault=fault if number == 1 else None)
+        for number in range(3)
+    ]
+    scripts[1] = replace(scripts[1], fault_after=4)
+    with recording_listener(tmp_path, sampling=SAMPLING, answers="number") as listener:
+        verdict = await deliberate(
+            Question.ask("How many?"),
+            engine=ScriptedEngine(scripts),
+            policy=Majority(3),
+            answers=NUMBERS,
+            sampling=SAMPLING,
+            restarts=0,
+            on_event=listener,
+        )
+    failed = verdict.traces[1]
+    assert (failed.finish, failed.tokens) == (FinishReason.ERROR, 4)
+    traces = Pool.open(tmp_path).traces(verdict.question.id)
+    assert set(traces.seeds.tolist()) == {verdict.traces[i].seed for i in (0, 2)}
 
 
 def test_answers_alone_come_without_them() -> None:

@@ -20,24 +20,31 @@ from hypothesis import strategies as st
 from recorded import META, made_up
 
 from conviction.core import FinishReason
-from conviction.errors import RecordingError
+from conviction.errors import InvalidSettingError, RecordingError
 from conviction.lab import workers
 from conviction.lab.candidates import parse
-from conviction.lab.sources import PoolTraces
+from conviction.lab.diagnosis import diagnose
+from conviction.lab.sources import PoolTraces, dropping
+from conviction.lab.study import Plan, study
 from conviction.lab.trials import run_trials
 from conviction.lab.workers import each_question
-from conviction.recordings import Pool, PoolWriter, RecordedTrace, confidences, folder, pack
+from conviction.recordings import Pool, PoolWriter, RecordedTrace, confidences, folder, pack, pool
 
 MEASURE = """
 import sys, tracemalloc
 import pyarrow as pa
 from conviction.recordings import Pool
 pool = Pool.open(sys.argv[1])
-pool.traces("small")  # so that modules are there already
+read = {
+    "confidences": lambda question: pool.traces(question).confidences,
+    "logprobs": pool.logprobs,
+}[sys.argv[2]]
+read("small")  # so that modules are there already
 tracemalloc.start()
-traces = pool.traces("large")
+values = read("large")
 arrow = pa.default_memory_pool().max_memory()
-print(traces.flat.nbytes, tracemalloc.get_traced_memory()[1] + arrow)
+size = sum(one.nbytes for one in values if one is not None)
+print(size, tracemalloc.get_traced_memory()[1] + arrow)
 """
 
 
@@ -46,34 +53,36 @@ TRACES = 400
 
 def large(number: int) -> RecordedTrace:
     """A trace of which there are many."""
-    return made_up("large", number, tokens=50_000)
+    trace = made_up("large", number, tokens=50_000)
+    return trace if number % 2 else replace(trace, logprobs=-np.abs(trace.confidences))
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_reading_a_large_question_takes_little_more_than_its_confidences(
+def test_reading_a_large_question_takes_little_more_than_its_values(
     tmp_path: Path,
     packed: bool,  # noqa: FBT001  # pytest gives it by name
 ) -> None:
     path = tmp_path / "pool"
     with PoolWriter(path, META, journal_bytes=1 << 24) as writer:
-        writer.append(made_up("small", 0))
+        writer.append(made_up("small", 0, logprobs=np.full(12, -1.0, np.float32)))
         # From the last to the first, so that nothing is read in the order in which it is wanted.
         for first in reversed(range(0, TRACES, 20)):
             writer.append(*(large(number) for number in reversed(range(first, first + 20))))
     if packed:
         pack(Pool.open(path), tmp_path / "pool.parquet")
         path = tmp_path / "pool.parquet"
-    # Arrow's memory is not Python's, so a process of its own counts both from nothing.
-    found = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path)],
-        capture_output=True,
-        check=True,
-        timeout=100,
-        text=True,
-    )
-    size, taken = map(int, found.stdout.split())
-    assert size == TRACES * 50_000 * 4
-    assert size <= taken < 1.5 * size
+    for values, traces in (("confidences", TRACES), ("logprobs", TRACES // 2)):
+        # Arrow's memory is not Python's, so a process of its own counts both from nothing.
+        found = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(path), values],
+            capture_output=True,
+            check=True,
+            timeout=100,
+            text=True,
+        )
+        size, taken = map(int, found.stdout.split())
+        assert size == traces * 50_000 * 4
+        assert size <= taken < size + TRACES * 50_000 * 2
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,13 +151,14 @@ FINE = [4.0] * 12
     ("change", "message"),
     [
         (rewritten(at_row_6(FINE[1:], FINE)), "row 6 of .*trace 3 of .* 12 tokens and 11 conf"),
+        (rewritten(at_row_6([*FINE, 4.0], FINE)), "row 6 of .*trace 3 of .* 12 tokens and 13 conf"),
         (rewritten(at_row_6(None, FINE)), "row 6 of .*trace 3 of .* 12 tokens and 0 confidences"),
         (rewritten(lambda _: None), "row 3 of .*trace 0 of question 'b' has 12 tokens and 0"),
         (rewritten(at_row_6([np.inf, *FINE[1:]], FINE)), "row 6 of .*trace 3 .*infinite"),
         (rewritten(at_row_6([*FINE[1:], -1.0], FINE)), "row 6 of .*trace 3 .*negative"),
         (rewritten(lambda _: 1.0, pa.float32()), "confidences of type float"),
-        (rewritten(at_row_6(-3, 12), column="tokens"), "trace 3 .*no count of tokens"),
-        (rewritten(at_row_6(None, 12), column="tokens"), "trace 3 .*no count of tokens"),
+        (rewritten(at_row_6(-3, 12), column="tokens"), "row 6 of .*trace 3 .*no count of tokens"),
+        (rewritten(at_row_6(None, 12), column="tokens"), "row 6 of .*trace 3 .*no count of tok"),
         (rewritten(at_row_6(1 << 60, 12), column="tokens"), "row 6 of .*1152921504606846976 tok"),
     ],
 )
@@ -299,8 +309,92 @@ def test_a_folder_that_is_wrong_at_every_look_is_refused(monkeypatch: pytest.Mon
         folder.list_folder(Path("pool"))
 
 
-def test_a_trace_that_ended_early_is_read_and_not_played(tmp_path: Path) -> None:
+def early(question: str, number: int, finish: FinishReason) -> RecordedTrace:
+    """A trace that did not complete."""
+    return made_up(question, number, finish=finish)
+
+
+def test_traces_that_ended_early_are_read_and_counted_and_not_played(tmp_path: Path) -> None:
     with PoolWriter(tmp_path, META) as writer:
-        writer.append(made_up("a", 0), made_up("a", 1, finish=FinishReason.CANCELLED))
-    assert len(Pool.open(tmp_path).traces("a")) == 2
-    assert len(PoolTraces.open(tmp_path).traces("a")) == 1
+        writer.append(
+            made_up("a", 0),
+            early("a", 1, FinishReason.CANCELLED),
+            made_up("b", 0, finish=FinishReason.LENGTH),
+            early("b", 1, FinishReason.LOW_CONFIDENCE),
+        )
+        writer.compact()
+        writer.append(made_up("a", 2), early("b", 2, FinishReason.CONSENSUS))
+    assert len(Pool.open(tmp_path).traces("a")) == 3
+    source = PoolTraces.open(tmp_path)
+    for question, complete in (("a", 2), ("b", 1)):
+        assert source.count(question) == len(source.traces(question)) == complete
+    assert source.dropped == 3
+    (note,) = dropping(source)
+    assert note.startswith("3 of 6 recorded traces were stopped or cancelled")
+    assert not dropping(replace(source, question_ids=()))
+
+
+def test_a_pool_of_a_policy_that_stops_traces_is_replayed_with_those_that_completed(
+    tmp_path: Path,
+) -> None:
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(*(made_up("a", number) for number in range(8)))
+        writer.append(*(made_up("b", number) for number in range(6)))
+        writer.append(*(early("b", number, FinishReason.CANCELLED) for number in (6, 7)))
+    source = PoolTraces.open(tmp_path)
+    result = study(source, Plan(repeats=2))
+    assert (result.trials.least_traces, result.trials.most_traces) == (6, 8)
+    assert {row.candidate.budget for row in result.rows} == {6}
+    with pytest.raises(InvalidSettingError, match="question 'b': 6 complete") as refused:
+        study(source, Plan(specs=["majority"], budgets=[8]))
+    assert "--budget 6" in str(refused.value)
+
+
+UNKNOWN = np.full(12, np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    "odd", [made_up("a", 4, tokens=0), made_up("a", 4, confidences=UNKNOWN)], ids=["empty", "blind"]
+)
+def test_one_trace_of_unknown_confidence_hinders_no_policy_and_no_diagnosis(
+    tmp_path: Path, odd: RecordedTrace
+) -> None:
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(*(made_up("a", number) for number in range(4)), odd)
+        writer.append(*(made_up("b", number) for number in range(5)))
+    source = PoolTraces.open(tmp_path)
+    assert [trace.confidences is None for trace in source.traces("a")] == [*[False] * 4, True]
+    run_trials(source, parse(["majority", "deepconf-low", "borda"], budgets=[5]), repeats=2)
+    assert diagnose(source, repeats=1).questions == 2
+
+
+def test_a_question_of_unknown_confidence_is_refused_to_those_who_need_it_alone(
+    tmp_path: Path,
+) -> None:
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(*(made_up("a", number) for number in range(4)))
+        writer.append(*(made_up("b", number, confidences=UNKNOWN) for number in range(4)))
+        writer.append(*(made_up("c", number, tokens=0) for number in range(4)))
+    source = PoolTraces.open(tmp_path)
+    run_trials(source, parse(["majority", "esc"], budgets=[4]), repeats=2)
+    with pytest.raises(RecordingError, match="deepconf-low@4 on question 'b': not one") as refused:
+        run_trials(source, parse(["majority", "deepconf-low"], budgets=[4]), repeats=2)
+    assert "such as majority" in refused.value.remedy
+    # Where there is no token, none lacks its confidence.
+    others = replace(source, question_ids=("a", "c"))
+    run_trials(others, parse(["deepconf-low"], budgets=[4]), repeats=2)
+
+
+def test_mean_log_probabilities_are_those_of_complete_traces_and_read_no_confidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        made_up("a", number, logprobs=np.full(12, -1.0 - number, np.float32)) for number in range(4)
+    ]
+    rows[1] = replace(rows[1], finish=FinishReason.CANCELLED)
+    with PoolWriter(tmp_path, META) as writer:
+        writer.append(*rows, made_up("a", 4, tokens=0))
+        writer.compact()
+    source = PoolTraces.open(tmp_path)
+    monkeypatch.setattr(pool, "read_confidences", None)
+    np.testing.assert_allclose(source.mean_logprobs("a"), [-1.0, -3.0, -4.0, np.nan])

@@ -37,7 +37,8 @@ class PlayedTrace:
         finish: `STOP` or `LENGTH`.
         answer: Its answer; equal keys are equal votes.
         correct: Whether that is right; False where there is no gold answer.
-        confidences: Token confidences, shape (tokens,); None in pools of answers alone.
+        confidences: Token confidences, shape (tokens,), NaN where unknown; None where all are, as
+            in pools of answers alone.
         pace: Units of time that it takes per token.
         scores: Its confidence by metric and window, as far as it was measured.
     """

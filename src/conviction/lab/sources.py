@@ -9,13 +9,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import FinishReason
 from conviction.errors import RecordingError
 from conviction.lab.replay import PlayedTrace
 from conviction.lab.statistics import mean_of
 from conviction.recordings import Pool
-
-_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
+from conviction.recordings.schema import COMPLETE
 
 
 class TraceSource(Protocol):
@@ -36,8 +34,13 @@ class TraceSource(Protocol):
         """The most tokens that a trace was allowed."""
         ...
 
+    @property
+    def dropped(self) -> int:
+        """Traces that were recorded and are left out, because they did not complete."""
+        ...
+
     def count(self, question_id: str) -> int:
-        """Traces of a question, known without reading them."""
+        """How many `traces` a question has, known without reading them."""
         ...
 
     def traces(self, question_id: str) -> Sequence[PlayedTrace]:
@@ -45,7 +48,10 @@ class TraceSource(Protocol):
         ...
 
     def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
-        """Mean log-probability of the tokens of each of `traces`; None unless all have some."""
+        """Mean log-probability of the tokens of each of `traces`; None unless all have some.
+
+        NaN for a trace without tokens.
+        """
         ...
 
 
@@ -58,12 +64,14 @@ class TracesInMemory:
         top_k: Log-probabilities behind each confidence; 0 if there are no confidences.
         max_tokens: The most tokens that a trace was allowed.
         logprobs: Mean log-probability of each trace by question, where it is known.
+        dropped: Traces that were left out, because they did not complete.
     """
 
     questions: Mapping[str, Sequence[PlayedTrace]]
     top_k: int = 20
     max_tokens: int = 1 << 20
     logprobs: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, Any])
+    dropped: int = 0
 
     @property
     def question_ids(self) -> tuple[str, ...]:
@@ -138,9 +146,15 @@ class PoolTraces:
         """The most tokens that a trace was allowed, where the pool tells."""
         return self.pool.sampling.max_tokens if self.pool.sampling_known else 1 << 20
 
+    @property
+    def dropped(self) -> int:
+        """Recorded traces of these questions that were stopped or cancelled, or that failed."""
+        questions = [self.pool.question(one) for one in self.question_ids]
+        return sum(question.traces - question.complete for question in questions)
+
     def count(self, question_id: str) -> int:
-        """Recorded traces of a question, those that did not complete included."""
-        return self.pool.question(question_id).traces
+        """Complete traces of a question."""
+        return self.pool.question(question_id).complete
 
     def traces(self, question_id: str) -> list[PlayedTrace]:
         """All complete traces of one question, by number.
@@ -149,9 +163,9 @@ class PoolTraces:
             RecordingError: they cannot be read.
         """
         columns = self.pool.traces(question_id)
-        confidences = columns.require_confidences() if self.top_k else [None] * len(columns)
+        confidences = columns.confidences or [None] * len(columns)
         return [
-            PlayedTrace(tokens, finish, answer, correct, values)
+            PlayedTrace(tokens, finish, answer, correct, _if_known(values))
             for tokens, finish, answer, correct, values in zip(
                 columns.tokens.tolist(),
                 columns.finish,
@@ -160,11 +174,13 @@ class PoolTraces:
                 confidences,
                 strict=True,
             )
-            if finish in _COMPLETE
+            if finish in COMPLETE
         ]
 
     def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
         """Mean log-probability of the tokens of each complete trace; None unless all have some.
+
+        NaN for a trace without tokens, which has nothing that could be known.
 
         Raises:
             RecordingError: they cannot be read.
@@ -172,10 +188,31 @@ class PoolTraces:
         recorded = self.pool.logprobs(question_id)
         if all(values is None for values in recorded):
             return None
-        complete = self.pool.traces(question_id).complete.tolist()
-        wanted = [values for values, is_there in zip(recorded, complete, strict=True) if is_there]
-        means = np.array([mean_of(values) if values is not None else nan for values in wanted])
-        return means if np.isfinite(means).all() else None
+        outline = self.pool.outline(question_id)
+        complete = np.array([finish in COMPLETE for finish in outline.finish], np.bool_)
+        means = np.array([nan if values is None else mean_of(values) for values in recorded])
+        unknown = complete & (outline.tokens > 0) & ~np.isfinite(means)
+        return None if unknown.any() else means[complete]
+
+
+def _if_known(confidences: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """None where no token's confidence is known, as in pools of answers alone."""
+    if confidences is None or not np.isfinite(confidences).any():
+        return None
+    return confidences
+
+
+def dropping(source: TraceSource) -> tuple[str, ...]:
+    """What to know of traces that were left out before trusting any figure; empty without any."""
+    if not source.dropped:
+        return ()
+    total = source.dropped + sum(source.count(one) for one in source.question_ids)
+    note = (
+        f"{source.dropped:,} of {total:,} recorded traces were stopped or cancelled, or failed, "
+        "and are left out. Where a policy chose which, accuracy, AUROC and tokens are biased: "
+        "record complete traces with `conviction record`."
+    )
+    return (note,)
 
 
 def typical_tokens(source: TraceSource, most: int = 5) -> float:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.core import require_whole
-from conviction.errors import InvalidSettingError
+from conviction.errors import InvalidSettingError, RecordingError
 from conviction.lab.candidates import Candidate
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.lab.sources import TraceSource
+from conviction.lab.statistics import any_seed
 from conviction.lab.workers import each_question
 
 REPEATS = 64
@@ -91,7 +92,8 @@ def run_trials(
 
     Raises:
         InvalidSettingError: a candidate starts more traces than a question has.
-        RecordingError: the traces cannot be read.
+        RecordingError: the traces cannot be read, or a candidate needs confidence and not one
+            token of a question has any.
     """
     require_whole("repeats", repeats, low=1)
     require_whole("processes", processes, low=1)
@@ -102,9 +104,7 @@ def run_trials(
             remedy="Give at least one of each.",
         )
     work = _Draws(tuple(candidates), repeats, seed, with_replacement)
-    if not with_replacement:
-        for question_id in source.question_ids:
-            work.check(question_id, source.count(question_id))
+    _check_counts(source, 1 if with_replacement else work.size)
     questions = len(source.question_ids)
     runs = np.zeros((len(candidates), questions, repeats), RUN)
     counts: list[int] = []
@@ -139,7 +139,9 @@ def draw(
         Positions from 0 to count - 1, shape (size,).
     """
     digest = sha256(question_id.encode()).digest()
-    random = np.random.default_rng([seed, repeat, *np.frombuffer(digest, np.uint32).tolist()])
+    random = np.random.default_rng(
+        [any_seed(seed), repeat, *np.frombuffer(digest, np.uint32).tolist()]
+    )
     if with_replacement:
         return random.integers(0, count, size)
     return random.permutation(count)[:size]
@@ -158,22 +160,10 @@ class _Draws:
     def size(self) -> int:
         return max(candidate.policy.budget for candidate in self.candidates)
 
-    def check(self, question_id: str, count: int) -> None:
-        """Refuse a question that has too few traces."""
-        if count >= (1 if self.with_replacement else self.size):
-            return
-        raise InvalidSettingError(
-            tried=f"draw {self.size} traces of question {question_id!r}",
-            found=f"{count} complete traces were recorded",
-            remedy="Lower the budget, record more traces, or draw with replacement "
-            "(--with-replacement)."
-            if count
-            else "Record traces of it.",
-        )
-
     def __call__(self, source: TraceSource, question_id: str) -> tuple[NDArray[Any], int]:
         traces = source.traces(question_id)
-        self.check(question_id, len(traces))
+        if source.top_k:
+            self._check_confidences(question_id, traces)
         lengths = np.array([trace.tokens for trace in traces], np.int64)
         # Reference budgets may exceed every policy's own: that of a single trace does.
         size = max(self.size, *(candidate.budget for candidate in self.candidates))
@@ -195,6 +185,35 @@ class _Draws:
                     full[min(candidate.budget, len(drawn))],
                 )
         return runs, len(traces)
+
+    def _check_confidences(self, question_id: str, traces: Sequence[PlayedTrace]) -> None:
+        """Refuse what a live run refuses: an engine that gave no log-probabilities at all."""
+        needing = [one for one in self.candidates if one.policy.needs_confidence]
+        known = any(trace.confidences is not None for trace in traces)
+        if not needing or known or not any(trace.tokens for trace in traces):
+            return
+        raise RecordingError(
+            tried=f"replay {needing[0].label} on question {question_id!r}",
+            found=f"not one token of its {len(traces)} complete traces has a known confidence",
+            remedy="Record it with an engine that gives log-probabilities, or compare policies "
+            "that need no confidence, such as majority.",
+        )
+
+
+def _check_counts(source: TraceSource, size: int) -> None:
+    """Refuse questions that have too few traces."""
+    question_id = min(source.question_ids, key=source.count)
+    count = source.count(question_id)
+    if count >= size:
+        return
+    raise InvalidSettingError(
+        tried=f"draw {size} traces of question {question_id!r}",
+        found=f"{count} complete traces were recorded, and no question has fewer",
+        remedy=f"Use a budget of {count} at most (--budget {count}), record more traces, or draw "
+        "with replacement (--with-replacement)."
+        if count
+        else "Record it with `conviction record`, which lets every trace end.",
+    )
 
 
 def _run(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from conviction.core import Trace, require, require_whole
+from conviction.core import InvalidSettingError, Trace, require, require_whole
 from conviction.policies.base import (
     DEFAULT_BUDGET,
     Action,
@@ -93,6 +93,12 @@ class AdaptiveConsistency(_InWaves):
     def __post_init__(self) -> None:
         check_budget(self.budget)
         require("bar", self.bar, low=0.5, high=1.0 - 1e-9)
+        if self.bar <= lead_probability(0, 0):
+            raise InvalidSettingError(
+                tried=f"use bar = {self.bar!r}",
+                found="no lead is less probable than 0.5, so that it would settle without a vote",
+                remedy="Use a bar above 0.5 and below 1.",
+            )
         require_whole("wave", self.wave, low=1)
 
     @property

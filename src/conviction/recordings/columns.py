@@ -38,6 +38,40 @@ def codes(table: Any, name: str) -> tuple[NDArray[np.int64], list[Any]]:
 
 
 @dataclass(frozen=True, eq=False)
+class Place:
+    """Where traces of one question stand in a file, for errors.
+
+    Attributes:
+        path: The file.
+        question_id: The question.
+        rows: The row of each, counted from 0, shape (traces,).
+        numbers: The number of each trace, shape (traces,).
+    """
+
+    path: Path
+    question_id: str
+    rows: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+    def unreadable(self, position: int, found: str) -> RecordingError:
+        """The error for one of them, such as "has no finish"."""
+        return RecordingError(
+            tried=f"read row {self.rows[position] + 1} of {self.path}",
+            found=f"trace {self.numbers[position]} of question {self.question_id!r} {found}",
+            remedy="Restore the file from a copy, or record again.",
+        )
+
+
+def first_null(table: Any, names: Sequence[str]) -> tuple[int, str] | None:
+    """The row and the name of the first of these columns that lacks a value; None if none does."""
+    for name in names:
+        column = table.column(name)
+        if column.null_count:
+            return int(np.argmax(column.is_null().to_numpy())), name
+    return None
+
+
+@dataclass(frozen=True, eq=False)
 class Columns:
     """Some traces of one question as columns, in the order of the file.
 
@@ -69,35 +103,39 @@ class Columns:
         return self.numbers.size
 
 
-def to_columns(table: Any, place: Path) -> Columns:
+def to_columns(table: Any, place: Place) -> Columns:
     """An Arrow table of traces as columns.
 
     Args:
-        table: What `Part.read` gave.
-        place: Where it was read, for errors.
+        table: What `Part.read` gave, its index columns checked for nulls.
+        place: Where it was read.
 
     Raises:
-        RecordingError: a value cannot be, such as a negative count of tokens.
+        RecordingError: a value is missing or cannot be, such as a negative count of tokens.
     """
 
-    def numbers(name: str) -> Any:
-        column = table.column(name).combine_chunks()
-        return column.to_numpy(zero_copy_only=False)
+    def numbers(name: str, kind: type[np.generic] = np.int64) -> NDArray[Any]:
+        return table.column(name).to_numpy().astype(kind, copy=False)
 
+    tokens = _tokens(table, place)
+    missing = first_null(table, ("prompt_tokens", "lost_tokens", "started", "ended"))
+    if missing:
+        row, name = missing
+        raise place.unreadable(row, f"has no {name}")
     finish, finishes = codes(table, "finish")
     positions: list[int] = finish.tolist()
     reasons: list[FinishReason] = []
-    with _whole(place, "finish"):
+    with _whole(place.path, "finish"):
         reasons += [FinishReason(name) for name in finishes]
     return Columns(
         numbers=numbers("trace"),
         seeds=numbers("seed"),
-        tokens=_tokens(table, place),
+        tokens=tokens,
         prompt_tokens=numbers("prompt_tokens"),
         lost_tokens=numbers("lost_tokens"),
-        started=numbers("started"),
-        ended=numbers("ended"),
-        correct=table.column("correct").fill_null(False).to_numpy().astype(np.bool_),  # noqa: FBT003
+        started=numbers("started", np.float64),
+        ended=numbers("ended", np.float64),
+        correct=_correct(table),
         finish=tuple(reasons[position] for position in positions),
         answers=_answers(table),
     )
@@ -123,19 +161,19 @@ def from_rows(rows: Sequence[RecordedTrace]) -> Columns:
     )
 
 
-def _tokens(table: Any, place: Path) -> NDArray[np.int64]:
+def _tokens(table: Any, place: Place) -> NDArray[np.int64]:
     """Counts of tokens, which tell how much room confidences need."""
-    counts = table.column("tokens").fill_null(-1).to_numpy()
+    counts = table.column("tokens").fill_null(-1).to_numpy().astype(np.int64, copy=False)
     wrong = np.flatnonzero(counts < 0)
     if wrong.size:
-        row = int(wrong[0])
-        raise RecordingError(
-            tried=f"read the recording {place}",
-            found=f"trace {table.column('trace')[row]} of question "
-            f"{str(table.column('question_id')[row])!r} has no count of tokens, or a negative one",
-            remedy="Restore the file from a copy, or record again.",
-        )
+        raise place.unreadable(int(wrong[0]), "has no count of tokens, or a negative one")
     return counts
+
+
+def _correct(table: Any) -> NDArray[np.bool_]:
+    # A column without a single value may have no type of its own.
+    known = table.column("correct").cast("bool")
+    return known.fill_null(False).to_numpy().astype(np.bool_)  # noqa: FBT003
 
 
 def _answers(table: Any) -> tuple[Answer | None, ...]:

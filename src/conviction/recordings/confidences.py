@@ -6,20 +6,18 @@ it belongs, so that reading takes little more memory than what was read.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.errors import RecordingError
-from conviction.recordings.columns import NUMBER_COLUMNS, Columns, to_columns
+from conviction.recordings.columns import NUMBER_COLUMNS, Columns, Place, to_columns
 from conviction.recordings.parquet import Part, arrow, read_lists
 from conviction.recordings.schema import RecordedTrace, in_range
 
 _BATCH_BYTES = 4 << 20
-"""Confidences that are decoded at once, about."""
+"""Values that are decoded at once, about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,20 +27,20 @@ class PartRows:
     Attributes:
         part: The part.
         groups: Numbers of the row groups that hold them.
-        question_id: The question.
         mask: Which rows of these groups they are, bool, shape (rows of these groups,).
-        columns: What is known of them besides their confidences.
+        place: Where they stand, for errors.
+        columns: What is known of them besides what has a value per token.
     """
 
     part: Part
     groups: Sequence[int]
-    question_id: str
     mask: NDArray[np.bool_]
+    place: Place
     columns: Columns
 
     @classmethod
     def find(cls, part: Part, groups: Sequence[int], question_id: str) -> "PartRows":
-        """Read all of a question but its confidences.
+        """Read all of a question but what has a value per token.
 
         Raises:
             RecordingError: the file is damaged.
@@ -52,7 +50,28 @@ class PartRows:
         mask = compute.equal(table.column("question_id"), question_id).to_numpy()
         if not mask.all():
             table = table.take(np.flatnonzero(mask))
-        return cls(part, groups, question_id, mask, to_columns(table, part.path))
+        bounds = [0, *part.group_ends.tolist()]
+        rows = np.concatenate([np.arange(bounds[group], bounds[group + 1]) for group in groups])
+        place = Place(part.path, question_id, rows[mask], table.column("trace").to_numpy())
+        return cls(part, groups, mask, place, to_columns(table, place))
+
+    def lists(self, name: str) -> Iterator[tuple[int, Any]]:
+        """A column of lists, some at a time, and how many traces come before them.
+
+        Raises:
+            RecordingError: the file is damaged.
+        """
+        # By what is stored: other questions of these groups may have far longer traces.
+        typical = np.float32().nbytes * max(self._stored(name) / self.mask.size, 1.0)
+        size = max(int(_BATCH_BYTES / typical), 1)
+        seen = first = 0
+        for lists in read_lists(self.part, name, self.groups, size):
+            mask = self.mask[seen : seen + len(lists)]
+            seen += len(lists)
+            count = int(np.count_nonzero(mask))
+            if count:
+                yield first, lists if count == len(lists) else lists.filter(arrow().array(mask))
+            first += count
 
     def refuse_confidences(self) -> None:
         """Check that there are none, as in a pool of answers.
@@ -60,10 +79,10 @@ class PartRows:
         Raises:
             RecordingError: there are some.
         """
-        for first, lists in self._lists():
+        for first, lists in self.lists("confidences"):
             if lists.null_count < len(lists):
                 row = first + int(np.argmax(lists.is_valid().to_numpy(zero_copy_only=False)))
-                raise self._unreadable(row, "has confidences, and the pool's k is 0")
+                raise self.place.unreadable(row, "has confidences, and the pool's k is 0")
 
     def check_sizes(self) -> None:
         """Check that no trace claims more tokens than there is room for in the file.
@@ -71,8 +90,8 @@ class PartRows:
         Raises:
             RecordingError: one does.
         """
-        if self.columns.tokens.sum() > self._stored:
-            for first, lists in self._lists():
+        if self.columns.tokens.sum() > self._stored("confidences"):
+            for first, lists in self.lists("confidences"):
                 self._values(first, lists)
 
     def fill(self, flat: NDArray[np.float32], begins: NDArray[np.int64]) -> None:
@@ -86,49 +105,34 @@ class PartRows:
             RecordingError: they are not one per token, infinite or negative, or unreadable.
         """
         done = 0
-        for first, lists in self._lists():
+        for first, lists in self.lists("confidences"):
             done = first + len(lists)
             values = self._values(first, lists)
             _place(values, self.columns.tokens[first:done], begins[first:done], flat)
         if done < len(self.columns):
-            raise self._unreadable(done, "has no confidences")
+            raise self.place.unreadable(done, "has no confidences")
 
-    @cached_property
-    def _stored(self) -> int:
-        """Confidences in the row groups, those of other questions included."""
+    def _stored(self, name: str) -> int:
+        """Values of a column in the row groups, those of other questions included."""
         description = self.part.description
         paths = [description.schema.column(i).path for i in range(description.num_columns)]
-        column = next(i for i, path in enumerate(paths) if path.split(".")[0] == "confidences")
+        column = next(i for i, path in enumerate(paths) if path.split(".")[0] == name)
         groups = [description.row_group(group) for group in self.groups]
         return sum(group.column(column).num_values for group in groups)
-
-    def _lists(self) -> Iterator[tuple[int, Any]]:
-        """Some of the lists at a time, and how many traces come before them."""
-        # By what is stored: other questions of these groups may have far longer traces.
-        typical = np.float32().nbytes * max(self._stored / self.mask.size, 1.0)
-        size = max(int(_BATCH_BYTES / typical), 1)
-        seen = first = 0
-        for lists in read_lists(self.part, "confidences", self.groups, size):
-            mask = self.mask[seen : seen + len(lists)]
-            seen += len(lists)
-            count = int(np.count_nonzero(mask))
-            if count:
-                yield first, lists if count == len(lists) else lists.filter(arrow().array(mask))
-            first += count
 
     def _values(self, first: int, lists: Any) -> NDArray[np.float32]:
         """The confidences of some traces, one trace after another."""
         pa, compute = arrow(), arrow("pyarrow.compute")
         kind = lists.type
         if kind not in (pa.list_(pa.float32()), pa.large_list(pa.float32())):
-            raise self._unreadable(first, f"has confidences of type {kind}")
+            raise self.place.unreadable(first, f"has confidences of type {kind}")
         tokens = self.columns.tokens[first : first + len(lists)]
         sizes = compute.list_value_length(lists).fill_null(-1).to_numpy(zero_copy_only=False)
         wrong = np.flatnonzero(sizes != tokens)
         if wrong.size:
             row = int(wrong[0])
             found = f"has {tokens[row]} tokens and {max(int(sizes[row]), 0)} confidences"
-            raise self._unreadable(first + row, found)
+            raise self.place.unreadable(first + row, found)
         values = lists.flatten().to_numpy(zero_copy_only=False)
         if not in_range(values):
             ends = np.concatenate(([0], np.cumsum(sizes)))
@@ -137,18 +141,8 @@ class PartRows:
                 for row, (begin, end) in enumerate(pairwise(ends.tolist()))
                 if not in_range(values[begin:end])
             )
-            raise self._unreadable(first + row, "has infinite or negative confidences")
+            raise self.place.unreadable(first + row, "has infinite or negative confidences")
         return values
-
-    def _unreadable(self, row: int, found: str) -> RecordingError:
-        bounds = [0, *self.part.group_ends.tolist()]
-        rows = [i for group in self.groups for i in range(bounds[group], bounds[group + 1])]
-        number = self.columns.numbers[row]
-        return RecordingError(
-            tried=f"read row {rows[np.flatnonzero(self.mask)[row]] + 1} of {self.part.path}",
-            found=f"trace {number} of question {self.question_id!r} {found}",
-            remedy="Restore the file from a copy, or record again.",
-        )
 
 
 def read_confidences(

@@ -9,11 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.errors import RecordingError
-from conviction.recordings.columns import codes
+from conviction.recordings.columns import codes, first_null
 from conviction.recordings.folder import Listing, busy, list_folder
 from conviction.recordings.journal import JournalContents, read_journal
 from conviction.recordings.parquet import INDEX_COLUMNS, Part
-from conviction.recordings.schema import PoolMeta, RecordedQuestion, RecordedTrace, check_row
+from conviction.recordings.schema import (
+    COMPLETE,
+    PoolMeta,
+    RecordedQuestion,
+    RecordedTrace,
+    check_row,
+)
+
+_REQUIRED = ("question_id", "trace", "prompt_hash", "question", "top_k", "seed", "finish")
+"""Columns without a null; that of the model is compared to the file's description anyway."""
 
 _ATTEMPTS = 100
 """How often a folder is read anew because its journal became a part meanwhile."""
@@ -24,8 +33,9 @@ class Entry:
     """What is known of one question.
 
     Attributes:
-        question: The question; its count of traces is brought up to date at the end.
+        question: The question; its counts of traces are brought up to date at the end.
         numbers: Numbers of its recorded traces.
+        complete: How many of them ran to their own end or to their token limit.
         seeds: Their seeds.
         answers: Key of each distinct answer, in the order in which they were recorded.
         groups: Row groups that hold traces of it, by part.
@@ -34,6 +44,7 @@ class Entry:
 
     question: RecordedQuestion
     numbers: set[int] = field(default_factory=set[int])
+    complete: int = 0
     seeds: set[int] = field(default_factory=set[int])
     answers: dict[str, str] = field(default_factory=dict[str, str])
     groups: list[tuple[Part, list[int]]] = field(default_factory=list[tuple[Part, list[int]]])
@@ -76,7 +87,8 @@ class Index:
     def questions(self) -> tuple[RecordedQuestion, ...]:
         """All questions with their counts of traces."""
         return tuple(
-            replace(entry.question, traces=len(entry.numbers)) for entry in self.entries.values()
+            replace(entry.question, traces=len(entry.numbers), complete=entry.complete)
+            for entry in self.entries.values()
         )
 
     def add_row(self, row: RecordedTrace, place: str) -> Entry:
@@ -91,6 +103,7 @@ class Index:
         if row.number in entry.numbers:
             raise _twice(row.question_id, row.number, place)
         entry.numbers.add(row.number)
+        entry.complete += row.finish in COMPLETE
         entry.seeds.add(row.seed)
         if row.answer:
             entry.answers.setdefault(row.answer.text, row.answer.key)
@@ -145,6 +158,7 @@ class Index:
     def _add_part(self, part: Part) -> None:
         self._use_meta(part.meta, part.path)
         table = part.read(INDEX_COLUMNS)
+        _check_present(table, part.path)
         _check_shared(table, part)
         if not table.num_rows:
             return
@@ -152,8 +166,6 @@ class Index:
         reader = _PartReader(table, part)
         order = np.argsort(ids, kind="stable")
         found, begins = np.unique(ids[order], return_index=True)
-        if found[0] < 0:
-            raise _unreadable(part.path, int(order[0]), "its question has no id")
         pieces = zip(found.tolist(), np.split(order, begins[1:]), strict=True)
         for code, rows in sorted(pieces, key=lambda piece: int(piece[1][0])):
             self._add_rows(questions[code], rows, reader)
@@ -165,6 +177,7 @@ class Index:
             if number in entry.numbers:
                 raise _twice(question, number, f"row {row + 1} of {path}")
             entry.numbers.add(number)
+        entry.complete += int(np.count_nonzero(reader.complete[rows]))
         entry.seeds.update(reader.seeds[rows].tolist())
         for text, key in reader.answers(rows):
             entry.answers.setdefault(text, key)
@@ -177,8 +190,10 @@ class _PartReader:
 
     def __init__(self, table: Any, part: Part) -> None:
         self.part = part
-        self.numbers = _whole_numbers(table, "trace", part.path)
-        self.seeds = _whole_numbers(table, "seed", part.path)
+        self.numbers = _whole_numbers(table, "trace")
+        self.seeds = _whole_numbers(table, "seed")
+        finish, reasons = codes(table, "finish")
+        self.complete = np.array([reason in COMPLETE for reason in reasons], np.bool_)[finish]
         self._names = {
             name: codes(table, name)
             for name in ("prompt_hash", "question", "gold", "answer", "answer_key")
@@ -232,6 +247,26 @@ def _settled(folder: Path) -> tuple[Listing, JournalContents | None]:
     raise busy(folder)
 
 
+def _check_present(table: Any, path: Path) -> None:
+    """Check that nothing is missing that a trace cannot do without."""
+    missing = first_null(table, _REQUIRED)
+    if missing:
+        row, name = missing
+        raise _unreadable(path, row, f"it has no {name}")
+
+    def there(name: str) -> NDArray[np.bool_]:
+        return table.column(name).is_valid().to_numpy()
+
+    halves = np.flatnonzero(there("answer") != there("answer_key"))
+    if halves.size:
+        found = "it has an answer without its answer_key, or the key alone"
+        raise _unreadable(path, int(halves[0]), found)
+    ungraded = np.flatnonzero(there("gold") & ~there("correct"))
+    if ungraded.size:
+        found = "it has no correct, which tells whether it is right, and its question has a gold"
+        raise _unreadable(path, int(ungraded[0]), found)
+
+
 def _check_shared(table: Any, part: Part) -> None:
     """Check that each row has the facts that the file's description claims."""
     meta = part.meta
@@ -239,7 +274,7 @@ def _check_shared(table: Any, part: Part) -> None:
         column, values = codes(table, name)
         fits = np.array([value == wanted for value in values] + [wanted is None], np.bool_)
         _check_all(fits[column], part, name, column, values)
-    ks = _whole_numbers(table, "top_k", part.path)
+    ks = _whole_numbers(table, "top_k")
     _check_all(ks == meta.top_k, part, "k", ks, None)
 
 
@@ -258,12 +293,8 @@ def _check_all(
         raise _unreadable(part.path, row, f"its {name} is {value}, not that of the file")
 
 
-def _whole_numbers(table: Any, name: str, path: Path) -> NDArray[np.int64]:
-    column = table.column(name)
-    if column.null_count:
-        row = next(i for i, value in enumerate(column) if not value.is_valid)
-        raise _unreadable(path, row, f"it has no {name}")
-    return column.to_numpy().astype(np.int64, copy=False)
+def _whole_numbers(table: Any, name: str) -> NDArray[np.int64]:
+    return table.column(name).to_numpy().astype(np.int64, copy=False)
 
 
 def _twice(question: str, number: int, place: str) -> RecordingError:

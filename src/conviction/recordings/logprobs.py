@@ -1,60 +1,57 @@
-"""Log-probabilities of the tokens of recorded traces, out of an Arrow table."""
+"""Log-probabilities of the tokens of one question, some traces at a time."""
 
+from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.errors import RecordingError
+from conviction.recordings.confidences import PartRows
 from conviction.recordings.parquet import arrow, list_type
 from conviction.recordings.schema import in_range
 
-LOGPROB_COLUMNS = ("question_id", "trace", "tokens", "logprobs")
-"""The columns that `recorded_logprobs` looks at."""
 
-
-def recorded_logprobs(table: Any, place: Path) -> dict[int, NDArray[np.float32] | None]:
-    """The log-probabilities of each trace by its number, float32, shape (tokens,); None without.
+def read_logprobs(part: PartRows) -> Iterator[NDArray[np.float32] | None]:
+    """The log-probabilities of each trace, float32, shape (tokens,); None without.
 
     Args:
-        table: What `Part.read` or `to_table` gave.
-        place: Where it was read, for errors.
+        part: The traces of one question in one part.
+
+    Yields:
+        One for each trace, in order of the file.
 
     Raises:
-        RecordingError: a value cannot be, such as a list of the wrong length.
+        RecordingError: a value cannot be, such as a list of the wrong length; or the file is
+            damaged.
     """
-    numbers: list[int] = table.column("trace").to_pylist()
-    column = table.column("logprobs").combine_chunks()
-    if column.null_count == len(column):
-        return dict.fromkeys(numbers)
-    if column.type != list_type():
-        raise _unreadable(place, f"its column 'logprobs' holds values of type {column.type}")
-    present = column.is_valid().to_numpy(zero_copy_only=False)
+    # A part from before there was this column lacks it.
+    if "logprobs" not in part.part.names:
+        yield from [None] * len(part.columns)
+        return
+    for first, lists in part.lists("logprobs"):
+        yield from _values(part, first, lists)
+
+
+def _values(part: PartRows, first: int, lists: Any) -> Iterator[NDArray[np.float32] | None]:
+    if lists.null_count == len(lists):
+        yield from [None] * len(lists)
+        return
+    if lists.type != list_type():
+        raise part.place.unreadable(first, f"has log-probabilities of type {lists.type}")
     compute = arrow("pyarrow.compute")
-    sizes = compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    tokens = table.column("tokens").to_numpy()
+    present = lists.is_valid().to_numpy(zero_copy_only=False)
+    sizes = compute.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    tokens = part.columns.tokens[first : first + len(lists)]
     wrong = np.flatnonzero(present & (sizes != tokens))
     if wrong.size:
         row = int(wrong[0])
-        raise _unreadable(
-            place, f"trace {numbers[row]} has {tokens[row]} tokens and {sizes[row]} of them"
-        )
-    # Lists that are null have no part in it.
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    if not in_range(-flat):
-        raise _unreadable(place, "some are infinite or positive")
+        found = f"has {tokens[row]} tokens and {sizes[row]} log-probabilities"
+        raise part.place.unreadable(first + row, found)
+    # Lists that are null have no part in it. Copied, as Arrow's memory is larger than its values.
+    flat = lists.flatten().to_numpy(zero_copy_only=False).copy()
     ends = np.concatenate(([0], np.cumsum(sizes))).tolist()
-    return {
-        number: flat[begin:end] if there else None
-        for number, there, (begin, end) in zip(numbers, present, pairwise(ends), strict=True)
-    }
-
-
-def _unreadable(place: Path, found: str) -> RecordingError:
-    return RecordingError(
-        tried=f"read log-probabilities in {place}",
-        found=found,
-        remedy="Restore the file from a copy, or record again.",
-    )
+    for row, (there, (begin, end)) in enumerate(zip(present, pairwise(ends), strict=True)):
+        if not in_range(-flat[begin:end]):
+            raise part.place.unreadable(first + row, "has infinite or positive log-probabilities")
+        yield flat[begin:end] if there else None

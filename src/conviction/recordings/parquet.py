@@ -11,9 +11,10 @@ groups only. Columns, one row per trace:
     logprobs                  list<float32>, one per token; null in traces without
     confidences               list<float32>, one per token; null in pools without
 
-What is unknown of a token is NaN. A part that was written before there was a column `logprobs`
-lacks it, which means null. Further columns are left alone. The file's metadata hold `conviction` →
-version of the schema and facts of the pool as JSON.
+Null is allowed in gold, sampling, text, answer with answer_key, correct where there is no gold, and
+the lists. What is unknown of a token is NaN. A part that was written before there was a column
+`logprobs` lacks it, which means null. Further columns are left alone. The file's metadata hold
+`conviction` → version of the schema and facts of the pool as JSON.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -36,11 +37,11 @@ _GROUP_BYTES = 1 << 20
 
 _KEYS = ("question_id", "prompt_hash", "question", "gold", "model", "sampling")
 _STRINGS = (*_KEYS, "finish", "answer", "answer_key")
+_WHOLE = ("trace", "top_k", "seed", "tokens", "prompt_tokens", "lost_tokens")
+_REAL = ("started", "ended")
 _LISTS = ("logprobs", "confidences")
-_OPTIONAL = ("logprobs",)
-"""Columns that a part may lack; they are then null."""
-
-INDEX_COLUMNS = (*_KEYS, "trace", "top_k", "seed", "answer", "answer_key")
+_NULLABLE = ("gold", "sampling", "text", "answer", "answer_key", "correct")
+INDEX_COLUMNS = (*_KEYS, "trace", "top_k", "seed", "finish", "answer", "answer_key", "correct")
 """Columns that tell what a pool holds, without what is large."""
 
 TRACE_COLUMNS = (
@@ -212,6 +213,7 @@ class Part:
             )
         part = cls(path, decode_meta(meta, str(path)), description, _group_ends(description))
         part.require_columns({*INDEX_COLUMNS, *TRACE_COLUMNS, "text"})
+        part.check_types()
         return part
 
     def require_columns(self, wanted: set[str]) -> None:
@@ -220,7 +222,7 @@ class Part:
         Raises:
             RecordingError: there are not.
         """
-        missing = sorted(wanted.difference(self.description.schema.to_arrow_schema().names))
+        missing = sorted(wanted.difference(self.names))
         if missing:
             raise RecordingError(
                 tried=f"read the recording {self.path}",
@@ -228,11 +230,41 @@ class Part:
                 remedy="Name a pool that `conviction record` made.",
             )
 
+    @property
+    def names(self) -> list[str]:
+        """Its columns."""
+        return self.description.schema.to_arrow_schema().names
+
+    def check_types(self) -> None:
+        """Check that columns with one value per trace hold what they should, of any width.
+
+        Raises:
+            RecordingError: one holds something else.
+        """
+        types = arrow("pyarrow.types")
+        kinds = {
+            **dict.fromkeys((*_STRINGS, "text"), ("text", _is_text)),
+            **dict.fromkeys(_WHOLE, ("whole numbers", types.is_integer)),
+            **dict.fromkeys(_REAL, ("numbers", types.is_floating)),
+            "correct": ("true and false", types.is_boolean),
+        }
+        schema = self.description.schema.to_arrow_schema()
+        for name, (wanted, fits) in kinds.items():
+            found = schema.field(name).type
+            if fits(found) or (name in _NULLABLE and types.is_null(found)):
+                continue
+            raise RecordingError(
+                tried=f"read the recording {self.path}",
+                found=f"its column {name!r} holds values of type {found}, not {wanted}",
+                remedy="Write it with the types that docs/recordings.md names, or restore the "
+                "file from a copy.",
+            )
+
     def read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
         """Some columns as an Arrow table, strings as dictionaries.
 
         Args:
-            columns: Their names; one that a part may lack is null where it does.
+            columns: Their names; it has them all.
             groups: Numbers of the row groups; None for all.
 
         Raises:
@@ -248,10 +280,14 @@ class Part:
         ):
             wanted = range(self.group_ends.size) if groups is None else groups
             table = file.read_row_groups(list(wanted), columns=list(columns))
-        for name in _OPTIONAL:
-            if name in columns and name not in table.column_names:
-                table = table.append_column(name, arrow().nulls(table.num_rows, list_type()))
         return table.unify_dictionaries().combine_chunks()
+
+
+def _is_text(kind: Any) -> bool:
+    types = arrow("pyarrow.types")
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind)
 
 
 def _group_ends(description: Any) -> NDArray[np.int64]:

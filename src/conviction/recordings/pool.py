@@ -1,7 +1,6 @@
 """Reading a pool of recorded traces, a question at a time."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -13,14 +12,12 @@ from numpy.typing import NDArray
 
 from conviction.core import Answer, FinishReason, Sampling
 from conviction.errors import RecordingError
-from conviction.recordings.columns import from_rows
+from conviction.recordings.columns import Columns, from_rows
 from conviction.recordings.confidences import PartRows, read_confidences
 from conviction.recordings.index import Index
-from conviction.recordings.logprobs import LOGPROB_COLUMNS, recorded_logprobs
-from conviction.recordings.parquet import arrow, to_table
-from conviction.recordings.schema import PoolMeta, RecordedQuestion
-
-_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
+from conviction.recordings.logprobs import read_logprobs
+from conviction.recordings.parquet import arrow
+from conviction.recordings.schema import COMPLETE, PoolMeta, RecordedQuestion, RecordedTrace
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +78,13 @@ class QuestionTraces:
     @property
     def complete(self) -> NDArray[np.bool_]:
         """Which traces ran to their own end or to their token limit, shape (traces,)."""
-        return np.array([reason in _COMPLETE for reason in self.finish], np.bool_)
+        return np.array([reason in COMPLETE for reason in self.finish], np.bool_)
 
     def require_confidences(self) -> tuple[NDArray[np.float32], ...]:
         """Token confidences of each trace, where something cannot do without.
 
         Raises:
-            RecordingError: the pool has none, or those of a complete trace are all unknown.
+            RecordingError: the pool has none, or all tokens of a complete trace lack theirs.
         """
         tried = f"read token confidences of question {self.question.id!r} in {self.place}"
         if self.confidences is None:
@@ -100,7 +97,7 @@ class QuestionTraces:
         for number, values, complete in zip(
             self.ids.tolist(), self.confidences, self.complete.tolist(), strict=True
         ):
-            if complete and not np.isfinite(values).any():
+            if complete and values.size and not np.isfinite(values).any():
                 raise RecordingError(
                     tried=tried,
                     found=f"all {values.size} tokens of trace {number} have unknown confidence",
@@ -108,6 +105,46 @@ class QuestionTraces:
                     "policy that needs no confidence, such as majority.",
                 )
         return self.confidences
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Where the traces of one question lie, and what is known of them.
+
+    Attributes:
+        parts: Those in parts.
+        rows: Those in the journal, which come last.
+        pieces: The columns of each part and of the journal.
+        order: What brings them into the order of their numbers, shape (traces,).
+    """
+
+    parts: list[PartRows]
+    rows: list[RecordedTrace]
+    pieces: list[Columns]
+    order: NDArray[np.int64]
+
+    def columns(self) -> Columns:
+        """All of them together, in order."""
+
+        def joined(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(piece, name) for piece in self.pieces])[self.order]
+
+        def listed(name: str) -> tuple[Any, ...]:
+            values = [value for piece in self.pieces for value in getattr(piece, name)]
+            return tuple(values[i] for i in self.order.tolist())
+
+        return Columns(
+            numbers=joined("numbers"),
+            seeds=joined("seeds"),
+            tokens=joined("tokens"),
+            prompt_tokens=joined("prompt_tokens"),
+            lost_tokens=joined("lost_tokens"),
+            started=joined("started"),
+            ended=joined("ended"),
+            correct=joined("correct"),
+            finish=listed("finish"),
+            answers=listed("answers"),
+        )
 
 
 class Pool:
@@ -203,41 +240,28 @@ class Pool:
             RecordingError: there is no such question, or its traces are damaged.
         """
         question = self.question(question_id)
-        entry = self._index.entries[question_id]
-        parts = [PartRows.find(part, groups, question_id) for part, groups in entry.groups]
-        pieces = [part.columns for part in parts]
-        if entry.rows:
-            pieces.append(from_rows(entry.rows))
-
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(piece, name) for piece in pieces])[order]
-
-        def listed(name: str) -> tuple[Any, ...]:
-            values = [value for piece in pieces for value in getattr(piece, name)]
-            return tuple(values[i] for i in order.tolist())
-
-        order = np.argsort(np.concatenate([piece.numbers for piece in pieces]), kind="stable")
-        tokens = joined("tokens")
-        begins = np.empty_like(tokens)
-        begins[order] = np.cumsum(tokens) - tokens
+        found = self._find(question_id)
+        columns = found.columns()
+        begins = np.empty_like(columns.tokens)
+        begins[found.order] = np.cumsum(columns.tokens) - columns.tokens
         flat = None
         if self.has_confidences:
-            flat = read_confidences(parts, entry.rows, begins)
+            flat = read_confidences(found.parts, found.rows, begins)
         else:
-            for part in parts:
+            for part in found.parts:
                 part.refuse_confidences()
         return QuestionTraces(
             question=question,
-            ids=joined("numbers"),
-            seeds=joined("seeds"),
-            tokens=tokens,
-            prompt_tokens=joined("prompt_tokens"),
-            lost_tokens=joined("lost_tokens"),
-            finish=listed("finish"),
-            answers=listed("answers"),
-            correct=joined("correct"),
-            started=joined("started"),
-            ended=joined("ended"),
+            ids=columns.numbers,
+            seeds=columns.seeds,
+            tokens=columns.tokens,
+            prompt_tokens=columns.prompt_tokens,
+            lost_tokens=columns.lost_tokens,
+            finish=columns.finish,
+            answers=columns.answers,
+            correct=columns.correct,
+            started=columns.started,
+            ended=columns.ended,
             flat=flat,
             place=self.path,
         )
@@ -249,11 +273,22 @@ class Pool:
             RecordingError: there is no such question, or its traces are damaged.
         """
         self.question(question_id)
-        texts: dict[int, str | None] = {}
-        for table, _ in self._tables(question_id, ("question_id", "trace", "text")):
+        entry = self._index.entries[question_id]
+        texts: dict[int, str | None] = {row.number: row.text for row in entry.rows}
+        for part, groups in entry.groups:
+            table = _only(part.read(("question_id", "trace", "text"), groups), question_id)
             numbers = table.column("trace").to_pylist()
             texts.update(zip(numbers, table.column("text").to_pylist(), strict=True))
         return tuple(texts[number] for number in sorted(texts))
+
+    def outline(self, question_id: str) -> Columns:
+        """What `traces` tells of one question but the confidences, which are not read.
+
+        Raises:
+            RecordingError: there is no such question, or its traces are damaged.
+        """
+        self.question(question_id)
+        return self._find(question_id).columns()
 
     def logprobs(self, question_id: str) -> tuple[NDArray[np.float32] | None, ...]:
         """Log-probabilities of the tokens of each trace of one question, in the order of `traces`.
@@ -265,21 +300,23 @@ class Pool:
             RecordingError: there is no such question, or its traces are damaged.
         """
         self.question(question_id)
-        found: dict[int, NDArray[np.float32] | None] = {}
-        for table, place in self._tables(question_id, LOGPROB_COLUMNS):
-            found.update(recorded_logprobs(table, place))
-        return tuple(found[number] for number in sorted(found))
+        found = self._find(question_id)
+        values: list[NDArray[np.float32] | None] = []
+        for part in found.parts:
+            values += read_logprobs(part)
+        # Rows of a journal were checked when it was read.
+        values += [row.logprobs for row in found.rows]
+        order: list[int] = found.order.tolist()
+        return tuple(values[i] for i in order)
 
-    def _tables(self, question_id: str, columns: Sequence[str]) -> list[tuple[Any, Path]]:
+    def _find(self, question_id: str) -> _Found:
         entry = self._index.entries[question_id]
-        tables = [
-            (_only(part.read(columns, groups), question_id), part.path)
-            for part, groups in entry.groups
-        ]
-        if entry.rows and self._index.listing.journal:
-            table = to_table(entry.rows, self.meta).select(list(columns))
-            tables.append((table, self._index.listing.journal[1]))
-        return tables
+        parts = [PartRows.find(part, groups, question_id) for part, groups in entry.groups]
+        pieces = [part.columns for part in parts]
+        if entry.rows:
+            pieces.append(from_rows(entry.rows))
+        order = np.argsort(np.concatenate([piece.numbers for piece in pieces]), kind="stable")
+        return _Found(parts, entry.rows, pieces, order)
 
 
 def _only(table: Any, question_id: str) -> Any:

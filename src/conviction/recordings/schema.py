@@ -14,6 +14,10 @@ SCHEMA_VERSION = 1
 """Raised whenever a column changes its meaning; readers refuse versions above their own."""
 
 
+COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
+"""How a trace ends that ran to its own end or to its token limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolMeta:
     """What all traces of a pool share; traces that differ in it belong into another pool.
@@ -62,7 +66,7 @@ class RecordedTrace:
         seed: Seed the engine was given.
         text: What the model wrote; None if texts are not kept.
         answer: The answer found; equal keys mean the same vote within the question.
-        correct: Whether the answer equals the gold answer; None where that is unknown.
+        correct: Whether the answer equals the gold answer; None where there is none.
         finish: Why it ended.
         tokens: Tokens generated.
         prompt_tokens: Tokens of the prompt.
@@ -110,6 +114,7 @@ class RecordedQuestion:
         gold: The right answer; None where unknown.
         prompt_hash: Hash of what the model was asked.
         traces: How many traces of it are recorded.
+        complete: How many of these ran to their own end or to their token limit.
     """
 
     id: str
@@ -117,6 +122,7 @@ class RecordedQuestion:
     gold: str | None
     prompt_hash: str
     traces: int
+    complete: int = 0
 
 
 class _Header(msgspec.Struct):
@@ -174,6 +180,12 @@ def check_row(row: RecordedTrace, meta: PoolMeta) -> None:
     Raises:
         RecordingError: naming the row and what is wrong with it.
     """
+    if row.gold is not None and row.correct is None:
+        raise RecordingError(
+            tried=f"record {row.label}",
+            found="it does not tell whether it is right, and its question has a right answer",
+            remedy="Give `correct`, or leave out the right answer.",
+        )
     _check_confidences(row, meta)
     if row.logprobs is not None:
         _check_logprobs(row, row.logprobs)

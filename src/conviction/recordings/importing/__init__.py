@@ -78,13 +78,15 @@ def import_files(
         How many traces were imported, and how many were there before.
 
     Raises:
-        RecordingError: a file cannot be used, two hold the same question, or the pool cannot be
-            written.
+        RecordingError: a file cannot be used or holds no trace, a question stands in them twice,
+            or the pool cannot be written.
     """
     imported = before = 0
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for path in paths:
         found = read_file(path)
+        if not any(question.traces for question in found.questions):
+            raise refused(path, "it holds no trace", "Name a file with traces.")
         meta = PoolMeta(
             model=model or found.model,
             top_k=found.top_k,
@@ -96,8 +98,12 @@ def import_files(
             rows = RowMaker(writer, answers, grade=grade, keep_text=keep_text)
             for question in found.questions:
                 if question.id in seen:
-                    raise refused(path, f"question {question.id!r} stands in {seen[question.id]}")
-                seen[question.id] = path
+                    raise refused(
+                        question.place,
+                        f"question {question.id!r} stands twice, first in {seen[question.id]}",
+                        "Keep one of them, or give each an id of its own.",
+                    )
+                seen[question.id] = question.place
                 present = writer.numbers(question.id)
                 new = [trace for trace in question.traces if trace.number not in present]
                 before += len(question.traces) - len(new)

@@ -39,8 +39,11 @@ def read_answers_only(path: Path, lines: Iterable[tuple[int, Any]]) -> Imported:
         line = shaped(value, _Line, place)
         if any(tokens < 0 for _, tokens in line.all_answers):
             raise refused(place, "a count of tokens is negative")
+        if not line.all_answers:
+            raise refused(place, "it has no answer: all_answers is empty", "Leave out the line.")
         questions.append(
             ImportedQuestion(
+                place=place,
                 id=str(line.problem_num),
                 text=line.question,
                 gold=None if line.gold_answer is None else str(line.gold_answer),

@@ -41,8 +41,12 @@ class ImportedTrace:
 
 @dataclass(frozen=True, slots=True)
 class ImportedQuestion:
-    """One question of a foreign file; text and hash are empty where the file does not say."""
+    """One question of a foreign file; text and hash are empty where the file does not say.
 
+    `place` tells where it stands, for errors.
+    """
+
+    place: str
     id: str
     text: str
     gold: str | None

@@ -9,6 +9,7 @@ Its confidences are rounded to three digits, and average all log-probabilities t
 which are k + 1 where the sampled token was not among the k best.
 """
 
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from conviction.recordings.importing.base import (
     refused,
     shaped,
 )
-from conviction.recordings.schema import prompt_hash
+from conviction.recordings.schema import in_range, prompt_hash
 
 _TOP_K = 20
 """What its programs ask vLLM for."""
@@ -63,14 +64,19 @@ def read_deepconf(path: Path, value: Any) -> Imported:
         RecordingError: it has another shape, or lacks confidences of single tokens.
     """
     result = shaped(value, _Result, str(path))
+    if not result.all_traces:
+        raise refused(path, "it has no trace: all_traces is empty", "Leave out the file.")
     number = result.question_id if result.question_id is not None else result.qid
+    question_id = path.stem if number is None else str(number)
     question = ImportedQuestion(
-        id=path.stem if number is None else str(number),
+        place=str(path),
+        id=question_id,
         text=result.question,
         gold=None if result.ground_truth is None else str(result.ground_truth),
         prompt_hash=prompt_hash(Question.ask(result.question)),
         traces=tuple(
-            _trace(position, trace, path) for position, trace in enumerate(result.all_traces)
+            _trace(position, trace, f"trace {position} of question {question_id!r} in {path}")
+            for position, trace in enumerate(result.all_traces)
         ),
     )
     return Imported(
@@ -82,17 +88,25 @@ def read_deepconf(path: Path, value: Any) -> Imported:
     )
 
 
-def _trace(number: int, trace: _Trace, path: Path) -> ImportedTrace:
+def _trace(number: int, trace: _Trace, place: str) -> ImportedTrace:
     if trace.confs is None:
         raise refused(
-            path,
-            f"trace {number} has no confidences of single tokens (confs)",
+            place,
+            "it has no confidences of single tokens (confs)",
             "Save the results of its offline mode, which keeps them.",
         )
-    values = np.array(
-        [np.nan if value is None else value for value in trace.confs], dtype=np.float32
-    )
-    values[~np.isfinite(values)] = np.nan
+    values = np.array([nan if value is None else value for value in trace.confs], np.float64)
+    # An average over a token that top-p or a grammar ruled out; as a live run takes it.
+    values[values == inf] = nan
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    if not in_range(values):
+        wrong = next(i for i in range(values.size) if not in_range(values[i : i + 1]))
+        raise refused(
+            place,
+            f"its confidence of token {wrong} is {trace.confs[wrong]}",
+            "A confidence is finite and at least 0; null stands for an unknown one.",
+        )
     return ImportedTrace(
         number=number,
         # What its fork of vLLM stops carries other words there.

@@ -182,6 +182,7 @@ def _question(samples: list[_Sample], top_k: int, path: Path) -> ImportedQuestio
     for sample in sorted(samples, key=lambda sample: sample.epoch):
         traces += _traces(sample, top_k, path, len(traces))
     return ImportedQuestion(
+        place=f"sample {first.id!r} of {path}",
         id=str(first.id),
         text=question.text,
         gold=targets[0] if targets and targets[0] else None,

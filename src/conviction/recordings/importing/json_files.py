@@ -21,7 +21,10 @@ def objects(path: Path) -> Iterator[tuple[int, Any]]:
         try:
             value = json.loads(first)
         except json.JSONDecodeError:
-            yield 1, _parsed(first + file.read(), path)
+            text = first + file.read()
+            if not text.strip():
+                raise refused(path, "it is empty", "Name a file with traces.") from None
+            yield 1, _parsed(text, path)
             return
         yield 1, _object(value, path)
         for line, text in enumerate(file, start=2):
