@@ -263,18 +263,33 @@ async def test_where_sharing_fails_traces_start_without_it(failing: str, tmp_pat
 async def test_when_the_first_trace_is_cancelled_the_next_computes_the_prompt(
     tmp_path: Path,
 ) -> None:
-    api = FakeApi()
+    class SlowAtFirst(FakeApi):
+        async def prefill(self, slot: int, messages: object) -> int:
+            tokens = await super().prefill(slot, messages)
+            if self.calls.count("prefill") == 1:
+                computing.set()
+                await anyio.sleep_forever()
+            return tokens
+
+    computing = anyio.Event()
+    api = SlowAtFirst()
     prompts = shared(api, tmp_path)
+    cancelled = anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
 
         async def first() -> None:
-            with anyio.move_on_after(0.015):
+            with cancelled:
                 await load(prompts, Slot(0))
 
+        async def second() -> None:
+            with anyio.fail_after(5):
+                assert await load(prompts, Slot(1)) == 3
+
         tasks.start_soon(first)
+        await computing.wait()
+        tasks.start_soon(second)
         await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(1):
-            assert await load(prompts, Slot(1)) == 3
+        cancelled.cancel()
     assert api.calls.count("prefill") == 2
 
 
