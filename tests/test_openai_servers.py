@@ -126,7 +126,8 @@ async def test_the_probe_sees_what_a_server_does(server: RealServer, route: Rout
     assert capabilities.notes == ()
     assert (facts.raw, facts.incremental, facts.frees) == (True, True, True)
     assert facts.tokens_after_close is not None
-    assert facts.tokens_after_close < 20
+    # A busy machine may generate a few dozen more; the rest of what was asked for is 384.
+    assert facts.tokens_after_close < 128
     is_vllm = facts.software == "vllm"
     assert facts.vllm_arguments is is_vllm
     assert facts.dialect.counts == ("usage" if is_vllm else "timings")
