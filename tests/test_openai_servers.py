@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from conviction.core import FinishReason, Message, Question, Sampling, Trace
 from conviction.engines.base import TraceRequest
 from conviction.engines.openai import OpenAIEngine, Route
 from conviction.errors import EngineUnavailableError
-from conviction.events import Event, TraceFinished
+from conviction.events import Event, TraceAdvanced, TraceFinished
 from conviction.gate import Gate
 from conviction.policies.base import Action, Conditions, Policy, Standing
 from conviction.policies.majority import Majority
@@ -244,17 +244,19 @@ async def test_stopping_a_trace_frees_the_server(server: RealServer) -> None:
 @pytest.mark.anyio
 async def test_a_run_survives_the_death_of_one_of_two_servers() -> None:
     with real_servers.llama_server() as first, real_servers.llama_server() as second:
+        finished: set[int] = set()
+        growing: dict[int, int] = {}
 
-        def kill_after(count: int) -> Callable[[Event], None]:
-            finished: list[int] = []
-
-            def listen(event: Event) -> None:
-                if isinstance(event, TraceFinished):
-                    finished.append(event.trace.id)
-                    if len(finished) == count:
-                        first.kill()
-
-            return listen
+        def kill_the_first(event: Event) -> None:
+            # Three traces fit the second server: of four in mid-stream, the first has one.
+            if isinstance(event, TraceAdvanced):
+                growing[event.trace] = growing.get(event.trace, 0) + event.chunk.confidences.size
+            if isinstance(event, TraceFinished):
+                finished.add(event.trace.id)
+                growing.pop(event.trace.id, None)
+            streaming = [trace for trace, tokens in growing.items() if 0 < tokens < 20]
+            if len(finished) >= 2 and len(streaming) >= 4:
+                first.kill()
 
         async with OpenAIEngine([first.url, second.url], concurrency=3) as engine:
             capabilities = await engine.capabilities()
@@ -265,7 +267,7 @@ async def test_a_run_survives_the_death_of_one_of_two_servers() -> None:
                 engine,
                 Majority(budget=12),
                 sampling=Sampling(max_tokens=40),
-                on_event=kill_after(2),
+                on_event=kill_the_first,
             )
         await idle(second)
         generated_on_second = second.generated_tokens() - before
