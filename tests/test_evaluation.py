@@ -115,6 +115,8 @@ async def test_every_question_gets_a_line_with_its_verdict_and_its_cost(tmp_path
     assert [line["correct"] for line in found] == [False, True, False]
     assert {line["answer"] for line in found} == {"10.0"}
     assert {(line["share"], line["ended"], line["tokens"]) for line in found} == {(1, "budget", 8)}
+    assert [line["lead"] for line in found] == pytest.approx([0.875] * 3)
+    assert {line["votes"] for line in found} == {2}
     assert read_run(tmp_path / "run").results == tuple(progress.results)
     described = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert described["settings"]["policy"] == {"name": "majority", "budget": 2}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conviction.core import Answer, FinishReason, Question, Tally, Trace
 from conviction.policies import DeepConfLow, DeepConfOffline
-from conviction.verdict import SCHEMA_VERSION, Usage, Verdict, caveats
+from conviction.verdict import SCHEMA_VERSION, Right, Usage, Verdict, caveats, percent
 from conviction.voting import Ballot
 
 
@@ -147,6 +147,21 @@ class TestPlainData:
         verdict = verdict_of(trace(0), policy=DeepConfLow(budget=9).settings())
         assert verdict.to_dict()["policy"]["name"] == "deepconf-low"
 
+    def test_a_calibrated_probability_comes_with_its_interval_and_source(self) -> None:
+        right = Right(0.84, 0.75, 0.9, "pool <b>", 104)
+        verdict = verdict_of(trace(0), right=right)
+        assert verdict.to_dict()["right"] == {
+            "value": 0.84,
+            "low": 0.75,
+            "high": 0.9,
+            "pool": "pool <b>",
+            "questions": 104,
+        }
+        html = verdict._repr_html_()
+        assert "right with a calibrated probability of 84% (95% interval 75% to 90%)" in html
+        assert "104 questions of pool &lt;b&gt;" in html
+        assert verdict_of(trace(0)).to_dict()["right"] is None
+
     def test_ties_are_named(self) -> None:
         assert verdict_of(trace(0), trace(1, "b")).to_dict()["tied"] == ["a", "b"]
 
@@ -174,6 +189,40 @@ class TestNotebookView:
     def test_never_fails(self, pool: tuple[Trace, ...]) -> None:
         html = verdict_of(*pool)._repr_html_()
         assert ("no answer" in html) == (not tally_of(*pool).voters)
+
+
+class TestHowSafeTheLeadIs:
+    def test_it_comes_from_the_votes_of_leader_and_runner_up(self) -> None:
+        votes = [trace(number, answer) for number, answer in enumerate("aaaabcc")]
+        # P(p > 1/2) under Beta(4 + 1, 2 + 1): the sum of C(7, k) over k from 0 to 4, over 2^7.
+        assert verdict_of(*votes).lead == pytest.approx(99 / 128)
+        assert verdict_of(*votes[:2]).lead == pytest.approx(7 / 8)
+        assert verdict_of(*votes[3:5]).lead == pytest.approx(1 / 2)
+
+    def test_without_votes_there_is_none(self) -> None:
+        verdict = verdict_of(trace(0, None))
+        assert verdict.lead is None
+        assert verdict.to_dict()["lead"] is None
+        assert "lead" not in verdict._repr_html_()
+
+    def test_an_answer_that_leads_by_weight_alone_would_not_stay_in_front(self) -> None:
+        ballot = Ballot()
+        ballot.cast(0, Answer("a", "a"), weight=9.0)
+        ballot.cast(1, Answer("b", "b"), weight=1.0)
+        ballot.cast(2, Answer("b", "b"), weight=1.0)
+        verdict = verdict_of(trace(0), tally=ballot.tally())
+        assert verdict.share > 0.5
+        assert verdict.lead == pytest.approx(1 - 11 / 16)
+
+    def test_nobody_takes_it_for_a_probability_of_being_right(self) -> None:
+        html = verdict_of(*(trace(number) for number in range(3)))._repr_html_()
+        assert "asked on and on, it would lead, right or wrong: 94%" in html
+        assert "right with" not in html
+
+    def test_no_figure_claims_certainty(self) -> None:
+        many = verdict_of(*(trace(number) for number in range(40)))
+        assert "right or wrong: &gt;99%" in many._repr_html_()
+        assert (percent(0.5), percent(0.001), percent(0.9951)) == ("50%", "<1%", ">99%")
 
 
 class TestTheTraceToShow:

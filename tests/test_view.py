@@ -72,7 +72,16 @@ def test_the_live_view_shows_every_trace_its_curve_the_threshold_and_the_vote() 
     assert f"{verdict.usage.generated:,} tokens of about" in picture
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 14), (40, 10)])
+def test_a_wide_terminal_also_shows_how_safe_the_lead_is() -> None:
+    for width, shown in ((110, True), (100, False)):
+        console, _ = terminal(width)
+        with LiveView(console) as view:
+            run(Majority(4), view.on_event, [Script.even("Answer: 5")])
+        words = "asked on and on, it would lead, right or wrong: 97%"
+        assert (words in last_picture(console, view)) == shown
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 14), (40, 10), (120, 20)])
 def test_the_picture_always_fits_the_terminal(width: int, height: int) -> None:
     console, _ = terminal(width, height)
     scripts = [Script.even(f"Answer: {n // 3}") for n in range(40)]

@@ -33,7 +33,7 @@ from conviction.policies import (
     policy,
 )
 from conviction.thinking import deliberate
-from conviction.verdict import Usage, Verdict
+from conviction.verdict import Right, Usage, Verdict
 
 __all__ = [
     "Answer",
@@ -48,6 +48,7 @@ __all__ = [
     "Message",
     "Policy",
     "Question",
+    "Right",
     "Sampling",
     "Single",
     "Standing",

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Self
 
 import numpy as np
 
 from conviction.core import FinishReason, Question, Tally, Trace
+from conviction.policies.lead import lead_of
 
 SCHEMA_VERSION = 1
 """Version of `Verdict.to_dict()`; raised whenever a field changes its meaning."""
@@ -68,15 +69,39 @@ class Usage:
         return 1.0 - self.generated / self.full_budget_estimate
 
 
+@dataclass(frozen=True, slots=True)
+class Right:
+    """How often verdicts like this one were right, on recorded questions with known answers.
+
+    Attributes:
+        value: Probability of being right, in (0, 1).
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        pool: Name of the recording that it was learned from.
+        questions: Questions of that recording.
+    """
+
+    value: float
+    low: float
+    high: float
+    pool: str
+    questions: int
+
+    def __str__(self) -> str:
+        return f"{percent(self.value)} (95% interval {self.low:.0%} to {self.high:.0%})"
+
+
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """What the traces agreed on, how strongly, why it ended there, and what it cost.
 
-    `share` is the leader's part of the votes. It is not a probability of being right.
+    Three figures that are not the same: `share` is the leader's part of the votes, `lead` how
+    probable it is that further traces would leave it in front. Neither is a probability of being
+    right; `right` is, and only where a recording told.
 
     Attributes:
         question: What was asked.
-        answer: The leading answer; None where no trace gave one.
+        answer: The leading answer; None where no trace gave one, or where the verdict abstains.
         tally: The votes, leader first.
         ended: Why the run ended: "budget", "consensus", "interrupted", "time", or a policy's own
             word.
@@ -91,6 +116,9 @@ class Verdict:
         engine: Name of the engine and its model.
         seed: The seed that every trace's seed was derived from.
         warnings: What the reader should know before trusting this.
+        right: Calibrated probability of being right; None without a calibration, or where it
+            cannot tell.
+        abstained: Whether the answer is withheld, because it is not probable enough to be right.
     """
 
     question: Question
@@ -108,11 +136,33 @@ class Verdict:
     engine: str = ""
     seed: int = 0
     warnings: tuple[str, ...] = ()
+    right: Right | None = None
+    abstained: bool = False
 
     @property
     def share(self) -> float:
         """The leader's part of the votes, in [0, 1]."""
         return self.tally.share
+
+    @property
+    def lead(self) -> float | None:
+        """How probable it is that further traces would leave the leader the most frequent answer.
+
+        In (0, 1], from whole votes; None without any. Source: the Beta criterion of
+        Adaptive-Consistency, arXiv 2305.11860.
+        """
+        return lead_of(self.tally)
+
+    def abstaining(self, below: float) -> "Verdict":
+        """The same, or without its answer where that is not probable enough to be right.
+
+        Args:
+            below: Least calibrated probability of an answer that is given, in (0, 1]. An answer
+                whose probability is not known is not given, either.
+        """
+        if self.answer is None or (self.right is not None and self.right.value >= below):
+            return self
+        return replace(self, answer=None, abstained=True)
 
     @property
     def best_trace(self) -> Trace | None:
@@ -135,6 +185,9 @@ class Verdict:
             "question_id": self.question.id,
             "answer": self.answer,
             "share": self.share,
+            "lead": self.lead,
+            "right": asdict(self.right) if self.right else None,
+            "abstained": self.abstained,
             "tied": list(self.tally.tied),
             "tally": [
                 {
@@ -172,13 +225,42 @@ class Verdict:
             for entry in self.tally.entries
         )
         notes = "".join(f"<li>{escape(warning)}</li>" for warning in self.warnings)
-        answer = "no answer" if self.answer is None else escape(self.answer)
+        answer = escape(_withheld(self) if self.answer is None else self.answer)
+        sure = "".join(f"<p>{escape(line)}</p>" for line in how_sure(self))
         return (
             f"<div><p><b>{answer}</b></p>"
             f"<table><thead><tr><th>answer</th><th>votes</th><th>share of weight</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table>"
+            f"<tbody>{rows}</tbody></table>{sure}"
             f"<p>{cost}, ended by {escape(self.ended)}</p><ul>{notes}</ul></div>"
         )
+
+
+def how_sure(verdict: Verdict) -> Iterator[str]:
+    """What a verdict says beyond its votes, in words that nobody takes for one another."""
+    if verdict.lead is not None:
+        yield lead_in_words(verdict.lead)
+    if verdict.right is not None:
+        right = verdict.right
+        yield (
+            f"right with a calibrated probability of {right}, by {right.questions} questions of "
+            f"{right.pool}"
+        )
+
+
+def lead_in_words(lead: float) -> str:
+    """`Verdict.lead` in words that nobody takes for a probability of being right."""
+    return f"asked on and on, it would lead, right or wrong: {percent(lead)}"
+
+
+def percent(probability: float) -> str:
+    """A probability for people; nothing that was estimated is certain."""
+    if probability > 0.995:
+        return ">99%"
+    return "<1%" if probability < 0.005 else f"{probability:.0%}"
+
+
+def _withheld(verdict: Verdict) -> str:
+    return "abstained" if verdict.abstained else "no answer"
 
 
 def caveats(traces: Sequence[Trace], tally: Tally) -> Iterator[str]:

@@ -2,19 +2,20 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import anyio
 
 from conviction.api import check_question
-from conviction.core import Sampling
+from conviction.core import Question, Sampling
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.recording import Asked
 from conviction.models import ModelFile
-from conviction.prompts import PromptStyle
+from conviction.prompts import PromptStyle, compose
 
 _TEMPLATE = 64
 """Room for what a chat template puts around each message, in tokens."""
@@ -56,8 +57,28 @@ def with_prompts(
     """
     if templated:
         return tuple(map(Asked.as_it_is, questions))
-    usual = model.prompt_style if model else PromptStyle.STEP_BY_STEP
-    return tuple(Asked.of(item, answers=answers, style=style or usual) for item in questions)
+    chosen = _style(style, model)
+    return tuple(Asked.of(item, answers=answers, style=chosen) for item in questions)
+
+
+def prompt_of(
+    *, answers: str, style: PromptStyle | None, model: ModelFile | None, templated: bool
+) -> Callable[[str], Question]:
+    """What puts the same prompt around the words of any question.
+
+    Args:
+        answers: Name of the kind of answer.
+        style: What to add; None for what suits the model.
+        model: The embedded model; None for a server.
+        templated: Whether questions are sent as they stand.
+    """
+    if templated:
+        return Question.ask
+    return partial(compose, kind=answers, style=_style(style, model))
+
+
+def _style(style: PromptStyle | None, model: ModelFile | None) -> PromptStyle:
+    return style or (model.prompt_style if model else PromptStyle.STEP_BY_STEP)
 
 
 def embedded(model: ModelFile | None, asked: Sequence[Asked], sampling: Sampling) -> Engine:

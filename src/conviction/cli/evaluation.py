@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +13,36 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
-from conviction.cli.asking import cancel_on_signal, check_texts, embedded, with_prompts
+from conviction.cli.asking import (
+    cancel_on_signal,
+    check_texts,
+    embedded,
+    with_prompts,
+)
+from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.download_bar import fetched
 from conviction.cli.evaluation_bar import evaluation_bar
-from conviction.cli.evaluation_report import comparison_table, print_failures, summary_table
+from conviction.cli.evaluation_report import (
+    add_calibration,
+    comparison_table,
+    print_failures,
+    summary_table,
+)
 from conviction.cli.lab_tables import percentage, table_console
 from conviction.cli.record import DataOptions
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import escaped, safe
-from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions, PolicyOptions
+from conviction.cli.think import (
+    FAILED,
+    INTERRUPTED,
+    GenerationOptions,
+    PolicyOptions,
+    facts_of,
+)
 from conviction.core import InvalidSettingError, require
-from conviction.engines.base import Engine
+from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError
+from conviction.evaluation.abstention import Abstention, abstain
 from conviction.evaluation.compare import compare as compare_runs
 from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan, check_plan
@@ -68,6 +86,7 @@ class EvaluationOutput:
 
 _DATA, _GENERATION, _POLICY = DataOptions(), EvaluationGeneration(), PolicyOptions()
 _SERVER, _OUTPUT = ServerOptions(), EvaluationOutput()
+_CALIBRATION = CalibrationOptions()
 
 
 @app.default
@@ -81,6 +100,7 @@ def evaluation(
     dataset: DataOptions = _DATA,
     generation: EvaluationGeneration = _GENERATION,
     server: ServerOptions = _SERVER,
+    calibration: CalibrationOptions = _CALIBRATION,
     output: EvaluationOutput = _OUTPUT,
 ) -> int:
     """Ask every question of a data set, and measure how many are answered rightly.
@@ -96,11 +116,13 @@ def evaluation(
         dataset: Which questions.
         generation: What generates the traces, and how.
         server: A server in place of the embedded engine.
+        calibration: How probable answers are to be right, and when that is too little.
         output: What to show, and what counts as passed.
     """
     # Everything that can be refused is refused before anything is fetched or started.
     _check_output(output, dataset)
     steering = policy.build()
+    calibrator = calibration.open(steering)
     console = _messages(quiet=output.quiet)
     found = dataset.load(data, console)
     check_texts(found.questions)
@@ -133,8 +155,12 @@ def evaluation(
     if model is not None:
         engine = embedded(model, asked, sampling)
     assert engine is not None  # noqa: S101  # there is a model where there is no server
-    progress, interrupted = _run(plan, run, engine, record, console)
-    return _report(progress, run, output, console, interrupted=interrupted)
+    reached, interrupted = _run(plan, run, engine, record, console)
+    abstention = None
+    if calibrator is not None:
+        facts = replace(facts_of(generation, server, model), capabilities=reached.capabilities)
+        abstention = _abstention(calibrator, facts, plan, reached.progress, console)
+    return _report(reached.progress, run, output, console, abstention, interrupted=interrupted)
 
 
 @app.command
@@ -189,7 +215,7 @@ def _messages(*, quiet: bool) -> Console:
 
 def _run(
     plan: EvaluationPlan, run: Path, engine: Engine, pool: Path | None, console: Console
-) -> tuple[EvaluationProgress, bool]:
+) -> tuple["_Reached", bool]:
     """How far the evaluation came, and whether it was interrupted."""
     reached = _Reached(len(plan.asked))
     try:
@@ -200,13 +226,14 @@ def _run(
         if reached.began:
             _tell_where(reached.progress, run, console)
         raise
-    return reached.progress, interrupted
+    return reached, interrupted
 
 
 class _Reached:
-    """Remembers how far an evaluation came, also if it is cancelled or fails."""
+    """Remembers engine and progress of an evaluation, also if it is cancelled or fails."""
 
     def __init__(self, questions: int) -> None:
+        self.capabilities: Capabilities | None = None
         self.listener: ProgressListener | None = None
         self.began = False
         self.progress = EvaluationProgress(questions)
@@ -239,9 +266,25 @@ async def _evaluate(
         answers = kind(plan.answers)
         stack.callback(answers.close)
         await stack.enter_async_context(engine)
+        reached.capabilities = await engine.capabilities()
         await evaluate(plan, run, engine=engine, answers=answers, pool=pool, on_progress=reached)
         return False
     return True
+
+
+def _abstention(
+    calibrator: Calibrator,
+    facts: RunFacts,
+    plan: EvaluationPlan,
+    progress: EvaluationProgress,
+    console: Console,
+) -> Abstention | None:
+    """What the calibration says of the run; None if the engine said nothing of itself."""
+    if facts.capabilities is None:
+        return None
+    learned = calibrator.calibration(facts, [one.question for one in plan.asked], console)
+    progress.notes += learned.notes
+    return abstain(progress.results, learned, calibrator.below)
 
 
 def _report(
@@ -249,6 +292,7 @@ def _report(
     run: Path,
     output: EvaluationOutput,
     console: Console,
+    abstention: Abstention | None,
     *,
     interrupted: bool,
 ) -> int:
@@ -260,9 +304,14 @@ def _report(
     print_failures(summary, console, failures_wrong=output.failures_wrong)
     if output.json:
         what = {"run": str(run), "interrupted": interrupted, **summary.to_dict()}
+        if abstention is not None:
+            what["calibration"] = abstention.to_dict()
         print(escaped(jsonlib.dumps(what, ensure_ascii=False, indent=2)))
     else:
-        table_console().print(summary_table(summary, failures_wrong=output.failures_wrong))
+        table = summary_table(summary, failures_wrong=output.failures_wrong)
+        if abstention is not None:
+            add_calibration(table, abstention)
+        table_console().print(table)
     _tell_where(progress, run, console)
     if interrupted:
         return INTERRUPTED

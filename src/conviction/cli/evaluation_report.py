@@ -9,6 +9,7 @@ from rich.table import Table
 
 from conviction.cli.lab_tables import count, percentage
 from conviction.cli.terminal import one_line, safe
+from conviction.evaluation.abstention import Abstention
 from conviction.evaluation.compare import Comparison
 from conviction.evaluation.summary import Summary
 from conviction.evaluation.wording import counted
@@ -31,6 +32,28 @@ def summary_table(summary: Summary, *, failures_wrong: bool) -> Table:
         told = "counted as wrong" if failures_wrong else "not counted"
         table.add_row("failed", f"{summary.failed} of {summary.questions}, {told}")
     return table
+
+
+def add_calibration(table: Table, found: Abstention) -> None:
+    """What a calibration says of a run, below the figures of the run itself."""
+    by = f"by {counted(found.learned_from, 'question')} of {escape(safe(found.pool))}"
+    if isfinite(found.expected):
+        was = f"{percentage(found.observed)} % were"
+        table.add_row("calibrated", f"{100 * found.expected:.1f} % expected right {by}; {was}")
+    else:
+        table.add_row("calibrated", f"{counted(found.told, 'verdict')} {by}")
+    if found.untold:
+        table.add_row("", f"{counted(found.untold, 'verdict')} of unknown probability")
+    if found.below is None:
+        return
+    table.add_row(
+        "abstained",
+        f"{counted(len(found.abstained), 'question')}: less probable to be right than "
+        f"{100 * found.below:g} %, or nobody knows",
+    )
+    table.add_row("answered", f"{percentage(found.coverage)} %; {found.answered:,} in all")
+    if isfinite(found.accuracy.value):
+        table.add_row("of these", f"{percentage(found.accuracy)} % right")
 
 
 def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) -> None:

@@ -1,6 +1,6 @@
 """The command line: answers on stdout, everything else on stderr.
 
-Exit codes: 0 answered, 1 failed, 2 wrong use, 130 interrupted.
+Exit codes: 0 answered, 1 failed, 2 wrong use, 3 abstained, 130 interrupted.
 """
 
 import os

@@ -1,7 +1,7 @@
 """One honest line about what a run did."""
 
 from conviction.core import FinishReason
-from conviction.verdict import Verdict
+from conviction.verdict import Verdict, how_sure
 
 _WORDS = {
     FinishReason.STOP: "finished",
@@ -14,8 +14,13 @@ _WORDS = {
 
 
 def summary(verdict: Verdict) -> str:
-    """Traces by fate, the vote, tokens, saving as an estimate, time."""
-    parts = [_vote(verdict), _traces(verdict), f"{verdict.usage.generated:,} tokens"]
+    """The vote and how sure it is, traces by fate, tokens, saving as an estimate, time."""
+    parts = [
+        _vote(verdict),
+        *how_sure(verdict),
+        _traces(verdict),
+        f"{verdict.usage.generated:,} tokens",
+    ]
     saving = saved(verdict)
     if saving:
         parts.append(saving)

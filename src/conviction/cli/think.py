@@ -18,6 +18,8 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
+from conviction.cli.asking import prompt_of
+from conviction.cli.calibration import ABSTAINED, CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.download_bar import fetched
 from conviction.cli.question import read_question
 from conviction.cli.server import ServerOptions, facts_folder
@@ -28,6 +30,7 @@ from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
 from conviction.events import Event, Listener
+from conviction.models import ModelFile
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
@@ -122,7 +125,7 @@ class OutputOptions:
 
 
 _POLICY, _GENERATION, _OUTPUT = PolicyOptions(), GenerationOptions(), OutputOptions()
-_SERVER = ServerOptions()
+_SERVER, _CALIBRATION = ServerOptions(), CalibrationOptions()
 
 
 def think(
@@ -133,9 +136,12 @@ def think(
     policy: PolicyOptions = _POLICY,
     generation: GenerationOptions = _GENERATION,
     server: ServerOptions = _SERVER,
+    calibration: CalibrationOptions = _CALIBRATION,
     output: OutputOptions = _OUTPUT,
 ) -> int:
     """Think about a question many times in parallel and print one answer.
+
+    Exit codes: 0 answered, 1 failed, 2 wrong use, 3 abstained, 130 interrupted.
 
     Args:
         question: What to ask; "-" reads standard input.
@@ -143,6 +149,7 @@ def think(
         policy: How many traces, which of them count, and when it is enough.
         generation: What generates the traces, and how.
         server: A server in place of the embedded engine.
+        calibration: How probable the answer is to be right, and when that is too little.
         output: What to show.
     """
     # Everything that can be refused is refused before anything is fetched or started.
@@ -152,10 +159,12 @@ def think(
     if generation.time_limit is not None:
         require("time_limit", generation.time_limit, low=0)
     require_whole("restarts", generation.restarts, low=0)
+    calibrator = calibration.open(steering)
     engine = server.engine(generation.model, facts_folder=facts_folder())
     text = read_question(question, file, as_it_is=server.templated)
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
     model = None if engine else fetched(generation.model, console)
+    facts = facts_of(generation, server, model)
     with _recorder(output.record, sampling, generation.answer) as recorder:
         work = partial(
             _think,
@@ -171,13 +180,32 @@ def think(
             time_limit=generation.time_limit,
         )
         with _view(console) as view:
-            work = partial(work, on_event=_both(view, recorder))
+            work = partial(
+                work, on_event=_all(facts.on_event if calibrator else None, recorder, view)
+            )
             verdict = anyio.run(_until_interrupted, work)
+        if calibrator is not None:
+            verdict = calibrator.judged(verdict, facts, console)
         # Before the recording ends: what goes wrong with it must not cost the answer.
-        _report(verdict, output, console)
+        _report(verdict, output, calibrator, console)
     if verdict.ended == "interrupted":
         return INTERRUPTED
+    if verdict.abstained:
+        return ABSTAINED
     return 0 if verdict.answer is not None else FAILED
+
+
+def facts_of(
+    generation: GenerationOptions, server: ServerOptions, model: ModelFile | None
+) -> RunFacts:
+    """What a run will be made of; the engine has not said anything yet."""
+    prompt = prompt_of(
+        answers=generation.answer,
+        style=generation.prompt_style,
+        model=model,
+        templated=server.templated,
+    )
+    return RunFacts(generation.answer, generation.sampling(), prompt)
 
 
 async def _think(question: str | Question, *, engine: Engine | None, **options: Any) -> Verdict:
@@ -196,13 +224,14 @@ def _recorder(
     return recording_listener(pool, sampling=sampling, answers=answers)
 
 
-def _both(first: Listener | None, second: Listener | None) -> Listener | None:
-    if first is None or second is None:
-        return first or second
+def _all(*listeners: Listener | None) -> Listener | None:
+    listening = [listener for listener in listeners if listener is not None]
+    if len(listening) < 2:
+        return listening[0] if listening else None
 
     def listen(event: Event) -> None:
-        second(event)
-        first(event)
+        for listener in listening:
+            listener(event)
 
     return listen
 
@@ -240,7 +269,9 @@ async def _watch_signals(interrupt: anyio.Event, everything: anyio.CancelScope) 
             interrupt.set()
 
 
-def _report(verdict: Verdict, output: OutputOptions, console: Console) -> None:
+def _report(
+    verdict: Verdict, output: OutputOptions, calibrator: Calibrator | None, console: Console
+) -> None:
     if output.show_traces:
         for trace in verdict.traces:
             answer = trace.answer.text if trace.answer else "no answer"
@@ -250,6 +281,9 @@ def _report(verdict: Verdict, output: OutputOptions, console: Console) -> None:
         console.rule()
     for warning in verdict.warnings:
         console.print(f"[yellow]note:[/] {escape(safe(warning))}")
+    if calibrator is not None and verdict.abstained:
+        why = escape(safe(calibrator.why_abstained(verdict)))
+        console.print(why, style="bold", soft_wrap=True)
     console.file.flush()
     if output.json:
         print(escaped(jsonlib.dumps(verdict.to_dict(), ensure_ascii=False, indent=2)))

@@ -25,6 +25,8 @@ from conviction.events import (
     TraceStarted,
 )
 from conviction.policies.base import Standing
+from conviction.policies.lead import lead_of
+from conviction.verdict import lead_in_words
 
 
 class _Layout(TypedDict):
@@ -42,6 +44,9 @@ _LEADERS = 3
 
 _WIDE = 80
 """Columns from which a trace's state is told in full."""
+
+_WIDEST = 110
+"""Columns from which the vote also tells how safe the lead is."""
 
 _ONE_LINE: _Layout = {"no_wrap": True, "overflow": "ellipsis"}
 
@@ -239,13 +244,16 @@ class LiveView:
         if standing is None or standing.tally.leader is None:
             return Text("no votes yet", style="dim")
         table = Table(box=None, padding=(0, 1), show_header=False, show_edge=False)
-        for entry in standing.tally.entries[:_LEADERS]:
+        lead = lead_of(standing.tally) if self._console.width >= _WIDEST else None
+        for place, entry in enumerate(standing.tally.entries[:_LEADERS]):
             part = entry.weight / standing.tally.total if standing.tally.total else 0.0
+            safety = lead_in_words(lead) if lead is not None and not place else ""
             table.add_row(
                 Text(one_line(entry.text), style="bold", **_ONE_LINE),
                 Text("█" * max(round(part * 16), 1), style="green", **_ONE_LINE),
                 f"{part:.0%}",
                 f"{entry.count} vote{'s' if entry.count != 1 else ''}",
+                Text(safety, style="dim", **_ONE_LINE),
             )
         others = len(standing.tally.entries) - _LEADERS
         if others > 0:

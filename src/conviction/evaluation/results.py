@@ -31,6 +31,9 @@ class QuestionResult(msgspec.Struct, frozen=True):
         seconds: Wall time, with the time spent waiting for the engine that all questions share.
         warnings: What the reader of the verdict should know.
         error: Why it failed; None if it did not.
+        lead: `Verdict.lead`: how probable it is that further traces would leave the answer in
+            front; None without votes, and in runs from before it was kept.
+        votes: Traces that voted; None in runs from before it was kept.
     """
 
     id: str
@@ -46,6 +49,8 @@ class QuestionResult(msgspec.Struct, frozen=True):
     seconds: float
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    lead: float | None = None
+    votes: int | None = None
 
     @property
     def failed(self) -> bool:

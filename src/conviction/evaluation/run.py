@@ -246,6 +246,8 @@ class _Run:
             traces=len(verdict.traces),
             seconds=verdict.seconds,
             warnings=verdict.warnings,
+            lead=verdict.lead,
+            votes=len(verdict.tally.voters),
         )
 
     async def _keep(self, result: QuestionResult) -> None:

@@ -1,5 +1,6 @@
 """Any policy on recorded traces: replayed in seconds, measured with intervals."""
 
+from conviction.lab.calibrated import Calibration, calibrate
 from conviction.lab.candidates import Candidate
 from conviction.lab.comparison import Row
 from conviction.lab.replay import Outcome, PlayedTrace, replay
@@ -10,6 +11,7 @@ from conviction.lab.trials import Trials, run_trials
 
 __all__ = [
     "Bootstrap",
+    "Calibration",
     "Candidate",
     "Estimate",
     "Outcome",
@@ -22,6 +24,7 @@ __all__ = [
     "TracesInMemory",
     "Trials",
     "auroc",
+    "calibrate",
     "replay",
     "run_trials",
     "study",

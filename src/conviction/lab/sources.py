@@ -1,7 +1,7 @@
 """Where recorded traces come from: a pool on disk, or memory; one question at a time."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -47,6 +47,10 @@ class TraceSource(Protocol):
         """All complete traces of one question, in an order that never changes."""
         ...
 
+    def only(self, question_ids: tuple[str, ...]) -> Self:
+        """The same with these of its questions alone."""
+        ...
+
     def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
         """Mean log-probability of the tokens of each of `traces`; None unless all have some.
 
@@ -85,6 +89,10 @@ class TracesInMemory:
     def traces(self, question_id: str) -> Sequence[PlayedTrace]:
         """All traces of one question."""
         return self.questions[question_id]
+
+    def only(self, question_ids: tuple[str, ...]) -> Self:
+        """The same with these of its questions alone."""
+        return replace(self, questions={one: self.questions[one] for one in question_ids})
 
     def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
         """Mean log-probability of each trace; None where it is not known."""
@@ -176,6 +184,10 @@ class PoolTraces:
             )
             if finish in COMPLETE
         ]
+
+    def only(self, question_ids: tuple[str, ...]) -> Self:
+        """The same with these of its questions alone."""
+        return replace(self, question_ids=question_ids)
 
     def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
         """Mean log-probability of the tokens of each complete trace; None unless all have some.

@@ -192,7 +192,7 @@ def _agree(means: Numbers) -> bool:
     return bool(means.size) and float(np.ptp(means)) < 1e-12
 
 
-def wilson(share: float, total: int) -> tuple[float, float]:
+def wilson(share: float, total: float) -> tuple[float, float]:
     """The 95% interval of a share, which holds for small numbers and at 0 and 1, too.
 
     Source: the score interval, Wilson 1927.

@@ -163,7 +163,7 @@ class _Draws:
     def __call__(self, source: TraceSource, question_id: str) -> tuple[NDArray[Any], int]:
         traces = source.traces(question_id)
         if source.top_k:
-            self._check_confidences(question_id, traces)
+            check_confidences(self.candidates, question_id, traces)
         lengths = np.array([trace.tokens for trace in traces], np.int64)
         # Reference budgets may exceed every policy's own: that of a single trace does.
         size = max(self.size, *(candidate.budget for candidate in self.candidates))
@@ -186,18 +186,30 @@ class _Draws:
                 )
         return runs, len(traces)
 
-    def _check_confidences(self, question_id: str, traces: Sequence[PlayedTrace]) -> None:
-        """Refuse what a live run refuses: an engine that gave no log-probabilities at all."""
-        needing = [one for one in self.candidates if one.policy.needs_confidence]
-        known = any(trace.confidences is not None for trace in traces)
-        if not needing or known or not any(trace.tokens for trace in traces):
-            return
-        raise RecordingError(
-            tried=f"replay {needing[0].label} on question {question_id!r}",
-            found=f"not one token of its {len(traces)} complete traces has a known confidence",
-            remedy="Record it with an engine that gives log-probabilities, or compare policies "
-            "that need no confidence, such as majority.",
-        )
+
+def check_confidences(
+    candidates: Sequence[Candidate], question_id: str, traces: Sequence[PlayedTrace]
+) -> None:
+    """Refuse what a live run refuses: an engine that gave no log-probabilities at all.
+
+    Args:
+        candidates: What is to be replayed.
+        question_id: On which question of a recording with confidences.
+        traces: All its traces.
+
+    Raises:
+        RecordingError: a candidate needs confidence, and not one token has any.
+    """
+    needing = [one for one in candidates if one.policy.needs_confidence]
+    known = any(trace.confidences is not None for trace in traces)
+    if not needing or known or not any(trace.tokens for trace in traces):
+        return
+    raise RecordingError(
+        tried=f"replay {needing[0].label} on question {question_id!r}",
+        found=f"not one token of its {len(traces)} complete traces has a known confidence",
+        remedy="Record it with an engine that gives log-probabilities, or compare policies "
+        "that need no confidence, such as majority.",
+    )
 
 
 def _check_counts(source: TraceSource, size: int) -> None:

@@ -3,6 +3,8 @@
 from functools import lru_cache
 from math import exp, lgamma, log
 
+from conviction.core import Tally
+
 _TINY = 1e-300
 _EPSILON = 1e-15
 _MOST_STEPS = 100_000
@@ -29,6 +31,22 @@ def lead_probability(leader: float, runner_up: float) -> float:
     if runner_up > leader:
         return 1.0 - lead_probability(runner_up, leader)
     return 1.0 - _tail(leader + 1.0, runner_up + 1.0)
+
+
+def lead_of(tally: Tally) -> float | None:
+    """How probable it is that asking on and on would leave the leader the most frequent answer.
+
+    It comes from whole votes, whatever they weigh, of the leader and of the answer that has most of
+    them beside it; and it holds for a wrong answer as much as for a right one.
+
+    Returns:
+        In (0, 1]; below 1/2 if another answer has more votes, though less weight. None without
+        votes.
+    """
+    if tally.leader is None:
+        return None
+    others = (entry.count for entry in tally.entries[1:])
+    return lead_probability(tally.leader.count, max(others, default=0))
 
 
 def _tail(a: float, b: float) -> float:

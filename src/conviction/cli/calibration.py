@@ -1,0 +1,161 @@
+"""How probable an answer is to be right, by a recording; and when that is too little."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from conviction.cli.lab_progress import question_bar
+from conviction.core import InvalidSettingError, Question, Sampling
+from conviction.engines.base import Capabilities
+from conviction.engines.local import usable_cores
+from conviction.errors import ConvictionError
+from conviction.events import Event, RunStarted
+from conviction.lab.calibrated import Calibration, calibrate, check_source
+from conviction.lab.mismatch import mismatches
+from conviction.lab.sources import PoolTraces
+from conviction.policies.base import Policy
+from conviction.recordings import PoolMeta
+from conviction.thinking import TOP_K
+from conviction.verdict import Verdict
+
+ABSTAINED = 3
+"""Exit code."""
+
+
+@Parameter(name="*", group="Calibration")
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How probable an answer is to be right, and when that is too little."""
+
+    calibration: Path | None = None
+    """A recording of other questions like these with right answers, by the same model: tells how
+    probable an answer is to be right."""
+    abstain_below: float | None = None
+    "Give no answer that is less probable to be right than this, in (0, 1] (exit code 3)."
+
+    def open(self, policy: Policy) -> "Calibrator | None":
+        """The recording, once it is clear that something can be learned from it.
+
+        Raises:
+            InvalidSettingError: an option is wrong, or the recording does not fit the policy.
+            RecordingError: the recording cannot be read, or holds no right answers.
+        """
+        self._check()
+        if self.calibration is None:
+            return None
+        source = PoolTraces.open(self.calibration, only_graded=True)
+        check_source(source, policy)
+        return Calibrator(source, policy, self.abstain_below)
+
+    def _check(self) -> None:
+        below = self.abstain_below
+        if below is None:
+            return
+        if not 0 < below <= 1:
+            raise InvalidSettingError(
+                tried=f"use abstain_below = {below!r}",
+                found="abstain_below must be above 0 and at most 1",
+                remedy="Change it and retry.",
+            )
+        if self.calibration is None:
+            raise InvalidSettingError(
+                tried=f"abstain below {below:g}",
+                found="nothing tells how probable an answer is to be right",
+                remedy="Name a recording with right answers: --calibration POOL.",
+            )
+
+
+@dataclass
+class RunFacts:
+    """What a run is made of, as far as a recording that tells something about it is like it.
+
+    Attributes:
+        answers: Name of the kind of answer.
+        sampling: How tokens are drawn.
+        prompt: Puts the run's prompt around the words of any question.
+        capabilities: What the engine says of itself; None until it has.
+    """
+
+    answers: str
+    sampling: Sampling
+    prompt: Callable[[str], Question]
+    capabilities: Capabilities | None = None
+
+    def on_event(self, event: Event) -> None:
+        """Take note of the engine."""
+        if isinstance(event, RunStarted):
+            self.capabilities = event.capabilities
+
+
+class Calibrator:
+    """A recording that waits for the facts of a run.
+
+    Attributes:
+        below: Least probability of an answer that is given; None to give all.
+    """
+
+    def __init__(self, source: PoolTraces, policy: Policy, below: float | None) -> None:
+        self.below = below
+        self._source = source
+        self._policy = policy
+
+    def calibration(
+        self, facts: RunFacts, asked: Sequence[Question], console: Console
+    ) -> Calibration:
+        """Replay the policy on a machine like that of the run.
+
+        Args:
+            facts: What the run was made of; the engine has said what it can do.
+            asked: The questions of the run, as the model got them.
+            console: Where to show how far it is.
+
+        Raises:
+            RecordingError: the recording cannot be read.
+        """
+        engine, pool = facts.capabilities, self._source.pool
+        assert engine is not None  # noqa: S101  # there is a verdict
+        with question_bar(console, "calibrating") as progress:
+            found = calibrate(
+                self._source,
+                self._policy,
+                pool=self._source.path.resolve().name,
+                concurrency=engine.concurrency,
+                processes=usable_cores(),
+                on_progress=progress,
+            )
+        run = PoolMeta(engine.model, min(TOP_K, engine.top_k), facts.answers, facts.sampling)
+        needs_confidence = self._policy.needs_confidence
+        notes = mismatches(pool, run, asked, prompt=facts.prompt, needs_confidence=needs_confidence)
+        return replace(found, notes=(*notes, *found.notes))
+
+    def judged(self, verdict: Verdict, facts: RunFacts, console: Console) -> Verdict:
+        """The verdict with its probability of being right, and without its answer if that is low.
+
+        Whatever goes wrong now must not cost an answer that is there already.
+        """
+        if verdict.answer is None:
+            return verdict
+        try:
+            verdict = self.calibration(facts, [verdict.question], console).applied(verdict)
+        except (ConvictionError, KeyboardInterrupt) as error:
+            why = f"{error.tried}: {error.found}" if isinstance(error, ConvictionError) else ""
+            note = f"The calibration failed: {why or 'it was interrupted'}."
+            verdict = replace(verdict, warnings=(*verdict.warnings, note))
+        return verdict if self.below is None else verdict.abstaining(self.below)
+
+    def why_abstained(self, verdict: Verdict) -> str:
+        """What the answer would have been, and why it is not given."""
+        assert verdict.tally.leader is not None  # noqa: S101  # there was an answer
+        assert self.below is not None  # noqa: S101  # else it would have been given
+        answer = verdict.tally.leader.text
+        if verdict.right is None:
+            told = "how probable it is to be right cannot be told"
+        else:
+            told = f"right with a calibrated probability of {verdict.right}"
+        return (
+            f"Abstained: the answer would have been {answer}; {told}, and --abstain-below asks for "
+            f"{100 * self.below:g}%."
+        )

@@ -1,0 +1,248 @@
+"""How probable it is that a verdict is right, learned from recorded questions with known answers.
+
+The policy that gives the verdict is replayed on a recording, and the share of the vote that its
+verdicts have is set against how often they were right. The share was chosen by how well it tells
+right from wrong on questions that taught nothing: see docs/results/calibration.md.
+"""
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.errors import InvalidSettingError
+from conviction.lab.candidates import Candidate
+from conviction.lab.comparison import runnable
+from conviction.lab.replay import PlayedTrace, replay
+from conviction.lab.sources import TraceSource, dropping
+from conviction.lab.statistics import any_seed
+from conviction.lab.steps import Steps
+from conviction.lab.trials import OnProgress, check_confidences, draw
+from conviction.lab.workers import each_question
+from conviction.policies.base import Policy
+from conviction.verdict import Right, Verdict
+
+REPEATS = 32
+"""Draws per question."""
+
+FEWEST = 20
+"""Questions below which nothing is learned."""
+
+_RESOLVING = 60
+"""Questions from which on nobody has to be warned."""
+
+_CUT_SHORT = ("interrupted", "time")
+"""How runs end that no replay can follow."""
+
+_NEARLY = 0.75
+"""Of the fewest votes of any replay, what a verdict needs to be told of."""
+
+_RUN = np.dtype([("share", "f8"), ("right", "?"), ("votes", "i4")])
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """How probable verdicts of one policy are to be right, as one recording tells.
+
+    Attributes:
+        policy: The policy, with its settings.
+        pool: Name of the recording.
+        questions: Its questions that were learned from.
+        steps: How often verdicts were right by their share of the vote.
+        fewest: The fewest votes of any of them.
+        notes: What a reader should know before trusting it; whole sentences.
+    """
+
+    policy: Policy
+    pool: str
+    questions: int
+    steps: Steps
+    fewest: int
+    notes: tuple[str, ...] = ()
+
+    def right(self, share: float, votes: int | None, ended: str) -> Right | str:
+        """How probable a verdict is to be right, or why that cannot be told.
+
+        Args:
+            share: The leader's share of the vote.
+            votes: Traces that voted; None where that is not known.
+            ended: Why its run ended.
+        """
+        if votes == 0:
+            return "no trace voted"
+        if ended in _CUT_SHORT:
+            return "the run was cut short, which no replay was"
+        if votes is not None and votes < _NEARLY * self.fewest:
+            return f"{votes} votes are too few beside the {self.fewest} or more of every replay"
+        found = self.steps.at(_comparable(share))
+        if found is None:
+            return "no replay of the recording ended with so small a share of the vote"
+        return Right(found.value, found.low, found.high, self.pool, self.questions)
+
+    def applied(self, verdict: Verdict) -> Verdict:
+        """The verdict with its probability of being right, or with a warning why there is none.
+
+        Raises:
+            InvalidSettingError: another policy gave it.
+        """
+        self._check_policy(verdict.policy)
+        found = self.right(verdict.share, len(verdict.tally.voters), verdict.ended)
+        notes = self.notes
+        if isinstance(found, str):
+            notes = (*notes, f"No calibrated probability of being right: {found}.")
+            return replace(verdict, warnings=(*verdict.warnings, *notes))
+        return replace(verdict, right=found, warnings=(*verdict.warnings, *notes))
+
+    def _check_policy(self, settings: dict[str, Any]) -> None:
+        """Refuse verdicts of another policy; what it was left to choose itself may be anything."""
+        wanted = self.policy.settings()
+        different = [
+            f"{name} {settings.get(name)!r}, not {value!r}"
+            for name, value in wanted.items()
+            if value is not None and settings.get(name) != value
+        ]
+        if different:
+            raise InvalidSettingError(
+                tried=f"calibrate a verdict by replays of {self.policy.name}",
+                found=f"another policy gave it: {'; '.join(different)}",
+                remedy="Calibrate with the policy and the settings that gave the verdict.",
+            )
+
+
+def check_source(source: TraceSource, policy: Policy) -> None:
+    """Refuse a recording from which nothing can be learned about a policy, before it is replayed.
+
+    Raises:
+        InvalidSettingError: it has too few questions with so many complete traces as the policy's
+            budget, or no confidences where the policy needs them.
+    """
+    _enough(source, policy)
+
+
+def calibrate(
+    source: TraceSource,
+    policy: Policy,
+    *,
+    pool: str = "the recording",
+    concurrency: float = inf,
+    seed: int = 0,
+    processes: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Calibration:
+    """Learn how probable verdicts of a policy are to be right.
+
+    It takes seconds, so call it outside of an event loop, or in a thread.
+
+    Args:
+        source: Recorded traces of questions with right answers, made with the model, the prompt and
+            the sampling that the verdicts come from, and of questions like theirs.
+        policy: What gives the verdicts, with its settings and its budget.
+        pool: Name of the recording, for people.
+        concurrency: Traces that run at once where the verdicts come from; infinity for all.
+        seed: Makes the draws reproducible.
+        processes: How many processes at most; they are started where that pays.
+        on_progress: Told how far it is.
+
+    Raises:
+        InvalidSettingError: too few questions have so many complete traces, or the policy needs
+            confidences and the recording has none.
+        RecordingError: the traces cannot be read.
+    """
+    ids = _enough(source, policy)
+    work = _Verdicts(Candidate(policy, policy.budget, concurrency), any_seed(seed))
+    runs = np.zeros((len(ids), REPEATS), _RUN)
+    chosen = source.only(ids)
+    results = each_question(work, chosen, processes=processes)
+    for done, (number, result) in enumerate(results, start=1):
+        runs[number] = result
+        if on_progress:
+            on_progress(done, len(ids))
+    voted = runs["votes"] > 0
+    return Calibration(
+        policy=policy,
+        pool=pool,
+        questions=len(ids),
+        steps=Steps.fit(runs["share"], runs["right"], voted),
+        fewest=int(runs["votes"][voted].min(initial=policy.budget)),
+        notes=(*_remarks(source, ids, policy), *dropping(chosen)),
+    )
+
+
+@dataclass(frozen=True)
+class _Verdicts:
+    """The verdicts on one question: share of the vote, whether they are right, votes."""
+
+    candidate: Candidate
+    seed: int
+
+    def __call__(self, source: TraceSource, question_id: str) -> NDArray[Any]:
+        traces = source.traces(question_id)
+        if source.top_k:
+            check_confidences([self.candidate], question_id, traces)
+        runs = np.zeros(REPEATS, _RUN)
+        size = self.candidate.policy.budget
+        for repeat in range(REPEATS):
+            order = draw(len(traces), size, seed=self.seed, question_id=question_id, repeat=repeat)
+            drawn: list[PlayedTrace] = [traces[position] for position in order.tolist()]
+            outcome = replay(
+                self.candidate.policy,
+                drawn,
+                concurrency=self.candidate.concurrency,
+                top_k=source.top_k,
+                max_tokens=source.max_tokens,
+            )
+            votes = len(outcome.tally.voters)
+            runs[repeat] = (_comparable(outcome.tally.share), outcome.correct, votes)
+        return runs
+
+
+def _comparable(share: float) -> float:
+    """A share without the rounding errors by which equal ones differ."""
+    return round(share, 9)
+
+
+def _enough(source: TraceSource, policy: Policy) -> tuple[str, ...]:
+    """The questions of which enough traces were recorded."""
+    tried = f"calibrate {policy.name} with a budget of {policy.budget}"
+    _, refused = runnable([Candidate(policy, policy.budget)], source)
+    if refused:
+        raise InvalidSettingError(
+            tried=tried,
+            found=refused[0].reason,
+            remedy="Use a policy that needs no confidence, such as majority; or a recording from "
+            "an engine that gives log-probabilities.",
+        )
+    counts = sorted((source.count(one) for one in source.question_ids), reverse=True)
+    if len(counts) < FEWEST:
+        raise InvalidSettingError(
+            tried=tried,
+            found=f"the recording has {len(counts)} questions with right answers, and fewer than "
+            f"{FEWEST} tell nothing",
+            remedy="Record more questions with `conviction record`.",
+        )
+    ids = tuple(one for one in source.question_ids if source.count(one) >= policy.budget)
+    if len(ids) < FEWEST:
+        most = counts[FEWEST - 1]
+        raise InvalidSettingError(
+            tried=tried,
+            found=f"only {len(ids)} of {len(counts)} questions of the recording have so many "
+            f"complete traces; {FEWEST} of them have {most}",
+            remedy=f"Use a budget of {most} at most (--budget {most}), or record more traces."
+            if most
+            else "Record it with `conviction record`, which lets every trace end.",
+        )
+    return ids
+
+
+def _remarks(source: TraceSource, ids: tuple[str, ...], policy: Policy) -> tuple[str, ...]:
+    notes: list[str] = []
+    if len(ids) < len(source.question_ids):
+        notes.append(
+            f"{len(source.question_ids) - len(ids)} of {len(source.question_ids)} questions of the "
+            f"calibration were left out: they have fewer than {policy.budget} complete traces."
+        )
+    if len(ids) < _RESOLVING:
+        notes.append(f"The calibration rests on {len(ids)} questions alone: look at the interval.")
+    return tuple(notes)
