@@ -1,5 +1,6 @@
 """How safe the leader's lead is: the probability behind Adaptive-Consistency and settling."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import exp, lgamma, log
 
@@ -29,6 +30,23 @@ def lead_probability(leader: float, runner_up: float) -> float:
     if runner_up > leader:
         return 1.0 - lead_probability(runner_up, leader)
     return 1.0 - _tail(leader + 1.0, runner_up + 1.0)
+
+
+def fewest_votes(settle: Callable[[int], bool], most: int) -> int:
+    """The fewest further votes for the leader that settle the verdict, from 1 to `most`.
+
+    Args:
+        settle: Whether so many would; if some would, so would more.
+        most: How many can still come; the result if not even these would.
+    """
+    low, high = 1, max(most, 1)
+    while low < high:
+        middle = (low + high) // 2
+        if settle(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def _tail(a: float, b: float) -> float:
