@@ -11,9 +11,6 @@ from typing import Self
 
 from conviction.core import FinishReason, Trace, require_whole
 
-PATIENCE = 10
-"""Further traces of others that a waiting question lets pass per vote that it needs."""
-
 _TELLING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOW_CONFIDENCE)
 """How traces end whose length tells something about that of the next ones."""
 
@@ -78,7 +75,7 @@ class Place:
             return False, self.begun, self.number
         # Who cannot tell how far it is may be as far again as it has come.
         need = self.begun if self.need is None else self.need
-        return True, self.since + PATIENCE * need, self.number
+        return True, self.since + need, self.number
 
     def want(self, traces: int, need: int | None) -> None:
         """Let so many traces wait for their turn, in place of those that do."""
@@ -102,10 +99,10 @@ class Slots:
 
     Whose turn it is: as long as questions wait for the traces that they wanted at first, one that
     had the fewest; so all have had their first trace before any gets its second. Further traces go
-    to the question that needs the fewest votes to be settled, but waiting counts: with every
-    `PATIENCE` further traces that begin, a question catches up by one vote with those that begin
-    to wait later. So at most `PATIENCE` x its need + the number of questions further traces of
-    others begin before its own.
+    to the question that needs the fewest votes to be settled, and every further trace that begins
+    while a question waits counts as a vote that it needs less. So before its own begin no more of
+    others than the votes it needs + the questions that there are. (Without that, more questions are
+    settled at the end of a total, but fewer are right: docs/evaluation.md.)
 
     Tokens: a trace begins only if the total covers what traces that ended have spent, what those
     that run have generated, but for each at least the mean of those that ended, and that mean for
