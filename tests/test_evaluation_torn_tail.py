@@ -26,7 +26,9 @@ def test_nothing_is_left_of_a_torn_line_behind_a_shorter_one(tmp_path: Path) -> 
         )
         for name in "ab"
     )
-    plan = EvaluationPlan(asked, Majority(1), answers="number", sampling=Sampling())
+    plan = EvaluationPlan(
+        asked, Majority(1), answers="number", sampling=Sampling(), questions_at_once=1
+    )
 
     def run() -> None:
         engine = ScriptedEngine([Script.even("It is 1.")])

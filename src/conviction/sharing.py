@@ -102,7 +102,7 @@ class Slots:
     to the question that needs the fewest votes to be settled, and every further trace that begins
     while a question waits counts as a vote that it needs less. So before its own begin no more of
     others than the votes it needs + the questions that there are. (Without that, more questions are
-    settled at the end of a total, but fewer are right: docs/evaluation.md.)
+    settled at the end of a total, but fewer are right: benchmarks/README.md.)
 
     Tokens: a trace begins only if the total covers what traces that ended have spent, what those
     that run have generated, but for each at least the mean of those that ended, and that mean for
