@@ -6,7 +6,7 @@ verdict = conviction.think("A farmer has 17 sheep and buys 3 pens of 8. How many
 print(verdict.answer, verdict.share)
 """
 
-from conviction.api import athink, think
+from conviction.api import athink, athink_many, think, think_many
 from conviction.core import (
     Answer,
     FinishReason,
@@ -60,7 +60,9 @@ __all__ = [
     "Usage",
     "Verdict",
     "athink",
+    "athink_many",
     "deliberate",
     "policy",
     "think",
+    "think_many",
 ]

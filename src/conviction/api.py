@@ -1,24 +1,32 @@
-"""The front door for programs: `think` and `athink`."""
+"""The front door for programs: `think` and `athink`, and for many questions `think_many`."""
 
 import asyncio
 import threading
-from collections.abc import Callable
-from contextlib import AsyncExitStack, nullcontext
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from conviction.answers import kind
 from conviction.answers.base import AnswerKind
-from conviction.core import InvalidSettingError, Question, Sampling
+from conviction.core import InvalidSettingError, Question, Sampling, require_whole
 from conviction.engines.base import Engine
-from conviction.events import Listener
+from conviction.errors import (
+    AllTracesFailedError,
+    AnswerError,
+    ContextOverflowError,
+    ConvictionError,
+)
+from conviction.events import Event, Listener
 from conviction.models import ModelFile, catalogue, resolve
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
 from conviction.registry import unknown_name
+from conviction.sharing import Place, Slots
 from conviction.thinking import RESTARTS, deliberate
 from conviction.verdict import Verdict
 
@@ -27,6 +35,8 @@ DEFAULT_POLICY = "deepconf-high"
 embedded default model (docs/results)."""
 MOST_CHARACTERS = 1_000_000
 """A longer question is a mistake: no context holds it."""
+
+Result = TypeVar("Result")
 
 _TEMPLATE = 64
 """Room for what a chat template puts around each message, in tokens."""
@@ -75,28 +85,17 @@ async def athink(
         AllTracesFailedError: no trace came to an end.
     """
     steering = _policy(policy, budget)
-    wanted_style = _style(prompt_style)
-    check_question(question)
-    if engine is not None and model is not None:
-        raise InvalidSettingError(
-            tried=f"think with the model {model} on the engine {engine.name}",
-            found="an engine has its model already",
-            remedy="Give one of them.",
-        )
-    answer_kind = kind(answers) if isinstance(answers, str) else answers
-    async with AsyncExitStack() as stack:
-        if isinstance(answers, str):
-            stack.callback(answer_kind.close)
-        chosen = None if engine else await anyio.to_thread.run_sync(_model, model)
-        if isinstance(question, str):
-            style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
-            question = compose(question, kind=answer_kind.name, style=style)
-        if chosen is not None:
-            engine = await stack.enter_async_context(_embedded(chosen, question, sampling))
-        assert engine is not None  # noqa: S101  # given, or just started
+    async with _ready(
+        [question],
+        model=model,
+        engine=engine,
+        answers=answers,
+        prompt_style=prompt_style,
+        sampling=sampling,
+    ) as ([asked], running, answer_kind):
         return await deliberate(
-            question,
-            engine=engine,
+            asked,
+            engine=running,
             policy=steering,
             answers=answer_kind,
             sampling=sampling,
@@ -108,6 +107,161 @@ async def athink(
         )
 
 
+async def athink_many(
+    questions: Sequence[str | Question],
+    *,
+    total_tokens: int | None = None,
+    model: str | ModelFile | None = None,
+    engine: Engine | None = None,
+    policy: str | Policy = DEFAULT_POLICY,
+    budget: int | None = None,
+    answers: str | AnswerKind = "math",
+    prompt_style: PromptStyle | str | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    restarts: int = RESTARTS,
+    time_limit: float | None = None,
+    on_event: Callable[[int, Event], None] | None = None,
+    interrupt: anyio.Event | None = None,
+) -> list[Verdict | ConvictionError]:
+    """Think about many questions that share one engine and perhaps a total of tokens.
+
+    All questions get their first traces before any gets more; further traces go to those nearest
+    to being settled. `Slots` tells the rules, and by how much the total may be exceeded at most.
+    All traces of all questions are kept until the last verdict is in.
+
+    Args:
+        questions: As for `athink`, each.
+        total_tokens: Tokens that all traces together may generate, at least 1. When they are
+            spent, the questions that are not settled end with the votes they have.
+        model: As for `athink`.
+        engine: As for `athink`.
+        policy: As for `athink`; every question has its own copy.
+        budget: As for `athink`, of each question.
+        answers: As for `athink`.
+        prompt_style: As for `athink`.
+        sampling: As for `athink`.
+        seed: As for `athink`.
+        restarts: As for `athink`.
+        time_limit: Seconds after which all end with the votes they have.
+        on_event: Called with the number of a question, from 0, and every event of it.
+        interrupt: When set, all end with the votes they have.
+
+    Returns:
+        For each question its verdict, or why there is none: all its traces failed, it does not fit
+        the context, or its answers could not be compared.
+
+    Raises:
+        UsageError: a setting or a question is unusable; nothing was started.
+        ModelError: the model cannot be fetched or is broken.
+        EngineError: the engine cannot be used, or counts no tokens where there is a total.
+    """
+    steering = _policy(policy, budget)
+    if isinstance(questions, str):
+        raise InvalidSettingError(
+            tried="think about many questions",
+            found="there is one text in place of a list",
+            remedy="Give a list of questions, or use think.",
+        )
+    if total_tokens is not None:
+        require_whole("total_tokens", total_tokens, low=1)
+    if not questions:
+        return []
+    sampling = sampling or Sampling()
+    async with _ready(
+        questions,
+        model=model,
+        engine=engine,
+        answers=answers,
+        prompt_style=prompt_style,
+        sampling=sampling,
+    ) as (asked, running, answer_kind):
+
+        async def one(number: int, place: Place) -> Verdict:
+            return await deliberate(
+                asked[number],
+                engine=running,
+                policy=steering,
+                answers=answer_kind,
+                sampling=sampling,
+                seed=seed,
+                restarts=restarts,
+                time_limit=time_limit,
+                on_event=None if on_event is None else partial(on_event, number),
+                interrupt=interrupt,
+                place=place,
+            )
+
+        capabilities = await running.capabilities()
+        slots = Slots(capabilities.concurrency, total=total_tokens, longest=sampling.max_tokens)
+        return await _all(one, slots, len(asked))
+
+
+async def _all(
+    think_about: Callable[[int, Place], Awaitable[Verdict]], slots: Slots, questions: int
+) -> list[Verdict | ConvictionError]:
+    """The outcome of every question; an error that is not of a single one ends all."""
+    outcomes: dict[int, Verdict | ConvictionError] = {}
+    failures: list[Exception] = []
+
+    async def work(number: int, place: Place) -> None:
+        try:
+            with place:
+                outcomes[number] = await think_about(number, place)
+        except (AllTracesFailedError, ContextOverflowError, AnswerError) as error:
+            outcomes[number] = error
+        except Exception as error:  # noqa: BLE001  # raised below as it is, not in a group
+            failures.append(error)
+            tasks.cancel_scope.cancel()
+
+    # All have their place before the first begins.
+    places = [slots.place() for _ in range(questions)]
+    async with anyio.create_task_group() as tasks:
+        for number, place in enumerate(places):
+            tasks.start_soon(work, number, place)
+    if failures:
+        raise failures[0]
+    return [outcomes[number] for number in range(questions)]
+
+
+@asynccontextmanager
+async def _ready(
+    questions: Sequence[str | Question],
+    *,
+    model: str | ModelFile | None,
+    engine: Engine | None,
+    answers: str | AnswerKind,
+    prompt_style: PromptStyle | str | None,
+    sampling: Sampling | None,
+) -> AsyncGenerator[tuple[list[Question], Engine, AnswerKind]]:
+    """The questions in the words that the model gets, an engine that runs, and the answers."""
+    wanted_style = _style(prompt_style)
+    for question in questions:
+        check_question(question)
+    if engine is not None and model is not None:
+        raise InvalidSettingError(
+            tried=f"think with the model {model} on the engine {engine.name}",
+            found="an engine has its model already",
+            remedy="Give one of them.",
+        )
+    answer_kind = kind(answers) if isinstance(answers, str) else answers
+    async with AsyncExitStack() as stack:
+        if isinstance(answers, str):
+            stack.callback(answer_kind.close)
+        chosen = None if engine else await anyio.to_thread.run_sync(_model, model)
+        style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
+        asked = [
+            compose(question, kind=answer_kind.name, style=style)
+            if isinstance(question, str)
+            else question
+            for question in questions
+        ]
+        if chosen is not None:
+            engine = await stack.enter_async_context(_embedded(chosen, asked, sampling))
+        assert engine is not None  # noqa: S101  # given, or just started
+        yield asked, engine, answer_kind
+
+
 def think(question: str | Question, **options: Any) -> Verdict:
     """`athink`, for programs without an event loop and for notebooks.
 
@@ -116,11 +270,29 @@ def think(question: str | Question, **options: Any) -> Verdict:
     own and blocks the caller until the verdict is in.
     """
 
-    def work() -> Verdict:
-        async def main() -> Verdict:
-            async with options.get("engine") or nullcontext():
-                return await athink(question, **options)
+    async def main() -> Verdict:
+        async with options.get("engine") or nullcontext():
+            return await athink(question, **options)
 
+    return _blocking(main)
+
+
+def think_many(
+    questions: Sequence[str | Question], **options: Any
+) -> list[Verdict | ConvictionError]:
+    """`athink_many`, for programs without an event loop and for notebooks, as `think` is."""
+
+    async def main() -> list[Verdict | ConvictionError]:
+        async with options.get("engine") or nullcontext():
+            return await athink_many(questions, **options)
+
+    return _blocking(main)
+
+
+def _blocking(main: Callable[[], Awaitable[Result]]) -> Result:
+    """The result of `main`, run to its end, inside a running event loop in another thread."""
+
+    def work() -> Result:
         return anyio.run(main)
 
     try:
@@ -130,13 +302,13 @@ def think(question: str | Question, **options: Any) -> Verdict:
     return _in_thread(work)
 
 
-def _in_thread(work: Callable[[], Verdict]) -> Verdict:
-    verdicts: list[Verdict] = []
+def _in_thread(work: Callable[[], Result]) -> Result:
+    results: list[Result] = []
     errors: list[BaseException] = []
 
     def guarded() -> None:
         try:
-            verdicts.append(work())
+            results.append(work())
         except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
             errors.append(error)
 
@@ -145,7 +317,7 @@ def _in_thread(work: Callable[[], Verdict]) -> Verdict:
     thread.join()
     if errors:
         raise errors[0]
-    return verdicts[0]
+    return results[0]
 
 
 def check_question(question: str | Question) -> None:
@@ -204,10 +376,13 @@ def _model(model: str | ModelFile | None) -> ModelFile:
     return model if isinstance(model, ModelFile) else resolve(model or catalogue().default)
 
 
-def _embedded(model: ModelFile, question: Question, sampling: Sampling | None) -> Engine:
+def _embedded(model: ModelFile, questions: Sequence[Question], sampling: Sampling | None) -> Engine:
     from conviction.engines.local import LocalEngine  # noqa: PLC0415  # an extra
 
     # No tokenizer is at hand yet, but no token is shorter than a byte. The engine counts
     # exactly, and takes no more than the model was made for.
-    prompt = sum(len(message.content.encode()) + _TEMPLATE for message in question.messages)
+    prompt = max(
+        sum(len(message.content.encode()) + _TEMPLATE for message in question.messages)
+        for question in questions
+    )
     return LocalEngine(model.path, context=prompt + (sampling or Sampling()).max_tokens)

@@ -28,6 +28,7 @@ from conviction.errors import (
     AllTracesFailedError,
     ContextOverflowError,
     ConvictionError,
+    EngineError,
     InvalidSettingError,
     MissingLogprobsError,
     StreamError,
@@ -45,6 +46,7 @@ from conviction.events import (
 from conviction.gate import Gate
 from conviction.live import LiveTrace
 from conviction.policies.base import Action, Conditions, Done, Policy, Start, Stop
+from conviction.sharing import Place, Slots
 from conviction.tasks import helpers
 from conviction.verdict import Usage, Verdict, caveats
 
@@ -53,6 +55,9 @@ TOP_K = 20
 
 RESTARTS = 2
 """How often a trace whose stream broke is begun again, if nothing else is said."""
+
+OUT_OF_TOKENS = "tokens"
+"""`Verdict.ended` of a run that a total of tokens cut short."""
 
 _WRONG_SIGN = (
     "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
@@ -78,6 +83,7 @@ async def deliberate(
     on_event: Listener | None = None,
     time_limit: float | None = None,
     interrupt: anyio.Event | None = None,
+    place: Place | None = None,
 ) -> Verdict:
     """Think about one question and return the verdict.
 
@@ -96,12 +102,15 @@ async def deliberate(
             not called again and the verdict says so.
         time_limit: Seconds after which the run ends with the votes it has.
         interrupt: When set, the run ends with the votes it has.
+        place: Its place among other questions that share the engine's slots and perhaps a total of
+            tokens, after which the run ends with the votes it has; it is given up with the run.
+            Without one, it has the engine for itself.
 
     Raises:
         AllTracesFailedError: no trace came to an end; the causes are named.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
         ContextOverflowError: prompt and trace do not fit the model's context.
-        EngineError: the engine cannot be used at all.
+        EngineError: the engine cannot be used at all, or counts no tokens where there is a total.
     """
     if time_limit is not None:
         require("time_limit", time_limit, low=0)
@@ -123,6 +132,7 @@ async def deliberate(
         logprobs=logprobs,
         on_event=on_event,
         began=began,
+        place=place or Slots(capabilities.concurrency).place(),
     )
     if ended:
         return run.nothing(ended)
@@ -158,6 +168,15 @@ def _no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsE
     )
 
 
+def _no_counts(engine: Engine) -> EngineError:
+    return EngineError(
+        tried=f"hold a total of tokens on {engine.name}",
+        found="a trace came with a text but not one token, so nothing can be counted",
+        remedy="Mend the engine: the confidences of a chunk have an entry per token; or give no "
+        "total.",
+    )
+
+
 class _Run:
     """The state of one deliberation."""
 
@@ -175,6 +194,7 @@ class _Run:
         logprobs: bool,
         on_event: Listener | None,
         began: float,
+        place: Place,
     ) -> None:
         self._question = question
         self._engine = engine
@@ -189,6 +209,7 @@ class _Run:
         self._on_event = on_event
         self._top_k = min(TOP_K, capabilities.top_k)
         self._began = began
+        self._place = place
         # Promised traces wait as the Starts that promised them: a budget costs no memory.
         self._queue: deque[Start] = deque()
         self._promised = 0
@@ -201,8 +222,9 @@ class _Run:
         self._informed = False
         self._notes: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
-        # Unbounded, but never holds more than one entry per trace of the budget.
-        self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace](
+        # Unbounded, but never holds more than one entry per trace of the budget, and None when the
+        # run is ended from outside.
+        self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace | None](
             max_buffer_size=float("inf")
         )
 
@@ -217,7 +239,8 @@ class _Run:
                 self._capabilities,
             )
         )
-        with self._outcomes, self._arrivals:
+        # The place is given up when nothing runs any more, also after an error.
+        with self._outcomes, self._arrivals, self._place:
             async with helpers() as tasks:
                 if interrupt is not None:
                     tasks.start_soon(self._end_on, interrupt)
@@ -242,24 +265,43 @@ class _Run:
             self._capabilities.concurrency, self._sampling.max_tokens, self._top_k
         )
         self._act(self._policy.begin(conditions))
-        self._fill(tasks)
-        if not self._live and self._ended is None:
+        if not self._queue and self._ended is None:
             raise InvalidSettingError(
                 tried=f"begin with the policy {self._policy.name!r}",
                 found="it started no trace",
                 remedy="Its begin() must return a Start.",
             )
-        while self._live:
-            trace = await self._conclude(await self._arrivals.receive())
-            if self._ended is None:
-                self._act(self._policy.on_finished(trace))
-            if self._on_event:
-                self._emit(TraceFinished(trace, self._policy.standing()))
-            self._fill(tasks)
+        self._place.begin = lambda: self._start(tasks)
+        self._place.end = lambda: self._end(OUT_OF_TOKENS, FinishReason.CANCELLED)
+        try:
+            self._line_up()
+            while self._live or self._queue:
+                live = await self._arrivals.receive()
+                if live is not None:
+                    self._hear(await self._conclude(live))
+        finally:
+            self._place.want(0, None)
+
+    def _hear(self, trace: Trace) -> None:
+        """Let the policy act on a trace that ended, and pass its slot on."""
+        # A trace that was whole when the tokens ran out is paid for, so it counts.
+        if self._ended is None or (self._ended == OUT_OF_TOKENS and trace.complete):
+            self._act(self._policy.on_finished(trace))
+        if self._on_event:
+            self._emit(TraceFinished(trace, self._policy.standing()))
+        self._place.ended(trace)
+        self._line_up()
+
+    def _line_up(self) -> None:
+        """Let what was promised wait for its turn."""
+        need = self._policy.need if self._queue else None
+        self._place.want(sum(start.count for start in self._queue), need)
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
+                case Start() if self._ended is not None:
+                    return
                 case Start(count):
                     self._promised += count
                     if self._promised > self._policy.budget:
@@ -273,6 +315,9 @@ class _Run:
                     for trace in traces:
                         if trace in self._live:
                             self._live[trace].scope.cancel()
+                case Done(reason) if self._ended == OUT_OF_TOKENS:
+                    self._ended = reason
+                    return
                 case Done(reason):
                     self._end(reason, FinishReason.CONSENSUS)
                     return
@@ -282,6 +327,8 @@ class _Run:
             return
         self._ended = reason
         self._queue.clear()
+        self._outcomes.send_nowait(None)
+        self._place.want(0, None)
         for live in self._live.values():
             live.cancel_reason = finish
             live.scope.cancel()
@@ -294,19 +341,18 @@ class _Run:
         await anyio.sleep(max(0.0, seconds - self._now()))
         self._end("time", FinishReason.CANCELLED)
 
-    def _fill(self, tasks: TaskGroup) -> None:
-        while self._queue and len(self._live) < self._capabilities.concurrency:
-            live = LiveTrace(
-                id=self._started,
-                seed=trace_seed(self._seed, self._question.id, self._started),
-                gate=self._next_gate(),
-                started=self._now(),
-                wants_logprobs=self._logprobs,
-            )
-            self._started += 1
-            self._live[live.id] = live
-            self._emit(TraceStarted(live.id, live.gate))
-            tasks.start_soon(self._generate, live)
+    def _start(self, tasks: TaskGroup) -> None:
+        live = LiveTrace(
+            id=self._started,
+            seed=trace_seed(self._seed, self._question.id, self._started),
+            gate=self._next_gate(),
+            started=self._now(),
+            wants_logprobs=self._logprobs,
+        )
+        self._started += 1
+        self._live[live.id] = live
+        self._emit(TraceStarted(live.id, live.gate))
+        tasks.start_soon(self._generate, live)
 
     def _next_gate(self) -> Gate | None:
         start = self._queue.popleft()
@@ -362,9 +408,15 @@ class _Run:
         return True
 
     def _watcher(self, trace: int) -> Callable[[Chunk], None] | None:
-        if self._on_event is None:
+        if self._on_event is None and not self._place.counts:
             return None
-        return lambda chunk: self._emit(TraceAdvanced(trace, chunk))
+
+        def watch(chunk: Chunk) -> None:
+            if self._place.counts:
+                self._place.generated(chunk.confidences.size)
+            self._emit(TraceAdvanced(trace, chunk))
+
+        return watch
 
     async def _conclude(self, live: LiveTrace) -> Trace:
         """Turn a trace that ended into a finished one, its answer classified."""
@@ -375,6 +427,8 @@ class _Run:
             finish, live.error = FinishReason.ERROR, _WRONG_SIGN
         answer = None
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
+            if self._place.counts and text and not confidences.size:
+                raise _no_counts(self._engine)
             answer = await self._find_answer(text)
             if self._policy.needs_confidence and confidences.size:
                 self._check_confidence(confidences)
@@ -451,6 +505,9 @@ class _Run:
         )
 
     def _warnings(self) -> Iterator[str]:
+        if self._ended == OUT_OF_TOKENS:
+            before = "the verdict was settled" if self._started else "this question had its turn"
+            yield f"The total of tokens was spent before {before}."
         silent = sum(t.finish is FinishReason.STOP and t.answer is None for t in self._traces)
         if silent:
             kind = self._answers.name

@@ -15,6 +15,10 @@ SCHEMA_VERSION = 1
 """Version of `Verdict.to_dict()`; raised whenever a field changes its meaning."""
 
 
+UNSETTLED = frozenset({"budget", "tokens", "time", "interrupted", "refused", "failed"})
+"""Values of `Verdict.ended` that are no policy's word for a verdict that is settled."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Every token that was generated, by what became of its trace.
@@ -103,8 +107,8 @@ class Verdict:
         question: What was asked.
         answer: The leading answer; None where no trace gave one, or where the verdict abstains.
         tally: The votes, leader first.
-        ended: Why the run ended: "budget", "consensus", "interrupted", "time", or a policy's own
-            word.
+        ended: Why the run ended: "budget", "consensus", "interrupted", "time", "tokens" (a total
+            that many questions share was spent), or a policy's own word.
         policy: Name and settings of the policy, with those it chose itself.
         threshold: Group confidence below which traces were stopped; None if there was none.
         window: Tokens in a group; None where no group was needed.

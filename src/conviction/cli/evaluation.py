@@ -51,7 +51,7 @@ from conviction.evaluation.run import (
     ProgressListener,
     evaluate,
 )
-from conviction.evaluation.summary import Summary, summarise
+from conviction.evaluation.summary import Summary, summarise, summarise_sharing
 from conviction.evaluation.wording import counted
 from conviction.tasks import helpers
 
@@ -67,6 +67,9 @@ class EvaluationGeneration(GenerationOptions):
     "Seconds after which the votes of a question so far decide it."
     questions_at_once: int | None = None
     "Questions that share the engine at once; as many as keep it busy if not given."
+    total_tokens: int | None = None
+    """Tokens that all questions share: those nearest to being settled go first, and when the
+    total is spent, the votes so far decide."""
 
 
 @Parameter(name="*", group="Output")
@@ -140,6 +143,7 @@ def evaluation(
         path=data,
         origin=found.origin,
         questions_at_once=generation.questions_at_once,
+        total_tokens=generation.total_tokens,
     )
     make_plan(asked=())
     model = None if engine else fetched(generation.model, console)
@@ -297,6 +301,9 @@ def _report(
     interrupted: bool,
 ) -> int:
     summary = summarise(progress.results, progress.questions, failures_wrong=output.failures_wrong)
+    if (slots := progress.sharing) and slots.total is not None:
+        sharing = summarise_sharing(progress.results, slots.total, slots.spent)
+        summary = replace(summary, sharing=sharing)
     # A Ctrl-C in the moment in which the last verdict came interrupted nothing.
     interrupted = interrupted and not summary.complete
     for note in progress.notes:

@@ -14,6 +14,7 @@ from conviction.cli.terminal import duration
 from conviction.evaluation.run import EvaluationProgress, ProgressListener
 from conviction.evaluation.summary import accuracy_counts, proportion
 from conviction.evaluation.wording import counted
+from conviction.sharing import Slots
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SPEED_SECONDS = 600.0
@@ -48,6 +49,8 @@ class _Speed:
         self.began = monotonic()
 
     def tokens(self, progress: EvaluationProgress) -> str:
+        if progress.sharing:
+            return _shared(progress, progress.sharing)
         tokens = sum(result.tokens for result in progress.results[progress.kept :])
         elapsed = monotonic() - self.began
         if not tokens or elapsed <= 0:
@@ -56,7 +59,7 @@ class _Speed:
 
     def left(self, progress: EvaluationProgress) -> str:
         done = len(progress.results)
-        if done == progress.kept:
+        if done == progress.kept or progress.sharing:
             return ""
         each = (monotonic() - self.began) / (done - progress.kept)
         return f"{duration((progress.questions - done) * each)} left"
@@ -74,6 +77,9 @@ class _Bar:
             # What was there before must not count as speed.
             self._began = True
             self._speed = _Speed()
+            if progress.sharing:
+                # Most questions end together, so those that ended tell nothing of the time left.
+                self._bar.columns = self._bar.columns[:-1]
             self._bar.remove_task(self._task)
             self._task = self._bar.add_task(
                 "", total=progress.questions, completed=len(progress.results), speed=""
@@ -106,6 +112,11 @@ class _Lines:
             self._speed.left(progress),
         ]
         self._console.print(", ".join(part for part in parts if part))
+
+
+def _shared(progress: EvaluationProgress, slots: Slots) -> str:
+    spent = f"{slots.spent:,} of {counted(slots.total or 0, 'token')}"
+    return f"{progress.settled} settled, {progress.contested} contested, {spent}"
 
 
 def _accuracy(progress: EvaluationProgress) -> str:

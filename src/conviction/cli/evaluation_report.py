@@ -27,6 +27,14 @@ def summary_table(summary: Summary, *, failures_wrong: bool) -> Table:
     if summary.finished:
         table.add_row("traces", f"{summary.traces:.1f} a question")
         table.add_row("seconds", f"{summary.seconds:.1f} a question")
+    if sharing := summary.sharing:
+        table.add_row("total", f"{sharing.spent:,} of {counted(sharing.total, 'token')} spent")
+        table.add_row(
+            "ended",
+            f"{sharing.settled} settled, {sharing.whole_budget} with their whole budget, "
+            f"{sharing.contested} contested when the total was spent, "
+            f"{sharing.unanswered} unanswered",
+        )
     table.add_row("no answer", f"{summary.no_answer} of {summary.finished}, counted as wrong")
     if summary.failed:
         told = "counted as wrong" if failures_wrong else "not counted"

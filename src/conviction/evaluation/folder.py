@@ -2,6 +2,7 @@
 
     run.json        settings, model, data and versions; written before the first question
     results.jsonl   one line per question that came to an end
+    spent.json      tokens that count towards a total; only where there is one
     lock            held by the one program that adds to it
 
 A line is safe on disk before it is counted. A program that is killed leaves at most a torn last
@@ -21,10 +22,11 @@ import msgspec
 
 from conviction.errors import InvalidSettingError, RecordingError
 from conviction.evaluation.results import SCHEMA_VERSION, QuestionResult, RunDescription
+from conviction.evaluation.spent import SpentTokens
 from conviction.models.lock import exclusive
 from conviction.recordings.folder import finished_file, sync_folder
 
-_DESCRIPTION, _RESULTS, _LOCK = "run.json", "results.jsonl", "lock"
+_DESCRIPTION, _RESULTS, _SPENT, _LOCK = "run.json", "results.jsonl", "spent.json", "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,9 @@ class RunWriter:
         with ExitStack() as stack, _explained(self.path, "write"):
             _lock(self.path, stack)
             check_run(self.path, description)
+            before = _read_description(self.path)
+            if before is not None and description.differences(before):
+                (self.path / _SPENT).unlink(missing_ok=True)
             results, _ = _read_results(self.path / _RESULTS)
             self.kept = tuple(result for result in results if not result.failed)
             if not self.kept:
@@ -121,6 +126,9 @@ class RunWriter:
             if len(self.kept) < len(results):
                 with finished_file(self.path / _RESULTS) as unfinished:
                     unfinished.write_bytes(b"".join(map(_line, self.kept)))
+            self._spent = None
+            if description.total_tokens is not None:
+                self._spent = stack.enter_context(SpentTokens(self.path / _SPENT))
             self._file = self._opened()
             stack.callback(self._file.close)
             self._stack = stack.pop_all()
@@ -135,6 +143,22 @@ class RunWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    @property
+    def spent(self) -> int:
+        """Tokens that the run has spent so far, also on questions without a result."""
+        counted = sum(result.tokens for result in self.kept)
+        return max(counted, self._spent.tokens if self._spent else 0)
+
+    def spend(self, tokens: int) -> None:
+        """Keep how many tokens the run has spent, where there is a total.
+
+        Raises:
+            RecordingError: the disk refuses.
+        """
+        if self._spent is not None:
+            with _explained(self.path / _SPENT, "write"):
+                self._spent.write(max(tokens, self._spent.tokens))
 
     def append(self, result: QuestionResult) -> None:
         """Add a result; it is safe on disk when this returns.

@@ -14,6 +14,7 @@ import msgspec
 
 from conviction.core import Sampling, require, require_whole
 from conviction.engines.base import Capabilities
+from conviction.errors import InvalidSettingError
 from conviction.evaluation.folder import check_run
 from conviction.evaluation.recording import Asked
 from conviction.evaluation.results import RunData, RunDescription
@@ -37,9 +38,12 @@ class EvaluationPlan:
         origin: What to type to read the same questions of the hub again; None for a file.
         questions_at_once: Questions that are thought about at once; None for just as many as keep
             the engine busy.
+        total_tokens: Tokens that all questions share, which are then thought about all at once;
+            None for any number.
 
     Raises:
-        InvalidSettingError: a value lies outside its range.
+        InvalidSettingError: a value lies outside its range, or a total of tokens comes with what
+            would keep questions from sharing it.
     """
 
     asked: Sequence[Asked]
@@ -52,6 +56,7 @@ class EvaluationPlan:
     path: str = ""
     origin: str | None = None
     questions_at_once: int | None = None
+    total_tokens: int | None = None
 
     def __post_init__(self) -> None:
         require_whole("restarts", self.restarts, low=0)
@@ -59,6 +64,11 @@ class EvaluationPlan:
             require("time_limit", self.time_limit, low=0)
         if self.questions_at_once is not None:
             require_whole("questions_at_once", self.questions_at_once, low=1)
+        if self.total_tokens is not None:
+            require_whole("total_tokens", self.total_tokens, low=1)
+            for name in ("questions_at_once", "time_limit"):
+                if getattr(self, name) is not None:
+                    raise _cannot_share(name)
 
     def description(self, engine: str, capabilities: Capabilities | None) -> RunDescription:
         """The run that this plan makes on an engine, of which nothing may be known yet."""
@@ -69,6 +79,7 @@ class EvaluationPlan:
             "seed": self.seed,
             "restarts": self.restarts,
             "time_limit": self.time_limit,
+            "total_tokens": self.total_tokens,
         }
         rows = [(one.recorded.id, one.recorded.text, one.recorded.gold) for one in self.asked]
         place = self.origin or self.path
@@ -87,8 +98,11 @@ class EvaluationPlan:
         """How many questions to think about at once.
 
         With one more than fills the engine with first traces it is never short of work; the
-        engine queues whatever is too much.
+        engine queues whatever is too much. Questions that share a total all take part from the
+        beginning.
         """
+        if self.total_tokens is not None:
+            return len(self.asked)
         if self.questions_at_once is not None:
             return self.questions_at_once
         conditions = Conditions(
@@ -97,6 +111,14 @@ class EvaluationPlan:
         actions = self.policy.fresh().begin(conditions)
         first = sum(action.count for action in actions if isinstance(action, Start))
         return ceil(capabilities.concurrency / max(first, 1)) + 1
+
+
+def _cannot_share(name: str) -> InvalidSettingError:
+    return InvalidSettingError(
+        tried=f"use total_tokens and {name}",
+        found="questions that share a total are all thought about from beginning to end",
+        remedy="Leave one of them out.",
+    )
 
 
 def check_plan(plan: EvaluationPlan, path: str | PathLike[str]) -> None:

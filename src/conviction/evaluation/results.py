@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import msgspec
 
-from conviction.verdict import Usage
+from conviction.verdict import UNSETTLED, Usage
 
 SCHEMA_VERSION = 1
 """Raised whenever a field changes its meaning; readers refuse versions above their own."""
@@ -24,7 +24,7 @@ class QuestionResult(msgspec.Struct, frozen=True):
         answer: The verdict; None where no trace gave one.
         correct: Whether it equals the right answer; None if that is unknown or the question failed.
         share: The answer's part of the votes, in [0, 1].
-        ended: Why it ended: "budget", "consensus", …, or "failed".
+        ended: Why it ended: "budget", "consensus", "tokens", …, or "failed".
         tokens: All generated tokens.
         usage: The same by what became of them.
         traces: Traces that were started.
@@ -56,6 +56,11 @@ class QuestionResult(msgspec.Struct, frozen=True):
     def failed(self) -> bool:
         """Whether there is no verdict, because the engine or the comparison failed."""
         return self.error is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether its policy settled on an answer before the budget was used up."""
+        return self.answer is not None and self.ended not in UNSETTLED
 
 
 class RunData(msgspec.Struct, frozen=True):
@@ -97,6 +102,11 @@ class RunDescription(msgspec.Struct, frozen=True):
     versions: dict[str, str] = {}
     begun: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Tokens that all its questions share; None for any number."""
+        return self.settings.get("total_tokens")
 
     def differences(self, other: "RunDescription") -> str:
         """In what this and another run cannot be one, for an error; empty if in nothing."""

@@ -1,7 +1,7 @@
 """Evaluation: a whole data set through the live driver, all questions sharing one engine."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from os import PathLike
@@ -10,9 +10,14 @@ import anyio
 import anyio.to_thread
 
 from conviction.answers.base import AnswerKind
-from conviction.core import FinishReason
+from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
-from conviction.errors import AllTracesFailedError, AnswerError, ContextOverflowError
+from conviction.errors import (
+    AllTracesFailedError,
+    AnswerError,
+    ContextOverflowError,
+    RecordingError,
+)
 from conviction.evaluation.folder import RunWriter
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.plan import EvaluationPlan
@@ -22,11 +27,13 @@ from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
-from conviction.thinking import TOP_K, deliberate
+from conviction.sharing import Place, Slots
+from conviction.thinking import OUT_OF_TOKENS, TOP_K, deliberate
 from conviction.verdict import Usage, Verdict
 
 _MOST_FAILED = 3
-"""Questions in a row of which every trace fails, until the engine counts as gone."""
+"""Questions in a row of which every trace fails, until the engine counts as gone; where questions
+share a total, as many traces in a row as so many questions have."""
 
 
 @dataclass(slots=True)
@@ -37,18 +44,33 @@ class EvaluationProgress:
         questions: Questions of the plan.
         results: Those that came to an end, failed ones too.
         kept: How many of them were there before this run of the program.
+        sharing: What the questions share, where there is a total of tokens.
         notes: What the reader should know; whole sentences.
     """
 
     questions: int = 0
     results: list[QuestionResult] = field(default_factory=list[QuestionResult])
     kept: int = 0
+    sharing: Slots | None = None
     notes: list[str] = field(default_factory=list[str])
 
     @property
     def complete(self) -> bool:
         """Whether every question has its verdict."""
         return sum(not result.failed for result in self.results) == self.questions
+
+    @property
+    def settled(self) -> int:
+        """Questions of which the policy settled on an answer."""
+        return sum(result.settled for result in self.results)
+
+    @property
+    def contested(self) -> int:
+        """Questions that more than their first traces have not settled, done or not."""
+        cut_short = sum(
+            result.ended == OUT_OF_TOKENS and result.answer is not None for result in self.results
+        )
+        return cut_short + (self.sharing.contested if self.sharing else 0)
 
 
 ProgressListener = Callable[[EvaluationProgress], None]
@@ -73,7 +95,8 @@ async def evaluate(
         engine: Generates the traces; already started.
         answers: Finds and compares answers.
         pool: Also record all traces in this pool.
-        on_progress: Called at the beginning and after every question.
+        on_progress: Called at the beginning and after every question; where questions share a
+            total of tokens, also after every trace.
 
     Returns:
         All results.
@@ -105,7 +128,17 @@ async def evaluate(
                 on_progress=on_progress,
             )
             run.note_versions(description)
-            await run.all_questions(plan.at_once(capabilities))
+            if plan.total_tokens is not None:
+                run.progress.sharing = Slots(
+                    capabilities.concurrency,
+                    total=plan.total_tokens,
+                    spent=writer.spent,
+                    longest=plan.sampling.max_tokens,
+                )
+            try:
+                await run.all_questions(plan.at_once(capabilities))
+            finally:
+                run.keep_spent()
     return run.progress
 
 
@@ -152,6 +185,9 @@ class _Run:
         self._recorder = recorder
         self._on_progress = on_progress
         self._failed_in_a_row = 0
+        self._failed_traces_in_a_row = 0
+        self._failures: list[Exception] = []
+        self._work = anyio.CancelScope()
         kept = list(writer.kept)
         self.progress = EvaluationProgress(len(plan.asked), kept, len(kept))
 
@@ -168,32 +204,67 @@ class _Run:
         """Ask everything that has no verdict yet."""
         self._tell()
         there = {result.id for result in self.progress.results}
-        places = anyio.Semaphore(at_once)
-        failures: list[Exception] = []
+        left = [asked for asked in self._plan.asked if asked.recorded.id not in there]
+        sharing = self.progress.sharing
+        # All have their place before the first begins.
+        places = [sharing.place() if sharing else None for _ in left]
+        turns = anyio.Semaphore(at_once)
 
-        async def work(asked: Asked) -> None:
+        async def work(asked: Asked, place: Place | None) -> None:
             try:
-                await self._question(asked)
+                with place or nullcontext():
+                    await self._question(asked, place)
             except Exception as error:  # noqa: BLE001  # raised below as it is, not in a group
-                failures.append(error)
-                tasks.cancel_scope.cancel()
+                self._fail(error)
             finally:
-                places.release()
+                turns.release()
 
-        async with anyio.create_task_group() as tasks:
-            for asked in self._plan.asked:
-                if asked.recorded.id not in there:
-                    await places.acquire()
-                    tasks.start_soon(work, asked)
-        if failures:
-            raise failures[0]
+        with self._work:
+            async with anyio.create_task_group() as tasks:
+                for asked, place in zip(left, places, strict=True):
+                    await turns.acquire()
+                    tasks.start_soon(work, asked, place)
+        if self._failures:
+            raise self._failures[0]
 
-    async def _question(self, asked: Asked) -> None:
-        watch = _Watch(asked, self._recorder)
+    def keep_spent(self) -> None:
+        """Keep what was spent on all traces, where there is a total."""
+        if self.progress.sharing:
+            self._writer.spend(self.progress.sharing.spent)
+
+    def _fail(self, error: Exception) -> None:
+        """End the run with this error."""
+        self._failures.append(error)
+        self._work.cancel()
+
+    def _trace_ended(self, trace: Trace) -> None:
+        """Keep what was spent, and see whether the engine is still there."""
+        if self.progress.sharing is None:
+            return
+        try:
+            self.keep_spent()
+        except RecordingError as error:
+            self._fail(error)
+        failed = trace.finish is FinishReason.ERROR
+        self._failed_traces_in_a_row = self._failed_traces_in_a_row + 1 if failed else 0
+        # All questions are under way: an engine that goes would leave each with too few votes.
+        if self._failed_traces_in_a_row == _MOST_FAILED * self._plan.policy.budget:
+            self._fail(
+                AllTracesFailedError(
+                    tried=f"think with {self._failed_traces_in_a_row} traces on "
+                    f"{self._engine.name}, one after another",
+                    causes=[trace.error],
+                    remedy="Mend the cause and run the same command again.",
+                )
+            )
+        self._tell()
+
+    async def _question(self, asked: Asked, place: Place | None) -> None:
+        watch = _Watch(asked, self._recorder, self._trace_ended)
         began = anyio.current_time()
         gone: Exception | None = None
         try:
-            verdict = await self._verdict(asked, watch)
+            verdict = await self._verdict(asked, watch, place)
             # A verdict that is there must not be lost to a Ctrl-C.
             with anyio.CancelScope(shield=True):
                 await self._keep(await self._graded(asked, verdict))
@@ -211,7 +282,7 @@ class _Run:
         if self._recorder is not None and self._recorder.failure is not None:
             raise self._recorder.failure
 
-    async def _verdict(self, asked: Asked, watch: "_Watch") -> Verdict:
+    async def _verdict(self, asked: Asked, watch: "_Watch", place: Place | None) -> Verdict:
         plan = self._plan
         return await deliberate(
             asked.question,
@@ -223,6 +294,7 @@ class _Run:
             restarts=plan.restarts,
             time_limit=plan.time_limit,
             on_event=watch,
+            place=place,
         )
 
     async def _graded(self, asked: Asked, verdict: Verdict) -> QuestionResult:
@@ -264,9 +336,12 @@ class _Run:
 class _Watch:
     """Listens to one question: records its traces, and knows what a failure cost."""
 
-    def __init__(self, asked: Asked, recorder: Recorder | None) -> None:
+    def __init__(
+        self, asked: Asked, recorder: Recorder | None, on_trace: Callable[[Trace], None]
+    ) -> None:
         self._asked = asked
         self._recorder = recorder
+        self._on_trace = on_trace
         self._traces = 0
         self._tokens = 0
 
@@ -278,6 +353,7 @@ class _Watch:
         self._tokens += trace.tokens + trace.lost_tokens
         if self._recorder and trace.tokens and trace.finish is not FinishReason.ERROR:
             self._recorder.add(self._asked.recorded, trace)
+        self._on_trace(trace)
 
     def failed(self, reason: str, seconds: float) -> QuestionResult:
         """The result of a question that has no verdict."""

@@ -1,7 +1,7 @@
 """What a run comes to: accuracy with its interval, tokens, time, and what went wrong."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isclose, isfinite, nan
 from typing import Any
 
@@ -9,6 +9,28 @@ import numpy as np
 
 from conviction.evaluation.results import QuestionResult
 from conviction.lab.statistics import Bootstrap, Estimate, wilson
+from conviction.thinking import OUT_OF_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What became of questions that shared a total of tokens; those that failed are left out.
+
+    Attributes:
+        total: Tokens that they shared.
+        spent: Tokens of all traces, also of those that were lost to an interruption.
+        settled: Questions of which the policy settled on an answer.
+        whole_budget: Those answered by all the traces that one question may have.
+        contested: Those answered by the votes that they had when the total was spent.
+        unanswered: Those without an answer.
+    """
+
+    total: int
+    spent: int
+    settled: int
+    whole_budget: int
+    contested: int
+    unanswered: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +51,7 @@ class Summary:
         traces: Mean traces per finished question.
         seconds: Mean wall time per finished question.
         failures: Why questions failed, each reason once.
+        sharing: What became of them, where they shared a total of tokens.
     """
 
     questions: int
@@ -43,6 +66,7 @@ class Summary:
     traces: float
     seconds: float
     failures: tuple[str, ...]
+    sharing: Sharing | None = None
 
     @property
     def complete(self) -> bool:
@@ -65,6 +89,7 @@ class Summary:
             "traces_per_question": finite(self.traces),
             "seconds_per_question": finite(self.seconds),
             "failures": list(self.failures),
+            "sharing": asdict(self.sharing) if self.sharing else None,
         }
 
 
@@ -99,6 +124,25 @@ def summarise(
         traces=_mean([result.traces for result in finished]),
         seconds=_mean([result.seconds for result in finished]),
         failures=tuple(dict.fromkeys(result.error for result in failed if result.error)),
+    )
+
+
+def summarise_sharing(results: Sequence[QuestionResult], total: int, spent: int) -> Sharing:
+    """What became of questions that shared a total of tokens.
+
+    Args:
+        results: Their results.
+        total: Tokens that they shared.
+        spent: Tokens that were spent.
+    """
+    answered = [result for result in results if result.answer is not None]
+    return Sharing(
+        total=total,
+        spent=spent,
+        settled=sum(result.settled for result in answered),
+        whole_budget=sum(result.ended == "budget" for result in answered),
+        contested=sum(result.ended == OUT_OF_TOKENS for result in answered),
+        unanswered=sum(result.answer is None and not result.failed for result in results),
     )
 
 

@@ -22,7 +22,7 @@ from conviction.policies.base import (
     check_budget,
     may_vote,
 )
-from conviction.policies.lead import lead_probability
+from conviction.policies.lead import fewest_votes, lead_probability
 from conviction.voting import Ballot
 
 
@@ -65,6 +65,11 @@ class _InWaves(Policy):
         if may_vote(trace) and trace.answer:
             self._ballot.cast(trace.id, trace.answer)
 
+    @property
+    def _left(self) -> int:
+        """Traces that have not ended or can still be started."""
+        return self.budget - self._started + self._running
+
     def _next_wave(self) -> Sequence[Action]:
         count = min(self._wave, self.budget - self._started)
         self._started += count
@@ -105,9 +110,17 @@ class AdaptiveConsistency(_InWaves):
     def _wave(self) -> int:
         return self.wave
 
+    @property
+    def need(self) -> int:
+        """The fewest further votes for the leader that would settle it, as far as it can start."""
+        return fewest_votes(self._settles, self._left)
+
     def _settled(self) -> bool:
+        return self._settles(0)
+
+    def _settles(self, more: int) -> bool:
         leader, runner_up = self._ballot.front_runners
-        return lead_probability(leader, runner_up) >= self.bar
+        return lead_probability(leader + more, runner_up) >= self.bar
 
 
 @dataclass
@@ -137,6 +150,14 @@ class EarlyStoppingConsistency(_InWaves):
     def _count(self, trace: Trace) -> None:
         super()._count(trace)
         self._answers.append(trace.answer.key if may_vote(trace) and trace.answer else None)
+
+    @property
+    def need(self) -> int:
+        """What is missing of a window that agrees so far, else of the next one."""
+        done = len(self._answers) % self.window
+        begun = set(self._answers[-done:]) if done else set[str | None]()
+        broken = None in begun or len(begun) > 1
+        return min(self.window - done + self.window * broken, max(self._left, 1))
 
     def _settled(self) -> bool:
         # A last window that the budget cuts short settles nothing, and there is no further one.

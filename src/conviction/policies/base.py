@@ -126,6 +126,14 @@ class Policy(ABC):
     def standing(self) -> Standing:
         """Where the vote stands now."""
 
+    @property
+    def need(self) -> int | None:
+        """The fewest further votes that would settle it, at least 1; None if it cannot tell.
+
+        Where many questions share an engine, those that need the fewest go first.
+        """
+        return None
+
     def settings(self) -> dict[str, Any]:
         """Name and settings, as plain JSON types; the name alone if it is no dataclass."""
         values: dict[str, Any] = {"name": self.name}

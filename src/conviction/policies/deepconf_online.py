@@ -20,6 +20,7 @@ from conviction.policies.base import (
     check_budget,
     may_vote,
 )
+from conviction.policies.lead import fewest_votes
 from conviction.policies.scores import score
 from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
 from conviction.voting import Ballot, threshold_for
@@ -138,6 +139,23 @@ class DeepConfOnline(Policy):
     def _settled(self) -> bool:
         quorum = min(self.quorum, self.budget)
         return self._ballot.count >= quorum and self._ballot.share >= self.consensus
+
+    @property
+    def need(self) -> int | None:
+        """The fewest votes of mean weight that would bring consensus, as far as it can start.
+
+        None before the warm-up has brought votes.
+        """
+        if self._waiting or not self._ballot.count:
+            return None
+        votes, leading = self._ballot.count, self._ballot.count * self._ballot.share
+        quorum = min(self.quorum, self.budget)
+
+        def settle(more: int) -> bool:
+            enough = votes + more >= quorum
+            return enough and leading + more >= self.consensus * (votes + more)
+
+        return fewest_votes(settle, self.budget - len(self._warm) - self._gated)
 
     def standing(self) -> Standing:
         """The vote of the traces that passed; without any, of all complete traces, and a note."""

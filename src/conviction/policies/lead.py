@@ -1,5 +1,6 @@
 """How safe the leader's lead is: the probability behind Adaptive-Consistency and settling."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import exp, lgamma, log
 
@@ -47,6 +48,23 @@ def lead_of(tally: Tally) -> float | None:
         return None
     others = (entry.count for entry in tally.entries[1:])
     return lead_probability(tally.leader.count, max(others, default=0))
+
+
+def fewest_votes(settle: Callable[[int], bool], most: int) -> int:
+    """The fewest further votes for the leader that settle the verdict, from 1 to `most`.
+
+    Args:
+        settle: Whether so many would; if some would, so would more.
+        most: How many can still come; the result if not even these would.
+    """
+    low, high = 1, max(most, 1)
+    while low < high:
+        middle = (low + high) // 2
+        if settle(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def _tail(a: float, b: float) -> float:

@@ -17,7 +17,7 @@ from conviction.policies.base import (
     check_budget,
     may_vote,
 )
-from conviction.policies.lead import lead_probability
+from conviction.policies.lead import fewest_votes, lead_probability
 from conviction.voting import Ballot
 
 _LEAST = 2
@@ -81,28 +81,22 @@ class Settle(Policy):
             self._ballot.cast(trace.id, trace.answer)
         if self._ended >= _LEAST and self._settles(0):
             return [Done("settled")]
-        return self._keep_in_flight(ceil(self.ahead * self._need()))
+        return self._keep_in_flight(ceil(self.ahead * self.need))
 
     def standing(self) -> Standing:
         """The votes so far."""
         return Standing(self._ballot.tally())
+
+    @property
+    def need(self) -> int:
+        """The fewest further votes for the leader that would settle it, as far as it can start."""
+        return fewest_votes(self._settles, self.budget - self._ended - self._failed)
 
     def _settles(self, more: int) -> bool:
         """Whether it would be settled if so many more traces ended, all for the leader."""
         leader, runner_up = self._ballot.front_runners
         bar = self.bar - self.slope * (self._ended + more)
         return lead_probability(leader + more, runner_up) > bar
-
-    def _need(self) -> int:
-        """The fewest further votes for the leader that would settle it, as far as it can start."""
-        low, high = 1, max(self.budget - self._ended - self._failed, 1)
-        while low < high:
-            middle = (low + high) // 2
-            if self._settles(middle):
-                high = middle
-            else:
-                low = middle + 1
-        return low
 
     def _keep_in_flight(self, wanted: int) -> Sequence[Action]:
         running = self._started - self._ended - self._failed

@@ -1,0 +1,268 @@
+"""Many questions, one engine: whose turn the next free slot is, and whether the tokens allow it.
+
+Nothing waits in here and there is no clock: a question takes a place, says how many traces it
+wants, and is called back when one of them may begin.
+"""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from types import TracebackType
+from typing import Self
+
+from conviction.core import FinishReason, Trace, require_whole
+
+_TELLING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOW_CONFIDENCE)
+"""How traces end whose length tells something about that of the next ones."""
+
+
+class Place:
+    """One question's place among those that share an engine; made by `Slots.place`.
+
+    Leaving its context gives back whatever it holds, so nothing may run any more then.
+
+    Attributes:
+        begin: Called when a waiting trace may begin; from then on it runs.
+        end: Called when the total is spent.
+        number: In order of joining, from 0.
+        first: Traces that it wanted at first; None before it said so.
+        begun: Traces that began.
+        running: Those of them that have not ended.
+        waiting: Traces that wait for their turn.
+        need: The fewest votes that would settle it; None where its policy cannot tell.
+    """
+
+    def __init__(self, slots: "Slots", number: int) -> None:
+        self.begin: Callable[[], None] = _nothing
+        self.end: Callable[[], None] = _nothing
+        self.number = number
+        self.first: int | None = None
+        self.begun = 0
+        self.running = 0
+        self.waiting = 0
+        self.need: int | None = None
+        self._slots = slots
+        # What the slots keep in mind of it: tokens of its running traces, further traces that had
+        # begun when it began to wait, and how often it was lined up.
+        self.live = 0
+        self.since = 0
+        self.version = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._slots.leave(self)
+
+    @property
+    def counts(self) -> bool:
+        """Whether `generated` wants to hear of tokens as they come."""
+        return self._slots.total is not None
+
+    @property
+    def further(self) -> bool:
+        """Whether it has had its first traces."""
+        return self.first is not None and self.begun >= self.first
+
+    @property
+    def turn(self) -> tuple[bool, int, int]:
+        """Its rank among those that wait, the lowest first."""
+        if not self.further:
+            return False, self.begun, self.number
+        # Who cannot tell how far it is may be as far again as it has come.
+        need = self.begun if self.need is None else self.need
+        return True, self.since + need, self.number
+
+    def want(self, traces: int, need: int | None) -> None:
+        """Let so many traces wait for their turn, in place of those that do."""
+        self._slots.want(self, traces, need)
+
+    def generated(self, tokens: int) -> None:
+        """Count tokens of a running trace."""
+        self._slots.count(self, tokens)
+
+    def ended(self, trace: Trace) -> None:
+        """Give back the slot of a trace; whose turn it is comes out at the next `want`."""
+        self._slots.give_back(self, trace)
+
+
+def _nothing() -> None:
+    pass
+
+
+class Slots:
+    """The slots of one engine, and perhaps a total of tokens, shared by many questions.
+
+    Whose turn it is: as long as questions wait for the traces that they wanted at first, one that
+    had the fewest; so all have had their first trace before any gets its second. Further traces go
+    to the question that needs the fewest votes to be settled, and every further trace that begins
+    while a question waits counts as a vote that it needs less. So before its own begin no more of
+    others than the votes it needs + the questions that there are. (Without that, more questions are
+    settled at the end of a total, but fewer are right: benchmarks/README.md.)
+
+    Tokens: a trace begins only if the total covers what traces that ended have spent, what those
+    that run have generated, but for each at least the mean of those that ended, and that mean for
+    itself. Before any has ended, the longest that a trace may be stands for the mean, and one
+    alone may begin as long as anything is left. If the total covers no further trace and none
+    runs, or if it is exceeded, all places are called to end. So the total is exceeded by no more
+    than the chunk that exceeds it and what the other running traces generate until they are
+    cancelled, as a rule a chunk each.
+
+    Args:
+        concurrency: Traces that run at once, at least 1.
+        total: Tokens that all traces together may generate, at least 1; None for any number.
+        spent: Tokens that count already.
+        longest: The most tokens of a trace.
+
+    Attributes:
+        total: As given.
+        spent: Tokens that count, of every trace, whatever became of it: as they come if there is
+            a total, else when a trace ends.
+        running: Traces that run.
+        contested: Questions that had more than their first traces and still take part.
+        over: Whether the total is spent.
+
+    Raises:
+        InvalidSettingError: concurrency or total lie outside their range.
+    """
+
+    def __init__(
+        self, concurrency: int, *, total: int | None = None, spent: int = 0, longest: int = 1
+    ) -> None:
+        require_whole("concurrency", concurrency, low=1)
+        if total is not None:
+            require_whole("total_tokens", total, low=1)
+        self.total = total
+        self.spent = spent
+        self.running = 0
+        self.contested = 0
+        self.over = False
+        self._concurrency = concurrency
+        self._longest = longest
+        self._live = 0
+        self._lengths = 0
+        self._sum_of_lengths = 0
+        self._further_traces = 0
+        self._joined = 0
+        self._silent = 0
+        self._places: dict[int, Place] = {}
+        # A place that is lined up anew leaves its old entry behind, with an older version.
+        self._line: list[tuple[tuple[bool, int, int], int, Place]] = []
+
+    def place(self) -> Place:
+        """A place for one more question.
+
+        No trace begins before all places have said what they want, so make all before any is used.
+        """
+        place = Place(self, self._joined)
+        self._places[place.number] = place
+        self._joined += 1
+        self._silent += 1
+        return place
+
+    def want(self, place: Place, traces: int, need: int | None) -> None:
+        """`Place.want`."""
+        if place.number not in self._places:
+            return
+        if place.first is None:
+            place.first = traces
+            self._silent -= 1
+        if not place.waiting:
+            place.since = self._further_traces
+        place.waiting, place.need = traces, need
+        self._line_up(place)
+        self._begin_what_may()
+        if self.over and place.waiting:
+            place.end()
+
+    def count(self, place: Place, tokens: int) -> None:
+        """`Place.generated`."""
+        place.live += tokens
+        self._live += tokens
+        self.spent += tokens
+        if self.total is not None and self.spent > self.total:
+            self._end_all()
+
+    def give_back(self, place: Place, trace: Trace) -> None:
+        """`Place.ended`."""
+        tokens = trace.tokens + trace.lost_tokens
+        if self.total is None:
+            self.spent += tokens
+        else:
+            place.live -= tokens
+            self._live -= tokens
+        if trace.finish in _TELLING:
+            self._lengths += 1
+            self._sum_of_lengths += tokens
+        place.running -= 1
+        self.running -= 1
+
+    def leave(self, place: Place) -> None:
+        """Give back whatever a place holds, and let others begin in its stead."""
+        if self._places.pop(place.number, None) is None:
+            return
+        self._silent -= place.first is None
+        self.contested -= _is_contested(place)
+        self.running -= place.running
+        self._live -= place.live
+        place.waiting = place.running = place.live = 0
+        self._begin_what_may()
+
+    def _line_up(self, place: Place) -> None:
+        place.version += 1
+        if place.waiting:
+            heappush(self._line, (place.turn, place.version, place))
+
+    def _next(self) -> Place | None:
+        while self._line:
+            _, version, place = self._line[0]
+            if place.waiting and version == place.version:
+                return place
+            heappop(self._line)
+        return None
+
+    def _begin_what_may(self) -> None:
+        while not self.over and not self._silent and self.running < self._concurrency:
+            place = self._next()
+            if place is None:
+                return
+            if not self._covers_another():
+                if not self.running:
+                    self._end_all()
+                return
+            self._begin(place)
+
+    def _covers_another(self) -> bool:
+        if self.total is None:
+            return True
+        if not self.running and not self._lengths:
+            return self.spent < self.total
+        mean = self._sum_of_lengths / self._lengths if self._lengths else self._longest
+        promised = max(self._live, self.running * mean) + mean
+        return self.spent - self._live + promised <= self.total
+
+    def _begin(self, place: Place) -> None:
+        self._further_traces += place.further
+        self.contested -= _is_contested(place)
+        place.begun += 1
+        self.contested += _is_contested(place)
+        place.running += 1
+        self.running += 1
+        place.waiting -= 1
+        place.since = self._further_traces
+        self._line_up(place)
+        place.begin()
+
+    def _end_all(self) -> None:
+        if not self.over:
+            self.over = True
+            for place in list(self._places.values()):
+                place.end()
+
+
+def _is_contested(place: Place) -> bool:
+    return place.first is not None and place.begun > place.first
