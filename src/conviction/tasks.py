@@ -1,10 +1,13 @@
-"""A task group whose own block fails with its own error."""
+"""Structured waiting: a group of helping tasks, and a call that an end from outside cuts short."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
+
+Result = TypeVar("Result")
 
 
 @asynccontextmanager
@@ -23,3 +26,31 @@ async def helpers() -> AsyncGenerator[TaskGroup]:
         tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+async def unless_ended(
+    call: Callable[[], Awaitable[Result]], time_limit: float | None, interrupt: anyio.Event | None
+) -> tuple[Result | None, str]:
+    """The result of a call, or None and why the run ended before it came: "time", "interrupted".
+
+    Args:
+        call: What to wait for.
+        time_limit: Seconds that it may take.
+        interrupt: When set, nobody waits any longer.
+    """
+    result: Result | None = None
+    ended = "time"
+
+    async def on_interrupt(event: anyio.Event) -> None:
+        nonlocal ended
+        await event.wait()
+        ended = "interrupted"
+        waiting.cancel()
+
+    async with helpers() as tasks:
+        with anyio.move_on_after(time_limit) as waiting:
+            if interrupt is not None:
+                tasks.start_soon(on_interrupt, interrupt)
+            result = await call()
+            ended = ""
+    return result, ended

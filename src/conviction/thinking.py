@@ -6,31 +6,24 @@ outlives the run.
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from hashlib import blake2b
 from math import inf
 
 import anyio
-import anyio.to_thread
-import numpy as np
 from anyio.abc import TaskGroup
-from numpy.typing import NDArray
 
 from conviction.answers.base import AnswerKind
-from conviction.answers.grouping import Grouping
-from conviction.confidence import Metric, measure
-from conviction.core import Answer, FinishReason, Question, Sampling, Trace, require, require_whole
+from conviction.concluding import OUT_OF_TOKENS, Conclusions, no_logprobs
+from conviction.core import FinishReason, Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import (
-    AllTracesFailedError,
     ContextOverflowError,
     ConvictionError,
-    EngineError,
     InvalidSettingError,
-    MissingLogprobsError,
     StreamError,
 )
 from conviction.events import (
@@ -47,21 +40,14 @@ from conviction.gate import Gate
 from conviction.live import LiveTrace
 from conviction.policies.base import Action, Conditions, Done, Policy, Start, Stop
 from conviction.sharing import Place, Slots
-from conviction.tasks import helpers
-from conviction.verdict import Usage, Verdict, caveats
+from conviction.tasks import helpers, unless_ended
+from conviction.verdict import Verdict
 
 TOP_K = 20
 """Log-probabilities per token that are asked for: the paper's k."""
 
 RESTARTS = 2
 """How often a trace whose stream broke is begun again, if nothing else is said."""
-
-OUT_OF_TOKENS = "tokens"
-"""`Verdict.ended` of a run that a total of tokens cut short."""
-
-_WRONG_SIGN = (
-    "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
-)
 
 
 def trace_seed(seed: int, question: str, trace: int) -> int:
@@ -116,10 +102,11 @@ async def deliberate(
         require("time_limit", time_limit, low=0)
     require_whole("restarts", restarts, low=0)
     began = time.perf_counter()
-    capabilities, ended = await _ask(engine, time_limit, interrupt)
+    capabilities, ended = await unless_ended(engine.capabilities, time_limit, interrupt)
+    capabilities = capabilities or Capabilities("", top_k=0, concurrency=1)
     if policy.needs_confidence and not capabilities.top_k and not ended:
         reason = capabilities.top_k_reason
-        raise _no_logprobs(engine, policy, f"it was {reason}" if reason else "it offers none")
+        raise no_logprobs(engine, policy, f"it was {reason}" if reason else "it offers none")
     run = _Run(
         question=question,
         engine=engine,
@@ -137,44 +124,6 @@ async def deliberate(
     if ended:
         return run.nothing(ended)
     return await run.run(time_limit, interrupt)
-
-
-async def _ask(
-    engine: Engine, time_limit: float | None, interrupt: anyio.Event | None
-) -> tuple[Capabilities, str]:
-    """What the engine can do, or why the run ends before it has said so."""
-    capabilities, ended = Capabilities("", top_k=0, concurrency=1), "time"
-
-    async def on_interrupt(event: anyio.Event) -> None:
-        nonlocal ended
-        await event.wait()
-        ended = "interrupted"
-        asking.cancel()
-
-    async with helpers() as tasks:
-        with anyio.move_on_after(time_limit) as asking:
-            if interrupt is not None:
-                tasks.start_soon(on_interrupt, interrupt)
-            capabilities = await engine.capabilities()
-            ended = ""
-    return capabilities, ended
-
-
-def _no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsError:
-    return MissingLogprobsError(
-        tried=f"read token confidence from {engine.name} for the policy {policy.name!r}",
-        found=f"no log-probabilities came back: {found}",
-        remedy="Switch them on in the engine, or use --policy majority, which needs none.",
-    )
-
-
-def _no_counts(engine: Engine) -> EngineError:
-    return EngineError(
-        tried=f"hold a total of tokens on {engine.name}",
-        found="a trace came with a text but not one token, so nothing can be counted",
-        remedy="Mend the engine: the confidences of a chunk have an entry per token; or give no "
-        "total.",
-    )
 
 
 class _Run:
@@ -200,8 +149,6 @@ class _Run:
         self._engine = engine
         self._capabilities = capabilities
         self._policy = policy
-        self._answers = answers
-        self._grouping = Grouping(answers)
         self._sampling = sampling
         self._seed = seed
         self._restarts = restarts
@@ -214,14 +161,19 @@ class _Run:
         self._queue: deque[Start] = deque()
         self._promised = 0
         self._live: dict[int, LiveTrace] = {}
-        self._traces: list[Trace] = []
         self._started = 0
         self._ended: str | None = None
         self._listener_failure = ""
         self._refused: ContextOverflowError | None = None
-        self._informed = False
-        self._notes: Counter[str] = Counter()
-        self._lost: Counter[str] = Counter()
+        self._conclusions = Conclusions(
+            question=question,
+            engine=engine,
+            capabilities=capabilities,
+            policy=policy,
+            answers=answers,
+            sampling=sampling,
+            counted=place.counts,
+        )
         # Unbounded, but never holds more than one entry per trace of the budget, and None when the
         # run is ended from outside.
         self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace | None](
@@ -256,9 +208,10 @@ class _Run:
     def nothing(self, ended: str) -> Verdict:
         """The verdict of a run that ended before a trace could be started."""
         self._ended = ended
-        warning = f"The run ended before {self._engine.name} had said what it can do."
         with self._outcomes, self._arrivals:
-            return replace(self._verdict(), warnings=(warning,))
+            verdict = self._verdict()
+        warning = f"The run ended before {self._engine.name} had said what it can do."
+        return replace(verdict, warnings=(warning,))
 
     async def _steer(self, tasks: TaskGroup) -> None:
         conditions = Conditions(
@@ -278,12 +231,14 @@ class _Run:
             while self._live or self._queue:
                 live = await self._arrivals.receive()
                 if live is not None:
-                    self._hear(await self._conclude(live))
+                    await self._hear(live)
         finally:
             self._place.want(0, None)
 
-    def _hear(self, trace: Trace) -> None:
+    async def _hear(self, live: LiveTrace) -> None:
         """Let the policy act on a trace that ended, and pass its slot on."""
+        trace = await self._conclusions.conclude(live, self._live.values(), self._now())
+        del self._live[live.id]
         # A trace that was whole when the tokens ran out is paid for, so it counts.
         if self._ended is None or (self._ended == OUT_OF_TOKENS and trace.complete):
             self._act(self._policy.on_finished(trace))
@@ -402,7 +357,7 @@ class _Run:
             if live.restarts >= self._restarts or self._ended is not None:
                 raise
             lost = live.begin_again()
-            self._lost[str(error)] += lost
+            self._conclusions.lose(str(error), lost)
             self._emit(TraceRestarted(live.id, lost, str(error)))
             return False
         return True
@@ -418,117 +373,18 @@ class _Run:
 
         return watch
 
-    async def _conclude(self, live: LiveTrace) -> Trace:
-        """Turn a trace that ended into a finished one, its answer classified."""
-        text = live.text
-        finish = live.finish or FinishReason.ERROR
-        confidences = live.confidences()
-        if measure(Metric.MEAN, confidences, window=1) < 0:
-            finish, live.error = FinishReason.ERROR, _WRONG_SIGN
-        answer = None
-        if finish in (FinishReason.STOP, FinishReason.LENGTH):
-            if self._place.counts and text and not confidences.size:
-                raise _no_counts(self._engine)
-            answer = await self._find_answer(text)
-            if self._policy.needs_confidence and confidences.size:
-                self._check_confidence(confidences)
-        trace = Trace(
-            id=live.id,
-            finish=finish,
-            tokens=confidences.size,
-            text=text,
-            confidences=confidences,
-            answer=answer,
-            seed=live.seed,
-            prompt_tokens=live.prompt_tokens,
-            cached_tokens=live.cached_tokens,
-            started=live.started,
-            ended=self._now(),
-            error=live.error,
-            restarts=live.restarts,
-            lost_tokens=live.lost_tokens,
-            logprobs=live.logprobs(),
-        )
-        self._notes.update(dict.fromkeys(live.notes, 1))
-        del self._live[live.id]
-        self._traces.append(trace)
-        return trace
-
-    def _check_confidence(self, confidences: NDArray[np.float32]) -> None:
-        """Refuse to go on with an engine that drops log-probabilities without a word.
-
-        A single trace without any may be chance; one before any other had some is not.
-        """
-        self._informed = self._informed or _any_known(confidences)
-        if not self._informed and not any(
-            _any_known(live.confidences()) for live in self._live.values()
-        ):
-            raise _no_logprobs(self._engine, self._policy, "a trace ended without a single one")
-
-    async def _find_answer(self, text: str) -> Answer | None:
-        found = self._answers.extract(text)
-        if found is None:
-            return None
-        answer = self._grouping.classify_at_once(found)
-        if answer is None:
-            # Waiting for another process, so it leaves the event loop.
-            answer = await anyio.to_thread.run_sync(self._grouping.classify, found)
-        return answer
-
     def _verdict(self) -> Verdict:
-        traces = tuple(sorted(self._traces, key=lambda trace: trace.id))
-        failed = [trace for trace in traces if trace.finish is FinishReason.ERROR]
-        if traces and len(failed) == len(traces):
-            raise AllTracesFailedError(
-                tried=f"think with {len(traces)} traces on {self._engine.name}",
-                causes=[trace.error for trace in failed],
-                remedy="Mend the cause and ask again; nothing was answered.",
-            )
-        standing = self._policy.standing()
-        leader = standing.tally.leader
-        return Verdict(
-            question=self._question,
-            answer=leader.text if leader else None,
-            tally=standing.tally,
-            ended=self._ended or "budget",
-            policy=self._policy.settings(),
-            traces=traces,
-            usage=Usage.of(traces, voters=standing.tally.voters, budget=self._policy.budget),
-            budget=self._policy.budget,
-            threshold=standing.threshold,
-            window=standing.window,
-            top_k=self._top_k,
-            seconds=self._now(),
-            engine=self._engine.name,
-            seed=self._seed,
-            warnings=(*standing.notes, *caveats(traces, standing.tally), *self._warnings()),
-        )
-
-    def _warnings(self) -> Iterator[str]:
-        if self._ended == OUT_OF_TOKENS:
-            before = "the verdict was settled" if self._started else "this question had its turn"
-            yield f"The total of tokens was spent before {before}."
-        silent = sum(t.finish is FinishReason.STOP and t.answer is None for t in self._traces)
-        if silent:
-            kind = self._answers.name
-            yield f"{silent} of {self._started} traces ended without an answer of kind {kind!r}."
-        cut = sum(trace.finish is FinishReason.LENGTH for trace in self._traces)
-        if cut:
-            most = self._sampling.max_tokens
-            yield f"{cut} of {self._started} traces reached {most} tokens and did not vote."
-        begun_again = [trace for trace in self._traces if trace.restarts]
-        if begun_again:
-            lost = sum(trace.lost_tokens for trace in begun_again)
-            yield (
-                f"{len(begun_again)} of {self._started} traces broke off and were begun again; the "
-                f"{lost:,} tokens lost count as failed: {'; '.join(self._lost)}"
-            )
-        for note, count in self._notes.items():
-            yield f"{note} ({count} of {self._started} traces)"
-        yield from self._capabilities.notes
-        yield from self._grouping.limits
+        warnings: list[str] = []
         if self._listener_failure:
-            yield f"The listener raised {self._listener_failure} and was not called again."
+            failure = self._listener_failure
+            warnings.append(f"The listener raised {failure} and was not called again.")
+        return self._conclusions.verdict(
+            self._ended or "budget",
+            seconds=self._now(),
+            seed=self._seed,
+            top_k=self._top_k,
+            warnings=warnings,
+        )
 
     def _emit(self, event: Event) -> None:
         if self._on_event is None:
@@ -541,7 +397,3 @@ class _Run:
 
     def _now(self) -> float:
         return time.perf_counter() - self._began
-
-
-def _any_known(confidences: NDArray[np.float32]) -> bool:
-    return bool(np.isfinite(confidences).any())

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from conviction.answers.base import AnswerKind
+from conviction.concluding import OUT_OF_TOKENS
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -28,7 +29,7 @@ from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
 from conviction.sharing import Place, Slots
-from conviction.thinking import OUT_OF_TOKENS, TOP_K, deliberate
+from conviction.thinking import TOP_K, deliberate
 from conviction.verdict import Usage, Verdict
 
 _MOST_FAILED = 3

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from conviction.concluding import OUT_OF_TOKENS
 from conviction.evaluation.results import QuestionResult
 from conviction.lab.statistics import Bootstrap, Estimate, wilson
-from conviction.thinking import OUT_OF_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,229 @@
+"""What comes of a run: finished traces with their answers, and at the end the verdict."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.answers.base import AnswerKind
+from conviction.answers.grouping import Grouping
+from conviction.confidence import Metric, measure
+from conviction.core import Answer, FinishReason, Question, Sampling, Trace
+from conviction.engines.base import Capabilities, Engine
+from conviction.errors import AllTracesFailedError, EngineError, MissingLogprobsError
+from conviction.live import LiveTrace
+from conviction.policies.base import Policy
+from conviction.verdict import Usage, Verdict, caveats
+
+OUT_OF_TOKENS = "tokens"
+"""`Verdict.ended` of a run that a total of tokens cut short."""
+
+_WRONG_SIGN = (
+    "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
+)
+
+
+def no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsError:
+    """The error of a policy that cannot do without confidence on an engine that gives none."""
+    return MissingLogprobsError(
+        tried=f"read token confidence from {engine.name} for the policy {policy.name!r}",
+        found=f"no log-probabilities came back: {found}",
+        remedy="Switch them on in the engine, or use --policy majority, which needs none.",
+    )
+
+
+class Conclusions:
+    """The traces of one run that have ended, and what a reader of its verdict should know.
+
+    Args:
+        question: What was asked.
+        engine: What generates the traces.
+        capabilities: What it can do.
+        policy: What steers the run.
+        answers: Finds answers in traces and tells equal ones.
+        sampling: How tokens are drawn.
+        counted: Whether every token has to be counted, because there is a total.
+    """
+
+    def __init__(
+        self,
+        *,
+        question: Question,
+        engine: Engine,
+        capabilities: Capabilities,
+        policy: Policy,
+        answers: AnswerKind,
+        sampling: Sampling,
+        counted: bool,
+    ) -> None:
+        self._question = question
+        self._engine = engine
+        self._capabilities = capabilities
+        self._policy = policy
+        self._answers = answers
+        self._grouping = Grouping(answers)
+        self._sampling = sampling
+        self._counted = counted
+        self._traces: list[Trace] = []
+        self._informed = False
+        self._notes: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
+
+    def lose(self, error: str, tokens: int) -> None:
+        """Count the tokens of an attempt that broke off."""
+        self._lost[error] += tokens
+
+    async def conclude(self, live: LiveTrace, running: Iterable[LiveTrace], now: float) -> Trace:
+        """Turn a trace that ended into a finished one, its answer classified.
+
+        Args:
+            live: The trace.
+            running: Those that still run.
+            now: Seconds since the run began.
+
+        Raises:
+            MissingLogprobsError: the policy needs confidence, and the engine seems to give none.
+            EngineError: tokens must be counted, and the engine does not tell them.
+        """
+        text = live.text
+        finish = live.finish or FinishReason.ERROR
+        confidences = live.confidences()
+        if measure(Metric.MEAN, confidences, window=1) < 0:
+            finish, live.error = FinishReason.ERROR, _WRONG_SIGN
+        answer = None
+        if finish in (FinishReason.STOP, FinishReason.LENGTH):
+            if self._counted and text and not confidences.size:
+                raise _no_counts(self._engine)
+            answer = await self._find_answer(text)
+            if self._policy.needs_confidence and confidences.size:
+                self._check_confidence(confidences, running)
+        trace = Trace(
+            id=live.id,
+            finish=finish,
+            tokens=confidences.size,
+            text=text,
+            confidences=confidences,
+            answer=answer,
+            seed=live.seed,
+            prompt_tokens=live.prompt_tokens,
+            cached_tokens=live.cached_tokens,
+            started=live.started,
+            ended=now,
+            error=live.error,
+            restarts=live.restarts,
+            lost_tokens=live.lost_tokens,
+            logprobs=live.logprobs(),
+        )
+        self._notes.update(dict.fromkeys(live.notes, 1))
+        self._traces.append(trace)
+        return trace
+
+    def verdict(
+        self, ended: str, *, seconds: float, seed: int, top_k: int, warnings: Iterable[str] = ()
+    ) -> Verdict:
+        """The verdict of all traces that were concluded.
+
+        Args:
+            ended: Why the run ended.
+            seconds: Its wall time.
+            seed: The seed that every trace's seed was derived from.
+            top_k: Log-probabilities behind each token confidence.
+            warnings: What else a reader should know.
+
+        Raises:
+            AllTracesFailedError: no trace came to an end; the causes are named.
+        """
+        traces = tuple(sorted(self._traces, key=lambda trace: trace.id))
+        failed = [trace for trace in traces if trace.finish is FinishReason.ERROR]
+        if traces and len(failed) == len(traces):
+            raise AllTracesFailedError(
+                tried=f"think with {len(traces)} traces on {self._engine.name}",
+                causes=[trace.error for trace in failed],
+                remedy="Mend the cause and ask again; nothing was answered.",
+            )
+        standing = self._policy.standing()
+        tally, budget = standing.tally, self._policy.budget
+        return Verdict(
+            question=self._question,
+            answer=tally.leader.text if tally.leader else None,
+            tally=tally,
+            ended=ended,
+            policy=self._policy.settings(),
+            traces=traces,
+            usage=Usage.of(traces, voters=tally.voters, budget=budget),
+            budget=budget,
+            threshold=standing.threshold,
+            window=standing.window,
+            top_k=top_k,
+            seconds=seconds,
+            engine=self._engine.name,
+            seed=seed,
+            warnings=(
+                *standing.notes,
+                *caveats(traces, tally),
+                *self._warnings(ended),
+                *warnings,
+            ),
+        )
+
+    async def _find_answer(self, text: str) -> Answer | None:
+        found = self._answers.extract(text)
+        if found is None:
+            return None
+        answer = self._grouping.classify_at_once(found)
+        if answer is None:
+            # Waiting for another process, so it leaves the event loop.
+            answer = await anyio.to_thread.run_sync(self._grouping.classify, found)
+        return answer
+
+    def _check_confidence(
+        self, confidences: NDArray[np.float32], running: Iterable[LiveTrace]
+    ) -> None:
+        """Refuse to go on with an engine that drops log-probabilities without a word.
+
+        A single trace without any may be chance; one before any other had some is not.
+        """
+        self._informed = self._informed or _any_known(confidences)
+        if not self._informed and not any(_any_known(live.confidences()) for live in running):
+            raise no_logprobs(self._engine, self._policy, "a trace ended without a single one")
+
+    def _warnings(self, ended: str) -> Iterator[str]:
+        started = len(self._traces)
+        if ended == OUT_OF_TOKENS:
+            before = "the verdict was settled" if started else "this question had its turn"
+            yield f"The total of tokens was spent before {before}."
+        silent = sum(t.finish is FinishReason.STOP and t.answer is None for t in self._traces)
+        if silent:
+            kind = self._answers.name
+            yield f"{silent} of {started} traces ended without an answer of kind {kind!r}."
+        cut = sum(trace.finish is FinishReason.LENGTH for trace in self._traces)
+        if cut:
+            most = self._sampling.max_tokens
+            yield f"{cut} of {started} traces reached {most} tokens and did not vote."
+        begun_again = [trace for trace in self._traces if trace.restarts]
+        if begun_again:
+            lost = sum(trace.lost_tokens for trace in begun_again)
+            yield (
+                f"{len(begun_again)} of {started} traces broke off and were begun again; the "
+                f"{lost:,} tokens lost count as failed: {'; '.join(self._lost)}"
+            )
+        for note, count in self._notes.items():
+            yield f"{note} ({count} of {started} traces)"
+        yield from self._capabilities.notes
+        yield from self._grouping.limits
+
+
+def _no_counts(engine: Engine) -> EngineError:
+    return EngineError(
+        tried=f"hold a total of tokens on {engine.name}",
+        found="a trace came with a text but not one token, so nothing can be counted",
+        remedy="Mend the engine: the confidences of a chunk have an entry per token; or give no "
+        "total.",
+    )
+
+
+def _any_known(confidences: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(confidences).any())
