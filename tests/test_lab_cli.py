@@ -72,6 +72,7 @@ def test_the_usual_policies_are_compared_without_being_named(
         "single",
         "adaptive-consistency@12",
         "esc@12",
+        "settle@12",
         "deepconf-low@12",
         "deepconf-high@12",
         "deepconf-offline@12",
@@ -141,7 +142,7 @@ def test_the_report_is_one_file_that_loads_nothing(pool: Path, tmp_path: Path) -
     report.check_it_loads_nothing()
     assert "a model <b>: policies compared on recorded traces" in report.words
     assert report.tags.count("svg") == 3
-    assert report.tags.count("tr") == 1 + 9
+    assert report.tags.count("tr") == 1 + 10
     for words in ("accuracy, %", "tokens per question", "Bars are 95% intervals", "deepconf-low"):
         assert words in report.words
     # Text takes the page's colour, so that it reads on light and on dark.

@@ -6,7 +6,7 @@ from typing import Any
 from conviction.confidence import Metric
 from conviction.lab.candidates import fitting_windows
 
-WITHOUT_CONFIDENCE = ("majority", "single", "adaptive-consistency", "esc")
+WITHOUT_CONFIDENCE = ("majority", "single", "adaptive-consistency", "esc", "settle")
 WITH_CONFIDENCE = ("deepconf-low", "deepconf-high", "deepconf-offline", "best-of-n", "borda")
 
 _KEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -48,6 +48,11 @@ def usual_grid(budget: int, tokens: float) -> Mapping[str, Mapping[str, Sequence
         "majority": {"budget": _powers(budget)},
         "adaptive-consistency": {"bar": (0.8, 0.9, 0.95, 0.99), "wave": (1, 4, 16)},
         "esc": {"window": (3, 4, 5, 8)},
+        "settle": {
+            "slope": (0.004, 0.006, 0.008, 0.012),
+            "first": (3, 6),
+            "ahead": (1.0, 2.0, 3.0),
+        },
         "deepconf-low": online,
         "deepconf-high": online,
         "deepconf-offline": {"keep": _KEEP, **ranked},

@@ -5,7 +5,8 @@ deepconf-low:window=32,keep=0.2
 deepconf-low:keep=0.1/0.3/0.9       alternatives, for `conviction lab`
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from inspect import isclass
@@ -15,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 
 from conviction.core import InvalidSettingError
+from conviction.errors import ConvictionError
 from conviction.policies.base import Policy
 from conviction.registry import load, names, unknown_name
 
@@ -68,10 +70,12 @@ def build(name: str, settings: Mapping[str, Any]) -> Policy:
     known = list(setting_types(name))
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
+        others = " or ".join(_with_settings(unknown))
         raise InvalidSettingError(
             tried=f"set {', '.join(unknown)} of the policy {name!r}",
             found="it has no such setting",
-            remedy=f"Its settings: {', '.join(known) or 'none'}.",
+            remedy=f"Its settings: {', '.join(known) or 'none'}."
+            + (f" For yours, take the policy {others}." if others else ""),
         )
     return kind(**settings)
 
@@ -113,6 +117,14 @@ def read_spec(spec: str) -> tuple[str, dict[str, list[Any]]]:
             for value in values.split("/")
         ]
     return name, given
+
+
+def _with_settings(settings: Sequence[str]) -> Iterator[str]:
+    for name in policy_names():
+        # A policy that does not load is no reason to hide what is wrong with this one.
+        with suppress(ConvictionError):
+            if set(settings) <= set(setting_types(name)):
+                yield name
 
 
 def written(value: object) -> str:
