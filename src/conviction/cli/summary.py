@@ -7,7 +7,7 @@ _WORDS = {
     FinishReason.STOP: "finished",
     FinishReason.LENGTH: "cut at the token limit",
     FinishReason.LOW_CONFIDENCE: "stopped for low confidence",
-    FinishReason.CONSENSUS: "cancelled by consensus",
+    FinishReason.CONSENSUS: "no longer needed",
     FinishReason.CANCELLED: "cancelled",
     FinishReason.ERROR: "failed",
 }

@@ -54,7 +54,7 @@ _STATES = {
     FinishReason.STOP: ("done", "green"),
     FinishReason.LENGTH: ("cut: token limit", "yellow"),
     FinishReason.LOW_CONFIDENCE: ("stopped: low confidence", "red"),
-    FinishReason.CONSENSUS: ("cancelled: consensus", "dim"),
+    FinishReason.CONSENSUS: ("no longer needed", "dim"),
     FinishReason.CANCELLED: ("cancelled", "dim"),
     FinishReason.ERROR: ("failed", "bold red"),
 }
