@@ -6,10 +6,10 @@ Every option has a grid of settings, and plain settle among them: to leave it of
 slope of plain settle, to show what tuning brings without confidence. Half of the questions chooses,
 the other half tells, ten times over both ways, so that every question is told of ten times. Two
 ways to choose: the most right (of equals, the fewest tokens), and the fewest tokens among those
-that are as right as plain settle.
+that are as right as plain settle. With several pools, each also chooses for the others.
 
 Prints Markdown tables per pool. Differences and ratios are paired, with 95% intervals of a
-bootstrap over questions and draws.
+bootstrap over questions and draws, which do not hold the chance in the choice itself.
 """
 
 import argparse
@@ -42,16 +42,26 @@ REFERENCES = [
     "deepconf-high",
 ]
 CONFIDENT = "settle-confident:"
+AS_THEY_ARE = [
+    *REFERENCES,
+    "settle-confident",
+    "settle-confident:power=4",
+    "settle-confident:metric=tail,power=4",
+    "settle-confident:gain=1,power=4",
+    "settle-confident:power=0,keep=0.1",
+    "settle-confident:power=0,keep=0.5",
+    "settle-confident:power=0,keep=0.9",
+]
 OPTIONS = {
     "bar and slope, no confidence": [
         "settle:bar=0.9/0.95/0.97/0.98/0.99,slope=0.004/0.008/0.012/0.016"
     ],
     "weights": [
-        CONFIDENT + "metric=mean,power=0.1/1/2/4/8",
-        CONFIDENT + "metric=tail/bottom-10/lowest-group,window=none/32,power=0.1/1/2/4/8",
+        CONFIDENT + "metric=mean,power=0.1/1/2/4/8/16",
+        CONFIDENT + "metric=tail/bottom-10/lowest-group,window=none/32,power=0.1/1/2/4/8/16",
     ],
     "weights by confidence and its gain": [
-        CONFIDENT + "metric=mean,gain=0.25/0.5/1/2/4,power=0.1/1/2/4/8"
+        CONFIDENT + "metric=mean,gain=0.25/0.5/1/2/4,power=0.1/1/2/4/8/16"
     ],
     "gate": [CONFIDENT + "power=0,keep=0.1/0.3/0.5/0.7/0.9,warmup=2/4/6,window=none/32"],
     "weights and gate": [
@@ -86,7 +96,7 @@ class Told:
         right: Share of the verdicts that are right, shape (questions, repeats).
         tokens: The same of their tokens.
         path: The same of their critical paths.
-        there: Accuracy less plain settle's on the halves that chose; NaN where nothing was chosen.
+        there: Accuracy less plain settle's on what chose; NaN where nothing was chosen.
         chosen: How often each candidate was.
     """
 
@@ -131,6 +141,18 @@ def choose(trials: Trials, name: str, among: Sequence[int], way: Choose) -> Told
     return Told(name, told["correct"], told["tokens"], told["path"], float(np.mean(there)), chosen)
 
 
+def choose_on_another(
+    trials: Trials, other: Trials, name: str, among: Sequence[int], way: Choose
+) -> Told:
+    """The choice of all questions of another pool on those of this one."""
+    right, tokens = (other[one][list(among)].mean((1, 2)) for one in ("correct", "tokens"))
+    best = way(right, tokens, right[0])
+    found = reference(trials, among[best])
+    chosen = Counter({found.name: 1})
+    there = float(right[best] - right[0])
+    return Told(name, found.right, found.tokens, found.path, there, chosen)
+
+
 class Against:
     """Others against one policy, on the same resamples."""
 
@@ -160,12 +182,20 @@ class Against:
         return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def report(path: Path, trials: Trials, options: dict[str, list[int]]) -> None:
+def report(
+    path: Path, trials: Trials, options: dict[str, list[int]], others: dict[Path, Trials]
+) -> None:
     """Print the tables of one pool."""
-    references = [reference(trials, number) for number in range(len(REFERENCES))]
+    references = [reference(trials, number) for number in range(len(AS_THEY_ARE))]
     named = {told.name: told for told in references}
     told = [
         choose(trials, f"{option}: {name}", [0, *numbers], way)
+        for option, numbers in options.items()
+        for name, way in WAYS.items()
+    ]
+    elsewhere = [
+        choose_on_another(trials, other, f"{option}: {name}", [0, *numbers], way)
+        for other in others.values()
         for option, numbers in options.items()
         for name, way in WAYS.items()
     ]
@@ -176,26 +206,39 @@ def report(path: Path, trials: Trials, options: dict[str, list[int]]) -> None:
     print("| policy | right | against settle, points | where chosen | tokens | path |")
     print("| --- | --- | --- | --- | --- | --- |")
     for one in [*references, *told]:
-        there = "" if np.isnan(one.there) else f"{100 * one.there:+.2f}"
-        cells = [one.name, f"{100 * mean_of(one.right):.1f}%", plain.points(one), there]
-        print(f"| {' | '.join([*cells, plain.tokens(one), plain.path(one)])} |")
+        print(row(one.name, one, plain))
     print(f"\n| policy | tokens of deepconf-low | against {better.name}, points |")
     print("| --- | --- | --- |")
     for one in [named[PLAIN], *told]:
         print(f"| {one.name} | {low.tokens(one)} | {best.points(one)} |")
-    print("\n| option | chosen, of 20 times |\n| --- | --- |")
+    print(f"\n| option | chosen, of {2 * SPLITS} times |\n| --- | --- |")
     for one in told:
         common = ", ".join(f"`{spec}` {count}" for spec, count in one.chosen.most_common(3))
         print(f"| {one.name} | {common} |")
 
+    if not elsewhere:
+        return
+    print(f"\nChosen on {', '.join(other.name for other in others)}:\n")
+    print("| option | chosen | right | against settle, points | where chosen | tokens | path |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for one in elsewhere:
+        print(row(f"{one.name} | `{next(iter(one.chosen))}`", one, plain))
+
+
+def row(name: str, told: Told, plain: Against) -> str:
+    """A line of a table."""
+    there = "" if np.isnan(told.there) else f"{100 * told.there:+.2f}"
+    cells = [name, f"{100 * mean_of(told.right):.1f}%", plain.points(told), there]
+    return f"| {' | '.join([*cells, plain.tokens(told), plain.path(told)])} |"
+
 
 def candidates(budget: int, slots: float) -> tuple[list[Candidate], dict[str, list[int]]]:
-    """All candidates, the references first, and where those of each option are."""
+    """All candidates, those as they are first, and where those of each option are."""
 
     def parsed(specs: Sequence[str]) -> list[Candidate]:
         return parse(specs, budgets=[budget], concurrencies=[slots])
 
-    found = parsed(REFERENCES)
+    found = parsed(AS_THEY_ARE)
     options: dict[str, list[int]] = {}
     for option, specs in OPTIONS.items():
         own = parsed(specs)
@@ -216,11 +259,16 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     compared, options = candidates(given.budget, given.slots)
+    trials: dict[Path, Trials] = {}
     for path in given.pools:
         source = PoolTraces.open(path, only_graded=True)
-        trials = run_trials(source, compared, repeats=given.repeats, processes=given.processes)
-        report(path, trials, options)
-        print(f"{path.name}: done", file=sys.stderr)
+        trials[path] = run_trials(
+            source, compared, repeats=given.repeats, processes=given.processes
+        )
+        print(f"{path.name}: replayed", file=sys.stderr)
+    for path, own in trials.items():
+        others = {one: other for one, other in trials.items() if one != path}
+        report(path, own, options, others)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,8 @@ class TestTheGate:
         policy = SettleConfident(keep=1.0, warmup=1).fresh()
         policy.begin(ONE_AT_A_TIME)
         assert policy.on_finished(trace(0, tokens=90)) == [Start(1, Gate(30, 8.0))]
+        policy.on_finished(trace(1, "b", tokens=900))
+        assert policy.standing().window == 30
 
     def test_only_complete_traces_warm_up(self) -> None:
         broken = [trace(0, finish=FinishReason.ERROR), trace(1, finish=FinishReason.CANCELLED)]

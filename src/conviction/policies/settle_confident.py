@@ -25,6 +25,8 @@ class SettleConfident(Settle):
     The lead is that of the weights, divided by their mean: n votes count n in all, and a vote of
     unknown confidence counts 1. A trace that is stopped counts as ended, and for no answer.
 
+    Sources: the gate, DeepConf, arXiv 2508.15260; the gain, confidence dynamics, arXiv 2605.25244.
+
     Attributes:
         metric: How a trace's confidence is measured.
         window: Tokens in a group, of the metric and of the gate; None fits it to the traces of the
@@ -63,9 +65,9 @@ class SettleConfident(Settle):
     def standing(self) -> Standing:
         """The weighted votes so far."""
         threshold = self._gate.threshold if self._gate else None
-        known = any(isfinite(self._confidence(trace)) for trace in self._voters)
         note = "No vote had a known confidence, so all weigh the same."
-        notes = (note,) if self._voters and not known else ()
+        blind = bool(self._voters) and not np.isfinite(self._confidences()).any()
+        notes = (note,) if blind else ()
         return Standing(self._ballot.tally(), threshold, self._fitted, notes)
 
     def _count(self, trace: Trace) -> None:
@@ -76,9 +78,8 @@ class SettleConfident(Settle):
         if may_vote(trace):
             self._voters.append(trace)
         # Each vote changes the mean, and so what all of them weigh.
-        confidences = np.array([self._confidence(voter) for voter in self._voters])
+        weights = vote_weights(self._confidences(), self.power).tolist()
         self._ballot = Ballot()
-        weights = vote_weights(confidences, self.power).tolist()
         for voter, weight in zip(self._voters, weights, strict=True):
             if voter.answer:
                 self._ballot.cast(voter.id, voter.answer, weight)
@@ -94,9 +95,13 @@ class SettleConfident(Settle):
     def _keep_in_flight(self, wanted: int) -> Sequence[Start]:
         return [Start(start.count, self._gate) for start in super()._keep_in_flight(wanted)]
 
-    def _confidence(self, trace: Trace) -> float:
-        measured = score(trace, self.metric, self._fitted)
-        return measured + self.gain * gain(trace) if self.gain else measured
+    def _confidences(self) -> NDArray[np.float64]:
+        """Of the votes, shape (votes,); NaN where unknown."""
+        window = self._fitted
+        measured = np.array([score(voter, self.metric, window) for voter in self._voters])
+        if self.gain:
+            measured += self.gain * np.array([gain(voter) for voter in self._voters])
+        return measured
 
     @property
     def _fitted(self) -> int:
