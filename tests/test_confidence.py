@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from conviction.confidence import (
     GroupWindow,
     Metric,
+    confidence_gain,
     cumulative,
     group_confidences,
     measure,
@@ -60,6 +61,15 @@ def test_each_metric_follows_its_definition(
     assert measure(metric, values, window) == pytest.approx(
         expected, rel=1e-9, abs=1e-9, nan_ok=True
     )
+
+
+@given(traces)
+def test_the_gain_is_the_last_tenth_less_the_first(values: np.ndarray) -> None:
+    known = [value for value in values.tolist() if math.isfinite(value)]
+    tenth = max(len(known) // 10, 1)
+    ends = [math.fsum(part) / tenth for part in (known[-tenth:], known[:tenth])]
+    expected = ends[0] - ends[1] if known else math.nan
+    assert confidence_gain(values) == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
 @given(st.lists(traces, max_size=6), windows, st.sampled_from(Metric))

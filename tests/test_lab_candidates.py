@@ -51,6 +51,14 @@ def test_what_does_the_same_is_compared_once() -> None:
     ]
 
 
+def test_a_window_that_only_the_gate_has_is_a_difference() -> None:
+    spec = "settle-confident:metric=mean,keep=0.5,window=16/32"
+    assert [one.label for one in parse([spec], budgets=[16])] == [
+        "settle-confident@16 window=16 keep=0.5",
+        "settle-confident@16 window=32 keep=0.5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -39,6 +39,7 @@ from conviction.policies import (
     Stop,
 )
 from conviction.policies.base import Action
+from conviction.policies.settle_confident import SettleConfident
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 
@@ -112,6 +113,17 @@ policies = st.one_of(
         window=st.integers(1, 6),
         consensus=st.floats(0.4, 1.0),
         quorum=st.integers(1, 3),
+    ),
+    st.builds(
+        SettleConfident,
+        budget=st.integers(1, 10),
+        metric=st.sampled_from(Metric),
+        window=st.integers(1, 6),
+        power=st.sampled_from([0.0, 2.0]),
+        gain=st.sampled_from([0.0, 1.0]),
+        keep=st.sampled_from([None, 0.1, 0.5, 1.0]),
+        warmup=st.integers(1, 4),
+        first=st.integers(1, 6),
     ),
     st.builds(DeepConfLow, budget=st.just(10)),
     st.builds(DeepConfHigh, budget=st.integers(4, 10)),

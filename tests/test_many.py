@@ -30,6 +30,7 @@ from conviction.errors import (
 from conviction.events import Event, TraceFinished, TraceStarted
 from conviction.policies import Policy, Start, policy
 from conviction.policies.base import Conditions
+from conviction.policies.settle_confident import SettleConfident
 from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
 
@@ -325,6 +326,7 @@ policies: st.SearchStrategy[Policy] = st.one_of(
         budget=st.integers(2, 12),
     ),
     st.builds(policy, st.sampled_from(["deepconf-low", "deepconf-high"]), budget=st.just(12)),
+    st.builds(SettleConfident, budget=st.integers(2, 12), keep=st.just(0.5), warmup=st.just(2)),
 )
 crowds = st.builds(
     Crowd,

@@ -31,6 +31,7 @@ from conviction.policies import (
 )
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.policies.named import written
+from conviction.policies.settle_confident import SettleConfident
 from conviction.policies.windows import fitting_window
 
 ANYWHERE = Conditions(concurrency=8, max_tokens=1024, top_k=20)
@@ -127,6 +128,17 @@ prototypes = st.one_of(
         quorum=st.integers(1, 5),
         weighted=st.booleans(),
     ),
+    st.builds(
+        SettleConfident,
+        budget=st.integers(1, 24),
+        metric=st.sampled_from(Metric),
+        window=st.integers(1, 6),
+        power=st.sampled_from([0.0, 2.0]),
+        gain=st.sampled_from([0.0, 1.0]),
+        keep=st.sampled_from([None, 0.1, 0.5, 1.0]),
+        warmup=st.integers(1, 4),
+        first=st.integers(1, 6),
+    ),
 )
 
 
@@ -206,6 +218,7 @@ class TestVoting:
             Majority(budget=9),
             DeepConfOffline(budget=9, keep=1.0),
             DeepConfOnline(budget=9, warmup=1, keep=1.0),
+            SettleConfident(budget=9, slope=0.0, bar=0.999),
         ],
     )
     @pytest.mark.parametrize("finish", set(FinishReason) - {FinishReason.STOP})

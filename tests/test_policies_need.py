@@ -23,6 +23,7 @@ from conviction.policies import (
 )
 from conviction.policies.base import Action
 from conviction.policies.settle import Settle, SettleExact, SettleLean
+from conviction.policies.settle_confident import SettleConfident
 
 CONDITIONS = Conditions(concurrency=1, max_tokens=100, top_k=20)
 
@@ -30,6 +31,7 @@ TELLING = [
     Settle(budget=64),
     SettleLean(budget=64),
     SettleExact(budget=64),
+    SettleConfident(budget=64),
     AdaptiveConsistency(budget=64),
     EarlyStoppingConsistency(budget=64),
     DeepConfHigh(budget=64, warmup=4, window=4),

@@ -20,6 +20,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from conviction.answers.base import AnswerKind
+from conviction.confidence import Metric
 from conviction.core import FinishReason, Question, Sampling, Tally, Trace
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import AllTracesFailedError, StreamError
@@ -44,6 +45,7 @@ from conviction.policies import (
     Start,
     Stop,
 )
+from conviction.policies.settle_confident import SettleConfident
 from conviction.thinking import RESTARTS, deliberate
 from conviction.verdict import Verdict
 
@@ -230,6 +232,17 @@ policies = st.one_of(
         window=st.integers(1, 6),
         consensus=st.floats(0.4, 1.0),
         quorum=st.integers(1, 3),
+    ),
+    st.builds(
+        SettleConfident,
+        budget=st.integers(2, 12),
+        metric=st.sampled_from(Metric),
+        window=st.integers(1, 6),
+        power=st.sampled_from([0.0, 2.0]),
+        gain=st.sampled_from([0.0, 1.0]),
+        keep=st.sampled_from([None, 0.1, 0.5, 1.0]),
+        warmup=st.integers(1, 4),
+        first=st.integers(1, 6),
     ),
     st.builds(
         Chaos,

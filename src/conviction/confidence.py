@@ -161,6 +161,24 @@ def measure_pool(
     return result
 
 
+def confidence_gain(confidences: Floats) -> float:
+    """How much a trace's confidence rose: mean of its last tenth less that of its first.
+
+    Apart from the metrics, as it is a difference: 0 for a steady trace, and often negative.
+
+    Source: confidence dynamics, arXiv 2605.25244.
+
+    Args:
+        confidences: Token confidences of a whole trace, shape (tokens,).
+
+    Returns:
+        The difference, of at least one token each; NaN if no token's confidence is known.
+    """
+    tenth = max(int(known(confidences).size * HEAD_SHARE), 1)
+    last = measure(Metric.TAIL, confidences, tenth)
+    return last - measure(Metric.HEAD, confidences, tenth)
+
+
 def _blocks(offsets: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Runs of whole traces of about `_POOL_BLOCK` tokens, as (first, past the last)."""
     traces = offsets.size - 1

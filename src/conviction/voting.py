@@ -73,10 +73,10 @@ class Ballot:
             self._leader = entry
 
     @property
-    def front_runners(self) -> tuple[int, int]:
-        """Votes of the leading answer and of the one with most votes beside it; 0 for none."""
-        counts = sorted((len(entry.votes) for entry in self._classes.values()), reverse=True)
-        return (counts[0] if counts else 0, counts[1] if len(counts) > 1 else 0)
+    def front_runners(self) -> tuple[float, float]:
+        """Weights of the leading answer and of the heaviest one beside it; 0 for none."""
+        weights = sorted((entry.weight for entry in self._classes.values()), reverse=True)
+        return (weights[0] if weights else 0.0, weights[1] if len(weights) > 1 else 0.0)
 
     @property
     def count(self) -> int:

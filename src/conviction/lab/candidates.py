@@ -11,6 +11,7 @@ from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
 from conviction.policies import Policy
 from conviction.policies.named import build, read_spec, setting_types, written
+from conviction.policies.offline import Offline
 from conviction.policies.windows import PAPER_WINDOW
 
 WITHOUT_WINDOW = (Metric.MEAN, Metric.HEAD)
@@ -60,7 +61,7 @@ class Candidate:
     def identity(self) -> tuple[object, ...]:
         """Equal for candidates that do the same."""
         settings = self.settings
-        if settings.get("metric", getattr(self.policy, "metric", None)) in WITHOUT_WINDOW:
+        if isinstance(self.policy, Offline) and self.policy.metric in WITHOUT_WINDOW:
             settings.pop("window", None)
         return self.policy.name, self.policy.budget, tuple(settings.items()), self.concurrency
 

@@ -15,8 +15,8 @@ from conviction.policies.base import (
     check_budget,
     may_vote,
 )
+from conviction.policies.scores import check_metric
 from conviction.policies.windows import check_window
-from conviction.registry import unknown_name
 
 
 @dataclass
@@ -39,9 +39,7 @@ class Offline(Policy):
     def __post_init__(self) -> None:
         check_budget(self.budget)
         check_window(self.window)
-        if self.metric not in set(Metric):
-            raise unknown_name("metrics", str(self.metric), [metric.value for metric in Metric])
-        self.metric = Metric(self.metric)
+        self.metric = check_metric(self.metric)
 
     def begin(self, conditions: Conditions) -> Sequence[Action]:
         """Start everything."""

@@ -1,7 +1,21 @@
 """A trace's confidence under a metric, measured once."""
 
-from conviction.confidence import Metric, measure
+from conviction.confidence import Metric, confidence_gain, measure
 from conviction.core import Trace
+from conviction.registry import unknown_name
+
+_GAIN = ("gain", 0)
+
+
+def check_metric(metric: str) -> Metric:
+    """The metric that a user named.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if metric not in set(Metric):
+        raise unknown_name("metrics", metric, [known.value for known in Metric])
+    return Metric(metric)
 
 
 def score(trace: Trace, metric: Metric, window: int) -> float:
@@ -19,4 +33,12 @@ def score(trace: Trace, metric: Metric, window: int) -> float:
     known = trace.scores.get(key)
     if known is None:
         known = trace.scores[key] = measure(metric, trace.confidences, window)
+    return known
+
+
+def gain(trace: Trace) -> float:
+    """How much its confidence rose; `confidence_gain`, kept with the trace as a score is."""
+    known = trace.scores.get(_GAIN)
+    if known is None:
+        known = trace.scores[_GAIN] = confidence_gain(trace.confidences)
     return known

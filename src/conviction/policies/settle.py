@@ -77,8 +77,7 @@ class Settle(Policy):
             self._failed += 1
         else:
             self._ended += 1
-        if may_vote(trace) and trace.answer:
-            self._ballot.cast(trace.id, trace.answer)
+        self._count(trace)
         if self._ended >= _LEAST and self._settles(0):
             return [Done("settled")]
         return self._keep_in_flight(ceil(self.ahead * self.need))
@@ -92,13 +91,17 @@ class Settle(Policy):
         """The fewest further votes for the leader that would settle it, as far as it can start."""
         return fewest_votes(self._settles, self.budget - self._ended - self._failed)
 
+    def _count(self, trace: Trace) -> None:
+        if may_vote(trace) and trace.answer:
+            self._ballot.cast(trace.id, trace.answer)
+
     def _settles(self, more: int) -> bool:
         """Whether it would be settled if so many more traces ended, all for the leader."""
         leader, runner_up = self._ballot.front_runners
         bar = self.bar - self.slope * (self._ended + more)
         return lead_probability(leader + more, runner_up) > bar
 
-    def _keep_in_flight(self, wanted: int) -> Sequence[Action]:
+    def _keep_in_flight(self, wanted: int) -> Sequence[Start]:
         running = self._started - self._ended - self._failed
         count = min(min(wanted, self._slots) - running, self.budget - self._started)
         if count < 1:
