@@ -8,7 +8,12 @@ import pytest
 import real_servers
 import vllm_environment
 import vllm_models
+from hypothesis import settings
 from real_servers import RealServer
+
+# The machine may be busy: how long an example takes says nothing.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conviction.answers import STRATEGIES, extract_answer, kind
@@ -155,14 +155,12 @@ def test_extraction_agrees_with_the_reference_but_for_its_two_known_defects() ->
     assert set(EXPLAINED) <= {case["text"] for case in cases}
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text(), st.sampled_from(sorted(STRATEGIES)))
 def test_no_text_breaks_a_strategy(text: str, strategy: str) -> None:
     answer = extract_answer(text, [strategy])
     assert answer is None or answer.strip()
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text(alphabet=r"\boxed{}[]\"$*: 1answer정답은<think>/#`" + "\n", max_size=200))
 def test_no_text_of_markup_breaks_a_strategy(text: str) -> None:
     for strategy in STRATEGIES:
@@ -170,7 +168,6 @@ def test_no_text_of_markup_breaks_a_strategy(text: str) -> None:
         assert answer is None or answer.strip()
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text(alphabet="ab{}", max_size=20).filter(str.strip))
 def test_a_box_gives_back_what_was_put_in_if_its_braces_balance(content: str) -> None:
     depth = 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conviction.answers import AnswerKind, Grouping, kind
@@ -77,14 +77,12 @@ def test_without_trouble_there_is_nothing_to_tell() -> None:
     assert grouping.limits == ()
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.sampled_from(["0.5", "1/2", "50%", "50", "x", "7", r"\frac12", "east", "East"])))
 def test_the_same_answers_in_the_same_order_fall_into_the_same_classes(order: list[str]) -> None:
     first, second = Grouping(kind("math")), Grouping(kind("math"))
     assert [first.classify(a) for a in order] == [second.classify(a) for a in order]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.fractions(max_denominator=50), max_size=30))
 def test_exact_numbers_fall_into_as_many_classes_as_there_are_numbers(
     values: list[object],

@@ -1,7 +1,7 @@
 """Each kind of answer gives equal answers one canonical form."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conviction.answers import AnswerKind, kind, kinds
@@ -153,7 +153,6 @@ ALPHABET = st.sampled_from(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text() | st.lists(ALPHABET, max_size=30).map("".join))
 def test_no_text_breaks_a_kind_and_no_key_is_empty(text: str) -> None:
     for name in ("choice", "json", "math", "number", "text"):
@@ -164,7 +163,6 @@ def test_no_text_breaks_a_kind_and_no_key_is_empty(text: str) -> None:
         answers.extract(text)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=50))
 def test_the_same_text_always_has_the_same_key(text: str) -> None:
     for name in ("choice", "json", "math", "number", "text"):

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conviction.answers import Grouping
@@ -217,7 +217,6 @@ def spellings(value: Fraction) -> list[str]:
     return written
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(rationals)
 @example(Fraction(1234))
 @example(Fraction(-1234567, 4))
@@ -226,7 +225,6 @@ def test_a_number_keeps_its_key_however_it_is_written(value: Fraction) -> None:
     assert {kind.canonical(text) for text in spellings(value)} == {str(value)}
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(rationals, rationals)
 def test_numbers_share_a_class_exactly_if_they_are_equal(first: Fraction, second: Fraction) -> None:
     kind = MathematicalAnswers()
@@ -250,7 +248,6 @@ formulas = st.recursive(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(formulas)
 def test_a_normal_form_is_read_back_as_itself(formula: str) -> None:
     try:
@@ -260,7 +257,6 @@ def test_a_normal_form_is_read_back_as_itself(formula: str) -> None:
     assert parse(render(node)) == node
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(formulas, formulas)
 def test_what_is_decided_does_not_depend_on_the_order(first: str, second: str) -> None:
     kind = MathematicalAnswers()
@@ -268,7 +264,6 @@ def test_what_is_decided_does_not_depend_on_the_order(first: str, second: str) -
     assert kind.decided(one, other) == kind.decided(other, one)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(formulas, formulas)
 def test_sums_and_products_may_be_written_in_any_order(first: str, second: str) -> None:
     kind = MathematicalAnswers()

@@ -128,7 +128,7 @@ async def test_every_question_gets_a_line_with_its_verdict_and_its_cost(tmp_path
     assert "conviction" in described["versions"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     said=st.lists(st.sampled_from(["10", "20", "30.0", "nothing"]), min_size=1, max_size=6),
     name=st.sampled_from(["single", "majority", "deepconf-offline", "esc"]),

@@ -146,7 +146,7 @@ async def test_progress_tells_what_is_settled_contested_and_spent(tmp_path: Path
     assert len(set(tokens)) > 20
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     total=st.integers(1, 800),
     concurrency=st.integers(1, 9),

@@ -8,7 +8,7 @@ import lab_traces
 import numpy as np
 import pytest
 import virtual_time
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conviction.answers import kind
@@ -47,7 +47,6 @@ def verdicts(drawing: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class TestSteps:
-    @settings(deadline=None)
     @given(verdicts())
     def test_they_never_fall_and_stay_inside_their_intervals(
         self, data: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -65,7 +64,6 @@ class TestSteps:
             assert steps.at(float(np.nextafter(shown[voted].min(), -1))) is None
             assert all(steps.at(float(one)) for one in shown[voted])
 
-    @settings(deadline=None)
     @given(verdicts(), st.randoms(use_true_random=False))
     def test_neither_the_order_nor_copies_of_draws_change_anything(
         self, data: tuple[np.ndarray, np.ndarray, np.ndarray], random: object

@@ -96,7 +96,7 @@ def test_the_specification_of_a_candidate_makes_it_again(
     assert again.policy.settings() == one.policy.settings()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 600), st.floats(0, 100_000))
 def test_every_sweep_consists_of_valid_candidates(budget: int, tokens: float) -> None:
     grid = usual_grid(budget, tokens)

@@ -172,7 +172,7 @@ def live(policy: Policy, played: list[Script], paces: list[float], concurrency: 
     return virtual_time.run(main)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     policies,
     st.lists(scripts(), min_size=10, max_size=10),
@@ -185,7 +185,7 @@ def test_a_replay_is_what_would_have_happened_live(
     check_agreement(policy, played, paces, concurrency)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(policies, st.lists(odd_scripts(), min_size=10, max_size=10))
 def test_traces_that_are_empty_or_of_unknown_confidence_are_replayed_as_they_run_live(
     policy: Policy, played: list[Script]

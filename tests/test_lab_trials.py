@@ -56,7 +56,7 @@ def test_a_run_is_the_replay_of_its_draw() -> None:
                 assert run["full_tokens"] == sum(trace.tokens for trace in drawn)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(EVERYTHING), st.permutations(range(6)), st.booleans())
 def test_what_is_beside_a_candidate_or_a_question_changes_nothing(
     specs: list[str],

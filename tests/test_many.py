@@ -341,7 +341,7 @@ crowds = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(crowds)
 def test_whatever_happens_every_question_ends_and_the_total_holds(crowd: Crowd) -> None:
     outcomes = virtual_time.run(crowd.think)
@@ -399,7 +399,7 @@ def waited_until(crowd: Crowd, outcomes: list[Verdict | ConvictionError]) -> dic
     return waited
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(crowds, st.floats(0, 20))
 def test_cancelling_the_caller_at_any_time_frees_the_engine(crowd: Crowd, moment: float) -> None:
     async def main() -> bool:

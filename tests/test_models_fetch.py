@@ -221,7 +221,7 @@ replies = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(broken=st.lists(replies, max_size=6))
 def test_after_any_row_of_failures_the_file_is_whole(broken: list[Reply]) -> None:
     with TemporaryDirectory() as folder, serving() as server:

@@ -160,7 +160,7 @@ callers = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(servers, min_size=1, max_size=3),
     st.lists(callers, min_size=1, max_size=12),
@@ -184,7 +184,7 @@ def test_every_trace_ends_and_nothing_is_left_behind(
     virtual_time.run(main)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 4),
     st.integers(1, 30),

@@ -73,7 +73,7 @@ def logprobs(tokens: int, *, some: bool = True) -> np.ndarray | None:
     return values if some else None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     order=st.permutations([(question, number) for question in "ab" for number in range(5)]),
     cuts=st.lists(st.integers(1, 9), max_size=3),

@@ -105,7 +105,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[int]]
     return path.read_bytes(), sizes
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_a_journal_cut_anywhere_keeps_every_whole_append_and_goes_on(
     data: st.DataObject,

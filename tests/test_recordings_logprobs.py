@@ -92,7 +92,7 @@ def check(folder: Path, wanted: dict[tuple[str, int], bool]) -> None:
             np.testing.assert_array_equal(found, right)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     runs=st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=5),
     chunk_tokens=st.integers(1, 4),
@@ -137,7 +137,7 @@ def test_a_pool_holds_what_the_engine_gave_however_often_its_recording_was_inter
     assert len(wanted) == len(QUESTIONS) * TRACES
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     breaks=st.lists(st.integers(0, 12), min_size=8, max_size=8),
     threshold=st.sampled_from([3.0, 9.0, 12.0]),

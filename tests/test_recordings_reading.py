@@ -85,7 +85,7 @@ def test_reading_a_large_question_takes_little_more_than_its_values(
         assert size <= taken < size + TRACES * 50_000 * 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=30),
     order=st.randoms(use_true_random=False),

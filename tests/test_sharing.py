@@ -247,7 +247,7 @@ happenings = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     slots=st.integers(1, 6),
     total=st.one_of(st.none(), st.integers(1, 20), st.integers(1, 200)),

@@ -263,7 +263,7 @@ setups = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(setups)
 def test_whatever_the_order_every_trace_is_accounted_for(setup: Setup) -> None:
     outcome = setup.run()
@@ -390,7 +390,7 @@ def check_replay(setup: Setup, verdict: Verdict, finished: list[Trace]) -> None:
         assert (verdict.tally, verdict.ended) == (standings[-1], reason)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(setups, st.integers(0, 60))
 def test_cancelling_the_caller_at_any_step_frees_the_engine(setup: Setup, step: int) -> None:
     async def main() -> bool:
@@ -413,7 +413,7 @@ def test_cancelling_the_caller_at_any_step_frees_the_engine(setup: Setup, step: 
         assert not setup.of(RunFinished)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(setups)
 def test_what_the_clock_and_the_threads_do_changes_nothing_that_the_order_does_not(
     setup: Setup,

@@ -65,6 +65,17 @@ def test_after_every_vote_the_running_share_is_that_of_the_tally(
             assert tally.share == max(entry.weight for entry in tally.entries) / tally.total
 
 
+@given(votes)
+def test_after_every_vote_the_front_runners_are_the_two_heaviest(
+    cast_votes: list[tuple[str, float]],
+) -> None:
+    ballot = Ballot()
+    for trace, (key, weight) in enumerate(cast_votes):
+        ballot.cast(trace, Answer(key, key), weight)
+        heaviest = sorted((entry.weight for entry in ballot.tally().entries), reverse=True)
+        assert ballot.front_runners == (*heaviest, 0.0)[:2]
+
+
 def test_the_order_of_votes_decides_nothing_but_exact_ties() -> None:
     ahead = [("a", 1.0), ("b", 1.0), ("b", 0.5)]
     assert {cast(order).tally().entries[0].key for order in (ahead, ahead[::-1])} == {"b"}

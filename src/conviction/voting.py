@@ -43,11 +43,12 @@ class _Class:
 
 
 class Ballot:
-    """Counts votes as they come; `leader` and `share` take constant time."""
+    """Counts votes as they come; `front_runners` and `share` take constant time."""
 
     def __init__(self) -> None:
         self._classes: dict[str, _Class] = {}
         self._leader: _Class | None = None
+        self._runner_up: _Class | None = None
         self._total = 0.0
 
     def cast(self, trace: int, answer: Answer, weight: float = 1.0) -> None:
@@ -70,13 +71,19 @@ class Ballot:
         entry.votes.append(trace)
         self._total += weight
         if self._leader is None or entry.rank > self._leader.rank:
+            if entry is not self._leader:
+                self._runner_up = self._leader
             self._leader = entry
+        elif entry is not self._leader and (
+            self._runner_up is None or entry.weight > self._runner_up.weight
+        ):
+            self._runner_up = entry
 
     @property
     def front_runners(self) -> tuple[float, float]:
         """Weights of the leading answer and of the heaviest one beside it; 0 for none."""
-        weights = sorted((entry.weight for entry in self._classes.values()), reverse=True)
-        return (weights[0] if weights else 0.0, weights[1] if len(weights) > 1 else 0.0)
+        leader = self._leader.weight if self._leader else 0.0
+        return leader, self._runner_up.weight if self._runner_up else 0.0
 
     @property
     def count(self) -> int:
