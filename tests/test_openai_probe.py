@@ -66,7 +66,7 @@ async def asked(
 
 
 def fresh(played: PlayedModel, **changes: Any) -> PlayedModel:
-    return replace(played, running=0, generated=0, asked=[], draws=0, **changes)
+    return replace(played, running=0, generated=0, asked=[], draws=0, streams=0, **changes)
 
 
 # --- Servers as they are --------------------------------------------------------------------------
@@ -218,6 +218,12 @@ async def test_a_stream_that_is_held_back_is_told() -> None:
     facts, notes = await asked(PlayedModel(holds_back=True, ends_after=60))
     assert (facts.incremental, facts.frees) == (False, None)
     assert any("arrive in lumps" in note for note in notes)
+
+
+async def test_one_stream_that_was_read_late_is_not_taken_for_one_that_is_held_back() -> None:
+    facts, notes = await asked(PlayedModel(holds_back=1, ends_after=60))
+    assert facts.incremental is True
+    assert notes == ()
 
 
 async def test_traces_that_end_at_once_tell_nothing_of_the_stream() -> None:

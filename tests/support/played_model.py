@@ -30,7 +30,7 @@ class PlayedModel:
         counts: Where its events carry counts if asked to.
         token_ids: Whether it names candidates by number if asked to.
         ends_after: Tokens after which its traces end by themselves.
-        holds_back: Whether it sends a stream only once it is complete.
+        holds_back: Whether it sends streams only once they are complete; or how many of the first.
         goes_on: Whether it goes on generating for those who have left.
         listed: Its models; None for no such list.
     """
@@ -44,7 +44,7 @@ class PlayedModel:
     counts: str = "usage"
     token_ids: bool = True
     ends_after: int = 10_000
-    holds_back: bool = False
+    holds_back: bool | int = False
     goes_on: bool = False
     listed: list[dict[str, Any]] | None = field(
         default_factory=lambda: [{"id": "m", "owned_by": "vllm", "max_model_len": 2048}]
@@ -53,6 +53,7 @@ class PlayedModel:
     generated: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     draws: int = 0
+    streams: int = 0
 
     def play(self, received: Received) -> Sequence[Step]:
         if received.path.endswith("/models"):
@@ -123,6 +124,8 @@ class PlayedModel:
     ) -> None:
         writer = peer[1]
         sent = [chunked()]
+        held = self.holds_back is True or self.streams < self.holds_back
+        self.streams += 1
         for place in range(tokens):
             self.generated += 1
             word = f"{draw}.{place} "
@@ -133,7 +136,7 @@ class PlayedModel:
                 choice["finish_reason"] = "stop" if tokens == self.ends_after else "length"
             event = {"choices": [choice], **self._count(body, place + 1)}
             sent.append(chunk(b"data: " + json.dumps(event).encode() + b"\n\n"))
-            if not self.holds_back:
+            if not held:
                 try:
                     writer.write(b"".join(sent))
                     await writer.drain()
