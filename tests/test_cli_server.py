@@ -116,8 +116,8 @@ async def test_a_server_that_leaves_log_probabilities_out_is_named_with_the_way_
 ) -> None:
     async with serving(Told(most=0)) as server:
         arguments = ["think", QUESTION, "--base-url", server.url, "--budget", "4"]
-        refused = await conviction(*arguments, cache=tmp_path)
-        answered = await conviction(*arguments, "--policy", "majority", cache=tmp_path)
+        refused = await conviction(*arguments, "--policy", "deepconf-high", cache=tmp_path)
+        answered = await conviction(*arguments, cache=tmp_path)
         looked = await conviction("doctor", "--base-url", server.url, cache=tmp_path)
     assert (refused.code, refused.out) == (1, "")
     for word in (server.url, "asked for 20", "left them out", "--policy majority"):

@@ -13,7 +13,7 @@ _UNBUFFER = (
     "Something between holds the stream back (a proxy?): go around it, or switch its buffering "
     "off; early stopping saves nothing otherwise."
 )
-_WITHOUT = "Without them only policies such as --policy majority work; they need none."
+_WITHOUT = "Without them, policies that need none work, such as the default and --policy majority."
 
 
 async def examine(options: ServerOptions, model: str | None) -> list[Finding]:
