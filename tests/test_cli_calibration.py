@@ -309,14 +309,18 @@ def questions(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[TraceRequest]:
-    """What a server is asked: sure and right on six questions, and at odds on four."""
+    """What a server is asked: sure and right on six questions, and at odds on four.
+
+    The first of these four ends after the other three.
+    """
     requests: list[TraceRequest] = []
 
     def script(request: TraceRequest) -> Script:
         requests.append(request)
         number = int(re.findall(r"How many in (\d)", request.messages[-1].content)[0])
         answer = 41 if number < 6 else (41, 42)[request.trace % 2]
-        return Script.even(f"Answer: {answer}", tokens=4 + request.trace)
+        tokens = 4 + request.trace + 100 * (number == 6)
+        return Script.even(f"Answer: {answer}", tokens=tokens)
 
     server = ScriptedEngine(script, concurrency=4)
     monkeypatch.setattr(ServerOptions, "engine", lambda *_, **__: server)

@@ -160,6 +160,7 @@ def evaluation(
         engine = embedded(model, asked, sampling)
     assert engine is not None  # noqa: S101  # there is a model where there is no server
     reached, interrupted = _run(plan, run, engine, record, console)
+    reached.progress.results = plan.in_order(reached.progress.results)
     abstention = None
     if calibrator is not None:
         facts = replace(facts_of(generation, server, model), capabilities=reached.capabilities)

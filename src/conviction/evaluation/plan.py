@@ -17,7 +17,7 @@ from conviction.engines.base import Capabilities
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.folder import check_run
 from conviction.evaluation.recording import Asked
-from conviction.evaluation.results import RunData, RunDescription
+from conviction.evaluation.results import QuestionResult, RunData, RunDescription
 from conviction.policies.base import Conditions, Policy, Start
 from conviction.thinking import RESTARTS, TOP_K
 
@@ -111,6 +111,11 @@ class EvaluationPlan:
         actions = self.policy.fresh().begin(conditions)
         first = sum(action.count for action in actions if isinstance(action, Start))
         return ceil(capabilities.concurrency / max(first, 1)) + 1
+
+    def in_order(self, results: Sequence[QuestionResult]) -> list[QuestionResult]:
+        """Results in the order of the questions; they come and are kept as they end."""
+        places = {asked.recorded.id: place for place, asked in enumerate(self.asked)}
+        return sorted(results, key=lambda result: places[result.id])
 
 
 def _cannot_share(name: str) -> InvalidSettingError:
