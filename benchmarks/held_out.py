@@ -2,10 +2,10 @@
 
     python benchmarks/held_out.py FOLDER examples/*.parquet
 
-FOLDER holds pools of recorded answers, named DATASET_MODEL. Settings are chosen on all pools but
-those of one data set, and told of these; the same with models. Among the settings that lose at most
-0.3 points to majority voting there, and take at most 0.9 of its time, those with the fewest tokens
-are chosen. What is chosen on all of them is told of the further pools, with token confidences.
+FOLDER holds pools of recorded answers, named DATASET_MODEL. Settings of settling are chosen on all
+pools but those of one data set, and told of these; the same with models. Chosen are the fewest
+tokens among the settings that lose at most 0.3 points to majority voting on the pools that choose.
+Further pools, with token confidences, are told of the presets and of what all of FOLDER chooses.
 
 Prints Markdown tables, with 95% intervals of a bootstrap over questions and draws; they do not hold
 the chance in the choice itself.
@@ -13,7 +13,7 @@ the chance in the choice itself.
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from many_pools import (
@@ -26,6 +26,7 @@ from many_pools import (
     mean_results,
     pools,
     results,
+    row_of,
     signed,
 )
 from settle_confidence import Against, reference
@@ -34,12 +35,13 @@ from conviction.lab.candidates import parse
 from conviction.lab.sources import PoolTraces
 from conviction.lab.statistics import mean_of
 
-GRID = "settle:bar=0.93/0.95/0.97/0.99,slope=0.004/0.008/0.012/0.016/0.02,first=3/4/6,ahead=1/2/3"
+GRID = "settle:bar=0.93/0.95/0.97/0.99,slope=0.004/0.006/0.008/0.012/0.016/0.02,first=3/4/6"
+GRIDS = {"three times as many as needed": GRID, "by need": f"{GRID},ahead=1"}
+"""Settings to choose from, by the traces in flight: for time, and for tokens alone."""
 PRESETS = ["settle-exact", "settle", "settle-lean"]
 BY_NEED = [spec for spec, name in NAMES.items() if "need" in name]
 SHOWN = [*PRESETS, *(name for name in NAMES.values() if "need" in name)]
 MOST_LOST = 0.3
-MOST_TIME = 0.9
 BUDGET, SLOTS = 64, 64
 RECORDED_BUDGET, RECORDED_SLOTS = 16, 8
 BETA: Row = "Beta .95", BUDGET
@@ -61,13 +63,8 @@ def model(pool: str) -> str:
 
 
 def choose(found: Results, among: Sequence[Row]) -> Row:
-    """The fewest tokens within the bounds; where nothing is within them, the most right."""
-
-    def within(row: Row) -> bool:
-        one = found[row]
-        return one.difference >= -MOST_LOST and max_path(one) <= MOST_TIME
-
-    fitting = [row for row in among if within(row)]
+    """The fewest tokens of those that lose little; where all lose much, the most right."""
+    fitting = [row for row in among if found[row].difference >= -MOST_LOST]
     if not fitting:
         return max(among, key=lambda row: found[row].difference)
     return min(fitting, key=lambda row: found[row].tokens)
@@ -93,40 +90,38 @@ def leave_out(
     }
 
 
-def report(found: dict[str, Results], part: Callable[[str], str], what: str) -> None:
+def report(
+    found: dict[str, Results], part: Callable[[str], str], what: str, grids: Mapping[str, list[Row]]
+) -> None:
     """Print what leaving one data set or model out comes to."""
-    chosen = leave_out(found, part, grid_of(found))
     print(f"\n## One {what} left out\n")
-    print(f"| left out | pools | chosen by the others | {HEAD} |\n|{' --- |' * 7}")
-    for one in dict.fromkeys(map(part, found)):
-        own = {pool: row for pool, row in chosen.items() if part(pool) == one}
-        (name, _), *_ = own.values()
-        print(f"| {one} | {len(own)} | `{name}` | {tell(found, own)} |")
-    print(f"| mean over the pools | {len(found)} | | {tell(found, chosen)} |")
+    print(f"| in flight | left out | pools | chosen by the others | {HEAD} |\n|{' --- |' * 8}")
+    for flight, among in grids.items():
+        chosen = leave_out(found, part, among)
+        for one in dict.fromkeys(map(part, found)):
+            own = {pool: row for pool, row in chosen.items() if part(pool) == one}
+            (name, _), *_ = own.values()
+            print(f"| {flight} | {one} | {len(own)} | `{name}` | {tell(found, own)} |")
+        print(f"| {flight} | each in turn | {len(found)} | | {tell(found, chosen)} |")
 
 
-def report_as_they_are(found: dict[str, Results]) -> str:
-    """Print what the policies come to where they were chosen; the best of the grid there."""
+def report_as_they_are(found: dict[str, Results], grids: Mapping[str, list[Row]]) -> list[str]:
+    """Print what the policies come to where they were chosen; what all pools choose there."""
     means = mean_results(found.values())
-    best = choose(means, grid_of(found))
+    best = [choose(means, among) for among in grids.values()]
     print(f"\n## Where they were chosen\n\n| policy | {HEAD} |\n|{' --- |' * 5}")
     shown = {row[0]: row for row in means if row[0] in SHOWN}
-    shown[f"chosen: `{best[0]}`"] = best
+    shown |= {f"chosen: `{row[0]}`": row for row in best}
     for name, row in shown.items():
         print(f"| {name} | {tell(found, dict.fromkeys(found, row))} |")
-    return best[0]
+    return [name for name, _ in best]
 
 
-def grid_of(found: dict[str, Results]) -> list[Row]:
-    """The settings of settling."""
-    return [row for row in next(iter(found.values())) if row[0].split(":")[0] == "settle"]
-
-
-def report_recording(path: Path, chosen: str, *, runs: int, processes: int) -> None:
+def report_recording(path: Path, chosen: Sequence[str], *, runs: int, processes: int) -> None:
     """Print how far settling is from its aims on a recording with token confidences."""
     source = PoolTraces.open(path, only_graded=True)
     specs = ["majority", "adaptive-consistency", "deepconf-low", "deepconf-high"]
-    specs += [*PRESETS, chosen]
+    specs += [*PRESETS, *chosen]
     candidates = parse(specs, budgets=[RECORDED_BUDGET], concurrencies=[RECORDED_SLOTS])
     ((_, trials, _),) = each_trials(
         [(path.stem, source)], candidates, runs=runs, processes=processes
@@ -163,7 +158,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000, help="of a policy on a pool, about")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
-    specs = ["majority", "adaptive-consistency", *BY_NEED, *PRESETS, GRID]
+    specs = ["majority", "adaptive-consistency", *BY_NEED, *PRESETS, *GRIDS.values()]
     candidates = parse(specs, budgets=[BUDGET], concurrencies=[SLOTS])
     with tempfile.TemporaryDirectory() as made:
         told = each_trials(
@@ -173,9 +168,13 @@ def main() -> None:
             processes=given.processes,
         )
         found = {name: results(trials, seed) for name, trials, seed in told}
-    best = report_as_they_are(found)
-    report(found, data_set, "data set")
-    report(found, model, "model")
+    grids = {
+        name: [row_of(one) for one in parse([spec], budgets=[BUDGET])]
+        for name, spec in GRIDS.items()
+    }
+    best = report_as_they_are(found, grids)
+    report(found, data_set, "data set", grids)
+    report(found, model, "model", grids)
     for path in given.recordings:
         report_recording(path, best, runs=given.runs, processes=given.processes)
 
