@@ -44,6 +44,8 @@ SHOWN = [*PRESETS, *(name for name in NAMES.values() if "need" in name)]
 MOST_LOST = 0.3
 BUDGET, SLOTS = 64, 64
 RECORDED_BUDGET, RECORDED_SLOTS = 16, 8
+RECORDED_RUNS = 8000
+"""Of a policy on a recording; its few policies leave time for more than the grids."""
 BETA: Row = "Beta .95", BUDGET
 MINE: Row = "", 0
 HEAD = (
@@ -117,14 +119,14 @@ def report_as_they_are(found: dict[str, Results], grids: Mapping[str, list[Row]]
     return [name for name, _ in best]
 
 
-def report_recording(path: Path, chosen: Sequence[str], *, runs: int, processes: int) -> None:
+def report_recording(path: Path, chosen: Sequence[str], *, processes: int) -> None:
     """Print how far settling is from its aims on a recording with token confidences."""
     source = PoolTraces.open(path, only_graded=True)
     specs = ["majority", "adaptive-consistency", "deepconf-low", "deepconf-high"]
     specs += [*PRESETS, *chosen]
     candidates = parse(specs, budgets=[RECORDED_BUDGET], concurrencies=[RECORDED_SLOTS])
     ((_, trials, _),) = each_trials(
-        [(path.stem, source)], candidates, runs=runs, processes=processes
+        [(path.stem, source)], candidates, runs=RECORDED_RUNS, processes=processes
     )
     told = [reference(trials, number) for number in range(len(candidates))]
     majority, beta, low, *_ = told
@@ -176,7 +178,7 @@ def main() -> None:
     report(found, data_set, "data set", grids)
     report(found, model, "model", grids)
     for path in given.recordings:
-        report_recording(path, best, runs=given.runs, processes=given.processes)
+        report_recording(path, best, processes=given.processes)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ NAMES = {
 rule; `first` traces are what it needs where all agree, and no trace is started that may turn out
 needless."""
 
+EACH = """# Every pool
+
+Written by `benchmarks/many_pools.py --each`; see [what the columns mean](recorded-answers.md).
+"""
+
 WITH_CONFIDENCE = ("deepconf-high", "deepconf-low")
 FEWEST_DRAWS = 16
 
@@ -252,7 +257,7 @@ def main() -> None:
             for name, one in found.items()
             for line in (f"\n## {name}\n", *table(one, budgets, accuracy="right, %"))
         ]
-        given.each.write_text("\n".join(lines).lstrip() + "\n")
+        given.each.write_text("\n".join([EACH.rstrip(), *lines]) + "\n")
     if given.csv:
         write_csv(given.csv, means)
 
