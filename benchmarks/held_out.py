@@ -136,7 +136,7 @@ def report_recording(path: Path, chosen: Sequence[str], *, processes: int) -> No
         "| policy | right, % | against majority, points | tokens of Beta .95 (aim: 0.45) ", end=""
     )
     print("| time of majority (aim: 0.9) | tokens of deepconf-low (aim: 0.5) ", end="")
-    print(f"| against {better.name}, the better of it and majority (aim: none lost) |")
+    print(f"| against {better.name}, the more right of both (aim: none lost) |")
     print(f"|{' --- |' * 7}")
     for one in told:
         cells = [
