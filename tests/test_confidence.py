@@ -95,6 +95,13 @@ def test_a_pool_larger_than_a_block_is_measured_like_its_traces_one_by_one() -> 
         assert together == pytest.approx(alone, rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize("groups", [1, 9, 255, 256, 257, 1000])
+def test_the_lowest_tenth_of_few_and_of_many_groups_follows_its_definition(groups: int) -> None:
+    values = np.random.default_rng(groups).gamma(4.0, 3.0, groups + 15).astype(np.float32)
+    expected = by_hand(Metric.BOTTOM_10, values.tolist(), 16)
+    assert measure(Metric.BOTTOM_10, values, 16) == pytest.approx(expected, rel=1e-9)
+
+
 @given(st.data(), traces, windows)
 def test_streaming_equals_vectorised_bit_for_bit(
     data: st.DataObject, values: np.ndarray, window: int

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conviction.core import Answer, FinishReason, InvalidSettingError, Trace
 from conviction.lab.replay import Outcome, PlayedTrace, replay
-from conviction.policies import Conditions, Done, Start
+from conviction.policies import AdaptiveConsistency, Conditions, Done, Start
 from conviction.policies.lead import lead_probability
 from conviction.policies.settle import Settle, SettleExact, SettleLean
 
@@ -101,6 +101,41 @@ class TestWhenItEnds:
     def test_one_trace_is_enough_where_there_is_no_more(self) -> None:
         outcome = run(Settle(budget=1), ["a"])
         assert (outcome.started, outcome.tally.share) == (1, 1.0)
+
+
+class TestTheBetaRuleByNeed:
+    """Without slope, and with no more in flight than needed, it is Adaptive-Consistency."""
+
+    RULES = st.sampled_from([(0.9, 3), (0.95, 4), (0.99, 6)])
+    ANSWERS = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=24, max_size=24)
+    TOKENS = st.lists(st.integers(1, 50), min_size=24, max_size=24)
+
+    @given(rule=RULES, answers=ANSWERS, tokens=TOKENS)
+    def test_one_after_another_it_is_the_published_rule(
+        self, rule: tuple[float, int], answers: list[str | None], tokens: list[int]
+    ) -> None:
+        bar, first = rule
+        traces = played(answers, tokens)
+        published = replay(AdaptiveConsistency(budget=24, bar=bar), traces)
+        by_need = Settle(budget=24, bar=bar, slope=0.0, first=first, ahead=1.0)
+        assert replay(by_need, traces, concurrency=1) == published
+
+    @given(rule=RULES, answers=ANSWERS, tokens=TOKENS, concurrency=st.sampled_from([2, 5, inf]))
+    def test_it_starts_no_trace_that_turns_out_needless(
+        self,
+        rule: tuple[float, int],
+        answers: list[str | None],
+        tokens: list[int],
+        concurrency: float,
+    ) -> None:
+        bar, first = rule
+        by_need = Settle(budget=24, bar=bar, slope=0.0, first=first, ahead=1.0)
+        assert replay(by_need, played(answers, tokens), concurrency=concurrency).cancelled == 0
+
+    @pytest.mark.parametrize(("bar", "first"), [(0.9, 3), (0.95, 4), (0.99, 6)])
+    def test_where_all_agree_it_starts_what_it_needs_at_once(self, bar: float, first: int) -> None:
+        outcome = run(Settle(bar=bar, slope=0.0, first=first, ahead=1.0), ["a"] * 16, concurrency=8)
+        assert (outcome.started, outcome.path) == (first, 10)
 
 
 class TestWhatItStarts:

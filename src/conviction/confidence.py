@@ -33,6 +33,9 @@ HEAD_SHARE = 0.1
 _POOL_BLOCK = 65536
 """Tokens per cumulative sum: keeps rounding near 1e-10 and the block in the cache."""
 
+_SORTED_GROUPS = 256
+"""Of up to so many groups, sorting all takes less time than parting off the lowest."""
+
 _SCALAR_CHUNK = 48
 """Chunks up to this size are pushed token by token, which is faster than numpy's overhead."""
 
@@ -245,7 +248,10 @@ def _bottom(
 ) -> NDArray[np.float64]:
     lowest = np.maximum(((stop - first) * BOTTOM_SHARE).astype(np.int64), 1)
     for a, b, count in zip(first.tolist(), stop.tolist(), lowest.tolist(), strict=True):
-        groups[a:b].partition(count - 1)
+        if b - a <= _SORTED_GROUPS:
+            groups[a:b].sort()
+        else:
+            groups[a:b].partition(count - 1)
     return _reduce(np.add, groups, first, first + lowest) / lowest
 
 
