@@ -21,7 +21,8 @@ _MOST_UNSEEN = 100_000
 class LiveTrace:
     """A trace that is being generated.
 
-    With `wants_logprobs`, the log-probabilities of its tokens are kept as well.
+    With `wants_logprobs`, the log-probabilities of its tokens are kept as well. With `continues`,
+    it goes on with `prefix`, the beginning of that trace, of about `kept` tokens.
     """
 
     id: int
@@ -29,6 +30,9 @@ class LiveTrace:
     gate: Gate | None
     started: float
     wants_logprobs: bool = False
+    continues: int | None = None
+    prefix: str = ""
+    kept: int = 0
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     cancel_reason: FinishReason = FinishReason.CANCELLED
     finish: FinishReason | None = None
@@ -101,8 +105,8 @@ class LiveTrace:
 
     @property
     def text(self) -> str:
-        """Everything it wrote so far."""
-        return self._text.getvalue().decode("utf-8", "surrogatepass")
+        """Everything it wrote so far, and before it what it was given to begin with."""
+        return self.prefix + self._text.getvalue().decode("utf-8", "surrogatepass")
 
     def confidences(self, first: int = 0) -> NDArray[np.float32]:
         """Token confidences so far, from token number `first` on; shape (tokens - first,)."""
