@@ -19,8 +19,8 @@ class SettleRegenerate(Settle):
 
     It settles like `settle`, with as many traces fewer as it may regenerate. If the leader's lead
     is not safe then, traces that voted for the two front-runners are continued in turns, from most
-    of their text on, and a vote weighs how often its answer came again: (again + 1) / (tried + 2). Other
-    answers weigh like the front-runner that came again less often: none of them wins untried.
+    of their text on, and a vote weighs how often its answer came again: (again + 1) / (tried + 2).
+    Other answers weigh like the front-runner that came again less often: none wins untried.
 
     Source: prefix consistency, arXiv 2605.07654; there every trace is asked, and weighs its own.
 
