@@ -41,7 +41,7 @@ async def continues(http: HttpClient, route: Route, body: Callable[[str], Json])
     if any(text.startswith(_BEGUN) for _, text in found[1:]):
         return False  # The beginning came back as if it had been generated.
     none, once, twice = (tokens for tokens, _ in found)
-    return once - none == twice - once if none and once and twice else None
+    return once - none == twice - once if 0 < none < once < twice else None
 
 
 async def _ask(http: HttpClient, route: Route, body: Json) -> tuple[int, str]:
