@@ -18,7 +18,7 @@ came to the same answer again are right more often than others on the same quest
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import numpy as np
 
 from conviction.answers import kind
 from conviction.answers.base import AnswerKind
-from conviction.core import Sampling, Trace
+from conviction.core import Answer, FinishReason, Sampling, Trace
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
 from conviction.evaluation.datasets import DatasetQuestion, load
@@ -36,7 +36,7 @@ from conviction.evaluation.grading import is_correct
 from conviction.lab.statistics import Bootstrap, auroc
 from conviction.models import resolve
 from conviction.policies import Majority, Policy
-from conviction.policies.base import Action, Continue
+from conviction.policies.base import Action, Conditions, Continue
 from conviction.policies.settle_regenerate import SettleRegenerate
 from conviction.prompts import PromptStyle, compose
 from conviction.thinking import deliberate
@@ -135,112 +135,132 @@ async def measure(items: Sequence[DatasetQuestion], options: argparse.Namespace)
 
 @dataclass(frozen=True)
 class Compared:
-    """One question by three rules: right or not, and tokens."""
+    """One question by several rules: right or not, and tokens."""
 
     contested: bool
     right: dict[str, bool]
     tokens: dict[str, int]
 
 
-def plurality(votes: Sequence[dict[str, Any]]) -> str | None:
+def compared(result: dict[str, Any], options: argparse.Namespace) -> Compared:
+    own = sorted((one for one in result["traces"] if one["continues"] is None), key=ended)
+    further = sorted(result["further"], key=ended)
+    is_right = {one["answer"]: one["right"] for one in [*result["traces"], *further]}
+    spent = spent_on(own)
+    chosen = {"settle": plurality(own)}
+    tokens = {"settle": spent}
+    for keep in KEEPS:
+        ends = [one for one in result["traces"] if one.get("keep") == keep]
+        worth = further[: traces_worth(spent_on(ends), own)] if ends else []
+        name = f"after {keep:.0%}"
+        chosen |= {name: weighed(own, ends, options), f"as many, {name}": plurality(own + worth)}
+        tokens |= {name: spent + spent_on(ends), f"as many, {name}": spent + spent_on(worth)}
+    right = {name: is_right[key] if key else False for name, key in chosen.items()}
+    return Compared(bool(further), right, tokens)
+
+
+def ended(one: dict[str, Any]) -> float:
+    return one["ended"]
+
+
+def spent_on(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(one["tokens"] for one in rows)
+
+
+def plurality(rows: Sequence[dict[str, Any]]) -> str | None:
     """The most frequent answer; of equals, the one seen first."""
-    keys = [vote["answer"] for vote in votes if vote["finish"] == "stop" and vote["answer"]]
+    keys = [one["answer"] for one in rows if one["finish"] == "stop" and one["answer"]]
     return max(dict.fromkeys(keys), key=keys.count, default=None)
 
 
-def compared(result: dict[str, Any]) -> Compared:
-    own = sorted(
-        (trace for trace in result["traces"] if trace["continues"] is None),
-        key=lambda trace: trace["ended"],
-    )
-    further = sorted(result["further"], key=lambda trace: trace["ended"])
-    everything = [*result["traces"], *further]
-    is_right = {trace["answer"]: trace["right"] for trace in everything if trace["answer"]}
-    chosen = {
-        "settle": plurality(own),
-        "regenerated": result["verdict"],
-        "further traces": plurality([*own, *further]),
-    }
-    spent = sum(trace["tokens"] for trace in own)
-    return Compared(
-        contested=bool(further),
-        right={name: is_right.get(key, False) for name, key in chosen.items()},
-        tokens={
-            "settle": spent,
-            "regenerated": sum(trace["tokens"] for trace in result["traces"]),
-            "further traces": spent + sum(trace["tokens"] for trace in further),
-        },
-    )
-
-
-def came_again(result: dict[str, Any]) -> Iterator[tuple[bool, float]]:
-    """For each trace that was continued: whether it is right, how often its answer came again."""
-    traces = {trace["id"]: trace for trace in result["traces"]}
-    tries: dict[int, list[bool]] = {}
-    for trace in result["traces"]:
-        if trace["continues"] is not None and trace["finish"] in ("stop", "length"):
-            same = trace["finish"] == "stop" and (
-                trace["answer"] == traces[trace["continues"]]["answer"]
+def weighed(
+    own: Sequence[dict[str, Any]], ends: Sequence[dict[str, Any]], options: argparse.Namespace
+) -> str | None:
+    """What the policy says when it hears of these traces."""
+    regenerate = options.regenerate
+    policy = SettleRegenerate(budget=options.traces + regenerate, regenerate=regenerate)
+    policy.begin(Conditions(options.slots, options.max_tokens, top_k=0))
+    for one in [*own, *ends]:
+        policy.on_finished(
+            Trace(
+                id=one["id"],
+                finish=FinishReason(one["finish"]),
+                tokens=one["tokens"],
+                answer=Answer(one["answer"], one["answer"]) if one["answer"] else None,
+                continues=one["continues"],
             )
-            tries.setdefault(trace["continues"], []).append(same)
-    for source, again in tries.items():
-        yield traces[source]["right"], float(np.mean(again))
+        )
+    leader = policy.standing().tally.leader
+    return leader.key if leader else None
 
 
-def report(results: Sequence[dict[str, Any]]) -> None:
-    found = [compared(result) for result in results]
+def came_again(result: dict[str, Any], keep: float) -> list[tuple[bool, float]]:
+    """For each trace that was continued: whether it is right, how often its answer came again."""
+    traces = {one["id"]: one for one in result["traces"]}
+    tries: dict[int, list[bool]] = {}
+    for one in result["traces"]:
+        if one.get("keep") == keep and one["finish"] in COMPLETE:
+            source = traces[one["continues"]]
+            same = one["finish"] == "stop" and one["answer"] == source["answer"]
+            tries.setdefault(source["id"], []).append(same)
+    return [(traces[source]["right"], float(np.mean(again))) for source, again in tries.items()]
+
+
+def report(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    found = [compared(result, options) for result in results]
     contested = [one for one in found if one.contested]
-    print(f"\n{len(found)} questions, {len(contested)} contested\n")
+    print(f"\n{len(found)} questions, {len(contested)} contested")
     for title, some in (("all", found), ("contested", contested)):
         if some:
             print_table(title, some)
-    print_separation([list(came_again(result)) for result in results])
+    for keep in KEEPS:
+        print_separation(keep, [came_again(result, keep) for result in results])
 
 
 def print_table(title: str, some: Sequence[Compared]) -> None:
     bootstrap = Bootstrap(len(some))
     names = list(some[0].right)
     right = {name: np.array([[one.right[name]] for one in some], float) for name in names}
-    print(f"| {title} | right | against settle, points | better, worse | tokens |")
+    print(f"\n| {title} | right | against settle, points | better, worse | tokens |")
     print("| --- | --- | --- | --- | --- |")
     for name in names:
-        gain = right[name] - right["settle"]
         [share] = bootstrap.shares([right[name]])
-        [against] = bootstrap.differences([gain])
         tokens = np.mean([one.tokens[name] for one in some])
         print(
             f"| {name} | {share.value:.1%} ({share.low:.0%} to {share.high:.0%}) "
-            f"| {100 * against.value:+.1f} ({100 * against.low:+.1f} to {100 * against.high:+.1f}) "
-            f"| {int((gain > 0).sum())}, {int((gain < 0).sum())} | {tokens:,.0f} |"
+            f"| {difference(bootstrap, right[name] - right['settle'])} | {tokens:,.0f} |"
         )
-    gain = right["regenerated"] - right["further traces"]
-    [against] = bootstrap.differences([gain])
-    print(
-        f"\nregenerated against further traces: {100 * against.value:+.1f} points "
-        f"({100 * against.low:+.1f} to {100 * against.high:+.1f})\n"
-    )
+    for keep in KEEPS:
+        name = f"after {keep:.0%}"
+        print(
+            f"\nends {name} against as many tokens of further traces, points, better, worse: "
+            f"{difference(bootstrap, right[name] - right[f'as many, {name}'])}"
+        )
 
 
-def print_separation(questions: Sequence[Sequence[tuple[bool, float]]]) -> None:
+def difference(bootstrap: Bootstrap, gain: np.ndarray) -> str:
+    [found] = bootstrap.differences([gain])
+    span = f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})" if gain.any() else ""
+    return f"{100 * found.value:+.1f}{span} | {int((gain > 0).sum())}, {int((gain < 0).sum())}"
+
+
+def print_separation(keep: float, questions: Sequence[Sequence[tuple[bool, float]]]) -> None:
     """How well coming again ranks right traces above wrong ones of the same question."""
+    print(f"\nafter {keep:.0%} of the text:")
+    for name, is_right in (("right", True), ("wrong", False)):
+        some = [rate for traces in questions for right, rate in traces if right is is_right]
+        again = f"their answers came again in {np.mean(some):.0%}" if some else "no figure"
+        print(f"  {len(some)} {name} traces were continued: {again}")
     ranked: list[float] = []
-    rates: dict[bool, list[float]] = {True: [], False: []}
     for traces in questions:
         right = np.array([is_right for is_right, _ in traces], bool)
-        again = np.array([rate for _, rate in traces])
-        for is_right, rate in traces:
-            rates[is_right].append(rate)
         if right.any() and not right.all():
-            ranked.append(auroc(again, right))
-    for name, is_right in (("right", True), ("wrong", False)):
-        some = rates[is_right]
-        mean = f"{np.mean(some):.0%}" if some else "none"
-        print(f"{len(some)} {name} traces were continued: their answers came again in {mean}")
+            ranked.append(auroc(np.array([rate for _, rate in traces]), right))
     if ranked:
-        [estimate] = Bootstrap(len(ranked)).shares([np.array(ranked)[:, np.newaxis]])
+        [found] = Bootstrap(len(ranked)).shares([np.array(ranked)[:, np.newaxis]])
         print(
-            f"AUROC within a question, {len(ranked)} questions with both kinds: "
-            f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+            f"  AUROC within a question, {len(ranked)} questions with both kinds: "
+            f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
         )
 
 
@@ -269,7 +289,7 @@ def main() -> None:
     items = load(options.file).questions[options.first - 1 :][: options.limit]
     anyio.run(measure, [item for item in items if item.id not in done], options)
     if results := read(options.results):
-        report(results)
+        report(results, options)
 
 
 if __name__ == "__main__":
