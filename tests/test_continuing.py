@@ -18,14 +18,15 @@ from conviction.lab.candidates import parse
 from conviction.lab.comparison import runnable
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.lab.sources import PoolTraces
-from conviction.policies import Action, Conditions, Majority, Start
-from conviction.policies.base import Continue
+from conviction.lab.study import Plan, study
+from conviction.policies import Action, Conditions, Continue, Majority, Start
 from conviction.policies.settle_regenerate import SettleRegenerate
 from conviction.promises import beginning
 from conviction.recordings import Pool, recording_listener
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 
+EXAMPLE = Path(__file__).parents[1] / "examples/gsm8k-qwen2.5-coder-0.5b.parquet"
 TEXT = "First 2 + 2 = 4, then 4 + 4 = 8."
 
 
@@ -200,14 +201,18 @@ class TestRefusals:
 
 class TestRecordings:
     def test_the_lab_says_why_it_cannot_replay_it(self) -> None:
-        source = PoolTraces.open(
-            Path(__file__).parents[1] / "examples/gsm8k-qwen2.5-coder-0.5b.parquet"
-        )
+        source = PoolTraces.open(EXAMPLE)
         able, refused = runnable(parse(["settle-regenerate", "settle"], budgets=[16]), source)
         assert [one.policy.name for one in able] == ["settle"]
         assert [(one.candidate.policy.name, one.reason) for one in refused] == [
             ("settle-regenerate", "it continues traces, and a recording has no continuations")
         ]
+
+    def test_nothing_but_it_to_compare_is_an_error_that_says_to_run_it_live(self) -> None:
+        plan = Plan(specs=["settle-regenerate"])
+        with pytest.raises(InvalidSettingError, match="no continuations") as caught:
+            study(PoolTraces.open(EXAMPLE), plan)
+        assert "Run it live" in caught.value.remedy
 
     @pytest.mark.parametrize("policy", [SettleRegenerate(), Then()])
     def test_replaying_it_is_refused(self, policy: Majority) -> None:

@@ -20,6 +20,7 @@ from conviction.core import (
 from conviction.errors import ConvictionError
 from conviction.gate import Gate
 from conviction.policies import (
+    Continue,
     DeepConfHigh,
     DeepConfLow,
     DeepConfOffline,
@@ -37,6 +38,7 @@ from conviction.verdict import Right, Usage, Verdict
 
 __all__ = [
     "Answer",
+    "Continue",
     "ConvictionError",
     "DeepConfHigh",
     "DeepConfLow",

@@ -20,6 +20,7 @@ class Listed:
 
     name: str
     needs_confidence: bool
+    needs_continuation: bool
     settings: dict[str, Any]
     what: str
 
@@ -49,4 +50,4 @@ def _listed(name: str) -> Listed:
     one = policy(name)
     settings = {key: value for key, value in one.settings().items() if key != "name"}
     what = (getdoc(type(one)) or "").partition("\n")[0]
-    return Listed(name, one.needs_confidence, settings, what)
+    return Listed(name, one.needs_confidence, one.needs_continuation, settings, what)

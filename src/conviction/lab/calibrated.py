@@ -208,12 +208,7 @@ def _enough(source: TraceSource, policy: Policy) -> tuple[str, ...]:
     tried = f"calibrate {policy.name} with a budget of {policy.budget}"
     _, refused = runnable([Candidate(policy, policy.budget)], source)
     if refused:
-        raise InvalidSettingError(
-            tried=tried,
-            found=refused[0].reason,
-            remedy="Use a policy that needs no confidence, such as majority; or a recording from "
-            "an engine that gives log-probabilities.",
-        )
+        raise InvalidSettingError(tried=tried, found=refused[0].reason, remedy=refused[0].remedy)
     counts = sorted((source.count(one) for one in source.question_ids), reverse=True)
     if len(counts) < FEWEST:
         raise InvalidSettingError(

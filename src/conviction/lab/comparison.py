@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate
-from conviction.lab.replay import CONTINUES
+from conviction.lab.replay import CONTINUES, RUN_LIVE
 from conviction.lab.sources import TraceSource
 from conviction.lab.statistics import (
     Bootstrap,
@@ -23,6 +23,10 @@ from conviction.lab.statistics import (
 from conviction.lab.trials import Trials
 
 _ANSWERS_ONLY = "it needs token confidences, and this pool holds answers only"
+_RECORD_MORE = (
+    "Use policies without confidence, such as majority and adaptive-consistency; or record with an "
+    "engine that gives log-probabilities."
+)
 
 _RESOLVING = 30
 """Questions from which on nobody has to be warned."""
@@ -228,10 +232,12 @@ class Refusal:
     Attributes:
         candidate: The candidate.
         reason: Why.
+        remedy: What to do about it; a whole sentence.
     """
 
     candidate: Candidate
     reason: str
+    remedy: str
 
 
 def runnable(
@@ -242,9 +248,9 @@ def runnable(
     refused: list[Refusal] = []
     for one in candidates:
         if one.policy.needs_continuation:
-            refused.append(Refusal(one, CONTINUES))
+            refused.append(Refusal(one, CONTINUES, RUN_LIVE))
         elif one.policy.needs_confidence and not source.top_k:
-            refused.append(Refusal(one, _ANSWERS_ONLY))
+            refused.append(Refusal(one, _ANSWERS_ONLY, _RECORD_MORE))
         else:
             able.append(one)
     return able, refused

@@ -25,6 +25,7 @@ _NO_CONFIDENCES = np.empty(0, np.float32)
 
 CONTINUES = "it continues traces, and a recording has no continuations"
 """Why some policies cannot be replayed."""
+RUN_LIVE = "Run it live: `conviction think` or `conviction eval`."
 
 _BLOCK = 128
 _FEWEST_BLOCKS = 64
@@ -164,7 +165,7 @@ def replay(
             its budget; or it continues traces, which were not recorded.
     """
     if policy.needs_continuation:
-        raise _refused(policy, CONTINUES, "Run it live: `conviction think` or `conviction eval`.")
+        raise _refused(policy, CONTINUES, RUN_LIVE)
     return _Replay(policy.fresh(), traces, concurrency, top_k, max_tokens).run()
 
 
@@ -238,7 +239,7 @@ class _Replay:
                         if trace in self._running:
                             self._cancel(trace)
                 case Continue():
-                    raise _refused(self._policy, CONTINUES, "Run it live.")
+                    raise _refused(self._policy, CONTINUES, RUN_LIVE)
                 case Done(reason):
                     self._ended = reason
                     self._queue.clear()

@@ -4,6 +4,7 @@ from conviction.policies.adaptive import AdaptiveConsistency, EarlyStoppingConsi
 from conviction.policies.base import (
     Action,
     Conditions,
+    Continue,
     Done,
     Policy,
     Standing,
@@ -23,6 +24,7 @@ __all__ = [
     "BestOfN",
     "Borda",
     "Conditions",
+    "Continue",
     "DeepConfHigh",
     "DeepConfLow",
     "DeepConfOffline",
