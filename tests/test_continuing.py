@@ -23,6 +23,7 @@ from conviction.policies import Action, Conditions, Continue, Majority, Start
 from conviction.policies.settle_regenerate import SettleRegenerate
 from conviction.promises import beginning
 from conviction.recordings import Pool, recording_listener
+from conviction.sharing import Slots
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 
@@ -146,19 +147,24 @@ class TestAContinuedTrace:
         [question] = pool.questions
         assert question.traces == 1
 
-    async def test_never_stands_for_another_among_questions_that_share_tokens(self) -> None:
-        # A stream without a token where every token has to be counted: the beginning is none.
+    async def test_may_end_without_a_token_also_where_every_token_has_to_be_counted(self) -> None:
         silent = Script("", np.empty(0, np.float32))
-        [verdict] = await many(writing(silent), Then())
+        place = Slots(8, total=1000, longest=100).place()
+        verdict = await think(writing(silent), Then(), place=place)
         assert [trace.tokens for trace in verdict.traces] == [20, 0]
         assert verdict.traces[1].finish is FinishReason.STOP
 
-
-async def many(engine: Engine, policy: Majority) -> list[Verdict]:
-    from conviction.sharing import Slots
-
-    slots = Slots(8, total=1000, longest=100)
-    return [await think(engine, policy, place=slots.place())]
+    async def test_tells_nothing_about_how_long_other_traces_are(self) -> None:
+        begun: list[int] = []
+        place = Slots(1, total=200, longest=100).place()
+        place.begin = lambda: begun.append(place.begun)
+        place.want(3, None)
+        for number, (tokens, continues) in enumerate([(100, None), (10, 0)]):
+            place.generated(tokens)
+            place.ended(Trace(number, FinishReason.STOP, tokens, continues=continues))
+            place.want(2 - number, None)
+        # 90 tokens are left, and the only trace of its own took 100.
+        assert begun == [1, 2]
 
 
 @pytest.mark.anyio

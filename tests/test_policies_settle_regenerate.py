@@ -41,7 +41,8 @@ def voted(
     answers: Sequence[str | None], **settings: Any
 ) -> tuple[SettleRegenerate, Sequence[Action]]:
     """A policy that has heard of traces with these answers, and its last actions."""
-    policy, actions = begun(**settings), []
+    policy = begun(**settings)
+    actions: Sequence[Action] = []
     for number, answer in enumerate(answers):
         actions = policy.on_finished(trace(number, answer))
     return policy, actions
@@ -124,7 +125,8 @@ class TestWhatIsAsked:
         assert len(continued(actions)) == 4
 
     def test_never_more_than_the_budget_in_all(self) -> None:
-        policy, actions = begun(budget=9, regenerate=5), []
+        policy = begun(budget=9, regenerate=5)
+        actions: Sequence[Action] = []
         started = 1
         number = 0
         while not continued(actions):
@@ -185,7 +187,8 @@ class TestWhatVotesWeigh:
     def test_the_verdict_is_one_of_the_two_front_runners(
         self, answers: list[str], ends: list[str | None]
     ) -> None:
-        policy, actions = begun(), []
+        policy = begun()
+        actions: Sequence[Action] = []
         for number, answer in enumerate(answers):
             actions = policy.on_finished(trace(number, answer))
             if not any(isinstance(action, Start) for action in actions):
