@@ -22,7 +22,7 @@ class SettleRegenerate(Settle):
     of their text on, and a vote weighs how often its answer came again: (again + 1) / (tried + 2).
     Other answers weigh like the front-runner that came again less often: none wins untried.
 
-    Source: prefix consistency, arXiv 2605.07654; there every trace is asked, and weighs its own.
+    Source: after prefix consistency, arXiv 2605.07654.
 
     Attributes:
         regenerate: Continuations, at least 1, and fewer than the budget that holds them, too.
