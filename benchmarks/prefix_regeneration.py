@@ -144,14 +144,16 @@ class Compared:
 
 def compared(result: dict[str, Any], options: argparse.Namespace) -> Compared:
     own = sorted((one for one in result["traces"] if one["continues"] is None), key=ended)
-    further = sorted(result["further"], key=ended)
+    further = result["further"]
     is_right = {one["answer"]: one["right"] for one in [*result["traces"], *further]}
     spent = spent_on(own)
     chosen = {"settle": plurality(own)}
     tokens = {"settle": spent}
     for keep in KEEPS:
         ends = [one for one in result["traces"] if one.get("keep") == keep]
+        # Those that began first: those that ended first would be the shortest.
         worth = further[: traces_worth(spent_on(ends), own)] if ends else []
+        worth = sorted(worth, key=ended)
         name = f"after {keep:.0%}"
         chosen |= {name: weighed(own, ends, options), f"as many, {name}": plurality(own + worth)}
         tokens |= {name: spent + spent_on(ends), f"as many, {name}": spent + spent_on(worth)}
