@@ -8,7 +8,7 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import FinishReason
+from conviction.core import FinishReason, Sampling
 from conviction.engines.base import Chunk
 from conviction.gate import Gate, GateMonitor
 
@@ -102,6 +102,13 @@ class LiveTrace:
         self.lost_tokens += lost
         self._text, self._raw, self._raw_logprobs = BytesIO(), BytesIO(), BytesIO()
         return lost
+
+    def most_tokens(self, sampling: Sampling) -> int:
+        """How many tokens it may write: what is left beside its beginning, at least 1.
+
+        An engine that does not keep to limits may have written a beginning beyond them.
+        """
+        return max(1, sampling.max_tokens - self.kept)
 
     @property
     def text(self) -> str:

@@ -36,7 +36,7 @@ from conviction.events import (
     TraceStarted,
 )
 from conviction.live import LiveTrace
-from conviction.policies.base import Action, Conditions, Continue, Done, Policy, Start, Stop
+from conviction.policies.base import Action, Conditions, Continue, Done, Forget, Policy, Start, Stop
 from conviction.promises import Promises, begun
 from conviction.sharing import Place, Slots
 from conviction.tasks import helpers, unless_ended
@@ -263,6 +263,8 @@ class _Run:
                     for trace in traces:
                         if trace in self._live:
                             self._live[trace].scope.cancel()
+                case Forget():
+                    self._promises.clear()
                 case Done(reason) if self._ended == OUT_OF_TOKENS:
                     self._ended = reason
                     return
@@ -316,8 +318,7 @@ class _Run:
     async def _generate(self, live: LiveTrace) -> None:
         request = TraceRequest(
             messages=self._question.messages,
-            # Of what was written before, it may write no more than the rest.
-            sampling=replace(self._sampling, max_tokens=self._sampling.max_tokens - live.kept),
+            sampling=replace(self._sampling, max_tokens=live.most_tokens(self._sampling)),
             trace=live.id,
             seed=live.seed,
             top_k=self._top_k,

@@ -19,7 +19,7 @@ from conviction.confidence import Metric, group_confidences
 from conviction.core import Answer, FinishReason, Tally, Trace
 from conviction.errors import InvalidSettingError
 from conviction.gate import Gate
-from conviction.policies.base import Action, Conditions, Continue, Done, Policy, Start, Stop
+from conviction.policies.base import Action, Conditions, Continue, Done, Forget, Policy, Start, Stop
 
 _NO_CONFIDENCES = np.empty(0, np.float32)
 
@@ -238,6 +238,8 @@ class _Replay:
                     for trace in traces:
                         if trace in self._running:
                             self._cancel(trace)
+                case Forget():
+                    self._queue.clear()
                 case Continue():
                     raise _refused(self._policy, CONTINUES, RUN_LIVE)
                 case Done(reason):

@@ -70,6 +70,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Forget the traces that wait: they never begin and are not reported.
+
+    Against the budget they still count.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The verdict is settled: cancel everything that runs or waits.
 
@@ -80,7 +88,7 @@ class Done:
     reason: str
 
 
-Action = Start | Continue | Stop | Done
+Action = Start | Continue | Stop | Forget | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +130,7 @@ class Policy(ABC):
     of one run. A policy that a caller passes in is a prototype: every run gets a `fresh` copy.
 
     Trace ids count from 0 in order of starting, so the first `Start(n)` makes 0 … n - 1. Each
-    started trace is reported finished exactly once, unless the policy was `Done` before.
+    started trace is reported finished exactly once, unless the policy forgot it or was `Done` before.
     """
 
     name: ClassVar[str]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from conviction.core import FinishReason, Tally, Trace, require, require_whole
 from conviction.errors import InvalidSettingError
-from conviction.policies.base import Action, Continue, Done, Standing, Stop
+from conviction.policies.base import Action, Continue, Done, Forget, Standing, Stop
 from conviction.policies.lead import lead_probability
 from conviction.policies.settle import Settle
 
@@ -100,7 +100,7 @@ class SettleRegenerate(Settle):
         votes = [cycle(entry.votes) for entry in front]
         chosen = (next(votes[number % 2]) for number in range(self.regenerate))
         running = tuple(range(self._started))
-        return [Stop(running), *(Continue(vote, self.keep) for vote in chosen)]
+        return [Forget(), Stop(running), *(Continue(vote, self.keep) for vote in chosen)]
 
     def _compare(self, trace: Trace, source: int) -> Sequence[Action]:
         self._awaited -= 1
