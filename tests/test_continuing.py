@@ -1,7 +1,7 @@
 """Continued traces: what they begin with, what counts, and that nothing takes them for others."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from conviction.answers import kind
 from conviction.core import FinishReason, InvalidSettingError, Question, Sampling, Trace
-from conviction.engines.base import Engine, TraceRequest
+from conviction.engines.base import Chunk, Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import CannotContinueError, ContextOverflowError, StreamError
 from conviction.lab.candidates import parse
@@ -19,7 +19,7 @@ from conviction.lab.comparison import runnable
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.lab.sources import PoolTraces
 from conviction.lab.study import Plan, study
-from conviction.policies import Action, Conditions, Continue, Majority, Start
+from conviction.policies import Action, Conditions, Continue, Majority, Start, Stop
 from conviction.policies.settle_regenerate import SettleRegenerate
 from conviction.promises import beginning
 from conviction.recordings import Pool, recording_listener
@@ -114,6 +114,62 @@ class TestAContinuedTrace:
         )
         assert [request.prefix for request in asked] == ["", "one two three"]
         assert [request.sampling.max_tokens for request in asked] == [40, 40 - 20 * 13 // 23]
+
+    async def test_may_write_a_token_though_an_engine_kept_to_no_limit_before(self) -> None:
+        asked: list[int] = []
+
+        class Boundless(ScriptedEngine):
+            def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+                asked.append(request.sampling.max_tokens)
+                return super().stream(replace(request, sampling=Sampling(max_tokens=100)))
+
+        engine = Boundless([Script.even(TEXT, tokens=40)])
+        verdict = await think(engine, Then(), sampling=Sampling(max_tokens=20))
+        assert asked == [20, 1]
+        assert [trace.finish for trace in verdict.traces] == ["stop", "stop"]
+
+    @pytest.mark.parametrize(("text", "tokens"), [("8", 1), ("", 0)])
+    async def test_of_which_nothing_can_be_kept_is_begun_anew(self, text: str, tokens: int) -> None:
+        asked: list[TraceRequest] = []
+
+        def script(request: TraceRequest) -> Script:
+            asked.append(request)
+            return Script.even(text, tokens=tokens)
+
+        verdict = await think(ScriptedEngine(script), Then(), sampling=Sampling(max_tokens=9))
+        assert [(one.prefix, one.sampling.max_tokens) for one in asked] == [("", 9)] * 2
+        assert [one.continues for one in verdict.traces] == [None, 0]
+        assert verdict.tally.voters <= {0}
+
+    async def test_whose_beginning_names_the_answer_has_it_if_it_adds_none(self) -> None:
+        boxed = r"So \boxed{8}. Let me look at that once more, slowly."
+        verdict = await deliberate(
+            Question.ask("?"),
+            engine=writing(Script.even(" Done.", tokens=2), text=boxed),
+            policy=Then(),
+            answers=kind("math"),
+        )
+        assert [one.answer and one.answer.key for one in verdict.traces] == ["8", "8"]
+        assert verdict.tally.voters == {0}
+
+    async def test_stopped_midway_counts_the_tokens_it_wrote(self) -> None:
+        @dataclass
+        class Impatient(Then):
+            budget: int = 4
+
+            def on_finished(self, trace: Trace) -> Sequence[Action]:
+                Majority.on_finished(self, trace)
+                return [Continue(0), Continue(0)] if trace.id == 0 else [Stop((1, 2))]
+
+        whole, short = Script.even(TEXT, tokens=20), Script.even(" 9.", tokens=2)
+        long = Script.even(" and so on" * 20, tokens=5)
+        plays = {0: whole, 1: short, 2: long}
+        engine = ScriptedEngine(lambda request: plays[request.trace])
+        verdict = await think(engine, Impatient())
+        assert [trace.finish for trace in verdict.traces] == ["stop", "stop", "cancelled"]
+        assert 0 < verdict.traces[2].tokens < 5
+        assert verdict.usage.cancelled == verdict.traces[2].tokens
+        assert verdict.usage.generated == sum(engine.generated)
 
     async def test_begins_again_with_the_same_beginning_when_its_stream_broke(self) -> None:
         fault = StreamError(tried="read the stream", found="it broke", remedy="Retry.")

@@ -14,6 +14,7 @@ from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.policies.base import Action, Conditions, Continue, Done, Start, Stop
 from conviction.policies.settle import Settle
 from conviction.policies.settle_regenerate import SettleRegenerate
+from conviction.sharing import Slots
 from conviction.thinking import deliberate
 
 ONE_AT_A_TIME = Conditions(concurrency=1, max_tokens=100, top_k=0)
@@ -115,6 +116,22 @@ class TestWhatIsAsked:
             actions = policy.on_finished(trace(0, "b"))
         [stop] = [action for action in actions if isinstance(action, Stop)]
         assert {0, 4, 5} <= set(stop.traces)
+
+    @pytest.mark.anyio
+    async def test_what_waits_for_a_slot_then_is_never_run(self) -> None:
+        def script(request: TraceRequest) -> Script:
+            return Script.even(f"thinking and = {request.trace % 2}", tokens=10)
+
+        verdict = await deliberate(
+            Question.ask("?"),
+            engine=ScriptedEngine(script, concurrency=8),
+            policy=SettleRegenerate(budget=40, slope=0.1, ahead=20),
+            answers=kind("number"),
+            place=Slots(1).place(),
+        )
+        assert verdict.ended == "contested"
+        # The third vote ended it, with seven traces more in line.
+        assert [one.continues is not None for one in verdict.traces] == [False] * 3 + [True] * 4
 
     def test_what_was_stopped_changes_nothing_and_what_was_whole_still_votes(self) -> None:
         policy, actions = voted(["a", "b"] * 6)

@@ -42,8 +42,14 @@ def policies(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
         table.add_column(title)
     for one in found:
         settings = ", ".join(f"{name}={written(value)}" for name, value in one.settings.items())
-        table.add_row(one.name, escape(one.what), escape(settings))
+        table.add_row(one.name, escape(f"{one.what} {_needs(one)}"), escape(settings))
     Console(highlight=False).print(table)
+
+
+def _needs(one: Listed) -> str:
+    if one.needs_continuation:
+        return "Needs an engine that continues a given beginning; the lab cannot replay it."
+    return "Needs log-probabilities." if one.needs_confidence else ""
 
 
 def _listed(name: str) -> Listed:

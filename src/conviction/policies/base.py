@@ -130,7 +130,8 @@ class Policy(ABC):
     of one run. A policy that a caller passes in is a prototype: every run gets a `fresh` copy.
 
     Trace ids count from 0 in order of starting, so the first `Start(n)` makes 0 … n - 1. Each
-    started trace is reported finished exactly once, unless the policy forgot it or was `Done` before.
+    started trace is reported finished exactly once, unless the policy forgot it, or was `Done`,
+    before.
     """
 
     name: ClassVar[str]
