@@ -38,6 +38,7 @@ from conviction.models import resolve
 from conviction.policies import Majority, Policy
 from conviction.policies.base import Action, Conditions, Continue
 from conviction.policies.settle_regenerate import SettleRegenerate
+from conviction.promises import beginning
 from conviction.prompts import PromptStyle, compose
 from conviction.thinking import deliberate
 
@@ -208,6 +209,20 @@ def came_again(result: dict[str, Any], keep: float) -> list[tuple[bool, float]]:
     return [(traces[source]["right"], float(np.mean(again))) for source, again in tries.items()]
 
 
+def already_said(result: dict[str, Any], keep: float) -> list[tuple[bool, bool]]:
+    """For each regenerated end: whether its beginning had the answer, and whether it came again."""
+    answers = kind(ANSWERS)
+    traces = {one["id"]: one for one in result["traces"]}
+    found: list[tuple[bool, bool]] = []
+    for one in result["traces"]:
+        if one.get("keep") == keep and one["finish"] in COMPLETE:
+            source = traces[one["continues"]]
+            said = answers.extract(beginning(source["text"], keep))
+            has = said is not None and answers.canonical(said) == source["answer"]
+            found.append((has, one["finish"] == "stop" and one["answer"] == source["answer"]))
+    return found
+
+
 def report(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     found = [compared(result, options) for result in results]
     contested = [one for one in found if one.contested]
@@ -217,6 +232,7 @@ def report(results: Sequence[dict[str, Any]], options: argparse.Namespace) -> No
             print_table(title, some)
     for keep in KEEPS:
         print_separation(keep, [came_again(result, keep) for result in results])
+        print_already_said([pair for result in results for pair in already_said(result, keep)])
 
 
 def print_table(title: str, some: Sequence[Compared]) -> None:
@@ -264,6 +280,14 @@ def print_separation(keep: float, questions: Sequence[Sequence[tuple[bool, float
             f"  AUROC within a question, {len(ranked)} questions with both kinds: "
             f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
         )
+
+
+def print_already_said(ends: Sequence[tuple[bool, bool]]) -> None:
+    """How often answers came again that the beginning had already, and others."""
+    for name, has in (("had the answer already", True), ("had not", False)):
+        again = [came for said, came in ends if said is has]
+        if again:
+            print(f"  {len(again)} beginnings {name}: it came again in {np.mean(again):.0%}")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

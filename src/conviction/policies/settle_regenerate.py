@@ -22,8 +22,7 @@ class SettleRegenerate(Settle):
     of their text on, and a vote weighs how often its answer came again: (again + 1) / (tried + 2).
     Other answers weigh like the front-runner that came again less often: none wins untried.
 
-    It needs an engine that continues a given beginning, and recordings cannot replay it. Where the
-    beginning already names the answer, that comes again easily.
+    It needs an engine that continues a given beginning, and recordings cannot replay it.
 
     Source: after prefix consistency, arXiv 2605.07654.
 
