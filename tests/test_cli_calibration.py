@@ -177,6 +177,7 @@ def test_recordings_that_teach_nothing_are_refused_before_anything_is_started(
     ungraded = lab_traces.on_disk(tmp_path / "ungraded", memory, ungraded=memory.question_ids)
     for folder, more, code, message in (
         (answers, ["--policy", "deepconf-low"], 2, "holds answers only"),
+        (answers, ["--policy", "settle-regenerate"], 2, "Leave the calibration out"),
         (few, [], 2, "5 questions with right answers, and fewer than 20 tell nothing"),
         (ungraded, [], 1, "24 of 24 questions have no right answer"),
         (tmp_path / "none", [], 1, "there is nothing of that name"),

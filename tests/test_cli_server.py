@@ -252,6 +252,8 @@ async def test_the_doctor_tells_what_a_server_does(tmp_path: Path) -> None:
     assert values["server"] == server.url
     assert (values["model"], values["context"]) == ("told", 4096)
     assert (values["log-probabilities"], values["vLLM's arguments"]) == (20, False)
+    # It does not count its prompts' tokens.
+    assert values["continuing"] is None
     # It says the same whatever the seed, so nothing is known of those.
     assert values["seeds"] is None
 

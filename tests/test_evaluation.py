@@ -18,6 +18,7 @@ from conviction.engines.base import Capabilities, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import (
     AllTracesFailedError,
+    CannotContinueError,
     EngineUnavailableError,
     InvalidSettingError,
     MissingLogprobsError,
@@ -319,6 +320,13 @@ async def test_a_run_without_a_verdict_takes_other_settings(tmp_path: Path) -> N
         await run(plan(3, "deepconf-low"), tmp_path / "run", ScriptedEngine(rightly, top_k=0))
     assert (await run(plan(3), tmp_path / "run")).complete
     assert read_run(tmp_path / "run").description.settings["policy"]["name"] == "majority"
+
+
+async def test_an_engine_that_cannot_continue_is_refused_before_a_token(tmp_path: Path) -> None:
+    engine = ScriptedEngine(rightly, continues=False)
+    with pytest.raises(CannotContinueError):
+        await run(plan(3, "settle-regenerate:regenerate=1"), tmp_path / "run", engine)
+    assert engine.generated == []
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "thesis.txt/run", "thesis.txt/a/b"])

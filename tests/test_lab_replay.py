@@ -31,6 +31,7 @@ from conviction.policies import (
     DeepConfOnline,
     Done,
     EarlyStoppingConsistency,
+    Forget,
     Majority,
     Policy,
     Single,
@@ -71,11 +72,11 @@ def odd_scripts(draw: st.DrawFn) -> Script:
 
 @dataclass
 class Fickle(Policy):
-    """Starts, stops and starts again, as it was told."""
+    """Starts, stops, forgets and starts again, as it was told."""
 
     name = "fickle"
     budget: int = 10
-    plan: tuple[tuple[int, int], ...] = ()
+    plan: tuple[tuple[int, int, bool], ...] = ()
     _finished: int = field(default=0, init=False)
     _started: int = field(default=2, init=False)
 
@@ -88,10 +89,11 @@ class Fickle(Policy):
         step, self._finished = self._finished, self._finished + 1
         if step >= len(self.plan):
             return []
-        start, stop = self.plan[step]
+        start, stop, forget = self.plan[step]
         start = min(start, self.budget - self._started)
         self._started += start
-        return [*([Start(start)] if start else []), Stop((stop,))]
+        forgetting = [Forget()] if forget else []
+        return [*forgetting, *([Start(start)] if start else []), Stop((stop,))]
 
     def standing(self) -> Standing:
         return Standing(Tally())
@@ -129,7 +131,9 @@ policies = st.one_of(
     st.builds(DeepConfHigh, budget=st.integers(4, 10)),
     st.builds(
         Fickle,
-        plan=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), max_size=10).map(tuple),
+        plan=st.lists(
+            st.tuples(st.integers(0, 3), st.integers(0, 8), st.booleans()), max_size=10
+        ).map(tuple),
     ),
 )
 

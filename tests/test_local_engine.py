@@ -206,6 +206,9 @@ class FakeApi:
         if name in self.failing:
             raise EngineError(tried=name, found="it broke", remedy="None.")
 
+    async def templated(self, _: object) -> str:
+        return "the prompt"
+
     async def count_tokens(self, _: object) -> int:
         await self._called("count")
         return 10
@@ -725,6 +728,40 @@ async def test_a_trace_that_cannot_fit_the_context_is_refused_before_it_starts(
             await collect(engine, ask(question, tokens=tokens))
         assert await counted(engine, "tokens_predicted_total") == 0
         assert await counted(engine, "prompt_tokens_total") == 0
+
+
+@pytest.mark.real
+@pytest.mark.anyio
+async def test_a_trace_goes_on_from_a_given_beginning_as_if_it_had_written_that(
+    small: Callable[..., LocalEngine],
+) -> None:
+    request = ask("Tell me about the sea.", tokens=40, temperature=0)
+    async with small(slots=1) as engine:
+        assert (await engine.capabilities()).continues
+        whole = await collect(engine, request)
+        prefix = " ".join(text_of(whole).split(" ")[:8])
+        rest = await collect(engine, replace(request, prefix=prefix))
+        kept = rest[-1].prompt_tokens - whole[-1].prompt_tokens
+        generated = await counted(engine, "tokens_predicted_total")
+    assert 8 <= kept < 40
+    # Greedy, it writes the same as before, and as many tokens more as the beginning had.
+    assert text_of(rest).startswith(text_of(whole).removeprefix(prefix))
+    assert len(text_of(rest)) > len(text_of(whole)) - len(prefix)
+    assert tokens_of(rest) == tokens_of(whole) == 40
+    assert rest[-1].cached_tokens >= whole[-1].prompt_tokens
+    assert np.isfinite(np.concatenate([chunk.confidences for chunk in rest])).mean() > 0.9
+    assert generated == 1 + 40 + 40  # one was drawn to compute the prompt
+
+
+@pytest.mark.real
+@pytest.mark.anyio
+async def test_a_given_beginning_takes_its_place_in_the_context(
+    small: Callable[..., LocalEngine],
+) -> None:
+    async with small() as engine:
+        assert tokens_of(await collect(engine, ask(tokens=4))) == 4
+        with pytest.raises(ContextOverflowError, match="the context has 512"):
+            await collect(engine, replace(ask(tokens=4), prefix="Once upon a time " * 200))
 
 
 @pytest.mark.real

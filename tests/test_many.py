@@ -21,6 +21,7 @@ from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import (
     AllTracesFailedError,
     AnswerError,
+    CannotContinueError,
     ConvictionError,
     EngineError,
     EngineUnavailableError,
@@ -242,6 +243,25 @@ def test_every_question_is_checked_before_anything_starts() -> None:
 def test_what_concerns_the_engine_ends_all_as_it_is() -> None:
     with pytest.raises(MissingLogprobsError):
         think(ScriptedEngine(contested, top_k=0), 4, "deepconf-low")
+
+
+def test_an_engine_that_cannot_continue_is_refused_before_any_question_begins() -> None:
+    engine = ScriptedEngine(contested, continues=False)
+    with pytest.raises(CannotContinueError):
+        think(engine, 4, "settle-regenerate")
+    assert engine.generated == []
+
+
+@pytest.mark.parametrize("total", [30, 100, 130, 350, 700])
+def test_continued_traces_are_paid_for_by_the_total_and_never_exceed_it(total: int) -> None:
+    engine = ScriptedEngine(contested, concurrency=1)
+    found = think(engine, 4, "settle-regenerate", total_tokens=total)
+    assert sum(verdict.usage.generated for verdict in found) == sum(engine.generated) <= total
+    continued = sum(one.continues is not None for verdict in found for one in verdict.traces)
+    whole = sum(verdict.ended == "contested" for verdict in found)
+    assert 4 * whole <= continued
+    assert bool(continued) == (total > 130)
+    assert bool(whole) == (total > 350)
 
 
 class Uncounting(ScriptedEngine):

@@ -1,6 +1,7 @@
 """Every fact about a server comes from what it does, whatever it says."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +9,11 @@ import anyio
 import pytest
 from completion_events import assert_idle, json_answer
 from played_model import PlayedModel
-from scripted_server import Received, Step, answer, serving
+from scripted_server import Peer, Received, Step, answer, serving
 
 from conviction.answers import kind
-from conviction.core import Question
+from conviction.core import Message, Question, Sampling
+from conviction.engines.base import TraceRequest
 from conviction.engines.openai import OpenAIEngine, Route, balancing, probe
 from conviction.engines.openai.facts import ServerFacts
 from conviction.errors import (
@@ -245,6 +247,90 @@ async def test_a_server_that_goes_on_for_nobody_is_told() -> None:
 async def test_without_metrics_nobody_can_tell_whether_stopping_frees() -> None:
     facts, _ = await asked(PlayedModel(software=""))
     assert (facts.incremental, facts.frees, facts.tokens_after_close) == (True, None, None)
+
+
+# --- Going on with a beginning --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, True),
+        ({"continues": False}, False),
+        ({"fields": {"stream_options", "top_logprobs", "max_tokens"}}, False),
+    ],
+    ids=["goes on", "closes the message", "refuses to be asked"],
+)
+async def test_a_server_that_goes_on_with_a_message_is_told_by_the_size_of_its_prompts(
+    changes: dict[str, Any], *, found: bool
+) -> None:
+    facts, _ = await asked(PlayedModel(**changes))
+    assert facts.continues is found
+
+
+async def test_what_the_model_writes_does_not_tell_whether_its_server_goes_on() -> None:
+    class GoodGuesser(PlayedModel):
+        def _choice(self, text: str, *rest: object, **more: Any) -> dict[str, Any]:
+            del text
+            return super()._choice(" four five", *rest, **more)
+
+    assert (await asked(GoodGuesser(continues=False)))[0].continues is False
+
+
+async def test_a_beginning_that_comes_back_is_none_that_is_gone_on_with() -> None:
+    class Echoing(PlayedModel):
+        async def _stream(self, peer: Peer, body: dict[str, Any], *rest: Any, **more: Any) -> None:
+            last = body.get("messages", [{}])[-1]
+            self.echo = last["content"] if last.get("role") == "assistant" else ""
+            await super()._stream(peer, body, *rest, **more)
+
+        def _choice(self, text: str, *rest: object, **more: Any) -> dict[str, Any]:
+            echo = getattr(self, "echo", "")
+            return super()._choice(f"{echo}{text}", *rest, **more)
+
+    assert (await asked(Echoing()))[0].continues is False
+
+
+@pytest.mark.parametrize("tokens", [0, 30], ids=["none", "always the same"])
+async def test_a_server_that_counts_no_prompts_leaves_it_open_on_its_chat_alone(
+    tokens: int,
+) -> None:
+    class Uncounted(PlayedModel):
+        def _prompt_tokens(self, body: dict[str, Any]) -> int:
+            del body
+            return tokens
+
+    assert (await asked(Uncounted()))[0].continues is None
+    assert (await asked(Uncounted(), route=Route.COMPLETIONS))[0].continues is True
+
+
+@pytest.mark.parametrize("route", Route)
+async def test_a_beginning_is_sent_as_the_route_wants_it(route: Route) -> None:
+    model = PlayedModel(ends_after=5)
+    request = TraceRequest((Message("user", "Count."),), Sampling(), prefix="One, two")
+    async with (
+        serving(model.play, keeps_alive=True) as server,
+        OpenAIEngine(server.url, route=route) as engine,
+    ):
+        assert (await engine.capabilities()).continues
+        async with aclosing(engine.stream(request)) as chunks:
+            text = "".join([chunk.text async for chunk in chunks])
+    sent = model.asked[-1]
+    if route is Route.COMPLETIONS:
+        assert sent["prompt"] == "Count.One, two"
+    else:
+        assert sent["messages"][-1] == {"role": "assistant", "content": "One, two"}
+        assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
+    assert "One, two" not in text
+
+
+async def test_servers_go_on_together_only_if_each_does() -> None:
+    async with (
+        serving(PlayedModel().play) as first,
+        serving(PlayedModel(continues=False).play) as second,
+        OpenAIEngine([first.url, second.url]) as engine,
+    ):
+        assert not (await engine.capabilities()).continues
 
 
 # --- Lists of models ------------------------------------------------------------------------------

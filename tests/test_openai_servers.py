@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,27 @@ async def test_the_same_seed_reproduces_a_trace(server: RealServer) -> None:
         await engine.capabilities()
         texts = ["".join([chunk.text async for chunk in engine.stream(asked)]) for _ in range(2)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("route", Route)
+async def test_a_trace_goes_on_from_a_given_beginning(server: RealServer, route: Route) -> None:
+    counting = "Count from one to twenty in words.\n"
+    asked = TraceRequest(
+        (Message("user", counting),), Sampling(temperature=0, max_tokens=32), top_k=5
+    )
+    async with OpenAIEngine(server.url, route=route) as engine:
+        assert (await engine.capabilities()).continues
+        whole = [chunk async for chunk in engine.stream(asked)]
+        text = "".join(chunk.text for chunk in whole)
+        prefix = " ".join(text.split(" ")[:6])
+        rest = [chunk async for chunk in engine.stream(replace(asked, prefix=prefix))]
+    # Rounding may part the two after a while, but not at once.
+    continued = prefix + "".join(chunk.text for chunk in rest)
+    assert continued[: len(prefix) + 8] == text[: len(prefix) + 8]
+    kept = rest[-1].prompt_tokens - whole[-1].prompt_tokens
+    assert 0 < kept < 32
+    assert sum(chunk.confidences.size for chunk in rest) <= 32
 
 
 @dataclass

@@ -162,7 +162,9 @@ async def test_without_log_probabilities_every_confidence_is_unknown() -> None:
 async def test_it_tells_what_it_was_told() -> None:
     async with ScriptedEngine([Script.even("a")], concurrency=7, top_k=5) as engine:
         found = await engine.capabilities()
-    assert (found.top_k, found.concurrency, found.seeds) == (5, 7, True)
+    assert (found.top_k, found.concurrency, found.seeds, found.continues) == (5, 7, True, True)
+    unable = ScriptedEngine([Script.even("a")], continues=False)
+    assert not (await unable.capabilities()).continues
     assert engine.name == "scripted"
 
 

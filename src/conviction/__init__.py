@@ -20,10 +20,12 @@ from conviction.core import (
 from conviction.errors import ConvictionError
 from conviction.gate import Gate
 from conviction.policies import (
+    Continue,
     DeepConfHigh,
     DeepConfLow,
     DeepConfOffline,
     Done,
+    Forget,
     Majority,
     Policy,
     Single,
@@ -37,12 +39,14 @@ from conviction.verdict import Right, Usage, Verdict
 
 __all__ = [
     "Answer",
+    "Continue",
     "ConvictionError",
     "DeepConfHigh",
     "DeepConfLow",
     "DeepConfOffline",
     "Done",
     "FinishReason",
+    "Forget",
     "Gate",
     "Majority",
     "Message",

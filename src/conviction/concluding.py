@@ -13,7 +13,12 @@ from conviction.answers.grouping import Grouping
 from conviction.confidence import Metric, measure
 from conviction.core import Answer, FinishReason, Question, Sampling, Trace
 from conviction.engines.base import Capabilities, Engine
-from conviction.errors import AllTracesFailedError, EngineError, MissingLogprobsError
+from conviction.errors import (
+    AllTracesFailedError,
+    CannotContinueError,
+    EngineError,
+    MissingLogprobsError,
+)
 from conviction.live import LiveTrace
 from conviction.policies.base import Policy
 from conviction.verdict import Usage, Verdict, caveats
@@ -35,6 +40,16 @@ def no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsEr
     )
 
 
+def cannot_continue(engine: Engine, policy: Policy) -> CannotContinueError:
+    """The error of a policy that continues traces on an engine that cannot."""
+    return CannotContinueError(
+        tried=f"continue traces on {engine.name} for the policy {policy.name!r}",
+        found="it does not go on with a beginning that it is given",
+        remedy="Use another policy, such as settle; or a server's plain completions, where the "
+        "question has the model's template already.",
+    )
+
+
 class Conclusions:
     """The traces of one run that have ended, and what a reader of its verdict should know.
 
@@ -46,6 +61,9 @@ class Conclusions:
         answers: Finds answers in traces and tells equal ones.
         sampling: How tokens are drawn.
         counted: Whether every token has to be counted, because there is a total.
+
+    Attributes:
+        traces: Those that have ended, by id.
     """
 
     def __init__(
@@ -67,7 +85,7 @@ class Conclusions:
         self._grouping = Grouping(answers)
         self._sampling = sampling
         self._counted = counted
-        self._traces: list[Trace] = []
+        self.traces: dict[int, Trace] = {}
         self._informed = False
         self._notes: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
@@ -95,7 +113,7 @@ class Conclusions:
             finish, live.error = FinishReason.ERROR, _WRONG_SIGN
         answer = None
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
-            if self._counted and text and not confidences.size:
+            if self._counted and len(text) > len(live.prefix) and not confidences.size:
                 raise _no_counts(self._engine)
             answer = await self._find_answer(text)
             if self._policy.needs_confidence and confidences.size:
@@ -116,9 +134,10 @@ class Conclusions:
             restarts=live.restarts,
             lost_tokens=live.lost_tokens,
             logprobs=live.logprobs(),
+            continues=live.continues,
         )
         self._notes.update(dict.fromkeys(live.notes, 1))
-        self._traces.append(trace)
+        self.traces[trace.id] = trace
         return trace
 
     def verdict(
@@ -136,7 +155,7 @@ class Conclusions:
         Raises:
             AllTracesFailedError: no trace came to an end; the causes are named.
         """
-        traces = tuple(sorted(self._traces, key=lambda trace: trace.id))
+        traces = tuple(trace for _, trace in sorted(self.traces.items()))
         failed = [trace for trace in traces if trace.finish is FinishReason.ERROR]
         if traces and len(failed) == len(traces):
             raise AllTracesFailedError(
@@ -191,19 +210,20 @@ class Conclusions:
             raise no_logprobs(self._engine, self._policy, "a trace ended without a single one")
 
     def _warnings(self, ended: str) -> Iterator[str]:
-        started = len(self._traces)
+        traces = self.traces.values()
+        started = len(traces)
         if ended == OUT_OF_TOKENS:
             before = "the verdict was settled" if started else "this question had its turn"
             yield f"The total of tokens was spent before {before}."
-        silent = sum(t.finish is FinishReason.STOP and t.answer is None for t in self._traces)
+        silent = sum(t.finish is FinishReason.STOP and t.answer is None for t in traces)
         if silent:
             kind = self._answers.name
             yield f"{silent} of {started} traces ended without an answer of kind {kind!r}."
-        cut = sum(trace.finish is FinishReason.LENGTH for trace in self._traces)
+        cut = sum(trace.finish is FinishReason.LENGTH for trace in traces)
         if cut:
             most = self._sampling.max_tokens
             yield f"{cut} of {started} traces reached {most} tokens and did not vote."
-        begun_again = [trace for trace in self._traces if trace.restarts]
+        begun_again = [trace for trace in traces if trace.restarts]
         if begun_again:
             lost = sum(trace.lost_tokens for trace in begun_again)
             yield (

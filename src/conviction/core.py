@@ -164,6 +164,8 @@ class Trace:
         scores: Its confidence by metric and window, as far as it was measured.
         logprobs: Log-probability of each token, natural log, float32, shape (tokens,), NaN where
             unknown; None where they were not wanted or none came.
+        continues: The trace whose beginning it was given; its text has that, its tokens have not.
+            None for a trace of its own. Not independent of the other, so it must not vote.
     """
 
     id: int
@@ -186,6 +188,7 @@ class Trace:
         default_factory=dict[tuple[str, int], float], repr=False
     )
     logprobs: NDArray[np.float32] | None = field(default=None, repr=False)
+    continues: int | None = None
 
     @property
     def complete(self) -> bool:

@@ -11,6 +11,7 @@
     │   │   └── TemporarilyUnavailableError
     │   ├── ContextOverflowError
     │   ├── MissingLogprobsError
+    │   ├── CannotContinueError
     │   └── StreamError            one trace's stream broke; other traces go on
     ├── ModelError                 a model file is missing, broken or cannot be fetched
     │   ├── DownloadError
@@ -100,6 +101,10 @@ class ContextOverflowError(EngineError):
 
 class MissingLogprobsError(EngineError):
     """A policy needs token confidence and the engine gives no log-probabilities."""
+
+
+class CannotContinueError(EngineError):
+    """A policy continues traces and the engine does not go on with a given beginning."""
 
 
 class StreamError(EngineError):

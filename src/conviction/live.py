@@ -8,7 +8,7 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import FinishReason
+from conviction.core import FinishReason, Sampling
 from conviction.engines.base import Chunk
 from conviction.gate import Gate, GateMonitor
 
@@ -21,7 +21,8 @@ _MOST_UNSEEN = 100_000
 class LiveTrace:
     """A trace that is being generated.
 
-    With `wants_logprobs`, the log-probabilities of its tokens are kept as well.
+    With `wants_logprobs`, the log-probabilities of its tokens are kept as well. With `continues`,
+    it goes on with `prefix`, the beginning of that trace, of about `kept` tokens.
     """
 
     id: int
@@ -29,6 +30,9 @@ class LiveTrace:
     gate: Gate | None
     started: float
     wants_logprobs: bool = False
+    continues: int | None = None
+    prefix: str = ""
+    kept: int = 0
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     cancel_reason: FinishReason = FinishReason.CANCELLED
     finish: FinishReason | None = None
@@ -99,10 +103,17 @@ class LiveTrace:
         self._text, self._raw, self._raw_logprobs = BytesIO(), BytesIO(), BytesIO()
         return lost
 
+    def most_tokens(self, sampling: Sampling) -> int:
+        """How many tokens it may write: what is left beside its beginning, at least 1.
+
+        An engine that does not keep to limits may have written a beginning beyond them.
+        """
+        return max(1, sampling.max_tokens - self.kept)
+
     @property
     def text(self) -> str:
-        """Everything it wrote so far."""
-        return self._text.getvalue().decode("utf-8", "surrogatepass")
+        """Everything it wrote so far, and before it what it was given to begin with."""
+        return self.prefix + self._text.getvalue().decode("utf-8", "surrogatepass")
 
     def confidences(self, first: int = 0) -> NDArray[np.float32]:
         """Token confidences so far, from token number `first` on; shape (tokens - first,)."""

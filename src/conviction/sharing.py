@@ -195,7 +195,7 @@ class Slots:
         else:
             place.live -= tokens
             self._live -= tokens
-        if trace.finish in _TELLING:
+        if trace.finish in _TELLING and trace.continues is None:
             self._lengths += 1
             self._sum_of_lengths += tokens
         place.running -= 1

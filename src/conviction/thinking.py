@@ -6,7 +6,6 @@ outlives the run.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from conviction.answers.base import AnswerKind
-from conviction.concluding import OUT_OF_TOKENS, Conclusions, no_logprobs
+from conviction.concluding import OUT_OF_TOKENS, Conclusions, cannot_continue, no_logprobs
 from conviction.core import FinishReason, Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import (
@@ -36,9 +35,9 @@ from conviction.events import (
     TraceRestarted,
     TraceStarted,
 )
-from conviction.gate import Gate
 from conviction.live import LiveTrace
-from conviction.policies.base import Action, Conditions, Done, Policy, Start, Stop
+from conviction.policies.base import Action, Conditions, Continue, Done, Forget, Policy, Start, Stop
+from conviction.promises import Promises, begun
 from conviction.sharing import Place, Slots
 from conviction.tasks import helpers, unless_ended
 from conviction.verdict import Verdict
@@ -95,6 +94,7 @@ async def deliberate(
     Raises:
         AllTracesFailedError: no trace came to an end; the causes are named.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
+        CannotContinueError: the policy continues traces and the engine cannot.
         ContextOverflowError: prompt and trace do not fit the model's context.
         EngineError: the engine cannot be used at all, or counts no tokens where there is a total.
     """
@@ -107,6 +107,8 @@ async def deliberate(
     if policy.needs_confidence and not capabilities.top_k and not ended:
         reason = capabilities.top_k_reason
         raise no_logprobs(engine, policy, f"it was {reason}" if reason else "it offers none")
+    if policy.needs_continuation and not capabilities.continues and not ended:
+        raise cannot_continue(engine, policy)
     run = _Run(
         question=question,
         engine=engine,
@@ -157,9 +159,7 @@ class _Run:
         self._top_k = min(TOP_K, capabilities.top_k)
         self._began = began
         self._place = place
-        # Promised traces wait as the Starts that promised them: a budget costs no memory.
-        self._queue: deque[Start] = deque()
-        self._promised = 0
+        self._promises = Promises(policy)
         self._live: dict[int, LiveTrace] = {}
         self._started = 0
         self._ended: str | None = None
@@ -218,7 +218,7 @@ class _Run:
             self._capabilities.concurrency, self._sampling.max_tokens, self._top_k
         )
         self._act(self._policy.begin(conditions))
-        if not self._queue and self._ended is None:
+        if not self._promises and self._ended is None:
             raise InvalidSettingError(
                 tried=f"begin with the policy {self._policy.name!r}",
                 found="it started no trace",
@@ -228,7 +228,7 @@ class _Run:
         self._place.end = lambda: self._end(OUT_OF_TOKENS, FinishReason.CANCELLED)
         try:
             self._line_up()
-            while self._live or self._queue:
+            while self._live or self._promises:
                 live = await self._arrivals.receive()
                 if live is not None:
                     await self._hear(live)
@@ -249,27 +249,22 @@ class _Run:
 
     def _line_up(self) -> None:
         """Let what was promised wait for its turn."""
-        need = self._policy.need if self._queue else None
-        self._place.want(sum(start.count for start in self._queue), need)
+        need = self._policy.need if self._promises else None
+        self._place.want(len(self._promises), need)
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Start() if self._ended is not None:
+                case Start() | Continue() if self._ended is not None:
                     return
-                case Start(count):
-                    self._promised += count
-                    if self._promised > self._policy.budget:
-                        raise InvalidSettingError(
-                            tried=f"start {count} more traces for {self._policy.name!r}",
-                            found=f"that exceeds its own budget of {self._policy.budget}",
-                            remedy="Mend the policy, or raise its budget.",
-                        )
-                    self._queue.append(action)
+                case Start() | Continue():
+                    self._promise(action)
                 case Stop(traces):
                     for trace in traces:
                         if trace in self._live:
                             self._live[trace].scope.cancel()
+                case Forget():
+                    self._promises.clear()
                 case Done(reason) if self._ended == OUT_OF_TOKENS:
                     self._ended = reason
                     return
@@ -277,11 +272,18 @@ class _Run:
                     self._end(reason, FinishReason.CONSENSUS)
                     return
 
+    def _promise(self, action: Start | Continue) -> None:
+        if isinstance(action, Continue):
+            if not self._capabilities.continues:
+                raise cannot_continue(self._engine, self._policy)
+            begun(action, self._conclusions.traces, self._policy)  # Refuses wrong ones at once.
+        self._promises.add(action)
+
     def _end(self, reason: str, finish: FinishReason) -> None:
         if self._ended is not None:
             return
         self._ended = reason
-        self._queue.clear()
+        self._promises.clear()
         self._outcomes.send_nowait(None)
         self._place.want(0, None)
         for live in self._live.values():
@@ -297,42 +299,42 @@ class _Run:
         self._end("time", FinishReason.CANCELLED)
 
     def _start(self, tasks: TaskGroup) -> None:
+        action = self._promises.next()
         live = LiveTrace(
             id=self._started,
             seed=trace_seed(self._seed, self._question.id, self._started),
-            gate=self._next_gate(),
+            gate=action.gate if isinstance(action, Start) else None,
             started=self._now(),
             wants_logprobs=self._logprobs,
         )
+        if isinstance(action, Continue):
+            live.continues = action.trace
+            live.prefix, live.kept = begun(action, self._conclusions.traces, self._policy)
         self._started += 1
         self._live[live.id] = live
         self._emit(TraceStarted(live.id, live.gate))
         tasks.start_soon(self._generate, live)
 
-    def _next_gate(self) -> Gate | None:
-        start = self._queue.popleft()
-        if start.count > 1:
-            self._queue.appendleft(Start(start.count - 1, start.gate))
-        return start.gate
-
     async def _generate(self, live: LiveTrace) -> None:
         request = TraceRequest(
             messages=self._question.messages,
-            sampling=self._sampling,
+            sampling=replace(self._sampling, max_tokens=live.most_tokens(self._sampling)),
             trace=live.id,
             seed=live.seed,
             top_k=self._top_k,
             logprobs=self._logprobs,
+            prefix=live.prefix,
         )
         try:
             with live.scope:
                 while not await self._attempt(live, request):
                     pass
         except ContextOverflowError as error:
-            # All traces have the same prompt and the same limit, so none of them fits.
-            self._refused = self._refused or error
             live.error = str(error)
-            self._end("refused", FinishReason.CANCELLED)
+            if live.continues is None:
+                # All traces have the same prompt and the same limit, so none of them fits.
+                self._refused = self._refused or error
+                self._end("refused", FinishReason.CANCELLED)
         except ConvictionError as error:
             live.error = str(error)
         except anyio.get_cancelled_exc_class():

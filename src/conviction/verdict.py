@@ -15,8 +15,8 @@ SCHEMA_VERSION = 1
 """Version of `Verdict.to_dict()`; raised whenever a field changes its meaning."""
 
 
-UNSETTLED = frozenset({"budget", "tokens", "time", "interrupted", "refused", "failed"})
-"""Values of `Verdict.ended` that are no policy's word for a verdict that is settled."""
+UNSETTLED = frozenset({"budget", "contested", "tokens", "time", "interrupted", "refused", "failed"})
+"""Values of `Verdict.ended` that do not stand for a verdict that is settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Usage:
         prompt: Prompt tokens, over all traces.
         cached_prompt: Those of them that the engine took from its cache.
         full_budget_estimate: Estimate of what the whole budget would have generated without
-            stopping: budget x mean tokens of the complete traces. None where none is complete.
+            stopping: budget x mean tokens of the complete traces, those left out that continue
+            another. None where none is complete.
     """
 
     voted: int = 0
@@ -55,7 +56,7 @@ class Usage:
             fates["failed"] += trace.lost_tokens
             prompt += trace.prompt_tokens
             cached += trace.cached_tokens
-            if trace.complete:
+            if trace.complete and trace.continues is None:
                 complete.append(trace.tokens)
         estimate = round(budget * sum(complete) / len(complete)) if complete else None
         return cls(**fates, prompt=prompt, cached_prompt=cached, full_budget_estimate=estimate)
@@ -314,4 +315,5 @@ def _trace_to_dict(trace: Trace) -> dict[str, Any]:
         "error": trace.error or None,
         "restarts": trace.restarts,
         "lost_tokens": trace.lost_tokens,
+        "continues": trace.continues,
     }

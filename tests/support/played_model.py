@@ -32,6 +32,7 @@ class PlayedModel:
         ends_after: Tokens after which its traces end by themselves.
         holds_back: Whether it sends streams only once they are complete; or how many of the first.
         goes_on: Whether it goes on generating for those who have left.
+        continues: Whether it goes on with a begun message if asked to, or closes it.
         listed: Its models; None for no such list.
     """
 
@@ -46,6 +47,7 @@ class PlayedModel:
     ends_after: int = 10_000
     holds_back: bool | int = False
     goes_on: bool = False
+    continues: bool = True
     listed: list[dict[str, Any]] | None = field(
         default_factory=lambda: [{"id": "m", "owned_by": "vllm", "max_model_len": 2048}]
     )
@@ -145,7 +147,16 @@ class PlayedModel:
                         raise
                 sent.clear()
             await asyncio.sleep(0.001)
-        writer.write(b"".join(sent) + chunk(b"data: [DONE]\n\n") + chunk(b""))
+        usage = {"prompt_tokens": self._prompt_tokens(body), "completion_tokens": tokens}
+        last = b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
+        writer.write(b"".join([*sent, chunk(last), chunk(b"data: [DONE]\n\n"), chunk(b"")]))
+
+    def _prompt_tokens(self, body: dict[str, Any]) -> int:
+        """A token for each word, and five around each message, the one to come among them."""
+        messages = body.get("messages", [{"content": body.get("prompt", "")}])
+        words = sum(len(message["content"].split()) for message in messages)
+        going_on = self.continues and body.get("continue_final_message", False)
+        return words + 5 * (len(messages) + (not going_on))
 
     def _count(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
         if self.counts == "usage" and body["stream_options"].get("continuous_usage_stats"):

@@ -20,6 +20,7 @@ class Listed:
 
     name: str
     needs_confidence: bool
+    needs_continuation: bool
     settings: dict[str, Any]
     what: str
 
@@ -41,12 +42,18 @@ def policies(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
         table.add_column(title)
     for one in found:
         settings = ", ".join(f"{name}={written(value)}" for name, value in one.settings.items())
-        table.add_row(one.name, escape(one.what), escape(settings))
+        table.add_row(one.name, escape(f"{one.what} {_needs(one)}"), escape(settings))
     Console(highlight=False).print(table)
+
+
+def _needs(one: Listed) -> str:
+    if one.needs_continuation:
+        return "Needs an engine that continues a given beginning; the lab cannot replay it."
+    return "Needs log-probabilities." if one.needs_confidence else ""
 
 
 def _listed(name: str) -> Listed:
     one = policy(name)
     settings = {key: value for key, value in one.settings().items() if key != "name"}
     what = (getdoc(type(one)) or "").partition("\n")[0]
-    return Listed(name, one.needs_confidence, settings, what)
+    return Listed(name, one.needs_confidence, one.needs_continuation, settings, what)

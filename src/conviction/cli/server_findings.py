@@ -60,6 +60,7 @@ def _findings(server: Server) -> Iterator[Finding]:
     yield _seeds(facts)
     yield _arrival(facts)
     yield _freeing(facts)
+    yield Finding("continuing", _CONTINUING[facts.continues], value=facts.continues)
     yield Finding("vLLM's arguments", _ARGUMENTS[facts.vllm_arguments], value=facts.vllm_arguments)
     if server.http.sends_key_in_the_open:
         yield Finding(
@@ -69,6 +70,12 @@ def _findings(server: Server) -> Iterator[Finding]:
             remedy="Use an address that begins with https://.",
         )
 
+
+_CONTINUING = {
+    True: "goes on with a trace whose beginning it is given",
+    False: "does not go on with a trace whose beginning it is given",
+    None: "could not be told: it does not count its prompts' tokens",
+}
 
 _ARGUMENTS = {
     True: "take effect",

@@ -135,7 +135,7 @@ class _State:
             case TraceFinished(trace, standing):
                 self.rows[trace.id].ended = trace
                 self.standing = standing
-                if trace.complete:
+                if trace.complete and trace.continues is None:
                     self.complete.append(trace.tokens)
             case RunFinished():
                 pass
@@ -289,7 +289,8 @@ class PlainView:
             case TraceFinished(trace, standing):
                 word, _ = _STATES[trace.finish]
                 answer = f", answer {trace.answer.text}" if trace.answer else ""
-                self._say(f"trace {trace.id}: {word}, {trace.tokens} tokens{answer}")
+                after = "" if trace.continues is None else f" after trace {trace.continues}'s"
+                self._say(f"trace {trace.id}: {word}, {trace.tokens} tokens{after}{answer}")
                 if standing.threshold is not None and standing.threshold != self._threshold:
                     self._threshold = standing.threshold
                     groups = f"groups of {standing.window} tokens"

@@ -29,6 +29,7 @@ class Capabilities:
         top_k_reason: Why there are fewer log-probabilities than wanted, as the end of a sentence
             that begins with the engine; empty where nothing is amiss.
         notes: What a reader of a verdict should know about this engine; whole sentences.
+        continues: Whether it goes on with a trace whose beginning is given (`TraceRequest.prefix`).
     """
 
     model: str
@@ -38,6 +39,7 @@ class Capabilities:
     seeds: bool = False
     top_k_reason: str = ""
     notes: tuple[str, ...] = ()
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,9 @@ class TraceRequest:
         top_k: Log-probabilities per token that the caller wants (k of eq. 2); 0 for none.
         logprobs: Whether the caller also wants the log-probability of each generated token.
             They come beside the `top_k` likeliest ones, so without these there are none.
+        prefix: What the trace begins with, to be gone on with: it counts as prompt, not as
+            generated, and does not come back. Empty for a trace from its beginning; else only for
+            engines that can (`Capabilities.continues`).
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +65,7 @@ class TraceRequest:
     seed: int = 0
     top_k: int = 0
     logprobs: bool = False
+    prefix: str = ""
 
 
 def _no_tokens() -> NDArray[np.float32]:

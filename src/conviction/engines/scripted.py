@@ -74,11 +74,14 @@ def _evenly(delay: float) -> Pace:
 class ScriptedEngine(Engine):
     """Plays scripts: trace n of every run plays script n, starting over when they run out.
 
+    A trace whose beginning is given plays its script after that.
+
     Args:
         scripts: What to play, at least one; or a function that gives the script of a request.
         concurrency: Traces that it admits at once, at least 1.
         top_k: Log-probabilities that it claims to give; 0 plays unknown confidences, and no
             log-probabilities.
+        continues: Whether it claims to go on with a trace whose beginning is given.
         chunk_tokens: Tokens per chunk, at least 1.
         delay: Seconds before each chunk.
         pace: Awaited before each chunk instead of `delay`, for full control over the order.
@@ -95,6 +98,7 @@ class ScriptedEngine(Engine):
         *,
         concurrency: int = 64,
         top_k: int = 20,
+        continues: bool = True,
         chunk_tokens: int = 1,
         delay: float = 0.0,
         pace: Pace | None = None,
@@ -107,6 +111,7 @@ class ScriptedEngine(Engine):
         self._scripts = scripts
         self._concurrency = concurrency
         self._top_k = top_k
+        self._continues = continues
         self._chunk_tokens = chunk_tokens
         self._pace = pace or _evenly(delay)
         self.generated: list[int] = []
@@ -119,7 +124,13 @@ class ScriptedEngine(Engine):
 
     async def capabilities(self) -> Capabilities:
         """What the constructor was told."""
-        return Capabilities("scripted", self._top_k, self._concurrency, seeds=True)
+        return Capabilities(
+            "scripted",
+            self._top_k,
+            self._concurrency,
+            seeds=True,
+            continues=self._continues,
+        )
 
     def script(self, request: TraceRequest) -> Script:
         """The script that a request plays."""

@@ -30,6 +30,10 @@ REPEATS = 32
 FEWEST = 20
 """Questions below which nothing is learned."""
 
+_UNCALIBRATED = (
+    "Leave the calibration out, or use a policy that continues no traces, such as settle."
+)
+
 _RESOLVING = 60
 """Questions from which on nobody has to be warned."""
 
@@ -208,12 +212,8 @@ def _enough(source: TraceSource, policy: Policy) -> tuple[str, ...]:
     tried = f"calibrate {policy.name} with a budget of {policy.budget}"
     _, refused = runnable([Candidate(policy, policy.budget)], source)
     if refused:
-        raise InvalidSettingError(
-            tried=tried,
-            found=refused[0].reason,
-            remedy="Use a policy that needs no confidence, such as majority; or a recording from "
-            "an engine that gives log-probabilities.",
-        )
+        remedy = _UNCALIBRATED if policy.needs_continuation else refused[0].remedy
+        raise InvalidSettingError(tried=tried, found=refused[0].reason, remedy=remedy)
     counts = sorted((source.count(one) for one in source.question_ids), reverse=True)
     if len(counts) < FEWEST:
         raise InvalidSettingError(

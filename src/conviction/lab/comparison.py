@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate
+from conviction.lab.replay import CONTINUES, RUN_LIVE
 from conviction.lab.sources import TraceSource
 from conviction.lab.statistics import (
     Bootstrap,
@@ -20,6 +21,12 @@ from conviction.lab.statistics import (
     pareto_front,
 )
 from conviction.lab.trials import Trials
+
+_ANSWERS_ONLY = "it needs token confidences, and this pool holds answers only"
+_RECORD_MORE = (
+    "Use policies without confidence, such as majority and adaptive-consistency; or record with an "
+    "engine that gives log-probabilities."
+)
 
 _RESOLVING = 30
 """Questions from which on nobody has to be warned."""
@@ -225,21 +232,27 @@ class Refusal:
     Attributes:
         candidate: The candidate.
         reason: Why.
+        remedy: What to do about it; a whole sentence.
     """
 
     candidate: Candidate
     reason: str
+    remedy: str
 
 
 def runnable(
     candidates: Sequence[Candidate], source: TraceSource
 ) -> tuple[list[Candidate], list[Refusal]]:
     """Which candidates the recorded traces allow, and why not the others."""
-    if source.top_k:
-        return list(candidates), []
-    reason = "it needs token confidences, and this pool holds answers only"
-    able = [one for one in candidates if not one.policy.needs_confidence]
-    refused = [Refusal(one, reason) for one in candidates if one.policy.needs_confidence]
+    able: list[Candidate] = []
+    refused: list[Refusal] = []
+    for one in candidates:
+        if one.policy.needs_continuation:
+            refused.append(Refusal(one, CONTINUES, RUN_LIVE))
+        elif one.policy.needs_confidence and not source.top_k:
+            refused.append(Refusal(one, _ANSWERS_ONLY, _RECORD_MORE))
+        else:
+            able.append(one)
     return able, refused
 
 

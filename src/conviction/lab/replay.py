@@ -19,9 +19,13 @@ from conviction.confidence import Metric, group_confidences
 from conviction.core import Answer, FinishReason, Tally, Trace
 from conviction.errors import InvalidSettingError
 from conviction.gate import Gate
-from conviction.policies.base import Action, Conditions, Done, Policy, Start, Stop
+from conviction.policies.base import Action, Conditions, Continue, Done, Forget, Policy, Start, Stop
 
 _NO_CONFIDENCES = np.empty(0, np.float32)
+
+CONTINUES = "it continues traces, and a recording has no continuations"
+"""Why some policies cannot be replayed."""
+RUN_LIVE = "Run it live: `conviction think` or `conviction eval`."
 
 _BLOCK = 128
 _FEWEST_BLOCKS = 64
@@ -158,8 +162,10 @@ def replay(
 
     Raises:
         InvalidSettingError: the policy starts more traces than there are, or none, or more than
-            its budget.
+            its budget; or it continues traces, which were not recorded.
     """
+    if policy.needs_continuation:
+        raise _refused(policy, CONTINUES, RUN_LIVE)
     return _Replay(policy.fresh(), traces, concurrency, top_k, max_tokens).run()
 
 
@@ -232,6 +238,10 @@ class _Replay:
                     for trace in traces:
                         if trace in self._running:
                             self._cancel(trace)
+                case Forget():
+                    self._queue.clear()
+                case Continue():
+                    raise _refused(self._policy, CONTINUES, RUN_LIVE)
                 case Done(reason):
                     self._ended = reason
                     self._queue.clear()

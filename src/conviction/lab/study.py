@@ -168,8 +168,7 @@ def study(
         raise InvalidSettingError(
             tried=f"replay {refused[0].candidate.label}",
             found=refused[0].reason,
-            remedy="Compare policies without confidence, such as majority and "
-            "adaptive-consistency; or record with an engine that gives log-probabilities.",
+            remedy=refused[0].remedy,
         )
     trials = run_trials(
         source,

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
-from conviction.core import Tally, Trace, require_whole
+from conviction.core import Tally, Trace, require, require_whole
 from conviction.gate import Gate
 
 DEFAULT_BUDGET = 16
@@ -37,6 +37,29 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Continue:
+    """Start a trace with the beginning of one that is complete, to see where it goes from there.
+
+    It is a trace like others, with an id of its own and against the budget, but never an
+    independent one: `Trace.continues` tells, and `may_vote` says no. It runs without a gate.
+
+    Attributes:
+        trace: Id of the complete trace.
+        keep: How much of its text to keep, by characters, in (0, 1); cut where a word ends.
+
+    Raises:
+        InvalidSettingError: the share lies outside its range.
+    """
+
+    trace: int
+    keep: float = 0.75
+    count: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        require("keep", self.keep, low=1e-9, high=1.0 - 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Cancel these traces; they end as `FinishReason.CANCELLED`.
 
@@ -44,6 +67,14 @@ class Stop:
     """
 
     traces: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Forget the traces that wait: they never begin and are not reported.
+
+    Against the budget they still count.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +88,7 @@ class Done:
     reason: str
 
 
-Action = Start | Stop | Done
+Action = Start | Continue | Stop | Forget | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +130,16 @@ class Policy(ABC):
     of one run. A policy that a caller passes in is a prototype: every run gets a `fresh` copy.
 
     Trace ids count from 0 in order of starting, so the first `Start(n)` makes 0 … n - 1. Each
-    started trace is reported finished exactly once, unless the policy was `Done` before.
+    started trace is reported finished exactly once, unless the policy forgot it, or was `Done`,
+    before.
     """
 
     name: ClassVar[str]
     """Its name on the command line."""
     needs_confidence: ClassVar[bool] = False
     """Whether it can do nothing without log-probabilities."""
+    needs_continuation: ClassVar[bool] = False
+    """Whether it can do nothing with an engine that does not go on with a given beginning."""
 
     budget: int
     """The most traces that it starts."""
@@ -153,5 +187,5 @@ def check_budget(budget: int) -> None:
 
 
 def may_vote(trace: Trace) -> bool:
-    """Whether a trace votes by default: it ended itself and gave an answer."""
-    return trace.finish == "stop" and trace.answer is not None
+    """Whether a trace votes by default: it ended itself, gave an answer, and is independent."""
+    return trace.finish == "stop" and trace.answer is not None and trace.continues is None

@@ -89,7 +89,16 @@ class Settle(Policy):
     @property
     def need(self) -> int:
         """The fewest further votes for the leader that would settle it, as far as it can start."""
-        return fewest_votes(self._settles, self.budget - self._ended - self._failed)
+        return fewest_votes(self._settles, self._most - self._ended - self._failed)
+
+    @property
+    def _most(self) -> int:
+        """The most traces of its own; a subclass may keep some of the budget."""
+        return self.budget
+
+    @property
+    def _running(self) -> int:
+        return self._started - self._ended - self._failed
 
     def _count(self, trace: Trace) -> None:
         if may_vote(trace) and trace.answer:
@@ -102,8 +111,7 @@ class Settle(Policy):
         return lead_probability(leader + more, runner_up) > bar
 
     def _keep_in_flight(self, wanted: int) -> Sequence[Start]:
-        running = self._started - self._ended - self._failed
-        count = min(min(wanted, self._slots) - running, self.budget - self._started)
+        count = min(min(wanted, self._slots) - self._running, self._most - self._started)
         if count < 1:
             return []
         self._started += count

@@ -61,13 +61,16 @@ class Recorder:
     def add(self, question: RecordedQuestion, trace: Trace, number: int | None = None) -> None:
         """Record a trace soon. Never waits.
 
+        One that continues another is left out: whoever replays takes traces as independent.
+
         Args:
             question: What it answers; its count of traces is not looked at.
             trace: The finished trace; its answer's key is given anew.
             number: Its number within the question; None for the next free one, and for recording
                 nothing if a trace of the same seed is there already.
         """
-        self._jobs.put(_Job(question, trace, number))
+        if trace.continues is None:
+            self._jobs.put(_Job(question, trace, number))
 
     def _work(self) -> None:
         while jobs := self._next_jobs():

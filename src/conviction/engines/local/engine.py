@@ -10,14 +10,14 @@ from typing import Self
 
 import anyio.to_thread
 
-from conviction.core import require, require_whole
+from conviction.core import Message, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.local.machine import check_memory, usable_cores
-from conviction.engines.local.prompts import Prompt, SharedPrompts
+from conviction.engines.local.prompts import SharedPrompts
 from conviction.engines.local.server import LlamaServer, ServerSettings
 from conviction.engines.local.server_api import ServerApi
 from conviction.engines.local.slots import SlotPool
-from conviction.engines.openai import OpenAIEngine, Timeouts
+from conviction.engines.openai import OpenAIEngine, Route, Timeouts
 from conviction.errors import (
     ContextOverflowError,
     EngineUnavailableError,
@@ -39,6 +39,8 @@ _STALL_SECONDS = 600.0
 class _Running:
     server: LlamaServer
     http: OpenAIEngine
+    plain: OpenAIEngine
+    api: ServerApi
     prompts: SharedPrompts
     slots: SlotPool
 
@@ -103,9 +105,13 @@ class LocalEngine(Engine):
         async with AsyncExitStack() as stack:
             server = await LlamaServer.start(settings, self._start_timeout)
             stack.push_async_callback(server.stop)
-            http = await stack.enter_async_context(self._http(server))
-            prompts = SharedPrompts(ServerApi(http), server.folder)
-            self._running = _Running(server, http, prompts, SlotPool(self._slots))
+            http = await stack.enter_async_context(self._http(server, server.url))
+            # At its root, llama.cpp's plain completions are of a shape of its own.
+            plain = self._http(server, f"{server.url}/v1", Route.COMPLETIONS)
+            plain = await stack.enter_async_context(plain)
+            api = ServerApi(http)
+            prompts = SharedPrompts(api, server.folder)
+            self._running = _Running(server, http, plain, api, prompts, SlotPool(self._slots))
             self._stack = stack.pop_all()
         return self
 
@@ -129,6 +135,7 @@ class LocalEngine(Engine):
             context=self._context,
             # Traces computed together round differently than alone, so their draws may part.
             seeds=self._slots == 1,
+            continues=True,
         )
 
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
@@ -142,11 +149,17 @@ class LocalEngine(Engine):
         running = self._started()
         try:
             async with running.prompts.use(request.messages) as prompt:
-                self._check_context(prompt, request.sampling.max_tokens)
+                http, tokens = running.http, prompt.tokens
+                if request.prefix:
+                    # As plain text: in a chat, llama.cpp takes only whole messages.
+                    http = running.plain
+                    request = replace(request, messages=(Message("user", prompt.text),))
+                    tokens = await running.api.count_tokens(prompt.text + request.prefix)
+                self._check_context(tokens, request.sampling.max_tokens)
                 async with running.slots.take(prompt) as slot:
                     cached = await running.prompts.load(prompt, slot)
                     extra = {"id_slot": slot.number, "timings_per_token": True}
-                    async with aclosing(running.http.stream(request, extra=extra)) as chunks:
+                    async with aclosing(http.stream(request, extra=extra)) as chunks:
                         async for chunk in chunks:
                             yield chunk if cached is None else replace(chunk, cached_tokens=cached)
         except (EngineUnavailableError, StreamError) as error:
@@ -159,9 +172,10 @@ class LocalEngine(Engine):
         check_memory(self._path, header, slots=self._slots, context=self._context)
         return ServerSettings(str(self._path), self._slots, self._context, self._threads)
 
-    def _http(self, server: LlamaServer) -> OpenAIEngine:
+    def _http(self, server: LlamaServer, url: str, route: Route = Route.CHAT) -> OpenAIEngine:
         return OpenAIEngine(
-            server.url,
+            url,
+            route=route,
             model=self._path.stem,
             api_key=server.api_key,
             concurrency=self._slots,
@@ -180,11 +194,11 @@ class LocalEngine(Engine):
             )
         return self._running
 
-    def _check_context(self, prompt: Prompt, max_tokens: int) -> None:
-        if prompt.tokens + max_tokens > self._context:
+    def _check_context(self, prompt: int, max_tokens: int) -> None:
+        if prompt + max_tokens > self._context:
             raise ContextOverflowError(
-                tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt.tokens:,}",
-                found=f"together that is {prompt.tokens + max_tokens:,}, and the context has "
+                tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt:,}",
+                found=f"together that is {prompt + max_tokens:,}, and the context has "
                 f"{self._context:,}",
                 remedy="Lower --max-tokens, shorten the question, or start the engine with a "
                 "larger context.",

@@ -25,6 +25,7 @@ class Prompt:
 
     Attributes:
         messages: The chat.
+        text: What the chat becomes, the model's template around it; empty until it was asked for.
         file: Name of the file that its tokens' cache is saved in.
         tokens: Tokens that the chat becomes; 0 until they were counted.
         saved_bytes: Size of the file; 0 while there is none.
@@ -35,6 +36,7 @@ class Prompt:
 
     messages: Messages
     file: str
+    text: str = ""
     tokens: int = 0
     saved_bytes: int = 0
     shareable: bool = True
@@ -71,7 +73,8 @@ class SharedPrompts:
         try:
             async with prompt.lock:
                 if not prompt.tokens:
-                    prompt.tokens = await self._api.count_tokens(messages)
+                    prompt.text = await self._api.templated(messages)
+                    prompt.tokens = await self._api.count_tokens(prompt.text)
             yield prompt
         finally:
             prompt.users -= 1

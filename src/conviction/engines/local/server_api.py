@@ -44,15 +44,15 @@ class ServerApi:
     def __init__(self, http: OpenAIEngine) -> None:
         self._http = http
 
-    async def count_tokens(self, messages: tuple[Message, ...]) -> int:
-        """Tokens of the prompt that a chat becomes."""
-        templated = await self._post(_Templated, "/apply-template", {"messages": chat(messages)})
-        tokenised = await self._post(
-            _Tokenised,
-            "/tokenize",
-            {"content": templated.prompt, "add_special": True, "parse_special": True},
-        )
-        return len(tokenised.tokens)
+    async def templated(self, messages: tuple[Message, ...]) -> str:
+        """The prompt that a chat becomes."""
+        body = {"messages": chat(messages)}
+        return (await self._post(_Templated, "/apply-template", body)).prompt
+
+    async def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt."""
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+        return len((await self._post(_Tokenised, "/tokenize", body)).tokens)
 
     async def prefill(self, slot: int, messages: tuple[Message, ...]) -> int:
         """Compute a prompt in a slot; gives how many of its tokens the slot had already.

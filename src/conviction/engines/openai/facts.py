@@ -14,7 +14,7 @@ from conviction.engines.openai.requests import Dialect, Route
 FRESH_SECONDS = 24 * 3600.0
 """Servers are restarted with other settings; what is older than this is asked again."""
 
-_SCHEMA = 1
+_SCHEMA = 2
 _MOST_BYTES = 1 << 16
 
 
@@ -35,6 +35,7 @@ class ServerFacts:
         frees: Whether the server stopped generating when its stream was closed.
         tokens_after_close: Tokens that it went on to generate after the close.
         vllm_arguments: Whether arguments that only vLLM knows take effect.
+        continues: Whether it goes on with a message that it is given the beginning of.
         dialect: How it wants to be spoken to.
         seen: When this was found out, in seconds since 1970.
     """
@@ -51,6 +52,7 @@ class ServerFacts:
     frees: bool | None = None
     tokens_after_close: int | None = None
     vllm_arguments: bool | None = None
+    continues: bool | None = None
     dialect: Dialect = field(default_factory=Dialect)
     seen: float = 0.0
 

@@ -14,6 +14,7 @@ import anyio
 
 from conviction.core import Message, Sampling
 from conviction.engines.base import TraceRequest
+from conviction.engines.openai.continuing import continues
 from conviction.engines.openai.events import TraceReader, decode
 from conviction.engines.openai.facts import ServerFacts
 from conviction.engines.openai.http import HttpClient
@@ -124,6 +125,7 @@ async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFac
         frees=frees,
         tokens_after_close=after,
         vllm_arguments=vllm_arguments,
+        continues=await continues(http, route, asking.begun),
         dialect=dialect,
         seen=time.time(),
     )
@@ -301,6 +303,10 @@ class _Asking:
         # Some servers count a request's tokens only once it has ended.
         return freed, max(0, round(load.generated - before.generated) - read)
 
+    def begun(self, prefix: str) -> Json:
+        """The request for one token after what a trace begins with."""
+        return self._body(_COUNT, 1, self.dialect, prefix=prefix)
+
     async def _load(self) -> Load | None:
         address = urlsplit(self.http.base_url)
         path = address.path.removesuffix("/v1") + "/metrics"
@@ -387,9 +393,10 @@ class _Asking:
         top_k: int = 0,
         temperature: float = 1.0,
         seed: int = 1,
+        prefix: str = "",
     ) -> dict[str, object]:
         sampling = Sampling(temperature=temperature, max_tokens=tokens)
-        request = TraceRequest(messages, sampling, seed=seed, top_k=top_k)
+        request = TraceRequest(messages, sampling, seed=seed, top_k=top_k, prefix=prefix)
         return trace_body(request, route=self.route, model=self.model, dialect=dialect)
 
 

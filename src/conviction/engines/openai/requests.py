@@ -65,7 +65,7 @@ def trace_body(
         InvalidSettingError: several messages were to go where there is no chat.
     """
     body: dict[str, object] = {
-        **prompt_fields(request.messages, route),
+        **prompt_fields(request.messages, route, request.prefix),
         "stream": True,
         "stream_options": {"include_usage": True},
         "seed": request.seed,
@@ -87,8 +87,13 @@ def count_fields(counts: str) -> dict[str, object]:
     return {"timings_per_token": True} if counts == "timings" else {}
 
 
-def prompt_fields(messages: tuple[Message, ...], route: Route) -> dict[str, object]:
-    """The prompt as the route wants it."""
+def prompt_fields(messages: tuple[Message, ...], route: Route, prefix: str) -> dict[str, object]:
+    """The prompt as the route wants it, with what the trace begins with."""
+    if route is Route.CHAT and prefix:
+        begun = (*messages, Message("assistant", prefix))
+        # As vLLM, SGLang and llama.cpp call it. Without, a new message would follow.
+        going_on = {"continue_final_message": True, "add_generation_prompt": False}
+        return {"messages": chat(begun), **going_on}
     if route is Route.CHAT:
         return {"messages": chat(messages)}
     if len(messages) != 1:
@@ -97,7 +102,7 @@ def prompt_fields(messages: tuple[Message, ...], route: Route) -> dict[str, obje
             found="there it takes one text, with the model's template around it",
             remedy="Put the template around the messages yourself, or use the chat route.",
         )
-    return {"prompt": messages[0].content}
+    return {"prompt": messages[0].content + prefix}
 
 
 def chat(messages: tuple[Message, ...]) -> list[dict[str, str]]:

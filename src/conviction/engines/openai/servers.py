@@ -54,6 +54,7 @@ def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabili
         concurrency=concurrency * len(facts),
         context=min((fact.context for fact in facts if fact.context), default=None),
         seeds=all(fact.seeds for fact in facts),
+        continues=all(fact.continues for fact in facts),
         notes=tuple(_notes(servers, weakest.top_k)),
     )
 
