@@ -104,6 +104,12 @@ async def test_a_question_without_an_answer_to_extract_gets_the_most_confident_t
     assert any("No answer was found" in one for one in body["conviction"]["warnings"])
 
 
+async def test_an_empty_text_is_an_answer_too() -> None:
+    async with served(ScriptedEngine([Script.even("")])) as server:
+        choice = (await server.chat(conviction={"budget": 2})).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "stop")
+
+
 async def test_a_trace_that_was_cut_says_so() -> None:
     async with served(ScriptedEngine([cut("On and on")])) as server:
         choice = (await server.chat()).json()["choices"][0]
