@@ -20,7 +20,7 @@ from server_app import asking, events_of
 
 from conviction.cli import main
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Process:
