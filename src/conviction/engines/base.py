@@ -57,6 +57,7 @@ class TraceRequest:
         prefix: What the trace begins with, to be gone on with: it counts as prompt, not as
             generated, and does not come back. Empty for a trace from its beginning; else only for
             engines that can (`Capabilities.continues`).
+        templated: Whether the only message has the model's template around it already.
     """
 
     messages: tuple[Message, ...]
@@ -66,6 +67,7 @@ class TraceRequest:
     top_k: int = 0
     logprobs: bool = False
     prefix: str = ""
+    templated: bool = False
 
 
 def _no_tokens() -> NDArray[np.float32]:
@@ -122,6 +124,13 @@ class Engine(ABC):
 
         Raises:
             EngineError: the trace could not be generated, or broke off.
+        """
+
+    async def check(self) -> None:
+        """See whether it lives, without generating anything; nothing is seen where it cannot tell.
+
+        Raises:
+            EngineError: it cannot be used just now.
         """
 
     async def __aenter__(self) -> Self:

@@ -17,7 +17,7 @@ from conviction.engines.local.prompts import SharedPrompts
 from conviction.engines.local.server import LlamaServer, ServerSettings
 from conviction.engines.local.server_api import ServerApi
 from conviction.engines.local.slots import SlotPool
-from conviction.engines.openai import OpenAIEngine, Route, Timeouts
+from conviction.engines.openai import OpenAIEngine, Timeouts
 from conviction.errors import (
     ContextOverflowError,
     EngineUnavailableError,
@@ -107,8 +107,7 @@ class LocalEngine(Engine):
             stack.push_async_callback(server.stop)
             http = await stack.enter_async_context(self._http(server, server.url))
             # At its root, llama.cpp's plain completions are of a shape of its own.
-            plain = self._http(server, f"{server.url}/v1", Route.COMPLETIONS)
-            plain = await stack.enter_async_context(plain)
+            plain = await stack.enter_async_context(self._http(server, f"{server.url}/v1"))
             api = ServerApi(http)
             prompts = SharedPrompts(api, server.folder)
             self._running = _Running(server, http, plain, api, prompts, SlotPool(self._slots))
@@ -138,6 +137,18 @@ class LocalEngine(Engine):
             continues=True,
         )
 
+    async def check(self) -> None:
+        """Ask llama.cpp for a sign of life.
+
+        Raises:
+            EngineUnavailableError: it is not started, or has ended by itself.
+        """
+        running = self._started()
+        try:
+            await running.http.check()
+        except EngineUnavailableError as error:
+            raise await running.server.death() or error from error
+
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Generate one trace, as soon as a slot is free.
 
@@ -147,13 +158,19 @@ class LocalEngine(Engine):
             StreamError: the stream broke.
         """
         running = self._started()
+        if request.templated:
+            async with aclosing(self._stream_plain(running, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         try:
             async with running.prompts.use(request.messages) as prompt:
                 http, tokens = running.http, prompt.tokens
                 if request.prefix:
                     # As plain text: in a chat, llama.cpp takes only whole messages.
                     http = running.plain
-                    request = replace(request, messages=(Message("user", prompt.text),))
+                    whole = (Message("user", prompt.text),)
+                    request = replace(request, messages=whole, templated=True)
                     tokens = await running.api.count_tokens(prompt.text + request.prefix)
                 self._check_context(tokens, request.sampling.max_tokens)
                 async with running.slots.take(prompt) as slot:
@@ -165,6 +182,23 @@ class LocalEngine(Engine):
         except (EngineUnavailableError, StreamError) as error:
             raise await running.server.death() or error from error
 
+    async def _stream_plain(
+        self, running: _Running, request: TraceRequest
+    ) -> AsyncGenerator[Chunk, None]:
+        """Generate a trace after a prompt that has its template; it is not shared among slots."""
+        try:
+            prompt = request.messages[0].content + request.prefix
+            tokens = await running.api.count_tokens(prompt)
+            self._check_context(tokens, request.sampling.max_tokens)
+            async with running.slots.take(request.messages) as slot:
+                slot.holds = None
+                extra = {"id_slot": slot.number, "timings_per_token": True}
+                async with aclosing(running.plain.stream(request, extra=extra)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+        except (EngineUnavailableError, StreamError) as error:
+            raise await running.server.death() or error from error
+
     def _settings(self) -> ServerSettings:
         """Check the file and the memory before anything is started."""
         header = check_chat_model(self._path)
@@ -172,10 +206,9 @@ class LocalEngine(Engine):
         check_memory(self._path, header, slots=self._slots, context=self._context)
         return ServerSettings(str(self._path), self._slots, self._context, self._threads)
 
-    def _http(self, server: LlamaServer, url: str, route: Route = Route.CHAT) -> OpenAIEngine:
+    def _http(self, server: LlamaServer, url: str) -> OpenAIEngine:
         return OpenAIEngine(
             url,
-            route=route,
             model=self._path.stem,
             api_key=server.api_key,
             concurrency=self._slots,

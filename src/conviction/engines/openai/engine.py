@@ -157,6 +157,26 @@ class OpenAIEngine(Engine):
                 self._capabilities = await self._find_out()
             return self._capabilities
 
+    async def check(self) -> None:
+        """Ask all servers for a sign of life; one is enough.
+
+        Raises:
+            EngineUnavailableError: none gives one; the reason of the first.
+        """
+        troubles: list[EngineError] = []
+
+        async def ask(server: Server) -> None:
+            try:
+                await _check(server)
+            except EngineError as error:
+                troubles.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for server in self._servers:
+                tasks.start_soon(ask, server)
+        if len(troubles) == len(self._servers):
+            raise troubles[0]
+
     async def stream(
         self, request: TraceRequest, *, extra: Json = NOTHING
     ) -> AsyncGenerator[Chunk, None]:
@@ -266,13 +286,14 @@ class OpenAIEngine(Engine):
             self._cache.forget(server.http.base_url, server.facts.model, self._route)
 
     async def _open(self, server: Server, request: TraceRequest, extra: Json) -> ByteStream:
+        route = Route.COMPLETIONS if request.templated else self._route
         body = trace_body(
             request,
-            route=self._route,
+            route=route,
             model=server.facts.model if server.facts else self._model,
             dialect=server.facts.dialect if server.facts else Dialect(dict(FILTERS_OFF[0])),
         )
-        return await server.http.stream(self._route, {**body, **extra})
+        return await server.http.stream(route, {**body, **extra})
 
     async def _find_out(self) -> Capabilities:
         async with anyio.create_task_group() as tasks:

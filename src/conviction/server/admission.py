@@ -1,0 +1,150 @@
+"""Who thinks now, who waits, and who is sent away."""
+
+from collections import deque
+from collections.abc import Callable
+from math import ceil
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from conviction.errors import OverloadedError
+from conviction.server.settings import Queueing
+
+_FIRST_GUESS = 10.0
+"""Seconds of a verdict before any was seen."""
+_WEIGHT_OF_NEWEST = 0.1
+_LONGEST_WAIT = 120
+
+
+class Ticket:
+    """A request that runs or waits for its turn; made by `Admission.join`.
+
+    Leaving its context gives the turn to the next; it can be left more than once.
+
+    Attributes:
+        client: Who asks.
+        called: Set when it is its turn.
+        began: When that was, by the clock of the admission.
+        left: Whether its turn is over.
+    """
+
+    def __init__(self, admission: "Admission", client: str) -> None:
+        self.client = client
+        self.called = anyio.Event()
+        self.began = 0.0
+        self.left = False
+        self._admission = admission
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self.left:
+            self.left = True
+            self._admission.leave(self)
+
+    async def turn(self) -> None:
+        """Wait until it is its turn."""
+        await self.called.wait()
+
+
+class Admission:
+    """A bounded queue in front of a bounded number of verdicts; clients take turns.
+
+    Args:
+        queueing: The bounds.
+        clock: Tells seconds.
+
+    Attributes:
+        running: Verdicts that are being thought about.
+        queued: Verdicts that wait.
+    """
+
+    def __init__(self, queueing: Queueing, clock: Callable[[], float] = monotonic) -> None:
+        self.running = 0
+        self.queued = 0
+        self._bounds = queueing
+        self._clock = clock
+        # In order of turns: who was served goes to the end; who waits for nothing is left out.
+        self._waiting: dict[str, deque[Ticket]] = {}
+        self._mean_seconds: float | None = None
+
+    def join(self, client: str) -> Ticket:
+        """Take a place: at once among those that run, or in the queue.
+
+        Raises:
+            OverloadedError: too many wait already, of this client or of all.
+        """
+        ticket = Ticket(self, client)
+        if self.running < self._bounds.running and not self.queued:
+            self._call(ticket)
+            return ticket
+        if self.queued >= self._bounds.queued:
+            raise self._overloaded("the queue", self._bounds.queued, own=False)
+        own = self._waiting.get(client, deque[Ticket]())
+        # Without keys nobody can be told from others, so all share the one bound.
+        if client and len(own) >= self._bounds.queued_per_client:
+            raise self._overloaded("your queue", self._bounds.queued_per_client, own=True)
+        own.append(ticket)
+        self._waiting[client] = own
+        self.queued += 1
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the turn of a ticket to the next."""
+        if not ticket.called.is_set():
+            self._forget(ticket)
+            return
+        self._learn(self._clock() - ticket.began)
+        self.running -= 1
+        while self._waiting and self.running < self._bounds.running:
+            self._call_next()
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a new request may find room, estimated; from 1 to 120."""
+        seconds = _FIRST_GUESS if self._mean_seconds is None else self._mean_seconds
+        ahead = self.queued + 1
+        return min(max(1, ceil(seconds * ahead / self._bounds.running)), _LONGEST_WAIT)
+
+    def _call_next(self) -> None:
+        client, tickets = next(iter(self._waiting.items()))
+        del self._waiting[client]
+        ticket = tickets.popleft()
+        if tickets:
+            self._waiting[client] = tickets
+        self.queued -= 1
+        self._call(ticket)
+
+    def _call(self, ticket: Ticket) -> None:
+        self.running += 1
+        ticket.began = self._clock()
+        ticket.called.set()
+
+    def _forget(self, ticket: Ticket) -> None:
+        tickets = self._waiting[ticket.client]
+        tickets.remove(ticket)
+        self.queued -= 1
+        if not tickets:
+            del self._waiting[ticket.client]
+
+    def _learn(self, seconds: float) -> None:
+        before = seconds if self._mean_seconds is None else self._mean_seconds
+        self._mean_seconds = before + _WEIGHT_OF_NEWEST * (seconds - before)
+
+    def _overloaded(self, queue: str, most: int, *, own: bool) -> OverloadedError:
+        wait = self.retry_after
+        return OverloadedError(
+            tried="take one more request",
+            found=f"{queue} is full, {most} wait already",
+            remedy=f"Ask again in {wait} s.",
+            retry_after=wait,
+            own=own,
+        )

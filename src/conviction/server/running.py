@@ -1,0 +1,152 @@
+"""Running the application: a socket, a web server, and how it ends."""
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from math import inf
+
+import anyio
+import anyio.abc
+import uvicorn
+from fastapi import FastAPI
+
+from conviction.errors import ConvictionError, InvalidSettingError, ServerStartError
+from conviction.server.service import Service
+from conviction.server.settings import Settings
+
+_GRACE_SECONDS = 5.0
+"""Time to send off what runs that were ended brought."""
+_SAME_SIGNAL_SECONDS = 0.5
+_BACKLOG = 2048
+
+
+class Forced(Exception):  # noqa: N818  # no error: somebody wanted it so
+    """Somebody asked twice to end."""
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises:
+        ServerStartError: the address cannot be had.
+        InvalidSettingError: there is no such address.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise InvalidSettingError(
+            tried=f"listen on {settings.host}",
+            found=getattr(error, "strerror", None) or "that is no address",
+            remedy="Give an address of this machine, as in --host 127.0.0.1.",
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":  # there, it would let two programs have the same port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ServerStartError(
+            tried=f"listen on {settings.host}, port {settings.port}",
+            found=(error.strerror or str(error)).lower(),
+            remedy="End what listens there, or take another port; --port 0 takes any.",
+        ) from None
+    return listener
+
+
+async def run(
+    app: FastAPI, listener: socket.socket, on_started: Callable[[], None] = lambda: None
+) -> None:
+    """Serve until somebody asks to end, then let what runs come to its end.
+
+    Args:
+        app: From `create_app`.
+        listener: From `listen`.
+        on_started: Called when requests are answered.
+
+    Raises:
+        ConvictionError: the engine did not start.
+        Forced: somebody asked twice to end.
+    """
+    service: Service = app.state.service
+    server = WebServer(web_config(app, service.settings.drain_seconds), on_started)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_end_on_signals, server, service, tasks)
+        await server.serve(sockets=[listener])
+        tasks.cancel_scope.cancel()
+    failure: ConvictionError | None = getattr(app.state, "failure", None)
+    if failure is not None:
+        raise failure
+    if server.force_exit:
+        raise Forced
+
+
+async def _end_on_signals(
+    server: "WebServer", service: Service, tasks: anyio.abc.TaskGroup
+) -> None:
+    """End in peace at the first signal, at once at the second."""
+    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
+        return
+    first = inf
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            now = anyio.current_time()
+            if first == inf:
+                first = now
+                service.close()
+                server.should_exit = True
+                tasks.start_soon(service.drain)
+            # A supervisor may signal us and our whole group, so one Ctrl-C can come twice.
+            elif now - first > _SAME_SIGNAL_SECONDS:
+                server.force_exit = True
+                tasks.cancel_scope.cancel()
+
+
+def web_config(app: FastAPI, drain_seconds: float) -> uvicorn.Config:
+    """How an application is served that has so long to end."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=int(drain_seconds + _GRACE_SECONDS) + 1,
+    )
+
+
+class WebServer(uvicorn.Server):
+    """A web server that leaves signals to us, and tells when it has started."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Capture none."""
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until `should_exit`."""
+        try:
+            await super().serve(sockets)
+        except SystemExit:
+            return  # The application did not start; it says itself why.
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen."""
+        log = logging.getLogger("uvicorn.error")
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)  # Why the engine does not start is told elsewhere.
+        try:
+            await super().startup(sockets)
+        finally:
+            log.setLevel(level)
+        self._on_started()
