@@ -312,7 +312,7 @@ def _check_default(name: str, value: int, option: str, ceiling: int) -> None:
 
 @contextmanager
 def logging_to_stderr(*, quiet: bool) -> Generator[None]:
-    """Let the server log on stderr: a line per request, and what fails. After it all is as before."""
+    """Let the server log on stderr, a line per request and what fails; then all is as before."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logs = [logging.getLogger(name) for name in ("conviction.server", "uvicorn")]
