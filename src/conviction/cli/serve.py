@@ -3,6 +3,8 @@
 import json
 import logging
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ from conviction.api import DEFAULT_POLICY
 from conviction.cli.download_bar import fetched
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
+from conviction.cli.trace_options import TraceOptions
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
@@ -70,27 +73,15 @@ class EngineOptions:
 
 @Parameter(name="*", group="Defaults")
 @dataclass(frozen=True)
-class DefaultOptions:
+class DefaultOptions(TraceOptions):
     """What holds for requests that say nothing else."""
 
     policy: str = DEFAULT_POLICY
     "A name from `conviction policies`, with settings if wanted."
     budget: int | None = None
     "The most traces of a request."
-    answer: str = "math"
-    "Kind of answer: math, number, choice, text or json."
-    prompt_style: PromptStyle | None = None
-    "What to add to a question; default: what suits the model."
     content: Literal["trace", "answer"] = "trace"
     "What a message holds: the best trace's text, or only the answer."
-    max_tokens: int = 1024
-    "The most tokens of one trace."
-    temperature: float = 0.7
-    "0 is greedy; traces then differ little or not at all."
-    top_p: float | None = None
-    "Nucleus mass, in (0, 1]."
-    seed: int = 0
-    "Same seed, same question, same traces, where the engine allows."
 
 
 @Parameter(name="*", group="Bounds")
@@ -174,9 +165,9 @@ def serve(
         model = None if upstream or engine.engine == "scripted" else fetched(engine.model, console)
         settings = with_style(settings, defaults.prompt_style, model)
         app = create_app(settings, upstream or _engine(engine, model))
-        log_to_stderr(quiet=output.quiet)
         port = listener.getsockname()[1]
-        anyio.run(run, app, listener, lambda: announce(app.state.service, port, console))
+        with logging_to_stderr(quiet=output.quiet):
+            anyio.run(run, app, listener, lambda: announce(app.state.service, port, console))
     except Forced:
         # It ends just now: a third Ctrl-C could only make a traceback of that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -319,15 +310,23 @@ def _check_default(name: str, value: int, option: str, ceiling: int) -> None:
         )
 
 
-def log_to_stderr(*, quiet: bool) -> None:
-    """Let the server log on stderr: a line per request, and what fails."""
+@contextmanager
+def logging_to_stderr(*, quiet: bool) -> Generator[None]:
+    """Let the server log on stderr, a line per request and what fails; then all is as before."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    for name in ("conviction.server", "uvicorn"):
-        log = logging.getLogger(name)
+    logs = [logging.getLogger(name) for name in ("conviction.server", "uvicorn")]
+    before = [(log, log.handlers, log.propagate, log.level) for log in logs]
+    for log in logs:
         log.handlers = [handler]
         log.propagate = False
-        log.setLevel(logging.WARNING if quiet or name == "uvicorn" else logging.INFO)
+        log.setLevel(logging.WARNING if quiet or log.name == "uvicorn" else logging.INFO)
+    try:
+        yield
+    finally:
+        for log, handlers, propagates, level in before:
+            log.handlers, log.propagate = handlers, propagates
+            log.setLevel(level)
 
 
 def announce(service: "Service", port: int, console: Console) -> None:
