@@ -52,14 +52,20 @@ def test_all_operations_are_tried(schema: Any) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+@pytest.mark.parametrize(
+    ("path", "method", "mode"),
+    [
+        (path, method, mode)
+        for path, method in OPERATIONS
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+        # Nothing about a request without a body can be wrong.
+        if mode is GenerationMode.POSITIVE or method != "GET"
+    ],
+)
 def test_answers_are_as_the_schema_says(
     schema: Any, path: str, method: str, mode: GenerationMode
 ) -> None:
     operation = schema[path][method]
-    if mode is GenerationMode.NEGATIVE and method == "GET":
-        pytest.skip("nothing about it can be wrong")
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
