@@ -18,7 +18,11 @@
     │   └── NotAChatModelError
     ├── AnswerError                comparing answers failed as a whole
     ├── RecordingError             a pool of recorded traces cannot be read or written
-    └── AllTracesFailedError       no trace came to an end
+    ├── AllTracesFailedError       no trace came to an end
+    ├── ServerStartError           our own server cannot listen where it was told to
+    └── RefusedError               our own server takes no more requests just now
+        ├── OverloadedError
+        └── ShuttingDownError
 
 An error says what was tried, what was found and what to do.
 """
@@ -139,6 +143,34 @@ class AllTracesFailedError(ConvictionError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_all_failed, (self.tried, self.causes, self.remedy)
+
+
+class ServerStartError(ConvictionError):
+    """Our own server cannot listen where it was told to."""
+
+
+class RefusedError(ConvictionError):
+    """Our own server takes no more requests just now; nothing was started."""
+
+
+class OverloadedError(RefusedError):
+    """Too many requests wait already.
+
+    Attributes:
+        retry_after: Seconds after which it may be worth to ask again.
+        own: Whether those are requests of the same client.
+    """
+
+    def __init__(
+        self, *, tried: str, found: str, remedy: str, retry_after: int = 1, own: bool = False
+    ) -> None:
+        self.retry_after = retry_after
+        self.own = own
+        super().__init__(tried=tried, found=found, remedy=remedy)
+
+
+class ShuttingDownError(RefusedError):
+    """The server was told to end."""
 
 
 def _rebuild_all_failed(tried: str, causes: Sequence[str], remedy: str) -> AllTracesFailedError:

@@ -21,6 +21,7 @@ from conviction.cli.lab import app as lab
 from conviction.cli.models import app as models
 from conviction.cli.policies import policies
 from conviction.cli.record import record
+from conviction.cli.serve import serve
 from conviction.cli.terminal import safe
 from conviction.cli.think import think
 from conviction.core import InvalidSettingError
@@ -68,6 +69,7 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
     )
     app.command(think)
+    app.command(serve)
     app.command(models, name="models")
     app.command(policies)
     app.command(lab, name="lab")

@@ -1,5 +1,6 @@
 """An engine that plays prepared traces: for tests, demonstrations and replays."""
 
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -71,6 +72,13 @@ def _evenly(delay: float) -> Pace:
     return pace if delay else at_once
 
 
+@dataclass(slots=True)
+class _Generated:
+    """What one stream generated so far."""
+
+    tokens: int = 0
+
+
 class ScriptedEngine(Engine):
     """Plays scripts: trace n of every run plays script n, starting over when they run out.
 
@@ -82,10 +90,9 @@ class ScriptedEngine(Engine):
         chunk_tokens: Tokens per chunk, at least 1.
         delay: Seconds before each chunk.
         pace: Awaited before each chunk instead of `delay`, for full control over the order.
+        remembered: The most streams whose tokens are remembered, the newest; None for all.
 
     Attributes:
-        generated: Tokens that each stream generated, in order of opening, also if nobody
-            read them to the end.
         running: Streams that are open now.
     """
 
@@ -98,6 +105,7 @@ class ScriptedEngine(Engine):
         chunk_tokens: int = 1,
         delay: float = 0.0,
         pace: Pace | None = None,
+        remembered: int | None = None,
     ) -> None:
         if not callable(scripts):
             require("the number of scripts", len(scripts), low=1)
@@ -109,8 +117,13 @@ class ScriptedEngine(Engine):
         self._top_k = top_k
         self._chunk_tokens = chunk_tokens
         self._pace = pace or _evenly(delay)
-        self.generated: list[int] = []
+        self._streams: deque[_Generated] = deque(maxlen=remembered)
         self.running = 0
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens that each stream generated, in order of opening, also if nobody read them."""
+        return [stream.tokens for stream in self._streams]
 
     @property
     def name(self) -> str:
@@ -131,8 +144,8 @@ class ScriptedEngine(Engine):
         """Play one script."""
         script = self.script(request)
         logprobs = script.logprobs if request.logprobs and self._top_k else None
-        stream = len(self.generated)
-        self.generated.append(0)
+        generated = _Generated()
+        self._streams.append(generated)
         self.running += 1
         try:
             total = min(script.confidences.size, request.sampling.max_tokens)
@@ -141,7 +154,7 @@ class ScriptedEngine(Engine):
             for begin in range(0, last, self._chunk_tokens):
                 await self._pace(request)
                 end = min(begin + self._chunk_tokens, last)
-                self.generated[stream] = end
+                generated.tokens = end
                 chunk = self._chunk(script, begin, end)
                 yield chunk if logprobs is None else replace(chunk, logprobs=logprobs[begin:end])
             await self._pace(request)

@@ -1,0 +1,257 @@
+"""`conviction serve`: OpenAI's protocol and a live page in front of any engine."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import anyio
+from cyclopts import Parameter
+from rich.console import Console
+
+from conviction.api import DEFAULT_POLICY
+from conviction.cli.download_bar import fetched
+from conviction.cli.server import ServerOptions, facts_folder
+from conviction.core import InvalidSettingError
+from conviction.engines.base import Engine
+from conviction.engines.local import LocalEngine
+from conviction.errors import MissingExtraError
+from conviction.models import ModelFile
+from conviction.prompts import PromptStyle
+
+INTERRUPTED = 130
+
+
+@Parameter(name="*", group="Address")
+@dataclass(frozen=True)
+class AddressOptions:
+    """Where the server listens, and who may use it."""
+
+    host: str = "127.0.0.1"
+    "Address to listen on; any that is not of this machine alone needs keys."
+    port: int = 8008
+    "Port to listen on; 0 takes any that is free."
+    client_keys: Path | None = None
+    "File with the keys of clients, one a line, a name before it if wanted; or CONVICTION_SERVER_KEYS."
+    allow_host: Annotated[list[str] | None, Parameter(negative="")] = None
+    "Further name that clients may call this server by; repeat for several."
+    cors_origin: Annotated[list[str] | None, Parameter(negative="")] = None
+    "Web page that may use it from browsers, as in https://chat.example.org; repeat for several."
+
+
+@Parameter(name="*", group="Engine")
+@dataclass(frozen=True)
+class EngineOptions:
+    """What generates the traces."""
+
+    engine: Literal["local", "servers", "scripted"] | None = None
+    "The embedded engine, the servers of --base-url, or made-up traces that need no model."
+    model: Annotated[str | None, Parameter(alias="-m")] = None
+    "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
+    slots: int = 8
+    "Traces at once (local, scripted)."
+    context: int = 4096
+    "Tokens that prompt and trace may have together (local)."
+    delay: float = 0.05
+    "Seconds between two pieces of a made-up trace (scripted)."
+
+
+@Parameter(name="*", group="Defaults")
+@dataclass(frozen=True)
+class DefaultOptions:
+    """What holds for requests that say nothing else."""
+
+    policy: str = DEFAULT_POLICY
+    "A name from `conviction policies`, with settings if wanted."
+    budget: int | None = None
+    "The most traces of a request."
+    answer: str = "math"
+    "Kind of answer: math, number, choice, text or json."
+    prompt_style: PromptStyle | None = None
+    "What to add to a question; default: what suits the model."
+    content: Literal["trace", "answer"] = "trace"
+    "What a message holds: the best trace's text, or only the answer."
+    max_tokens: int = 1024
+    "The most tokens of one trace."
+    temperature: float = 0.7
+    "0 is greedy; traces then differ little or not at all."
+    top_p: float | None = None
+    "Nucleus mass, in (0, 1]."
+    seed: int = 0
+    "Same seed, same question, same traces, where the engine allows."
+
+
+@Parameter(name="*", group="Bounds")
+@dataclass(frozen=True)
+class BoundOptions:
+    """What no request may exceed; one that asks for more is refused."""
+
+    max_budget: int = 128
+    "Traces of one request."
+    most_tokens: int = 16_384
+    "Tokens of one trace."
+    max_seconds: float = 600.0
+    "Time of one request once its turn has come; one that names none has this."
+    max_concurrency: int | None = None
+    "Traces of one request at once; default: as many as the engine runs."
+    max_body: int = 4 << 20
+    "Bytes of one request."
+    max_running: int = 16
+    "Verdicts that are thought about at once."
+    max_queued: int = 128
+    "Verdicts that may wait, of all clients."
+    max_queued_per_client: int = 64
+    "Verdicts that may wait, of one client."
+    drain: float = 30.0
+    "Seconds that running verdicts have when the server is told to end."
+
+
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True)
+class ServeOutputOptions:
+    """What is logged and streamed."""
+
+    ping: float = 10.0
+    "Seconds of silence after which a stream gets a sign of life."
+    log_content: Annotated[bool, Parameter(negative="")] = False
+    "Also log questions and answers, and put them into traces of OpenTelemetry."
+    quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
+    "Nothing on stderr but errors."
+
+
+_ADDRESS, _ENGINE, _DEFAULTS = AddressOptions(), EngineOptions(), DefaultOptions()
+_BOUNDS, _OUTPUT, _SERVER = BoundOptions(), ServeOutputOptions(), ServerOptions()
+
+
+def serve(
+    *,
+    address: AddressOptions = _ADDRESS,
+    engine: EngineOptions = _ENGINE,
+    server: ServerOptions = _SERVER,
+    defaults: DefaultOptions = _DEFAULTS,
+    bounds: BoundOptions = _BOUNDS,
+    output: ServeOutputOptions = _OUTPUT,
+) -> int:
+    """Serve OpenAI's protocol, with many traces and a vote behind every answer, and a live page.
+
+    Ctrl-C ends it when what runs is done, a second one at once.
+    Exit codes: 0 ended, 1 failed, 2 wrong use, 130 ended at once.
+
+    Args:
+        address: Where the server listens, and who may use it.
+        engine: What generates the traces.
+        server: Servers in place of the embedded engine.
+        defaults: What holds for requests that say nothing else.
+        bounds: What no request may exceed.
+        output: What is logged and streamed.
+    """
+    check_extra()
+    from conviction.server.app import create_app  # noqa: PLC0415  # an extra
+    from conviction.server.running import Forced, listen, run  # noqa: PLC0415
+
+    console = Console(stderr=True, quiet=output.quiet, highlight=False)
+    upstream = _upstream(engine, server)
+    settings: Any = None
+    model = None if upstream or engine.engine == "scripted" else fetched(engine.model, console)
+    settings = _settings(address, defaults, bounds, output, model)
+    app = create_app(settings, upstream or _engine(engine, model))
+    listener = listen(settings)
+    try:
+        anyio.run(run, app, listener)
+    except Forced:
+        return INTERRUPTED
+    finally:
+        listener.close()
+    return 0
+
+
+def check_extra() -> None:
+    """Check that what a server needs is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    missing = [
+        name
+        for name in ("fastapi", "uvicorn", "prometheus_client", "opentelemetry")
+        if find_spec(name) is None
+    ]
+    if missing:
+        raise MissingExtraError(
+            tried="start the server",
+            found=f"not installed: {', '.join(missing)}",
+            remedy='Install what a server needs: pip install "conviction[server]".',
+        )
+
+
+def _upstream(engine: EngineOptions, server: ServerOptions) -> Engine | None:
+    if engine.engine in ("local", "scripted") and server.base_url:
+        raise InvalidSettingError(
+            tried=f"use --engine {engine.engine} with --base-url",
+            found="that names another engine",
+            remedy="Give one of them.",
+        )
+    if engine.engine == "servers" and not server.base_url:
+        raise InvalidSettingError(
+            tried="use --engine servers",
+            found="there is no --base-url",
+            remedy="Name the server, as in --base-url http://127.0.0.1:8000/v1.",
+        )
+    return server.engine(engine.model, facts_folder=facts_folder())
+
+
+def _engine(options: EngineOptions, model: ModelFile | None) -> Engine:
+    if model is not None:
+        return LocalEngine(model.path, slots=options.slots, context=options.context)
+    from conviction.server.demonstration import demonstration  # noqa: PLC0415  # an extra
+
+    return demonstration(delay=options.delay, concurrency=options.slots)
+
+
+def _settings(
+    address: AddressOptions,
+    defaults: DefaultOptions,
+    bounds: BoundOptions,
+    output: ServeOutputOptions,
+    model: ModelFile | None,
+) -> Any:
+    from conviction.server.settings import (  # noqa: PLC0415  # an extra
+        Ceilings,
+        Defaults,
+        Queueing,
+        Settings,
+    )
+
+    style = defaults.prompt_style or (model.prompt_style if model else PromptStyle.STEP_BY_STEP)
+    return Settings(
+        host=address.host,
+        port=address.port,
+        defaults=Defaults(
+            policy=defaults.policy,
+            budget=defaults.budget,
+            answers=defaults.answer,
+            prompt_style=style,
+            content=defaults.content,
+            max_tokens=defaults.max_tokens,
+            temperature=defaults.temperature,
+            top_p=defaults.top_p,
+            seed=defaults.seed,
+        ),
+        ceilings=Ceilings(
+            budget=bounds.max_budget,
+            max_tokens=bounds.most_tokens,
+            seconds=bounds.max_seconds,
+            concurrency=bounds.max_concurrency,
+            body_bytes=bounds.max_body,
+        ),
+        queueing=Queueing(
+            running=bounds.max_running,
+            queued=bounds.max_queued,
+            queued_per_client=bounds.max_queued_per_client,
+        ),
+        hosts=tuple(address.allow_host or ()),
+        origins=tuple(address.cors_origin or ()),
+        ping_seconds=output.ping,
+        drain_seconds=bounds.drain,
+        log_content=output.log_content,
+    )

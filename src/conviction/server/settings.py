@@ -1,0 +1,114 @@
+"""What the server was told when it was started. Requests never change it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from conviction.api import DEFAULT_POLICY
+from conviction.prompts import PromptStyle
+
+Content = Literal["trace", "answer"]
+"""What a message holds: the best trace's final text, or the answer alone."""
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Defaults(BaseModel):
+    """What holds for a request that says nothing else.
+
+    Attributes:
+        policy: Name of a policy, with settings if wanted.
+        budget: The most traces to start; None for the policy's own.
+        answers: Name of the kind of answer.
+        prompt_style: What to add to the question.
+        content: What a message holds.
+        max_tokens: The most tokens of one trace.
+        temperature: 0 is greedy.
+        top_p: Nucleus mass, in (0, 1]; None for all of it.
+        seed: Seeds of all traces derive from it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str = DEFAULT_POLICY
+    budget: Count | None = None
+    answers: str = "math"
+    prompt_style: PromptStyle = PromptStyle.STEP_BY_STEP
+    content: Content = "trace"
+    max_tokens: Count = 1024
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int = 0
+
+
+class Ceilings(BaseModel):
+    """What no request may exceed; one that asks for more is refused.
+
+    Attributes:
+        budget: Traces of one request.
+        max_tokens: Tokens of one trace.
+        seconds: Time of one request, from when its turn comes. One that names none has this.
+        concurrency: Traces of one request that run at once; None for as many as the engine runs.
+        body_bytes: Size of a request.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budget: Count = 128
+    max_tokens: Count = 16_384
+    seconds: Seconds = 600.0
+    concurrency: Count | None = None
+    body_bytes: Count = 4 << 20
+
+
+class Queueing(BaseModel):
+    """How many verdicts are thought about at once, and how many may wait.
+
+    Attributes:
+        running: Verdicts at once.
+        queued: Verdicts that wait, of all clients.
+        queued_per_client: Verdicts that wait, of one client.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    running: Count = 16
+    queued: Annotated[int, Field(ge=0)] = 128
+    queued_per_client: Annotated[int, Field(ge=0)] = 64
+
+
+class Settings(BaseModel):
+    """Everything that the server was told.
+
+    Attributes:
+        host: Address it listens on.
+        port: Port it listens on.
+        model: Name that clients know the model by; None for the engine's own.
+        defaults: For requests that say nothing else.
+        ceilings: What no request may exceed.
+        queueing: How many at once.
+        keys: Keys of clients, and what each is called.
+        hosts: Further names that clients may call this server by.
+        origins: Web pages that may use it, as in "https://chat.example.org".
+        ping_seconds: Silence after which a stream gets a sign of life.
+        progress_seconds: Shortest time between two lines of progress.
+        drain_seconds: Time that running verdicts have when the server is told to end.
+        log_content: Whether questions and answers may be logged and traced.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8008
+    model: str | None = None
+    defaults: Defaults = Defaults()
+    ceilings: Ceilings = Ceilings()
+    queueing: Queueing = Queueing()
+    keys: Annotated[dict[str, str], Field(repr=False)] = {}
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    ping_seconds: Seconds = 10.0
+    progress_seconds: Seconds = 0.5
+    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    log_content: bool = False

@@ -1,0 +1,59 @@
+"""What a request may wish for beyond OpenAI's fields: the `conviction` object."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from conviction.server.settings import Content
+
+
+class Wishes(BaseModel):
+    """The `conviction` object of a request; what it leaves out is as the server was told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    policy: Annotated[
+        str | None,
+        Field(
+            description="Name of a policy, with settings if wanted, as in `esc:window=5`.",
+            min_length=1,
+            max_length=1000,
+        ),
+    ] = None
+    budget: Annotated[int | None, Field(description="The most traces to start.", ge=1)] = None
+    answers: Annotated[
+        str | None,
+        Field(description="Kind of answer: math, number, choice, text or json."),
+    ] = None
+    prompt_style: Annotated[
+        Literal["plain", "step-by-step", "worked-examples"] | None,
+        Field(description="What is added to the question."),
+    ] = None
+    content: Annotated[
+        Content | None,
+        Field(description="What the message holds: the best trace's text, or only the answer."),
+    ] = None
+    time_limit: Annotated[
+        float | None,
+        Field(
+            description="Seconds, once its turn has come, after which the votes so far decide.",
+            gt=0,
+            allow_inf_nan=False,
+        ),
+    ] = None
+    concurrency: Annotated[
+        int | None, Field(description="The most traces of this request at once.", ge=1)
+    ] = None
+
+
+class Generation(BaseModel):
+    """How tokens are drawn, as far as a request says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
