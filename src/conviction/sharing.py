@@ -29,9 +29,10 @@ class Place:
         running: Those of them that have not ended.
         waiting: Traces that wait for their turn.
         need: The fewest votes that would settle it; None where its policy cannot tell.
+        most: The most traces of it that run at once; None for as many as there are slots.
     """
 
-    def __init__(self, slots: "Slots", number: int) -> None:
+    def __init__(self, slots: "Slots", number: int, most: int | None = None) -> None:
         self.begin: Callable[[], None] = _nothing
         self.end: Callable[[], None] = _nothing
         self.number = number
@@ -40,6 +41,7 @@ class Place:
         self.running = 0
         self.waiting = 0
         self.need: int | None = None
+        self.most = most
         self._slots = slots
         # What the slots keep in mind of it: tokens of its running traces, further traces that had
         # begun when it began to wait, and how often it was lined up.
@@ -62,6 +64,11 @@ class Place:
     def counts(self) -> bool:
         """Whether `generated` wants to hear of tokens as they come."""
         return self._slots.total is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether one of its traces may begin as soon as it is its turn."""
+        return self.waiting > 0 and (self.most is None or self.running < self.most)
 
     @property
     def further(self) -> bool:
@@ -153,12 +160,20 @@ class Slots:
         # A place that is lined up anew leaves its old entry behind, with an older version.
         self._line: list[tuple[tuple[bool, int, int], int, Place]] = []
 
-    def place(self) -> Place:
+    def place(self, *, most: int | None = None) -> Place:
         """A place for one more question.
 
         No trace begins before all places have said what they want, so make all before any is used.
+
+        Args:
+            most: The most traces of it that run at once, at least 1; None for no bound of its own.
+
+        Raises:
+            InvalidSettingError: the bound lies outside its range.
         """
-        place = Place(self, self._joined)
+        if most is not None:
+            require_whole("most", most, low=1)
+        place = Place(self, self._joined, most)
         self._places[place.number] = place
         self._joined += 1
         self._silent += 1
@@ -214,13 +229,13 @@ class Slots:
 
     def _line_up(self, place: Place) -> None:
         place.version += 1
-        if place.waiting:
+        if place.ready:
             heappush(self._line, (place.turn, place.version, place))
 
     def _next(self) -> Place | None:
         while self._line:
             _, version, place = self._line[0]
-            if place.waiting and version == place.version:
+            if place.ready and version == place.version:
                 return place
             heappop(self._line)
         return None

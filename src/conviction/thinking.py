@@ -214,9 +214,10 @@ class _Run:
         return replace(verdict, warnings=(warning,))
 
     async def _steer(self, tasks: TaskGroup) -> None:
-        conditions = Conditions(
-            self._capabilities.concurrency, self._sampling.max_tokens, self._top_k
-        )
+        concurrency = self._capabilities.concurrency
+        if self._place.most is not None:
+            concurrency = min(concurrency, self._place.most)
+        conditions = Conditions(concurrency, self._sampling.max_tokens, self._top_k)
         self._act(self._policy.begin(conditions))
         if not self._queue and self._ended is None:
             raise InvalidSettingError(

@@ -1,23 +1,34 @@
 """`conviction serve`: OpenAI's protocol and a live page in front of any engine."""
 
+import json
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import anyio
 from cyclopts import Parameter
+from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
+from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
 from conviction.cli.download_bar import fetched
 from conviction.cli.server import ServerOptions, facts_folder
+from conviction.cli.terminal import safe
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
 from conviction.errors import MissingExtraError
 from conviction.models import ModelFile
+from conviction.policies import policy as named_policy
 from conviction.prompts import PromptStyle
+
+if TYPE_CHECKING:
+    from conviction.server.service import Service
+    from conviction.server.settings import Settings
 
 INTERRUPTED = 130
 
@@ -32,7 +43,7 @@ class AddressOptions:
     port: int = 8008
     "Port to listen on; 0 takes any that is free."
     client_keys: Path | None = None
-    "File with the keys of clients, one a line, a name before it if wanted; or CONVICTION_SERVER_KEYS."
+    "File with keys of clients, one a line, after a name if wanted; or CONVICTION_SERVER_KEYS."
     allow_host: Annotated[list[str] | None, Parameter(negative="")] = None
     "Further name that clients may call this server by; repeat for several."
     cors_origin: Annotated[list[str] | None, Parameter(negative="")] = None
@@ -102,6 +113,8 @@ class BoundOptions:
     "Verdicts that may wait, of all clients."
     max_queued_per_client: int = 64
     "Verdicts that may wait, of one client."
+    max_wait: float = 300.0
+    "Seconds that a verdict may wait for its turn."
     drain: float = 30.0
     "Seconds that running verdicts have when the server is told to end."
 
@@ -113,6 +126,8 @@ class ServeOutputOptions:
 
     ping: float = 10.0
     "Seconds of silence after which a stream gets a sign of life."
+    progress: float = 0.5
+    "Seconds between two lines of progress in a stream, at least."
     log_content: Annotated[bool, Parameter(negative="")] = False
     "Also log questions and answers, and put them into traces of OpenTelemetry."
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
@@ -150,14 +165,17 @@ def serve(
     from conviction.server.running import Forced, listen, run  # noqa: PLC0415
 
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
+    # Everything that can be refused is refused before anything is fetched or started.
+    settings = _settings(address, defaults, bounds, output)
     upstream = _upstream(engine, server)
-    settings: Any = None
-    model = None if upstream or engine.engine == "scripted" else fetched(engine.model, console)
-    settings = _settings(address, defaults, bounds, output, model)
-    app = create_app(settings, upstream or _engine(engine, model))
     listener = listen(settings)
     try:
-        anyio.run(run, app, listener)
+        model = None if upstream or engine.engine == "scripted" else fetched(engine.model, console)
+        settings = with_style(settings, defaults.prompt_style, model)
+        app = create_app(settings, upstream or _engine(engine, model))
+        log_to_stderr(quiet=output.quiet)
+        port = listener.getsockname()[1]
+        anyio.run(run, app, listener, lambda: announce(app.state.service, port, console))
     except Forced:
         return INTERRUPTED
     finally:
@@ -213,45 +231,112 @@ def _settings(
     defaults: DefaultOptions,
     bounds: BoundOptions,
     output: ServeOutputOptions,
-    model: ModelFile | None,
-) -> Any:
-    from conviction.server.settings import (  # noqa: PLC0415  # an extra
-        Ceilings,
-        Defaults,
-        Queueing,
-        Settings,
-    )
+) -> "Settings":
+    """What the server is told.
 
-    style = defaults.prompt_style or (model.prompt_style if model else PromptStyle.STEP_BY_STEP)
-    return Settings(
-        host=address.host,
-        port=address.port,
-        defaults=Defaults(
-            policy=defaults.policy,
-            budget=defaults.budget,
-            answers=defaults.answer,
-            prompt_style=style,
-            content=defaults.content,
-            max_tokens=defaults.max_tokens,
-            temperature=defaults.temperature,
-            top_p=defaults.top_p,
-            seed=defaults.seed,
-        ),
-        ceilings=Ceilings(
-            budget=bounds.max_budget,
-            max_tokens=bounds.most_tokens,
-            seconds=bounds.max_seconds,
-            concurrency=bounds.max_concurrency,
-            body_bytes=bounds.max_body,
-        ),
-        queueing=Queueing(
-            running=bounds.max_running,
-            queued=bounds.max_queued,
-            queued_per_client=bounds.max_queued_per_client,
-        ),
-        hosts=tuple(address.allow_host or ()),
-        origins=tuple(address.cors_origin or ()),
-        ping_seconds=output.ping,
-        drain_seconds=bounds.drain,
-        log_content=output.log_content,
+    Raises:
+        UsageError: a setting is unknown or out of range, or others could come in without a key.
+    """
+    from conviction.server import settings as told  # noqa: PLC0415  # an extra
+    from conviction.server.keys import check_bound, read_keys  # noqa: PLC0415
+
+    steering = named_policy(
+        defaults.policy, **({} if defaults.budget is None else {"budget": defaults.budget})
     )
+    kind(defaults.answer)
+    keys = read_keys(address.client_keys)
+    check_bound(address.host, keys)
+    _check_default("budget", steering.budget, "--max-budget", bounds.max_budget)
+    _check_default("max_tokens", defaults.max_tokens, "--most-tokens", bounds.most_tokens)
+    try:
+        return told.Settings(
+            host=address.host,
+            port=address.port,
+            defaults=told.Defaults(
+                policy=defaults.policy,
+                budget=defaults.budget,
+                answers=defaults.answer,
+                content=defaults.content,
+                max_tokens=defaults.max_tokens,
+                temperature=defaults.temperature,
+                top_p=defaults.top_p,
+                seed=defaults.seed,
+            ),
+            ceilings=told.Ceilings(
+                budget=bounds.max_budget,
+                max_tokens=bounds.most_tokens,
+                seconds=bounds.max_seconds,
+                concurrency=bounds.max_concurrency,
+                body_bytes=bounds.max_body,
+            ),
+            queueing=told.Queueing(
+                running=bounds.max_running,
+                queued=bounds.max_queued,
+                queued_per_client=bounds.max_queued_per_client,
+                seconds=bounds.max_wait,
+            ),
+            keys=keys,
+            hosts=tuple(address.allow_host or ()),
+            origins=tuple(address.cors_origin or ()),
+            ping_seconds=output.ping,
+            progress_seconds=output.progress,
+            drain_seconds=bounds.drain,
+            log_content=output.log_content,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise InvalidSettingError(
+            tried=f"use the setting {first['loc'][-1]}",
+            found=first["msg"].lower(),
+            remedy="Change it and retry; conviction serve --help tells them all.",
+        ) from None
+
+
+def with_style(
+    settings: "Settings", style: PromptStyle | None, model: ModelFile | None
+) -> "Settings":
+    """The settings with what is added to questions: as was said, or as suits the model."""
+    chosen = style or (model.prompt_style if model else PromptStyle.STEP_BY_STEP)
+    defaults = settings.defaults.model_copy(update={"prompt_style": chosen})
+    return settings.model_copy(update={"defaults": defaults})
+
+
+def _check_default(name: str, value: int, option: str, ceiling: int) -> None:
+    if value > ceiling:
+        raise InvalidSettingError(
+            tried=f"use {name} = {value} by default",
+            found=f"that is above {option}, {ceiling}",
+            remedy=f"Lower it, or raise {option}.",
+        )
+
+
+def log_to_stderr(*, quiet: bool) -> None:
+    """Let the server log on stderr: a line per request, and what fails."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    for name in ("conviction.server", "uvicorn"):
+        log = logging.getLogger(name)
+        log.handlers = [handler]
+        log.propagate = False
+        log.setLevel(logging.WARNING if quiet or name == "uvicorn" else logging.INFO)
+
+
+def announce(service: "Service", port: int, console: Console) -> None:
+    """Say where the server is, and how to ask it."""
+    settings = service.settings
+    wildcard = settings.host in ("0.0.0.0", "::")  # noqa: S104  # compared, not bound
+    host = "127.0.0.1" if wildcard else settings.host
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    model = safe(service.model)
+    policy = settings.defaults.policy
+    key = ' -H "Authorization: Bearer $KEY"' if settings.keys else ""
+    asked = json.dumps({"role": "user", "content": "What is 12 * 12 - 44?"})
+    sent = f'{{"model": "{model}", "messages": [{asked}]}}'
+    client = f'OpenAI(base_url="{address}/v1", api_key="{"KEY" if settings.keys else "none"}")'
+    for line in (
+        f"Serving {model} ({safe(service.engine.name)}) with the policy {policy} at {address}/v1",
+        f"Watch it: {address}/   API: {address}/docs   Ctrl-C ends it.",
+        f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{sent}'",
+        client + f'.chat.completions.create(model="{model}", messages=[{asked}])',
+    ):
+        console.print(escape(line), soft_wrap=True)

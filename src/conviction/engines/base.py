@@ -118,6 +118,13 @@ class Engine(ABC):
             EngineError: the trace could not be generated, or broke off.
         """
 
+    async def check(self) -> None:
+        """See whether it lives, without generating anything; nothing is seen where it cannot tell.
+
+        Raises:
+            EngineError: it cannot be used just now.
+        """
+
     async def __aenter__(self) -> Self:
         """Start what has to be started."""
         return self

@@ -1,10 +1,11 @@
 """Who thinks now, who waits, and who is sent away."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from math import ceil
 from time import monotonic
+from types import TracebackType
+from typing import Self
 
 import anyio
 
@@ -15,6 +16,43 @@ _FIRST_GUESS = 10.0
 """Seconds of a verdict before any was seen."""
 _WEIGHT_OF_NEWEST = 0.1
 _LONGEST_WAIT = 120
+
+
+class Ticket:
+    """A request that runs or waits for its turn; made by `Admission.join`.
+
+    Leaving its context gives the turn to the next; it can be left more than once.
+
+    Attributes:
+        client: Who asks.
+        called: Set when it is its turn.
+        began: When that was, by the clock of the admission.
+        left: Whether its turn is over.
+    """
+
+    def __init__(self, admission: "Admission", client: str) -> None:
+        self.client = client
+        self.called = anyio.Event()
+        self.began = 0.0
+        self.left = False
+        self._admission = admission
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self.left:
+            self.left = True
+            self._admission.leave(self)
+
+    async def turn(self) -> None:
+        """Wait until it is its turn."""
+        await self.called.wait()
 
 
 class Admission:
@@ -35,24 +73,38 @@ class Admission:
         self._bounds = queueing
         self._clock = clock
         # In order of turns: who was served goes to the end; who waits for nothing is left out.
-        self._waiting: dict[str, deque[anyio.Event]] = {}
+        self._waiting: dict[str, deque[Ticket]] = {}
         self._mean_seconds: float | None = None
 
-    @asynccontextmanager
-    async def turn(self, client: str) -> AsyncGenerator[None]:
-        """Wait for a turn, and have it while the block lasts.
+    def join(self, client: str) -> Ticket:
+        """Take a place: at once among those that run, or in the queue.
 
         Raises:
             OverloadedError: too many wait already, of this client or of all.
         """
-        await self._wait(client)
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self._learn(self._clock() - began)
-            self.running -= 1
-            self._admit()
+        ticket = Ticket(self, client)
+        if self.running < self._bounds.running and not self.queued:
+            self._call(ticket)
+            return ticket
+        if self.queued >= self._bounds.queued:
+            raise self._overloaded("the queue", self._bounds.queued, own=False)
+        own = self._waiting.get(client, deque[Ticket]())
+        if len(own) >= self._bounds.queued_per_client:
+            raise self._overloaded("your queue", self._bounds.queued_per_client, own=True)
+        own.append(ticket)
+        self._waiting[client] = own
+        self.queued += 1
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the turn of a ticket to the next."""
+        if not ticket.called.is_set():
+            self._forget(ticket)
+            return
+        self._learn(self._clock() - ticket.began)
+        self.running -= 1
+        while self._waiting and self.running < self._bounds.running:
+            self._call_next()
 
     @property
     def retry_after(self) -> int:
@@ -61,55 +113,26 @@ class Admission:
         ahead = self.queued + 1
         return min(max(1, ceil(seconds * ahead / self._bounds.running)), _LONGEST_WAIT)
 
-    def check(self, client: str) -> None:
-        """Check that one more of a client may at least wait.
-
-        Raises:
-            OverloadedError: too many wait already, of this client or of all.
-        """
-        if self.running < self._bounds.running and not self.queued:
-            return
-        if self.queued >= self._bounds.queued:
-            raise self._overloaded("the queue", self._bounds.queued, own=False)
-        own = len(self._waiting.get(client, ()))
-        if own >= self._bounds.queued_per_client:
-            raise self._overloaded("your queue", self._bounds.queued_per_client, own=True)
-
-    async def _wait(self, client: str) -> None:
-        self.check(client)
-        if self.running < self._bounds.running and not self.queued:
-            self.running += 1
-            return
-        turn = anyio.Event()
-        self._waiting.setdefault(client, deque()).append(turn)
-        self.queued += 1
-        try:
-            await turn.wait()
-        except BaseException:
-            if turn.is_set():  # Its turn came in the very moment that it gave up.
-                self.running -= 1
-                self._admit()
-            else:
-                self._forget(client, turn)
-            raise
-
-    def _admit(self) -> None:
-        while self._waiting and self.running < self._bounds.running:
-            client, turns = next(iter(self._waiting.items()))
-            del self._waiting[client]
-            turn = turns.popleft()
-            if turns:
-                self._waiting[client] = turns
-            self.queued -= 1
-            self.running += 1
-            turn.set()
-
-    def _forget(self, client: str, turn: anyio.Event) -> None:
-        turns = self._waiting[client]
-        turns.remove(turn)
+    def _call_next(self) -> None:
+        client, tickets = next(iter(self._waiting.items()))
+        del self._waiting[client]
+        ticket = tickets.popleft()
+        if tickets:
+            self._waiting[client] = tickets
         self.queued -= 1
-        if not turns:
-            del self._waiting[client]
+        self._call(ticket)
+
+    def _call(self, ticket: Ticket) -> None:
+        self.running += 1
+        ticket.began = self._clock()
+        ticket.called.set()
+
+    def _forget(self, ticket: Ticket) -> None:
+        tickets = self._waiting[ticket.client]
+        tickets.remove(ticket)
+        self.queued -= 1
+        if not tickets:
+            del self._waiting[ticket.client]
 
     def _learn(self, seconds: float) -> None:
         before = seconds if self._mean_seconds is None else self._mean_seconds
@@ -119,7 +142,7 @@ class Admission:
         wait = self.retry_after
         return OverloadedError(
             tried="take one more request",
-            found=f"{queue} is full: {most} wait already",
+            found=f"{queue} is full, {most} wait already",
             remedy=f"Ask again in {wait} s.",
             retry_after=wait,
             own=own,

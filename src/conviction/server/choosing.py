@@ -52,9 +52,7 @@ def ask_chat(
     """
     defaults = service.settings.defaults
     answers = _known("answers", wishes.answers or defaults.answers, kinds())
-    style = PromptStyle(
-        _known("prompt_style", wishes.prompt_style or defaults.prompt_style, PromptStyle)
-    )
+    policy = choose_policy(service, model, wishes)
     for message in messages:
         _check_text(message.content)
     if messages[-1].role != "user":
@@ -62,6 +60,9 @@ def ask_chat(
             f"The last message is of the {messages[-1].role}. It has to be the user's question.",
             param="messages",
         )
+    style = PromptStyle(wishes.prompt_style or defaults.prompt_style)
+    if policy.budget == 1 and wishes.prompt_style is None:
+        style = PromptStyle.PLAIN  # Nothing is voted on, so nothing has to be found in the text.
     *before, last = messages
     composed = compose(last.content, kind=answers, style=style, id=_id_of(messages))
     system = [message for message in before if message.role == "system"]
@@ -74,6 +75,7 @@ def ask_chat(
         question,
         text=last.content,
         answers=answers,
+        policy=policy,
         model=model,
         wishes=wishes,
         generation=generation,
@@ -107,6 +109,7 @@ def ask_prompt(
         Question.ask(prompt),
         text=prompt,
         answers=_known("answers", answers, kinds()),
+        policy=choose_policy(service, model, wishes),
         model=model,
         wishes=wishes,
         generation=generation,
@@ -120,6 +123,7 @@ def _asked(
     *,
     text: str,
     answers: str,
+    policy: Policy,
     model: str,
     wishes: Wishes,
     generation: Generation,
@@ -135,7 +139,7 @@ def _asked(
         _under("concurrency", concurrency, ceilings.concurrency)
     return Asked(
         question=question,
-        policy=choose_policy(service, model, wishes),
+        policy=policy,
         answers=answers,
         sampling=sampling,
         model=model,
@@ -183,6 +187,15 @@ def choose_policy(service: Service, model: str, wishes: Wishes) -> Policy:
         )
     _under("budget", chosen.budget, service.settings.ceilings.budget)
     return chosen
+
+
+def check_model(service: Service, model: str) -> None:
+    """Check that a model can be asked for by a name.
+
+    Raises:
+        RequestError: there is no such model, or no such policy.
+    """
+    choose_policy(service, model, Wishes())
 
 
 def refused(error: ConvictionError, param: str | None) -> RequestError:

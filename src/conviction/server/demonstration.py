@@ -16,6 +16,8 @@ _AGREEING = 0.7
 _CHUNK_TOKENS = 2
 _REMEMBERED = 1000
 
+_MISSES = (-10, -2, -1, 1, 2, 10)
+_DISCLAIMER = "(This trace is made up, and its answer too: no model was asked.)"
 _OPENINGS = (
     "Let me restate the question first, so that nothing is left out.",
     "I will take this one step at a time.",
@@ -56,16 +58,21 @@ def demonstration(*, delay: float = 0.05, concurrency: int = 8) -> ScriptedEngin
 def _script(request: TraceRequest) -> Script:
     question = _draw(request.messages[-1].content)
     right = int(question.integers(2, 100))
-    others = [right + int(step) for step in question.choice([-10, -2, -1, 1, 2, 10], 3, False)]
+    others = [right + int(step) for step in question.choice(_MISSES, 3, replace=False)]
     draw = _draw(f"{request.messages[-1].content}/{request.trace}")
     agrees = draw.random() < _AGREEING
     answer = right if agrees else int(draw.choice(others))
-    sentences = [str(draw.choice(_OPENINGS))]
-    for _ in range(int(draw.integers(3, 9))):
-        sentences.append(str(draw.choice(_STEPS if agrees or draw.random() < 0.5 else _DOUBTS)))
-    text = " ".join(sentences) + f"\n\nThe answer is \\boxed{{{answer}}}."
+    steps = [_step(draw, sure=agrees) for _ in range(int(draw.integers(3, 9)))]
+    text = (
+        " ".join([_DISCLAIMER, str(draw.choice(_OPENINGS)), *steps])
+        + f"\n\nThe answer is \\boxed{{{answer}}}."
+    )
     tokens = len(text) // 4
     return Script(text, _confidences(draw, tokens, agrees=agrees), prompt_tokens=len(text) // 8)
+
+
+def _step(draw: np.random.Generator, *, sure: bool) -> str:
+    return str(draw.choice(_STEPS if sure or draw.random() < 0.5 else _DOUBTS))
 
 
 def _confidences(draw: np.random.Generator, tokens: int, *, agrees: bool) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Every failure in the shape that clients of OpenAI know."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from conviction.errors import (
     AllTracesFailedError,
@@ -12,6 +13,18 @@ from conviction.errors import (
     RefusedError,
     UsageError,
 )
+from conviction.server.openai_schema import REFUSED
+
+_KINDS: Final = (
+    (OverloadedError, 503, "overloaded"),
+    (RefusedError, 503, "shutting_down"),
+    (ContextOverflowError, 400, "context_length_exceeded"),
+    (MissingLogprobsError, 400, "no_logprobs"),
+    (UsageError, 400, "invalid_value"),
+    (EngineError, 502, "engine_failed"),
+    (AllTracesFailedError, 502, "engine_failed"),
+)
+"""Status of HTTP and code by kind of error; the first that fits."""
 
 
 class RequestError(UsageError):
@@ -73,21 +86,12 @@ def retry_after(error: BaseException) -> int | None:
 
 
 def _status_and_code(error: ConvictionError) -> tuple[int, str]:
-    match error:
-        case OverloadedError():
-            return (429, "rate_limit_exceeded") if error.own else (503, "overloaded")
-        case RefusedError():
-            return 503, "shutting_down"
-        case ContextOverflowError():
-            return 400, "context_length_exceeded"
-        case MissingLogprobsError():
-            return 400, "no_logprobs"
-        case UsageError():
-            return 400, "invalid_value"
-        case EngineError() | AllTracesFailedError():
-            return 502, "engine_failed"
-        case _:
-            return 500, "internal_error"
+    if isinstance(error, OverloadedError) and error.own:
+        return 429, "rate_limit_exceeded"
+    for kind, status, code in _KINDS:
+        if isinstance(error, kind):
+            return status, code
+    return 500, "internal_error"
 
 
 def _kind(status: int) -> str:
@@ -102,3 +106,40 @@ def _kind(status: int) -> str:
             return "overloaded_error"
         case _:
             return "invalid_request_error" if status < 500 else "server_error"
+
+
+def of_validation(problems: Sequence[Any]) -> RequestError:
+    """The first thing that is wrong with a request; nothing of its content is repeated."""
+    first = problems[0]
+    path = [part for part in first["loc"] if part != "body"]
+    if first["type"] in ("json_invalid", "model_attributes_type") and not _names(path):
+        return RequestError(
+            "The body is no JSON object. Send one, as Content-Type: application/json.",
+            code="invalid_json",
+        )
+    names = _names(path)
+    param = ".".join(names) or None
+    field = next((name for name in names if name in REFUSED), None)
+    if first["type"] == "extra_forbidden":
+        return RequestError(
+            f"There is no field {names[-1]!r} here." if names else "An unknown field.",
+            param=param,
+            code="unknown_field",
+        )
+    if first["type"] == "missing":
+        return RequestError("A field is missing.", param=param, code="missing_field")
+    text = REFUSED.get(field or "") or f"{first['msg']}."
+    return RequestError(text, param=param, code="unsupported" if field else "invalid_value")
+
+
+def _names(path: Sequence[Any]) -> list[str]:
+    """The fields and numbers of a path; validators add the types of alternatives to it."""
+    names: list[str] = []
+    for part in path:
+        text = str(part)
+        if not text.isidentifier() and not text.isdecimal():
+            break
+        if text in ("str", "list", "int", "float", "dict"):
+            break
+        names.append(text)
+    return names

@@ -1,12 +1,15 @@
 """Running the application: a socket, a web server, and how it ends."""
 
+import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from math import inf
 
 import anyio
+import anyio.abc
 import uvicorn
 from fastapi import FastAPI
 
@@ -17,6 +20,7 @@ from conviction.server.settings import Settings
 _GRACE_SECONDS = 5.0
 """Time to send off what runs that were ended brought."""
 _SAME_SIGNAL_SECONDS = 0.5
+_BACKLOG = 2048
 
 
 class Forced(Exception):  # noqa: N818  # no error: somebody wanted it so
@@ -42,22 +46,22 @@ def listen(settings: Settings) -> socket.socket:
         ) from None
     listener = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform != "win32":  # there, it would let two programs have the same port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise ServerStartError(
             tried=f"listen on {settings.host}, port {settings.port}",
             found=(error.strerror or str(error)).lower(),
-            remedy="End what listens there, or take another with --port (0 takes any that is free).",
+            remedy="End what listens there, or take another port; --port 0 takes any.",
         ) from None
-    listener.setblocking(False)
     return listener
 
 
 async def run(
-    app: FastAPI, listener: socket.socket, *, on_started: Callable[[], None] | None = None
+    app: FastAPI, listener: socket.socket, on_started: Callable[[], None] = lambda: None
 ) -> None:
     """Serve until somebody asks to end, then let what runs come to its end.
 
@@ -71,61 +75,72 @@ async def run(
         Forced: somebody asked twice to end.
     """
     service: Service = app.state.service
-    drain = service.settings.drain_seconds
-    config = uvicorn.Config(
+    server = _Server(_config(app, service.settings.drain_seconds), on_started)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_end_on_signals, server, service, tasks)
+        await server.serve(sockets=[listener])
+        tasks.cancel_scope.cancel()
+    failure: ConvictionError | None = getattr(app.state, "failure", None)
+    if failure is not None:
+        raise failure
+    if server.force_exit:
+        raise Forced
+
+
+async def _end_on_signals(server: "_Server", service: Service, tasks: anyio.abc.TaskGroup) -> None:
+    """End in peace at the first signal, at once at the second."""
+    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
+        return
+    first = inf
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            now = anyio.current_time()
+            if first == inf:
+                first = now
+                service.close()
+                server.should_exit = True
+                tasks.start_soon(service.drain)
+            # A supervisor may signal us and our whole group, so one Ctrl-C can come twice.
+            elif now - first > _SAME_SIGNAL_SECONDS:
+                server.force_exit = True
+                tasks.cancel_scope.cancel()
+
+
+def _config(app: FastAPI, drain_seconds: float) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="on",
-        timeout_graceful_shutdown=int(drain + _GRACE_SECONDS) + 1,
         ws="none",
+        timeout_graceful_shutdown=int(drain_seconds + _GRACE_SECONDS) + 1,
     )
-    server = _Server(config)
-    forced = False
-
-    async def end_on_signals() -> None:
-        nonlocal forced
-        first = inf
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async for _ in signals:
-                if anyio.current_time() - first > _SAME_SIGNAL_SECONDS:
-                    forced = True
-                    server.force_exit = True
-                    tasks.cancel_scope.cancel()
-                elif first == inf:
-                    first = anyio.current_time()
-                    service.close()
-                    server.should_exit = True
-                    tasks.start_soon(service.drain)
-
-    async def tell() -> None:
-        while not server.started:
-            await anyio.sleep(0.01)
-        if on_started is not None:
-            on_started()
-
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(end_on_signals)
-        tasks.start_soon(tell)
-        try:
-            await server.serve(sockets=[listener])
-        except SystemExit as error:
-            failure = error
-        tasks.cancel_scope.cancel()
-    if forced:
-        raise Forced
-    started_badly: ConvictionError | None = getattr(app.state, "failure", None)
-    if started_badly is not None:
-        raise started_badly
-    if failure is not None:
-        raise failure
 
 
 class _Server(uvicorn.Server):
-    """A web server that leaves signals to us."""
+    """A web server that leaves signals to us, and tells when it has started."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        except SystemExit:
+            return  # The application did not start; it says itself why.
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        log = logging.getLogger("uvicorn.error")
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)  # Why the engine does not start is told elsewhere.
+        try:
+            await super().startup(sockets)
+        finally:
+            log.setLevel(level)
+        self._on_started()

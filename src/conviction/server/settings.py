@@ -69,6 +69,7 @@ class Queueing(BaseModel):
         running: Verdicts at once.
         queued: Verdicts that wait, of all clients.
         queued_per_client: Verdicts that wait, of one client.
+        seconds: The longest that a verdict waits for its turn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +77,7 @@ class Queueing(BaseModel):
     running: Count = 16
     queued: Annotated[int, Field(ge=0)] = 128
     queued_per_client: Annotated[int, Field(ge=0)] = 64
+    seconds: Seconds = 300.0
 
 
 class Settings(BaseModel):

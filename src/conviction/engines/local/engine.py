@@ -131,6 +131,18 @@ class LocalEngine(Engine):
             seeds=self._slots == 1,
         )
 
+    async def check(self) -> None:
+        """Ask llama.cpp for a sign of life.
+
+        Raises:
+            EngineUnavailableError: it is not started, or has ended by itself.
+        """
+        running = self._started()
+        try:
+            await running.http.check()
+        except EngineUnavailableError as error:
+            raise await running.server.death() or error from error
+
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Generate one trace, as soon as a slot is free.
 

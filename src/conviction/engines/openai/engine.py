@@ -157,6 +157,26 @@ class OpenAIEngine(Engine):
                 self._capabilities = await self._find_out()
             return self._capabilities
 
+    async def check(self) -> None:
+        """Ask all servers for a sign of life; one is enough.
+
+        Raises:
+            EngineUnavailableError: none gives one; the reason of the first.
+        """
+        troubles: list[EngineError] = []
+
+        async def ask(server: Server) -> None:
+            try:
+                await _check(server)
+            except EngineError as error:
+                troubles.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for server in self._servers:
+                tasks.start_soon(ask, server)
+        if len(troubles) == len(self._servers):
+            raise troubles[0]
+
     async def stream(
         self, request: TraceRequest, *, extra: Json = NOTHING
     ) -> AsyncGenerator[Chunk, None]:

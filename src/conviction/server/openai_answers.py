@@ -1,0 +1,197 @@
+"""Answers in OpenAI's shape, as the documentation of the API has them."""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """Why there is no answer."""
+
+    error: ErrorDetail
+
+
+class PromptDetails(BaseModel):
+    """Prompt tokens that the engine took from its cache."""
+
+    cached_tokens: int
+
+
+class CompletionDetails(BaseModel):
+    """Generated tokens by what became of their traces; those that are not shown are reasoning."""
+
+    reasoning_tokens: int
+    voted_tokens: int
+    unvoted_tokens: int
+    stopped_tokens: int
+    cancelled_tokens: int
+    failed_tokens: int
+
+
+class UsageAnswer(BaseModel):
+    """All tokens of all traces."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class TallyAnswer(BaseModel):
+    """The votes for one answer."""
+
+    answer: str
+    weight: float
+    count: int
+    traces: list[int]
+
+
+class VerdictAnswer(BaseModel):
+    """The verdict behind an answer: `Verdict.to_dict()` without the texts of its traces."""
+
+    run: str
+    content: Literal["trace", "answer"]
+    trace: int
+    schema_version: int
+    answer: str | None
+    share: float
+    lead: float | None
+    tied: list[str]
+    tally: list[TallyAnswer]
+    ended: str
+    policy: dict[str, Any]
+    budget: int
+    threshold: float | None
+    window: int | None
+    top_k: int
+    usage: dict[str, Any]
+    seconds: float
+    engine: str
+    seed: int
+    warnings: list[str]
+    traces: dict[str, int]
+
+
+class AssistantMessage(BaseModel):
+    """The answer."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class ChatChoice(BaseModel):
+    """The only choice."""
+
+    index: Literal[0]
+    message: AssistantMessage
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextChoice(BaseModel):
+    """The only choice."""
+
+    index: Literal[0]
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class _Answer(BaseModel):
+    id: str
+    created: int
+    model: str
+    usage: UsageAnswer
+    conviction: VerdictAnswer
+
+
+class ChatAnswer(_Answer):
+    """Answer of `POST /v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class CompletionAnswer(_Answer):
+    """Answer of `POST /v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class ModelAnswer(BaseModel):
+    """A name that can be asked for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "conviction"
+
+
+class ModelsAnswer(BaseModel):
+    """All names that can be asked for."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+class HealthAnswer(BaseModel):
+    """Whether the server can think just now."""
+
+    status: Literal["ok", "closing", "unwell"]
+    model: str
+    running: int
+    queued: int
+
+
+Answers = dict[int | str, dict[str, Any]]
+
+
+def failures(**texts: str) -> Answers:
+    """What the documentation says of failures, by status ("s400")."""
+    return {
+        int(status[1:]): {"model": Failure, "description": text} for status, text in texts.items()
+    }
+
+
+_ASKED: Final = failures(
+    s400="Something in the request is unknown, out of range, or not done here.",
+    s401="The key is missing or wrong.",
+    s403="The request comes from a web page that may not use this server.",
+    s404="There is no such model.",
+    s413="The request is too large.",
+    s421="The server is not called that.",
+    s429="Too many requests of this client wait; Retry-After tells how long to wait.",
+    s500="The server failed.",
+    s502="The engine failed.",
+    s503="Too many requests wait, or the server is about to end; see Retry-After.",
+)
+
+
+def _answers(model: type[BaseModel]) -> Answers:
+    events = {"schema": {"type": "string", "description": "Server-sent events, with `stream`."}}
+    whole: dict[str, Any] = {
+        "model": model,
+        "description": "The answer.",
+        "content": {"text/event-stream": events},
+    }
+    return {200: whole, **_ASKED}
+
+
+CHAT_ANSWERS: Final = _answers(ChatAnswer)
+COMPLETION_ANSWERS: Final = _answers(CompletionAnswer)
