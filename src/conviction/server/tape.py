@@ -157,6 +157,15 @@ class Tape:
         self._draw(track)
         return track.passages
 
+    def runs(self, trace: int) -> bool:
+        """Whether a trace has not ended."""
+        return not self.over and self._tracks[trace].running
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return self._text_bytes + sum(track.points for track in self._tracks.values()) * 72 + 4096
+
     @property
     def traces(self) -> tuple[int, ...]:
         """Numbers of all traces."""

@@ -162,6 +162,16 @@ class Track:
         self._passages.end()
 
     @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._end is None
+
+    @property
+    def points(self) -> int:
+        """Points of its line."""
+        return len(self._line.points)
+
+    @property
     def told(self) -> bool:
         """Whether a frame has told of it."""
         return self._shown.begun
