@@ -8,6 +8,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from conviction.answers import kinds
 from conviction.core import Message
@@ -37,6 +38,26 @@ class Question(BaseModel):
     model: str | None = None
     conviction: Wishes = Wishes()
     generation: Generation = Generation()
+
+
+class _Watching(Response):
+    """Tells a page of a run until it is over."""
+
+    def __init__(self, run: Run, last: int | None, service: Service) -> None:
+        super().__init__()
+        self._run = run
+        self._last = last
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything."""
+        seconds = self._service.settings.ping_seconds
+        await EventStream(self._produce, ping_seconds=seconds)(scope, receive, send)
+
+    async def _produce(self, emit: Emit) -> None:
+        async for frame in self._run.frames(self._last, self._service.closing):
+            data = frame if isinstance(frame, bytes) else encode(frame)
+            await emit(b"data: " + data + b"\n\n")
 
 
 def router(service: Service) -> APIRouter:
@@ -121,16 +142,7 @@ def _add_run(routes: APIRouter, service: Service) -> None:
     async def events(
         run: str, request: Request, last_event_id: Annotated[int | None, Header()] = None
     ) -> Response:
-        watched = _found(service, run, request)
-
-        async def produce(emit: Emit) -> None:
-            async for frame in watched.frames(last_event_id, service.closing):
-                data = frame if isinstance(frame, bytes) else encode(frame)
-                await emit(b"data: " + data + b"\n\n")
-
-        # An application is what a route may answer with; FastAPI's types know responses alone.
-        stream: Any = EventStream(produce, ping_seconds=service.settings.ping_seconds)
-        return stream
+        return _Watching(_found(service, run, request), last_event_id, service)
 
 
 def _add_contents(routes: APIRouter, service: Service) -> None:

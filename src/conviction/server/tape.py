@@ -12,7 +12,8 @@ A frame (what is not new is left out):
     run        question, policy, budget, engine, model, concurrency, confidences, window
     gates      [{at, threshold, window}]: thresholds as they were set
     answers    [text]: further classes of equal answers, numbered in order of appearance
-    votes      [{at, rows: [[class, weight, votes]], more: [classes, weight, votes], lead}]
+    votes      [{at, rows, more, lead, joined, left}]: the leading answers as [class, weight, votes],
+               the others as [classes, weight, votes], and which traces began or ceased to vote
     traces     [trace], see `conviction.server.track`
     verdict    as `Verdict.to_dict`, without traces, and with the numbers of those that voted
     failed     the reason why there is no verdict
@@ -87,6 +88,7 @@ class Tape:
         self._kept_tokens = 0
         self._text_bytes = 0
         self._classes: dict[str, int] = {}
+        self._voters: frozenset[int] = frozenset()
         self._run: Frame | None = None
         self._ending: Frame = {}
         # Histories grow only; `_told` says how much of each the frames have told.
@@ -263,10 +265,23 @@ class Tape:
             for entry in tally.entries[:_ROWS]
         ]
         others = tally.entries[_ROWS:]
-        votes = self._histories["votes"]
         more = [len(others), sum(one.weight for one in others), sum(one.count for one in others)]
-        if told and (not votes or votes[-1]["rows"] != told or votes[-1]["more"] != more):
-            votes.append({"at": self._at, "rows": told, "more": more, "lead": lead_of(tally)})
+        voters, before = tally.voters, self._voters
+        votes = self._histories["votes"]
+        same = voters == before and (not votes or votes[-1]["rows"] == told)
+        if same or not (told or votes):
+            return
+        self._voters = voters
+        votes.append(
+            {
+                "at": self._at,
+                "rows": told,
+                "more": more,
+                "lead": lead_of(tally),
+                "joined": sorted(voters - before),
+                "left": sorted(before - voters),
+            }
+        )
 
     def _class(self, key: str, text: str) -> int:
         if key not in self._classes:

@@ -129,7 +129,8 @@ export class Overview {
   paint(tape, scales, moment) {
     const { width, height } = this.plot.bbox;
     const resized = this.layer.width !== width || this.layer.height !== height;
-    const stamp = `${tape.epoch} ${scales.epoch}`;
+    const leader = moment.vote?.rows[0]?.[0] ?? null;
+    const stamp = `${tape.epoch} ${scales.epoch} ${leader}`;
     if (resized || stamp !== this.stamp || moment.time < this.time) {
       this.layer.width = width;
       this.layer.height = height;
@@ -148,7 +149,7 @@ export class Overview {
     for (let step = 0; step < moment.begun; step++) {
       const number = (this.repaintFrom + step) % moment.begun;
       const trace = tape.traces[number];
-      if (this.paintTrace(context, trace, moment, scales, alpha)) did = true;
+      if (this.paintTrace(context, trace, moment, scales, { alpha, leader })) did = true;
       if ((step & 15) === 15 && performance.now() > until) {
         this.repaintFrom = (number + 1) % moment.begun;
         this.unfinished = true;
@@ -158,20 +159,25 @@ export class Overview {
     return did;
   }
 
-  paintTrace(context, trace, moment, scales, alpha) {
+  paintTrace(context, trace, moment, scales, { alpha, leader }) {
     const { width, height } = this.layer;
     let done = this.painted[trace.id];
     if (done && done.stride !== trace.stride) {
-      done = { stride: trace.stride, count: Math.floor((done.count * done.stride) / trace.stride) };
+      const count = Math.floor((done.count * done.stride) / trace.stride);
+      done = { ...done, stride: trace.stride, count };
     }
-    const from = done?.count ?? 0;
+    // What voted for the leader is painted over in its colour.
+    const leads = moment.voters.has(trace.id) && trace.end.class === leader;
+    const from = done && done.leads === leads ? done.count : 0;
     const count = pointsAt(trace, moment.time);
     const stopped = endedAt(trace, moment.time) && trace.end.finish === "low_confidence";
     const mark = stopped && !this.marked.has(trace.id);
     if (count <= from && !mark) return false;
-    context.strokeStyle = this.colours.ink;
-    strokeLine(context, trace, [Math.max(from - 1, 0), count], scales, { width, height, alpha });
-    this.painted[trace.id] = { stride: trace.stride, count };
+    context.strokeStyle = leads ? this.colours.accent : this.colours.ink;
+    const strength = leads ? Math.min(1, alpha * 1.8) : alpha;
+    const room = { width, height, alpha: strength };
+    strokeLine(context, trace, [Math.max(from - 1, 0), count], scales, room);
+    this.painted[trace.id] = { stride: trace.stride, count, leads };
     if (mark && count) {
       this.marked.add(trace.id);
       const x = scales.x(tokenOf(trace, count - 1), width);
@@ -186,8 +192,15 @@ export class Overview {
 
   label(plot) {
     const gate = this.moment?.gate;
-    if (!gate) return;
     const ratio = window.devicePixelRatio || 1;
+    const { left, top, width, height } = plot.bbox;
+    plot.ctx.save();
+    plot.ctx.font = `${11 * ratio}px ${getComputedStyle(this.root).fontFamily}`;
+    plot.ctx.textAlign = "right";
+    plot.ctx.fillStyle = this.colours.soft;
+    plot.ctx.fillText(this.words.say("tokensAxis"), left + width - 6 * ratio, top + height - 7 * ratio);
+    plot.ctx.restore();
+    if (!gate) return;
     const text = `${this.words.say("threshold")} ${this.words.decimal(gate.threshold)}`;
     const y = plot.valToPos(gate.threshold, "y", true);
     const { ctx } = plot;
@@ -197,7 +210,7 @@ export class Overview {
     ctx.fillStyle = this.colours.low;
     ctx.strokeStyle = this.colours.paper;
     ctx.lineWidth = 4 * ratio;
-    const x = plot.bbox.left + plot.bbox.width - 6 * ratio;
+    const x = left + width - 6 * ratio;
     ctx.strokeText(text, x, y - 6 * ratio);
     ctx.fillText(text, x, y - 6 * ratio);
     ctx.restore();

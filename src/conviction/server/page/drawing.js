@@ -19,9 +19,10 @@ export function prepared(canvas) {
 /**
  * Stroke some points of a trace's line.
  *
- * What comes before the first full group is fainter: no threshold looks at it.
+ * What comes before the first full group is fainter: no threshold looks at it. A line with a margin
+ * is a small one, on the scale of the middle.
  */
-export function strokeLine(context, trace, [from, to], scales, { width, height, alpha = 1, margin = 0 }) {
+export function strokeLine(context, trace, [from, to], scales, { width, height, alpha = 1, margin = null }) {
   const full = Math.max(from, Math.min(trace.partial, to));
   for (const [begin, end, strength] of [
     [from, Math.min(full + 1, to), trace.partial >= to ? 0.7 : 0.4],
@@ -35,7 +36,7 @@ export function strokeLine(context, trace, [from, to], scales, { width, height, 
       const point = trace.points[i];
       if (point !== null) {
         const x = scales.x(tokenOf(trace, i), width);
-        const y = margin + scales.yOf(point, height - 2 * margin);
+        const y = margin === null ? scales.yOf(point, height) : small(scales, point / 100, height, margin);
         if (pen) context.lineTo(x, y);
         else context.moveTo(x, y);
       }
@@ -78,7 +79,7 @@ export function sparkline(canvas, trace, scales, moment, colours, leads) {
   const point = trace.points[count - 1] ?? null;
   if (point === null) return;
   const x = Math.min(scales.x(tokenOf(trace, count - 1), width), width - MARGIN);
-  const y = MARGIN + scales.yOf(point, height - 2 * MARGIN);
+  const y = small(scales, point / 100, height, MARGIN);
   if (ended && trace.end.finish === "low_confidence") return cross(context, x, y, colours.low);
   context.fillStyle = ink;
   context.beginPath();
@@ -86,8 +87,12 @@ export function sparkline(canvas, trace, scales, moment, colours, leads) {
   context.fill();
 }
 
+function small(scales, confidence, height, margin) {
+  return margin + scales.yMiddle(confidence, height - 2 * margin);
+}
+
 function dashes(context, gate, scales, { width, height, margin }, colour) {
-  const y = margin + scales.y(gate.threshold, height - 2 * margin);
+  const y = small(scales, gate.threshold, height, margin);
   context.strokeStyle = colour;
   context.globalAlpha = 0.6;
   context.lineWidth = 1;

@@ -135,6 +135,8 @@ class Page {
   async think(asked) {
     try {
       const { id } = await api.begin(asked);
+      find("question").value = "";
+      find("question").blur();
       this.open(id);
     } catch (error) {
       this.refuse(error);

@@ -13,11 +13,13 @@ export class Scales {
     this.tokens = 0;
     this.low = Infinity;
     this.high = -Infinity;
+    this.stage = "";
     this.epoch = (this.epoch ?? 0) + 1;
   }
 
   /** Make room for all that the tape holds; whether an axis changed. */
   fit(tape) {
+    this.tape = tape;
     let changed = false;
     if (tape.longest > this.tokens || this.tokens === 0) {
       this.tokens = roundUp(Math.max(tape.longest * (tape.over ? 1.02 : 1.3), 20));
@@ -34,6 +36,10 @@ export class Scales {
         changed = true;
       }
     }
+    const points = tape.traces.reduce((sum, trace) => sum + trace.points.length, 0);
+    const stage = `${tape.gates.length} ${Math.floor(Math.log2(points + 1))}`;
+    if (stage !== this.stage) changed = true;
+    this.stage = stage;
     if (changed) this.epoch += 1;
     return changed;
   }
@@ -41,6 +47,15 @@ export class Scales {
   /** Whether there is any confidence to draw. */
   get known() {
     return this.low < this.high;
+  }
+
+  /** The range of most points and of the threshold: small lines have no room for the rare ones. */
+  get middle() {
+    if (this.middleEpoch !== this.epoch) {
+      this.middleEpoch = this.epoch;
+      this.middleRange = middleOf(this.tape, this.low, this.high);
+    }
+    return this.middleRange;
   }
 
   x(token, width) {
@@ -51,10 +66,33 @@ export class Scales {
     return height - ((confidence - this.low) / (this.high - this.low)) * height;
   }
 
+  /** The same on a small line: what lies outside of the middle stands at its edge. */
+  yMiddle(confidence, height) {
+    const [low, high] = this.middle;
+    return height * (1 - Math.min(Math.max((confidence - low) / (high - low), 0), 1));
+  }
+
   /** Where a point in hundredths stands. */
   yOf(point, height) {
     return this.y(point / SCALE, height);
   }
+}
+
+function middleOf(tape, low, high) {
+  const points = [];
+  for (const trace of tape.traces) {
+    const step = Math.max(1, trace.points.length >> 3);
+    for (let i = trace.partial; i < trace.points.length; i += step) {
+      if (trace.points[i] !== null) points.push(trace.points[i] / SCALE);
+    }
+  }
+  const gate = tape.gates.at(-1)?.threshold;
+  if (points.length < 8) return [low, high];
+  points.sort((a, b) => a - b);
+  const at = (part) => points[Math.floor(part * (points.length - 1))];
+  const [bottom, top] = [Math.min(at(0.08), gate ?? Infinity), Math.max(at(0.92), gate ?? -Infinity)];
+  const room = Math.max((top - bottom) * 0.15, 0.2);
+  return [bottom - room, top + room];
 }
 
 function roundUp(value) {

@@ -59,6 +59,7 @@ export class Stage {
     this.rows.filter = "all";
     find("traces").scrollTop = 0;
     find("run").hidden = false;
+    document.body.classList.add("watching");
     this.wake();
   }
 
@@ -146,7 +147,7 @@ export class Stage {
     if (!run) return;
     setText(find("asked"), run.question);
     const policy = [run.policy.name, `${words.say("budget")} ${words.number(run.budget)}`, run.engine];
-    if (run.concurrency) policy.push(`${words.number(run.concurrency)}×`);
+    if (run.concurrency) policy.push(words.say("atOnce", { count: words.number(run.concurrency) }));
     setText(find("facts"), policy.join(" · "));
     const window = moment.gate?.window ?? tape.traces[0]?.window ?? run.window;
     const known = run.confidences;

@@ -84,6 +84,17 @@ export class Tape {
   voteAt(time) {
     return this.votes[countUntil(this.votes, time, (vote) => vote.at) - 1] ?? null;
   }
+
+  /** Numbers of the traces that voted. */
+  votersAt(time) {
+    const voters = new Set();
+    for (const vote of this.votes) {
+      if (vote.at > time) break;
+      for (const trace of vote.joined) voters.add(trace);
+      for (const trace of vote.left) voters.delete(trace);
+    }
+    return voters;
+  }
 }
 
 /** How many of a list in order of time had come. */
@@ -163,21 +174,11 @@ export function stateAt(trace, time, voters) {
   return trace.end.finish;
 }
 
-/**
- * What there was to see at a moment: who had begun, how the vote stood, tokens by fate.
- *
- * Until the verdict tells, every complete trace with an answer counts as a voter.
- */
+/** What there was to see at a moment: who had begun, how the vote stood, tokens by fate. */
 export function momentOf(tape, time) {
   const begun = tape.begunAt(time);
   const done = tape.over && time >= tape.at;
-  const voters = new Set(done && tape.verdict ? tape.verdict.voters : []);
-  if (!(done && tape.verdict)) {
-    for (let i = 0; i < begun; i++) {
-      const { end } = tape.traces[i];
-      if (end && end.at <= time && end.finish === "stop" && "class" in end) voters.add(i);
-    }
-  }
+  const voters = done && tape.verdict ? new Set(tape.verdict.voters) : tape.votersAt(time);
   const fates = { voted: 0, thinking: 0, unvoted: 0, stopped: 0, cancelled: 0, failed: 0 };
   let completeTokens = 0;
   let complete = 0;

@@ -58,7 +58,7 @@ const english = {
   },
   state: {
     thinking: "thinking",
-    stop: "finished",
+    stop: "finished, no vote",
     voted: "voted",
     length: "cut at the token limit",
     low_confidence: "stopped: low confidence",
@@ -83,6 +83,7 @@ const english = {
   noConfidence: "There are no confidences here: bars show tokens",
   threshold: "threshold",
   tokensAxis: "tokens",
+  atOnce: ({ count }) => `${count} at once`,
   play: "Play",
   pause: "Pause",
   scrub: "Moment of the run",
@@ -199,7 +200,7 @@ const korean = {
   },
   state: {
     thinking: "생각하는 중",
-    stop: "끝남",
+    stop: "끝남, 투표 없음",
     voted: "투표함",
     length: "토큰 한도에서 잘림",
     low_confidence: "멈춤: 확신 낮음",
@@ -224,6 +225,7 @@ const korean = {
   noConfidence: "확신도가 없어 토큰 수를 막대로 보여 줍니다",
   threshold: "문턱값",
   tokensAxis: "토큰",
+  atOnce: ({ count }) => `동시에 ${count}개`,
   play: "재생",
   pause: "일시 정지",
   scrub: "실행 시점",
