@@ -44,10 +44,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: a chat that ends with the user's words, and an id to name it by."""
+    """What is asked: a chat that ends with the user's words, and an id to name it by.
+
+    Where it is `templated`, it is a single message that has the model's template around it already,
+    and goes to the model as it is.
+    """
 
     messages: tuple[Message, ...]
     id: str = ""
+    templated: bool = False
 
     def __post_init__(self) -> None:
         if not self.messages:

@@ -324,6 +324,7 @@ class _Run:
             seed=live.seed,
             top_k=self._top_k,
             logprobs=self._logprobs,
+            templated=self._question.templated,
         )
         try:
             with live.scope:

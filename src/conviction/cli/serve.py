@@ -215,6 +215,12 @@ def _upstream(engine: EngineOptions, server: ServerOptions) -> Engine | None:
             found="there is no --base-url",
             remedy="Name the server, as in --base-url http://127.0.0.1:8000/v1.",
         )
+    if server.templated:
+        raise InvalidSettingError(
+            tried="serve with --templated",
+            found="chats have no template yet",
+            remedy="Leave it out; prompts that have theirs go to /v1/completions.",
+        )
     return server.engine(engine.model, facts_folder=facts_folder())
 
 

@@ -52,6 +52,7 @@ class TraceRequest:
         top_k: Log-probabilities per token that the caller wants (k of eq. 2); 0 for none.
         logprobs: Whether the caller also wants the log-probability of each generated token.
             They come beside the `top_k` likeliest ones, so without these there are none.
+        templated: Whether the only message has the model's template around it already.
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +61,7 @@ class TraceRequest:
     seed: int = 0
     top_k: int = 0
     logprobs: bool = False
+    templated: bool = False
 
 
 def _no_tokens() -> NDArray[np.float32]:

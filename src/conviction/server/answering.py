@@ -1,7 +1,7 @@
 """From a verdict to what a client gets: the text, why it ended, the tokens, the verdict itself."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +54,10 @@ def reply(verdict: Verdict, content: Content) -> Reply:
             causes=[f"none had any text when the run ended ({verdict.ended})"],
             remedy="Ask again, or allow more time.",
         )
-    reasoning, text = split_reasoning(shown.text)
+    # What follows a prompt is given as it is, white space too.
+    reasoning, text = (
+        ("", shown.text) if verdict.question.templated else split_reasoning(shown.text)
+    )
     finish = "stop" if shown.finish is FinishReason.STOP else "length"
     if content == "answer" and verdict.answer is not None:
         return Reply(verdict.answer, reasoning, finish, "answer", shown.id)
@@ -97,15 +100,21 @@ def conviction_object(verdict: Verdict, shown: Reply, run: str) -> dict[str, Any
     whole = verdict.to_dict()
     kept = (
         "schema_version", "answer", "share", "lead", "tied", "tally", "ended", "policy", "budget",
-        "threshold", "window", "top_k", "usage", "seconds", "engine", "seed", "warnings",
+        "threshold", "window", "top_k", "usage", "seconds", "engine", "seed",
     )  # fmt: skip
     return {
         "run": run,
         "content": shown.shown,
         "trace": shown.trace,
         **{name: whole[name] for name in kept},
+        "warnings": [*verdict.warnings, *_nothing_voted(verdict)],
         "traces": {str(reason): count for reason, count in verdict.finishes().items()},
     }
+
+
+def _nothing_voted(verdict: Verdict) -> Iterator[str]:
+    if verdict.answer is None:
+        yield "No answer was found to vote on; the most confident trace that is whole is shown."
 
 
 def _without_answer(traces: Sequence[Trace]) -> Trace | None:

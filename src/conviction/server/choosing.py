@@ -106,7 +106,7 @@ def ask_prompt(
     answers = wishes.answers or service.settings.defaults.answers
     return _asked(
         service,
-        Question.ask(prompt),
+        replace(Question.ask(prompt), templated=True),
         text=prompt,
         answers=_known("answers", answers, kinds()),
         policy=choose_policy(service, model, wishes),

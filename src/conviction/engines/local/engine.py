@@ -13,7 +13,7 @@ import anyio.to_thread
 from conviction.core import require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.local.machine import check_memory, usable_cores
-from conviction.engines.local.prompts import Prompt, SharedPrompts
+from conviction.engines.local.prompts import SharedPrompts
 from conviction.engines.local.server import LlamaServer, ServerSettings
 from conviction.engines.local.server_api import ServerApi
 from conviction.engines.local.slots import SlotPool
@@ -39,6 +39,8 @@ _STALL_SECONDS = 600.0
 class _Running:
     server: LlamaServer
     http: OpenAIEngine
+    plain: OpenAIEngine
+    api: ServerApi
     prompts: SharedPrompts
     slots: SlotPool
 
@@ -103,9 +105,12 @@ class LocalEngine(Engine):
         async with AsyncExitStack() as stack:
             server = await LlamaServer.start(settings, self._start_timeout)
             stack.push_async_callback(server.stop)
-            http = await stack.enter_async_context(self._http(server))
-            prompts = SharedPrompts(ServerApi(http), server.folder)
-            self._running = _Running(server, http, prompts, SlotPool(self._slots))
+            http = await stack.enter_async_context(self._http(server, server.url))
+            # At its root, llama.cpp's plain completions are of a shape of its own.
+            plain = await stack.enter_async_context(self._http(server, f"{server.url}/v1"))
+            api = ServerApi(http)
+            prompts = SharedPrompts(api, server.folder)
+            self._running = _Running(server, http, plain, api, prompts, SlotPool(self._slots))
             self._stack = stack.pop_all()
         return self
 
@@ -152,15 +157,36 @@ class LocalEngine(Engine):
             StreamError: the stream broke.
         """
         running = self._started()
+        if request.templated:
+            async with aclosing(self._stream_plain(running, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         try:
             async with running.prompts.use(request.messages) as prompt:
-                self._check_context(prompt, request.sampling.max_tokens)
+                self._check_context(prompt.tokens, request.sampling.max_tokens)
                 async with running.slots.take(prompt) as slot:
                     cached = await running.prompts.load(prompt, slot)
                     extra = {"id_slot": slot.number, "timings_per_token": True}
                     async with aclosing(running.http.stream(request, extra=extra)) as chunks:
                         async for chunk in chunks:
                             yield chunk if cached is None else replace(chunk, cached_tokens=cached)
+        except (EngineUnavailableError, StreamError) as error:
+            raise await running.server.death() or error from error
+
+    async def _stream_plain(
+        self, running: _Running, request: TraceRequest
+    ) -> AsyncGenerator[Chunk, None]:
+        """Generate a trace after a prompt that has its template; it is not shared among slots."""
+        try:
+            tokens = await running.api.count_tokens_of(request.messages[0].content)
+            self._check_context(tokens, request.sampling.max_tokens)
+            async with running.slots.take(request.messages) as slot:
+                slot.holds = None
+                extra = {"id_slot": slot.number, "timings_per_token": True}
+                async with aclosing(running.plain.stream(request, extra=extra)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
         except (EngineUnavailableError, StreamError) as error:
             raise await running.server.death() or error from error
 
@@ -171,9 +197,9 @@ class LocalEngine(Engine):
         check_memory(self._path, header, slots=self._slots, context=self._context)
         return ServerSettings(str(self._path), self._slots, self._context, self._threads)
 
-    def _http(self, server: LlamaServer) -> OpenAIEngine:
+    def _http(self, server: LlamaServer, url: str) -> OpenAIEngine:
         return OpenAIEngine(
-            server.url,
+            url,
             model=self._path.stem,
             api_key=server.api_key,
             concurrency=self._slots,
@@ -192,11 +218,11 @@ class LocalEngine(Engine):
             )
         return self._running
 
-    def _check_context(self, prompt: Prompt, max_tokens: int) -> None:
-        if prompt.tokens + max_tokens > self._context:
+    def _check_context(self, prompt: int, max_tokens: int) -> None:
+        if prompt + max_tokens > self._context:
             raise ContextOverflowError(
-                tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt.tokens:,}",
-                found=f"together that is {prompt.tokens + max_tokens:,}, and the context has "
+                tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt:,}",
+                found=f"together that is {prompt + max_tokens:,}, and the context has "
                 f"{self._context:,}",
                 remedy="Lower --max-tokens, shorten the question, or start the engine with a "
                 "larger context.",

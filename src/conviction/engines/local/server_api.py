@@ -47,12 +47,12 @@ class ServerApi:
     async def count_tokens(self, messages: tuple[Message, ...]) -> int:
         """Tokens of the prompt that a chat becomes."""
         templated = await self._post(_Templated, "/apply-template", {"messages": chat(messages)})
-        tokenised = await self._post(
-            _Tokenised,
-            "/tokenize",
-            {"content": templated.prompt, "add_special": True, "parse_special": True},
-        )
-        return len(tokenised.tokens)
+        return await self.count_tokens_of(templated.prompt)
+
+    async def count_tokens_of(self, prompt: str) -> int:
+        """Tokens of a prompt that has its template."""
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+        return len((await self._post(_Tokenised, "/tokenize", body)).tokens)
 
     async def prefill(self, slot: int, messages: tuple[Message, ...]) -> int:
         """Compute a prompt in a slot; gives how many of its tokens the slot had already.

@@ -286,13 +286,14 @@ class OpenAIEngine(Engine):
             self._cache.forget(server.http.base_url, server.facts.model, self._route)
 
     async def _open(self, server: Server, request: TraceRequest, extra: Json) -> ByteStream:
+        route = Route.COMPLETIONS if request.templated else self._route
         body = trace_body(
             request,
-            route=self._route,
+            route=route,
             model=server.facts.model if server.facts else self._model,
             dialect=server.facts.dialect if server.facts else Dialect(dict(FILTERS_OFF[0])),
         )
-        return await server.http.stream(self._route, {**body, **extra})
+        return await server.http.stream(route, {**body, **extra})
 
     async def _find_out(self) -> Capabilities:
         async with anyio.create_task_group() as tasks:
