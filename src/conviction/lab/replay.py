@@ -175,7 +175,8 @@ def replay(
         InvalidSettingError: the policy starts more traces than there are, or none, or more than
             its budget.
     """
-    return _Replay(policy.fresh(), traces, concurrency, top_k, max_tokens, watcher).run()
+    playing = _Replay(policy.fresh(), traces, concurrency, top_k, max_tokens, watcher=watcher)
+    return playing.run()
 
 
 @dataclass(slots=True)
@@ -194,6 +195,7 @@ class _Replay:
         concurrency: float,
         top_k: int,
         max_tokens: int,
+        *,
         watcher: Watcher | None,
     ) -> None:
         self._watcher = watcher
@@ -246,9 +248,11 @@ class _Replay:
         for trace, running in list(self._running.items()):
             running.length = self._tokens_so_far(trace, running)
             running.finish = FinishReason.CONSENSUS
-            concluded = self._conclude(trace, running)
             if self._watcher is not None:
-                self._watcher.ended(concluded, self._policy.standing())
+                self._watcher.ended(self._conclude(trace, running), self._policy.standing())
+            else:
+                self._cancelled += 1
+                self._tokens += running.length
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:

@@ -54,14 +54,19 @@ class Recorded:
     speed: float = 1.0
 
     @classmethod
-    def of(cls, tape: Tape, *, spread: bool = False, speed: float = 1.0) -> "Recorded":
+    def of(
+        cls, tape: Tape, *, spread: bool = False, has_texts: bool = True, speed: float = 1.0
+    ) -> "Recorded":
         """What a tape says, of which every frame was told.
 
         Args:
             tape: The tape.
             spread: Whether texts were laid over their tokens evenly.
+            has_texts: Whether there are any.
             speed: At which it plays.
         """
+        if not has_texts:
+            return cls(tape.snapshot(), {}, speed)
         each = _MOST_TEXT // max(len(tape.traces), 1)
         texts = {one: told for one in tape.traces if (told := text_of(tape, one, each)) is not None}
         for told in texts.values():
@@ -90,7 +95,7 @@ def page_files() -> Mapping[str, bytes]:
     return dict(_below(files("conviction.server") / "page", ""))
 
 
-def whole_page(recorded: Recorded) -> bytes:
+def whole_page(recorded: Recorded) -> str:
     """One HTML file that plays a run."""
     contents = page_files()
     page = contents["index.html"].decode()
@@ -118,7 +123,7 @@ def whole_page(recorded: Recorded) -> bytes:
     page = _STYLE.sub("", page)
     page = _ICON.sub(lambda found: f'href="{_data("image/svg+xml", contents[found[1]])}"', page)
     page = _SCRIPT.sub(lambda _: "\n".join(head), page)
-    return page.replace("</body>", "\n".join([*body, "</body>"])).encode()
+    return page.replace("</body>", "\n".join([*body, "</body>"]))
 
 
 def _below(folder: Traversable, prefix: str) -> Iterable[tuple[str, bytes]]:

@@ -162,7 +162,7 @@ def _add_contents(routes: APIRouter, service: Service) -> None:
         page = await anyio.to_thread.run_sync(partial(whole_page, recorded))
         name = f'attachment; filename="conviction-{known.id[:8]}.html"'
         headers = {"content-type": TYPES[".html"], "content-disposition": name}
-        return Response(page, headers=headers)
+        return Response(page.encode(), headers=headers)
 
 
 def _options(service: Service) -> dict[str, Any]:

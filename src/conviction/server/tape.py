@@ -9,11 +9,12 @@ A frame (what is not new is left out):
 
     n, at      number of the frame; milliseconds since the run began
     whole      true: forget what came before
-    run        question, policy, budget, engine, model, concurrency, confidences, window
+    run        question, policy, budget, engine, model, concurrency, confidences, window, gold
     gates      [{at, threshold, window}]: thresholds as they were set
     answers    [text]: further classes of equal answers, numbered in order of appearance
-    votes      [{at, rows, more, lead, joined, left}]: the leading answers as [class, weight, votes],
-               the others as [classes, weight, votes], and which traces began or ceased to vote
+    votes      [{at, rows, more, lead, joined, left}]: rows are the leading answers as [class,
+               weight, votes], more is the others as [classes, weight, votes], joined and left
+               are the traces that began and ceased to vote
     traces     [trace], see `conviction.server.track`
     verdict    as `Verdict.to_dict`, without traces, and with the numbers of those that voted
     failed     the reason why there is no verdict
@@ -74,10 +75,12 @@ class Tape:
 
     Args:
         question: The user's own words, if the question is in others.
+        gold: The right answer, where it is known.
     """
 
-    def __init__(self, question: str = "") -> None:
+    def __init__(self, question: str = "", gold: str | None = None) -> None:
         self._question = question
+        self._gold = gold
         self._number = 0
         self._at = 0
         self._tracks: dict[int, Track] = {}
@@ -185,6 +188,7 @@ class Tape:
             "concurrency": event.capabilities.concurrency,
             "confidences": event.capabilities.top_k > 0,
             "window": DISPLAY_WINDOW,
+            "gold": self._gold,
         }
 
     def _start(self, number: int, gate: Gate | None) -> None:

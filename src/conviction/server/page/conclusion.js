@@ -41,6 +41,8 @@ function drawVerdict(tape, moment, words, status) {
   show(find("lead"), known ? words.say("lead", { lead: words.probability(lead) }) : "");
   show(find("right"), verdict?.right ? rightInWords(verdict.right, words) : "");
   show(find("ended"), verdict ? endedInWords(verdict, words) : "");
+  const { gold } = tape.run ?? {};
+  show(find("gold"), final && gold ? words.say("gold", { gold }) : "");
   drawWarnings(verdict?.warnings ?? []);
 }
 

@@ -39,6 +39,7 @@ const english = {
   right: ({ value, low, high, questions, pool }) =>
     `Right with a calibrated probability of ${value} (95% interval ${low} to ${high}), by ${questions} questions of ${pool}`,
   endedBy: ({ why, time }) => `Ended after ${time}: ${why}`,
+  gold: ({ gold }) => `The recorded right answer: ${gold}`,
   voteCount: ({ count }) => `${count} ${plural(count, "vote", "votes")}`,
   moreAnswers: ({ answers, votes }) =>
     `${answers} more ${plural(answers, "answer", "answers")}, ${votes} ${plural(votes, "vote", "votes")}`,
@@ -183,6 +184,7 @@ const korean = {
   right: ({ value, low, high, questions, pool }) =>
     `정답일 확률(보정값) ${value}, 95% 구간 ${low}–${high}, ${pool}의 ${questions}문항 기준`,
   endedBy: ({ why, time }) => `${time} 뒤 끝남: ${why}`,
+  gold: ({ gold }) => `기록된 정답: ${gold}`,
   voteCount: ({ count }) => `${count}표`,
   moreAnswers: ({ answers, votes }) => `그 밖의 답 ${answers}개, ${votes}표`,
   tokens: "토큰",
