@@ -114,7 +114,7 @@ def conviction_object(verdict: Verdict, shown: Reply, run: str) -> dict[str, Any
 
 def _nothing_voted(verdict: Verdict) -> Iterator[str]:
     if verdict.answer is None:
-        yield "No answer was found to vote on; the most confident trace that is whole is shown."
+        yield "No answer was found to vote on; the text of one trace is shown."
 
 
 def _without_answer(traces: Sequence[Trace]) -> Trace | None:

@@ -53,8 +53,7 @@ def ask_chat(
     defaults = service.settings.defaults
     answers = _known("answers", wishes.answers or defaults.answers, kinds())
     policy = choose_policy(service, model, wishes)
-    for message in messages:
-        _check_text(message.content)
+    _check_text(messages[-1].content, "messages")
     if messages[-1].role != "user":
         raise RequestError(
             f"The last message is of the {messages[-1].role}. It has to be the user's question.",
@@ -102,7 +101,7 @@ def ask_prompt(
             "A prompt is sent as it is. Leave prompt_style out, or ask /v1/chat/completions.",
             param="conviction.prompt_style",
         )
-    _check_text(prompt)
+    _check_text(prompt, "prompt")
     answers = wishes.answers or service.settings.defaults.answers
     return _asked(
         service,
@@ -261,11 +260,11 @@ def _under(name: str, value: float, ceiling: float, *, param: str | None = None)
         )
 
 
-def _check_text(text: str) -> None:
+def _check_text(text: str, param: str) -> None:
     try:
         check_question(text)
     except InvalidSettingError as error:
-        raise refused(error, "messages") from None
+        raise refused(error, param) from None
 
 
 def _joined(system: Sequence[Message]) -> tuple[Message, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from conviction.api import MOST_CHARACTERS
 from conviction.server.wishes import Generation, Wishes
 
 REFUSED: Final = {
@@ -41,8 +42,10 @@ Nothing = Annotated[list[Any] | None, Field(max_length=0)]
 NoEntries = Annotated[dict[str, Any] | None, Field(max_length=0)]
 Zero = Annotated[float | None, Field(ge=0, le=0)]
 Whole = Annotated[int | None, Field(ge=1)]
-# Not only white space, and no NUL.
-Words = Annotated[str, Field(pattern=r"^[^\u0000]*\S[^\u0000]*$", max_length=1_000_000)]
+Text = Annotated[str, Field(pattern=r"^[^\u0000]*$", max_length=MOST_CHARACTERS)]
+Words = Annotated[
+    str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", max_length=MOST_CHARACTERS)
+]
 
 
 class _Strict(BaseModel):
@@ -53,7 +56,7 @@ class TextPart(_Strict):
     """A part of a message; images, sound and files are refused."""
 
     type: Literal["text"]
-    text: str
+    text: Text
     cache_control: dict[str, Any] | None = None
 
 
@@ -61,7 +64,7 @@ class ChatMessage(_Strict):
     """One message of a chat. What answers have beside their text may be sent back with them."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Words | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
     name: str | None = None
     refusal: Annotated[str | None, Field(max_length=0)] = None
     reasoning: str | None = None

@@ -75,7 +75,7 @@ async def run(
         Forced: somebody asked twice to end.
     """
     service: Service = app.state.service
-    server = _Server(_config(app, service.settings.drain_seconds), on_started)
+    server = WebServer(web_config(app, service.settings.drain_seconds), on_started)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_end_on_signals, server, service, tasks)
         await server.serve(sockets=[listener])
@@ -87,7 +87,9 @@ async def run(
         raise Forced
 
 
-async def _end_on_signals(server: "_Server", service: Service, tasks: anyio.abc.TaskGroup) -> None:
+async def _end_on_signals(
+    server: "WebServer", service: Service, tasks: anyio.abc.TaskGroup
+) -> None:
     """End in peace at the first signal, at once at the second."""
     if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
         return
@@ -106,7 +108,8 @@ async def _end_on_signals(server: "_Server", service: Service, tasks: anyio.abc.
                 tasks.cancel_scope.cancel()
 
 
-def _config(app: FastAPI, drain_seconds: float) -> uvicorn.Config:
+def web_config(app: FastAPI, drain_seconds: float) -> uvicorn.Config:
+    """How an application is served that has so long to end."""
     return uvicorn.Config(
         app,
         log_config=None,
@@ -118,7 +121,7 @@ def _config(app: FastAPI, drain_seconds: float) -> uvicorn.Config:
     )
 
 
-class _Server(uvicorn.Server):
+class WebServer(uvicorn.Server):
     """A web server that leaves signals to us, and tells when it has started."""
 
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
@@ -127,15 +130,18 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
+        """Capture none."""
         yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until `should_exit`."""
         try:
             await super().serve(sockets)
         except SystemExit:
             return  # The application did not start; it says itself why.
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen."""
         log = logging.getLogger("uvicorn.error")
         level = log.level
         log.setLevel(logging.CRITICAL + 1)  # Why the engine does not start is told elsewhere.
