@@ -44,6 +44,11 @@ class Page {
     find("theme").addEventListener("click", () => this.turn());
     find("cancel").addEventListener("click", () => this.cancel());
     find("export").addEventListener("click", () => this.save());
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      // The address names the run, and goes on to do so.
+      event.preventDefault();
+      find("traces").focus();
+    });
     find("unlock").addEventListener("submit", (event) => this.unlock(event));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.stage.restyle());
     addEventListener("hashchange", () => this.openHash());
@@ -136,8 +141,8 @@ class Page {
     try {
       const { id } = await api.begin(asked);
       find("question").value = "";
-      find("question").blur();
       this.open(id);
+      find("traces").focus({ preventScroll: true });
     } catch (error) {
       this.refuse(error);
     }

@@ -9,6 +9,7 @@ export class Player {
     this.speed = 1;
     this.playing = false;
     this.following = false;
+    this.heard = 0;
   }
 
   /** Follow a live run. */
@@ -48,7 +49,9 @@ export class Player {
     const before = this.now;
     let next = before + elapsed * this.speed;
     if (this.following) {
-      const target = tape.over ? tape.at : tape.at - BEHIND;
+      // A run that stands still is shown to its end.
+      const behind = Math.max(0, BEHIND - (performance.now() - this.heard));
+      const target = tape.over ? tape.at : tape.at - behind;
       if (target - next > TOO_FAR) next = target;
       else next += (target - next) * Math.min(1, elapsed / 1500);
       next = Math.max(before, next);

@@ -74,6 +74,15 @@ export class Rows {
     for (const row of this.pool) row.stamp = "";
   }
 
+  /** Another run is to be shown. */
+  reset() {
+    this.redraw = null;
+    this.shown = [];
+    this.chosen = null;
+    this.filter = "all";
+    this.root.scrollTop = 0;
+  }
+
   choose(number, { scroll = true } = {}) {
     this.chosen = number;
     if (scroll && number !== null) this.reveal(number);

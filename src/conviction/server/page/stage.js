@@ -43,6 +43,7 @@ export class Stage {
     this.onMoment = () => {};
     new ResizeObserver(() => this.wake()).observe(find("chart"));
     this.last = this.drawn = 0;
+    this.behind = false;
     this.frame = this.frame.bind(this);
   }
 
@@ -55,9 +56,7 @@ export class Stage {
     this.scales.reset();
     this.speaker.forget();
     this.overview.forget();
-    this.rows.choose(null);
-    this.rows.filter = "all";
-    find("traces").scrollTop = 0;
+    this.rows.reset();
     find("run").hidden = false;
     document.body.classList.add("watching");
     this.wake();
@@ -66,6 +65,7 @@ export class Stage {
   /** Take in a frame; the first one tells whether the run is live or past. */
   hear(frame, first) {
     this.tape.apply(frame);
+    this.player.heard = performance.now();
     if (first && this.tape.over) this.player.end(this.tape);
     else if (first) {
       this.player.follow();
@@ -112,17 +112,18 @@ export class Stage {
     const elapsed = Math.max(0, now - this.last);
     this.last = now;
     const moved = this.player.tick(this.tape, elapsed);
+    this.behind ||= moved || this.overview.unfinished;
     const pause = this.calm.matches ? 5 * SLOW : 0;
-    if (this.drawn === 0 || (moved && now - this.drawn >= pause)) this.draw(now);
-    if (this.player.playing) requestAnimationFrame(this.frame);
-    else if (this.drawn === 0 || moved || this.overview.unfinished) requestAnimationFrame(this.frame);
-    else this.awake = false;
+    if (this.drawn === 0 || (this.behind && now - this.drawn >= pause)) this.draw(now);
+    this.awake = this.player.playing || this.behind || this.drawn === 0;
+    if (this.awake) requestAnimationFrame(this.frame);
   }
 
   draw(now) {
     const { tape, player, scales, words, colours } = this;
     if (find("run").hidden) {
       this.drawn = now;
+      this.behind = false;
       return;
     }
     scales.fit(tape);
@@ -137,6 +138,8 @@ export class Stage {
       this.speaker.hear(tape, moment, words);
     }
     this.onMoment(moment);
+    // What was left out this time is drawn even if nothing moves any more.
+    this.behind = this.slow !== now || this.overview.unfinished;
     this.drawn = now;
   }
 
@@ -151,7 +154,8 @@ export class Stage {
     setText(find("facts"), policy.join(" · "));
     const window = moment.gate?.window ?? tape.traces[0]?.window ?? run.window;
     const known = run.confidences;
-    const name = !known ? "noConfidence" : moment.gate ? "groups" : "groupsForShow";
+    const chosen = moment.gate || window !== run.window;
+    const name = !known ? "noConfidence" : chosen ? "groups" : "groupsForShow";
     setText(find("lines-note"), words.say(name, { window: words.number(window) }));
     let label = words.say("chartLabel", { count: words.number(moment.begun), window: words.number(window) });
     if (moment.gate) label += words.say("withThreshold", { threshold: words.decimal(moment.gate.threshold) });

@@ -80,7 +80,7 @@ const english = {
   withThreshold: ({ threshold }) => `; the threshold is ${threshold}`,
   groups: ({ window }) => `Lines are group confidence, over ${window} tokens`,
   groupsForShow: ({ window }) =>
-    `Lines are confidence over ${window} tokens, a width for showing only: this policy has chosen none`,
+    `Lines are confidence over ${window} tokens, for showing only: the policy has chosen no window`,
   noConfidence: "There are no confidences here: bars show tokens",
   threshold: "threshold",
   tokensAxis: "tokens",
@@ -223,7 +223,7 @@ const korean = {
   withThreshold: ({ threshold }) => `, 문턱값 ${threshold}`,
   groups: ({ window }) => `선은 ${window}토큰씩 묶은 그룹 확신도입니다`,
   groupsForShow: ({ window }) =>
-    `선은 ${window}토큰씩 묶은 확신도입니다. 이 정책은 그룹 크기를 정하지 않아 화면용으로만 고른 크기입니다`,
+    `선은 ${window}토큰씩 묶은 확신도입니다. 정책이 정한 창이 없어 화면용으로만 쓰는 크기입니다`,
   noConfidence: "확신도가 없어 토큰 수를 막대로 보여 줍니다",
   threshold: "문턱값",
   tokensAxis: "토큰",

@@ -1,0 +1,422 @@
+"""The live page in a real browser: ask, watch, read, go back and forth, save."""
+
+import os
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import page_runs
+import pytest
+from chromium import Watched, executable, running_browser
+from cutting_proxy import in_front_of
+from playwright.sync_api import Browser, Page, expect
+from server_app import served_in_thread
+
+from conviction.cli.main import run
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(executable() is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.timeout(120),
+]
+
+expect.set_options(timeout=10_000)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CLASS = re.compile(r"\bdecided\b")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Browser]:
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where pictures are kept: what CONVICTION_SCREENSHOTS names, else the test's own folder."""
+    kept = Path(os.environ.get("CONVICTION_SCREENSHOTS") or tmp_path)
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Generator[Callable[..., Watched]]:
+    """Opens pages, and looks afterwards whether they misbehaved."""
+    pages: list[Watched] = []
+    contexts: list[Any] = []
+
+    def open_page(url: str, *, home: str | None = None, **options: Any) -> Watched:
+        options = {"viewport": {"width": 1280, "height": 860}, **options}
+        context = browser.new_context(**options)
+        contexts.append(context)
+        watched = Watched.of(context.new_page(), home)
+        pages.append(watched)
+        watched.page.goto(url)
+        return watched
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    for watched in pages:
+        assert watched.errors == []
+        assert watched.strayed == []
+
+
+@contextmanager
+def serving(held: page_runs.Held | None = None, **settings: Any) -> Generator[str]:
+    with served_in_thread(page_runs.engine(held), **settings) as url:
+        yield f"{url}/"
+
+
+def ask(page: Page, *, policy: str = "deepconf-high", budget: int = 16) -> None:
+    page.fill("#question", page_runs.QUESTION)
+    page.select_option("#policy", policy)
+    page.fill("#budget", str(budget))
+    page.click("#think")
+
+
+def decided(page: Page) -> None:
+    expect(page.locator("#run")).to_have_class(CLASS)
+
+
+def rows(page: Page) -> list[str]:
+    return page.locator(".row:visible").evaluate_all("all => all.map(row => row.ariaLabel)")
+
+
+def test_a_question_is_asked_watched_and_answered(
+    opened: Callable[..., Watched], folder: Path
+) -> None:
+    held = page_runs.Held(after=650, seconds=0.002)
+    with serving(held) as url:
+        watched = opened(url, home=url)
+        page = watched.page
+        watched.keep(folder, "welcome")
+        ask(page)
+        expect(page.locator("#asked")).to_have_text(page_runs.QUESTION)
+        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+        expect(page.locator("#chart canvas")).to_be_visible()
+        expect(page.get_by_role("img", name="threshold")).to_be_visible()
+        watched.keep(folder, "watching")
+        held.released.set()
+        decided(page)
+        expect(page.locator("#answer")).to_have_text("36")
+        expect(page.locator("#standing")).to_contain_text("of the vote")
+        expect(page.locator("#lead")).to_contain_text("right or wrong")
+        expect(page.locator("#said")).to_contain_text("Verdict: 36")
+        told = rows(page)
+        assert any("voted" in row and "answer 36" in row for row in told)
+        assert any("stopped: low confidence" in row for row in told)
+        expect(page.locator("#past-list button")).to_have_count(1)
+        expect(page.locator("#past-list")).to_contain_text("36")
+        watched.keep(folder, "page")
+
+
+def test_a_trace_is_read_with_its_least_sure_passages_marked(
+    opened: Callable[..., Watched], folder: Path
+) -> None:
+    with serving() as url:
+        watched = opened(url, home=url)
+        page = watched.page
+        ask(page, policy="majority")
+        decided(page)
+        page.locator("#row-4").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        text = page.locator("#trace-text")
+        expect(text).to_contain_text("The answer is \\boxed{34}.")
+        marked = text.locator("mark.least").all_inner_texts()
+        assert marked
+        assert any("sure" in one or "third" in one or "maybe" in one for one in marked)
+        watched.keep(folder, "reading")
+        page.get_by_role("button", name="Trace after").click()
+        expect(page.locator("#trace-title")).to_have_text("Trace 5")
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        expect(page.locator("#traces")).to_be_focused()
+
+
+def test_what_a_model_writes_is_text_and_never_markup(opened: Callable[..., Watched]) -> None:
+    from conviction.engines.scripted import Script, ScriptedEngine
+
+    evil = "<img src=x onerror=\"document.title='taken'\"></script><b>bold</b>"
+    scripts = [Script.even(f"{evil} Answer: {evil}", tokens=60)]
+    with served_in_thread(ScriptedEngine(scripts)) as url:
+        watched = opened(f"{url}/", home=url)
+        page = watched.page
+        page.fill("#question", evil)
+        page.get_by_text("More", exact=True).click()
+        page.select_option("#answers", "text")
+        page.click("#think")
+        decided(page)
+        page.locator("#row-0").click()
+        expect(page.locator("#trace-text")).to_contain_text(evil)
+        expect(page.locator("#asked")).to_have_text(evil)
+        assert page.locator("#run img, #run b:not(#fates b), #trace-text img").count() == 0
+        assert page.title() == "conviction"
+        page.keyboard.press("Escape")
+        saved = save(page)
+        played = opened(saved.as_uri(), offline=True)
+        expect(played.page.locator("#asked")).to_have_text(evil)
+        assert played.page.title() == "conviction"
+
+
+def save(page: Page) -> Path:
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as one file").click()
+    path = Path(download.value.path())
+    return path.rename(path.with_suffix(".html"))
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(opened: Callable[..., Watched]) -> None:
+    with serving() as url:
+        page = opened(url, home=url).page
+        expect(page.locator("#question")).to_be_focused()
+        page.keyboard.type("How many rolls are left?")
+        page.keyboard.press("Enter")
+        decided(page)
+        expect(page.locator("#traces")).to_be_focused()
+        page.reload()
+        decided(page)
+        page.keyboard.press("Tab")
+        expect(page.locator(".skip")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("#traces")).to_be_focused()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        active = page.locator("#traces").get_attribute("aria-activedescendant")
+        assert active == "row-2"
+        expect(page.locator("#row-2")).to_have_attribute("aria-selected", "true")
+        page.keyboard.press("End")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        page.keyboard.press("Escape")
+        page.keyboard.press(" ")
+        expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
+        page.keyboard.press(" ")
+        expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
+
+
+def test_a_run_is_cancelled_and_ends_with_the_votes_it_has(opened: Callable[..., Watched]) -> None:
+    held = page_runs.Held(after=1000)
+    with serving(held) as url:
+        page = opened(url, home=url).page
+        ask(page, policy="majority")
+        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+        page.get_by_role("button", name="End now").click()
+        decided(page)
+        expect(page.locator("#ended")).to_contain_text("cancelled")
+        assert any("cancelled" in row for row in rows(page))
+        held.released.set()
+
+
+def test_a_page_that_is_loaded_again_in_the_middle_catches_up(
+    opened: Callable[..., Watched],
+) -> None:
+    held = page_runs.Held(after=650)
+    with serving(held) as url:
+        watched = opened(url, home=url)
+        page = watched.page
+        ask(page)
+        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+        page.reload()
+        expect(page.locator("#asked")).to_have_text(page_runs.QUESTION)
+        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+        held.released.set()
+        decided(page)
+        expect(page.locator("#answer")).to_have_text("36")
+
+
+def test_a_broken_connection_is_made_again(opened: Callable[..., Watched]) -> None:
+    held = page_runs.Held(after=650)
+    with serving(held) as server, in_front_of(server) as proxy:
+        watched = opened(proxy.url, home=proxy.url)
+        page = watched.page
+        ask(page)
+        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+        assert proxy.cut() > 0
+        expect(page.locator("#said")).to_contain_text("Connected again")
+        held.released.set()
+        decided(page)
+        expect(page.locator("#answer")).to_have_text("36")
+        streams = [one for one in watched.asked if one.endswith("/events")]
+        assert len(streams) == 2
+        # The browser itself reports the connection that broke.
+        assert all("net::ERR" in one for one in watched.errors)
+        watched.errors.clear()
+
+
+def test_a_past_verdict_is_shown_again_and_played_back(opened: Callable[..., Watched]) -> None:
+    with serving() as url:
+        page = opened(url, home=url).page
+        for policy in ("majority", "deepconf-high"):
+            ask(page, policy=policy)
+            expect(page.locator("#facts")).to_contain_text(policy)
+            decided(page)
+        page.locator("#past-list button").nth(1).click()
+        expect(page.locator("#facts")).to_contain_text("majority")
+        decided(page)
+        page.locator("#scrub").fill("300")
+        expect(page.locator("#run")).not_to_have_class(CLASS)
+        page.select_option("#speed", "64")
+        page.get_by_role("button", name="Play", exact=True).click()
+        decided(page)
+
+
+def test_the_list_shows_only_those_that_were_asked_for(opened: Callable[..., Watched]) -> None:
+    with serving() as url:
+        page = opened(url, home=url).page
+        ask(page)
+        decided(page)
+        button = page.get_by_role("button", name=re.compile("^Stopped"))
+        count = int(button.locator("span").inner_text())
+        button.click()
+        assert count > 0
+        expect(page.locator(".row:visible")).to_have_count(count)
+        assert all("stopped: low confidence" in row for row in rows(page))
+
+
+def test_what_the_server_refuses_is_said(opened: Callable[..., Watched]) -> None:
+    with serving() as url:
+        watched = opened(url, home=url)
+        page = watched.page
+        page.fill("#question", "How many?")
+        page.get_by_text("More", exact=True).click()
+        page.fill("#settings", "bar=7")
+        page.click("#think")
+        expect(page.get_by_role("alert")).to_contain_text("bar must be")
+        assert all("400" in error for error in watched.errors)
+        watched.errors.clear()
+
+
+def test_a_server_with_keys_asks_for_one(opened: Callable[..., Watched], folder: Path) -> None:
+    with serving(keys={"sesame-open": "ali"}) as url:
+        watched = opened(url, home=url)
+        page = watched.page
+        page.fill("#key", "wrong-key-here")
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.get_by_role("alert")).to_contain_text("does not know")
+        page.fill("#key", "sesame-open")
+        watched.keep(folder, "key")
+        page.get_by_role("button", name="Use this key").click()
+        ask(page)
+        decided(page)
+        assert all("401" in error for error in watched.errors)
+        watched.errors.clear()
+        assert not [one for one in watched.asked if "sesame" in one]
+
+
+def test_a_saved_run_plays_from_one_file_without_a_network(
+    opened: Callable[..., Watched], folder: Path
+) -> None:
+    with serving() as url:
+        page = opened(url, home=url).page
+        ask(page)
+        decided(page)
+        saved = save(page)
+    watched = opened(saved.as_uri(), offline=True)
+    page = watched.page
+    decided(page)
+    expect(page.locator("#answer")).to_have_text("36")
+    page.locator("#scrub").fill("500")
+    expect(page.locator("#run")).not_to_have_class(CLASS)
+    watched.keep(folder, "saved")
+    page.locator("#row-1").click()
+    expect(page.locator("#trace-text")).to_contain_text("The answer is")
+    assert [one for one in watched.asked if not one.startswith("data:")] == [saved.as_uri()]
+
+
+def test_a_recording_is_played_from_one_file(
+    opened: Callable[..., Watched], folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recording.html"
+    pool = str(EXAMPLES / "gsm8k-qwen2.5-coder-0.5b.parquet")
+    assert run(["view", pool, "--policy", "deepconf-low", "--html", str(path), "--quiet"]) == 0
+    watched = opened(path.as_uri(), offline=True)
+    page = watched.page
+    decided(page)
+    expect(page.locator("#gold")).to_contain_text("18")
+    page.locator("#row-1").click()
+    expect(page.locator("#trace-note")).to_contain_text("does not hold what its traces wrote")
+    page.keyboard.press("Escape")
+    page.select_option("#speed", "64")
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#run")).not_to_have_class(CLASS)
+    watched.keep(folder, "recording")
+    decided(page)
+
+
+def test_the_page_speaks_korean_where_the_browser_does(
+    opened: Callable[..., Watched], folder: Path
+) -> None:
+    with serving() as url:
+        watched = opened(url, home=url, locale="ko-KR")
+        page = watched.page
+        expect(page.locator("html")).to_have_attribute("lang", "ko")
+        ask(page)
+        decided(page)
+        expect(page.locator("#verdict-title")).to_have_text("평결")
+        watched.keep(folder, "korean")
+        page.get_by_role("button", name="View in English").click()
+        expect(page.locator("#verdict-title")).to_have_text("Verdict")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(
+    opened: Callable[..., Watched], folder: Path, scheme: str
+) -> None:
+    with serving() as url:
+        watched = opened(
+            url, home=url, viewport={"width": 390, "height": 844}, color_scheme=scheme
+        )
+        page = watched.page
+        ask(page)
+        decided(page)
+        watched.keep(folder, f"narrow-{scheme}", full_page=True)
+        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide == 0
+        outside = page.evaluate(
+            """() => [...document.querySelectorAll('#run *')].filter(one => {
+              const box = one.getBoundingClientRect();
+              return box.width && box.right > innerWidth + 1 && !one.closest('.rows, .chart, .sr');
+            }).map(one => one.id || one.className)"""
+        )
+        assert outside == []
+
+
+def test_light_and_dark_can_be_chosen_and_are_remembered(
+    opened: Callable[..., Watched], folder: Path
+) -> None:
+    with serving() as url:
+        watched = opened(url, home=url, color_scheme="light")
+        page = watched.page
+        ask(page)
+        decided(page)
+        page.locator("#theme").click()
+        scheme = "getComputedStyle(document.documentElement).colorScheme"
+        assert page.evaluate(scheme) == "dark"
+        watched.keep(folder, "dark")
+        page.reload()
+        decided(page)
+        assert page.evaluate(scheme) == "dark"
+
+
+def test_whoever_wants_less_motion_gets_fewer_pictures(opened: Callable[..., Watched]) -> None:
+    counts = {}
+    for motion in ("no-preference", "reduce"):
+        with serving() as url:
+            page = opened(url, home=url, reduced_motion=motion).page
+            ask(page, policy="majority")
+            decided(page)
+            page.select_option("#speed", "0.5")
+            page.evaluate(
+                """() => { const { stage } = window.conviction; window.drawn = 0;
+                const draw = stage.draw.bind(stage);
+                stage.draw = (now) => { window.drawn += 1; draw(now); }; }"""
+            )
+            page.get_by_role("button", name="Play", exact=True).click()
+            expect(page.locator("#run")).not_to_have_class(CLASS)
+            decided(page)
+            counts[motion] = page.evaluate("window.drawn")
+    assert counts["reduce"] < counts["no-preference"] / 2
