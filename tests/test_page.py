@@ -367,9 +367,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(
     opened: Callable[..., Watched], folder: Path, scheme: str
 ) -> None:
     with serving() as url:
-        watched = opened(
-            url, home=url, viewport={"width": 390, "height": 844}, color_scheme=scheme
-        )
+        watched = opened(url, home=url, viewport={"width": 390, "height": 844}, color_scheme=scheme)
         page = watched.page
         ask(page)
         decided(page)

@@ -51,7 +51,9 @@ class Held:
             await anyio.sleep(0.005)
 
 
-def engine(held: Held | None = None, *, concurrency: int = 16, chunk_tokens: int = 4) -> ScriptedEngine:
+def engine(
+    held: Held | None = None, *, concurrency: int = 16, chunk_tokens: int = 4
+) -> ScriptedEngine:
     """Sixteen traces, of which ten agree."""
     scripts = [_script(number) for number in range(16)]
     return ScriptedEngine(
@@ -70,7 +72,11 @@ def _script(number: int) -> Script:
         sure += [0.62 if doubts else 1.0] * (len(sentences[-1]) // 4)
     text = " ".join(sentences) + f"\n\nThe answer is \\boxed{{{answer}}}."
     shape = np.array(sure)
-    drift = np.linspace(0.0, draw.uniform(-3.5, -2.0) if weak else draw.uniform(0.5, 3.0) + (number == 2), shape.size)
+    drift = np.linspace(
+        0.0,
+        draw.uniform(-3.5, -2.0) if weak else draw.uniform(0.5, 3.0) + (number == 2),
+        shape.size,
+    )
     noise = draw.gamma(2.0, 1.0, shape.size) + np.cumsum(draw.normal(0.0, 0.12, shape.size))
     values = np.clip((10.0 + drift + noise) * shape, 0.5, 24.0)
     return Script(text, values.astype(np.float32), prompt_tokens=40)

@@ -1,5 +1,6 @@
 """What a trace wrote, in passages of a few words, each with how sure the model was of it."""
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +19,8 @@ _SHORT, _LONG = 6, 16
 
 _BINS, _BINS_PER_UNIT = 2048, 50
 """Of the histogram of a run's passages: up to a confidence of 40.96, in steps of 0.02."""
+
+_SPACE = re.compile(r"\s")
 
 Piece = tuple[str, int]
 """Some text, and how it is marked: 0 not at all, 1 less sure, 2 least sure."""
@@ -87,9 +90,13 @@ class Passages:
             By how many bytes it grew.
         """
         before = self.size
-        long = self._tokens >= _LONG
-        if long or (self._tokens >= _SHORT and (not text or text[0].isspace())):
-            self._close()
+        if self._tokens >= _SHORT:
+            word = _SPACE.search(text)
+            if word is not None or self._tokens >= _LONG:
+                begin = word.start() if word else 0
+                self._open.append(text[:begin])
+                self._close()
+                text = text[begin:]
         self._open.append(text)
         self._tokens += confidences.size
         for value in confidences.tolist():
@@ -118,10 +125,13 @@ class Passages:
         joined: list[Piece] = []
         for text, confidence in self._passages():
             mark = 2 if confidence < least else 1 if confidence < less else 0
-            if joined and joined[-1][1] == mark:
-                joined[-1] = (joined[-1][0] + text, mark)
-            else:
-                joined.append((text, mark))
+            before, last = joined.pop() if joined else ("", mark)
+            if mark == last:
+                joined.append((before + text, mark))
+                continue
+            # A mark begins at a word, not at the space before it.
+            blank = len(text) - len(text.lstrip()) if mark > last else 0
+            joined += [(before + text[:blank], last), (text[blank:], mark)]
         return joined
 
     def _passages(self) -> Iterator[tuple[str, float]]:

@@ -85,6 +85,7 @@ const english = {
   threshold: "threshold",
   tokensAxis: "tokens",
   atOnce: ({ count }) => `${count} at once`,
+  seconds: ({ seconds }) => `${seconds} s`,
   play: "Play",
   pause: "Pause",
   scrub: "Moment of the run",
@@ -113,7 +114,7 @@ const english = {
   traceTitle: ({ number }) => `Trace ${number}`,
   lessSure: "among the least sure fifth",
   leastSure: "among the least sure 5%",
-  legendAll: "Passages of this run",
+  legendAll: "Of all passages of this run:",
   textLabel: "Text of the trace",
   before: "Trace before",
   after: "Trace after",
@@ -228,6 +229,7 @@ const korean = {
   threshold: "문턱값",
   tokensAxis: "토큰",
   atOnce: ({ count }) => `동시에 ${count}개`,
+  seconds: ({ seconds }) => `${seconds}초`,
   play: "재생",
   pause: "일시 정지",
   scrub: "실행 시점",
@@ -256,7 +258,7 @@ const korean = {
   traceTitle: ({ number }) => `추론 ${number}`,
   lessSure: "확신이 낮은 20%",
   leastSure: "확신이 가장 낮은 5%",
-  legendAll: "이 실행의 구절 가운데",
+  legendAll: "이 실행의 모든 구절 가운데",
   textLabel: "추론이 쓴 글",
   before: "이전 추론",
   after: "다음 추론",
@@ -340,7 +342,7 @@ export class Words {
   /** Milliseconds as "4.2 s" or "1:04". */
   time(milliseconds) {
     const seconds = milliseconds / 1000;
-    if (seconds < 60) return `${this.tenths.format(seconds)} s`;
+    if (seconds < 60) return this.say("seconds", { seconds: this.tenths.format(seconds) });
     return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
   }
 }
