@@ -116,6 +116,12 @@ async def test_above_a_ceiling_the_request_is_refused_and_the_ceiling_named(
     assert engine.generated == []
 
 
+async def test_a_policys_own_budget_is_cut_to_the_ceiling() -> None:
+    async with served(engine_of(7), ceilings={"budget": 3}) as server:
+        verdict = await verdict_of(server, model=f"{MODEL}@majority")
+    assert verdict["budget"] == 3
+
+
 async def test_at_a_ceiling_the_request_is_taken() -> None:
     bounds = {"budget": 8, "max_tokens": 100, "seconds": 60, "concurrency": 2}
     async with served(engine_of(7), ceilings=bounds, defaults={"max_tokens": 50}) as server:

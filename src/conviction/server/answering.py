@@ -38,20 +38,20 @@ def reply(verdict: Verdict, content: Content) -> Reply:
     """What to show for a verdict.
 
     The most confident of the traces that voted for the answer; without an answer the most confident
-    of those that are whole, else the longest there is.
+    of those that are whole and have any text, else the longest there is.
 
     Args:
         verdict: The verdict.
         content: What the message is to hold. Where there is no answer, it is a trace's text.
 
     Raises:
-        AllTracesFailedError: no trace has any text.
+        AllTracesFailedError: there is no trace.
     """
     shown = verdict.best_trace or _without_answer(verdict.traces)
     if shown is None:
         raise AllTracesFailedError(
             tried=f"answer with {len(verdict.traces)} traces",
-            causes=[f"none had any text when the run ended ({verdict.ended})"],
+            causes=[f"none had begun when the run ended ({verdict.ended})"],
             remedy="Ask again, or allow more time.",
         )
     # What follows a prompt is given as it is, white space too.
@@ -122,7 +122,7 @@ def _without_answer(traces: Sequence[Trace]) -> Trace | None:
     whole = [trace for trace in written if trace.finish is FinishReason.STOP]
     if whole:
         return max(whole, key=_confidence)
-    return max(written, key=lambda trace: trace.tokens, default=None)
+    return max(written or traces, key=lambda trace: trace.tokens, default=None)
 
 
 def _confidence(trace: Trace) -> float:

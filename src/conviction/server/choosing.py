@@ -171,7 +171,8 @@ def choose_policy(service: Service, model: str, wishes: Wishes) -> Policy:
         name, given = read_spec(spec)
         budget = wishes.budget
         if budget is None and "budget" not in given and "budget" in setting_types(name):
-            budget = defaults.budget
+            own = defaults.budget or named_policy(spec).budget
+            budget = min(own, service.settings.ceilings.budget)
         chosen = named_policy(spec, **({} if budget is None else {"budget": budget}))
     except ConvictionError as error:
         if wishes.budget is not None and _stands(spec):

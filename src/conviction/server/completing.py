@@ -147,6 +147,7 @@ class Streamed(Response):
         async with helpers() as tasks:
             tasks.start_soon(self._tell_progress, pending, progress, tell)
             verdict = await pending.think(on_event=progress.on_event)
+        await tell(self._shape.thought(f"{progress.line} Ended by {verdict.ended}.\n"))
         shown = reply(verdict, self._asked.content)
         log_content(self._service.settings, self._asked, shown)
         if shown.reasoning:

@@ -1,5 +1,6 @@
 """The documentation of the API at /docs: plain HTML made here, so it needs no network."""
 
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any, cast
@@ -62,7 +63,10 @@ def _tell_bounds(schema: Json, service: Service) -> None:
     ]
     for name in ("ChatRequest", "CompletionRequest"):
         fields = schemas[name]["properties"]
-        fields["model"]["examples"] = models
+        fields["model"]["anyOf"] = [
+            {"type": "string", "enum": models},
+            {"type": "string", "pattern": f"^{re.escape(service.model)}@({names}):[a-z_]+="},
+        ]
         for limit in ("max_tokens", "max_completion_tokens"):
             if limit in fields:
                 _number(fields[limit])["maximum"] = ceilings.max_tokens

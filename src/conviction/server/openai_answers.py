@@ -184,7 +184,9 @@ _ASKED: Final = failures(
 
 
 def _answers(model: type[BaseModel]) -> Answers:
-    events = {"schema": {"type": "string", "description": "Server-sent events, with `stream`."}}
+    data = {"type": "string", "description": "A chunk as JSON, an error as JSON, or [DONE]."}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    events = {"schema": {**event, "description": "With `stream`: each server-sent event."}}
     whole: dict[str, Any] = {
         "model": model,
         "description": "The answer.",

@@ -6,10 +6,10 @@ fits; `REFUSED` says what is the matter with any other.
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from conviction.api import MOST_CHARACTERS
-from conviction.server.wishes import Generation, Wishes
+from conviction.server.wishes import Generation, Integer, Positive, Wishes, whole
 
 REFUSED: Final = {
     "audio": "Only text is written here.",
@@ -41,7 +41,8 @@ REFUSED: Final = {
 Nothing = Annotated[list[Any] | None, Field(max_length=0)]
 NoEntries = Annotated[dict[str, Any] | None, Field(max_length=0)]
 Zero = Annotated[float | None, Field(ge=0, le=0)]
-Whole = Annotated[int | None, Field(ge=1)]
+Whole = Positive | None
+One = Annotated[int, Field(ge=1, le=1), BeforeValidator(whole)] | None
 Text = Annotated[str, Field(pattern=r"^[^\u0000]*$", max_length=MOST_CHARACTERS)]
 Words = Annotated[
     str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", max_length=MOST_CHARACTERS)
@@ -106,11 +107,11 @@ class _Request(_Strict):
     top_p: Annotated[float | None, Field(ge=1e-6, le=1)] = None
     top_k: Whole = None
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    seed: int | None = None
+    seed: Integer | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     conviction: Wishes | None = None
-    n: Literal[1] | None = None
+    n: One = None
     stop: Nothing = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
@@ -172,7 +173,7 @@ class CompletionRequest(_Request):
     """`POST /v1/completions`."""
 
     prompt: Words | Annotated[list[Words], Field(min_length=1, max_length=1)]
-    best_of: Literal[1] | None = None
+    best_of: One = None
     echo: Literal[False] | None = None
     logprobs: None = None
     suffix: None = None

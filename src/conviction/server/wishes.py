@@ -2,9 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from conviction.server.settings import Content
+
+
+def whole(value: object) -> object:
+    """JSON does not tell 8.0 from 8."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(whole)]
+"""A whole number of JSON, however it is written."""
+Positive = Annotated[int, Field(ge=1), BeforeValidator(whole)]
+"""The same, at least 1."""
 
 
 class Wishes(BaseModel):
@@ -20,7 +31,7 @@ class Wishes(BaseModel):
             max_length=1000,
         ),
     ] = None
-    budget: Annotated[int | None, Field(description="The most traces to start.", ge=1)] = None
+    budget: Annotated[Positive | None, Field(description="The most traces to start.")] = None
     answers: Annotated[
         str | None,
         Field(description="Kind of answer: math, number, choice, text or json."),
@@ -42,7 +53,7 @@ class Wishes(BaseModel):
         ),
     ] = None
     concurrency: Annotated[
-        int | None, Field(description="The most traces of this request at once.", ge=1)
+        Positive | None, Field(description="The most traces of this request at once.")
     ] = None
 
 

@@ -1,0 +1,77 @@
+"""Spans: one per verdict, a child per trace, and no content unless asked for."""
+
+import json
+
+import anyio
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from server_app import endless, engine_of
+
+from conviction.core import Message
+from conviction.engines.base import Engine
+from conviction.server.choosing import ask_chat
+from conviction.server.service import Service
+from conviction.server.settings import Settings
+from conviction.server.wishes import Generation, Wishes
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "My secret is 42"
+
+
+async def spans_of(engine: Engine, *, log_content: bool = False) -> list[ReadableSpan]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    settings = Settings(log_content=log_content)
+    async with Service(settings, engine, tracing=provider) as service:
+        asked = ask_chat(
+            service,
+            [Message("user", SECRET)],
+            model="scripted",
+            wishes=Wishes(policy="majority", budget=3),
+            generation=Generation(),
+        )
+        with anyio.move_on_after(0.2):
+            await service.think(asked)
+    return list(exporter.get_finished_spans())
+
+
+async def test_a_verdict_is_a_span_with_a_child_per_trace() -> None:
+    *traces, verdict = await spans_of(engine_of(7, 5, 7))
+    assert verdict.name == "chat scripted"
+    assert verdict.parent is None
+    assert len(traces) == 3
+    for span in traces:
+        assert span.parent is not None
+        assert span.parent.span_id == verdict.context.span_id
+    attributes = dict(verdict.attributes or {})
+    assert attributes["gen_ai.operation.name"] == "chat"
+    assert attributes["gen_ai.request.model"] == "scripted"
+    assert attributes["gen_ai.usage.output_tokens"] == 60
+    assert attributes["conviction.ended"] == "budget"
+    of_trace = dict(traces[0].attributes or {})
+    assert of_trace["gen_ai.usage.output_tokens"] == 20
+    assert of_trace["gen_ai.response.finish_reasons"] == ("stop",)
+    assert {dict(span.attributes or {})["conviction.trace"] for span in traces} == {0, 1, 2}
+
+
+async def test_spans_hold_no_content_unless_that_was_asked_for() -> None:
+    silent = await spans_of(engine_of(7))
+    assert "secret" not in "".join(span.to_json() for span in silent)
+    assert "So it is" not in "".join(span.to_json() for span in silent)
+    *traces, verdict = await spans_of(engine_of(7), log_content=True)
+    asked = json.loads(str(dict(verdict.attributes or {})["gen_ai.input.messages"]))
+    assert SECRET in asked[-1]["parts"][0]["content"]
+    told = json.loads(str(dict(traces[0].attributes or {})["gen_ai.output.messages"]))
+    assert told[0]["parts"][0]["content"] == "So it is. Answer: 7"
+
+
+async def test_a_run_that_is_cancelled_leaves_no_span_open() -> None:
+    *traces, verdict = await spans_of(endless())
+    assert len(traces) == 3
+    assert verdict.status.status_code is StatusCode.ERROR
+    assert dict(verdict.attributes or {})["error.type"] == "CancelledError"
