@@ -33,10 +33,15 @@ class Held:
     Args:
         after: Chunks of all traces before it holds; None never to hold.
         seconds: Before every chunk.
+
+    Attributes:
+        released: Set it to let them go on.
+        holds: Whether that point was reached.
     """
 
     def __init__(self, after: int | None = None, seconds: float = 0.0) -> None:
         self.released = threading.Event()
+        self.holds = False
         self._after = after
         self._seconds = seconds
         self._chunks = 0
@@ -48,6 +53,7 @@ class Held:
         while self._after is not None and self._chunks > self._after:
             if self.released.is_set():
                 return
+            self.holds = True
             await anyio.sleep(0.005)
 
 

@@ -98,7 +98,7 @@ export class Overview {
     const options = {
       width,
       height: this.root.clientHeight,
-      padding: [10, 12, 0, 0],
+      padding: [10, 26, 0, 0],
       legend: { show: false },
       cursor: { x: true, y: false, points: { show: false }, drag: { x: false, y: false } },
       scales: { x: { time: false, auto: false }, y: { auto: false } },

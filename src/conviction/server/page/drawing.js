@@ -25,7 +25,7 @@ export function prepared(canvas) {
 export function strokeLine(context, trace, [from, to], scales, { width, height, alpha = 1, margin = null }) {
   const full = Math.max(from, Math.min(trace.partial, to));
   for (const [begin, end, strength] of [
-    [from, Math.min(full + 1, to), trace.partial >= to ? 0.7 : 0.4],
+    [from, Math.min(full + 1, to), 0.5],
     [full, to, 1],
   ]) {
     if (end - begin < 2) continue;
