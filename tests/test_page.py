@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import axe
 import page_runs
 import pytest
 from chromium import Watched, executable, running_browser
@@ -418,3 +419,37 @@ def test_whoever_wants_less_motion_gets_fewer_pictures(opened: Callable[..., Wat
             decided(page)
             counts[motion] = page.evaluate("window.drawn")
     assert counts["reduce"] < counts["no-preference"] / 2
+
+
+AXE = """async () => {
+  const runOnly = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"];
+  const { violations } = await axe.run(document, { runOnly });
+  return violations.flatMap(({ id, nodes }) =>
+    nodes.map((node) => `${id}: ${node.target} ${node.failureSummary}`));
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_keeps_people_from_using_it(
+    opened: Callable[..., Watched], tmp_path: Path, scheme: str
+) -> None:
+    try:
+        script = axe.source(tmp_path)
+    except axe.UnavailableError as error:
+        pytest.skip(str(error))
+    with serving() as url:
+        watched = opened(url, home=url, color_scheme=scheme)
+        page = watched.page
+        page.get_by_text("More", exact=True).click()
+        assert found_by_axe(page, script) == []
+        ask(page)
+        decided(page)
+        assert found_by_axe(page, script) == []
+        page.locator("#row-4").click()
+        expect(page.locator("#trace-text")).to_contain_text("A third")
+        assert found_by_axe(page, script) == []
+
+
+def found_by_axe(page: Page, script: str) -> list[str]:
+    page.evaluate(script)
+    return page.evaluate(AXE)

@@ -22,7 +22,21 @@ export class Ask {
       event.preventDefault();
       this.form.requestSubmit();
     });
+    this.keepOutOfTheWay();
     find("policy").addEventListener("change", () => this.suggest());
+  }
+
+  /** While a run is watched, the form shows its choices only to those who turn to it. */
+  keepOutOfTheWay() {
+    const want = (wanted) => this.form.classList.toggle("wanted", wanted);
+    this.form.addEventListener("focusin", () => want(true));
+    // Not on every loss of focus: some browsers do not give it to a button that is clicked.
+    this.form.addEventListener("focusout", ({ relatedTarget: next }) => {
+      if (next && !this.form.contains(next)) want(false);
+    });
+    document.addEventListener("pointerdown", ({ target }) => {
+      if (!this.form.contains(target)) want(false);
+    });
   }
 
   /** Offer what the server can do. */
