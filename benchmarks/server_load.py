@@ -25,6 +25,8 @@ import numpy as np
 BODY = {"model": "scripted", "messages": [{"role": "user", "content": "How many?"}]}
 DELAY = "0.25"
 """Seconds between two tokens of a trace: 200 verdicts then keep one core half busy."""
+SPREAD = 15.0
+"""Seconds over which clients begin: about as long as a verdict takes, so they are out of step."""
 WARM_UP = 500
 STEPS = 10
 
@@ -69,21 +71,37 @@ async def ask(http: aiohttp.ClientSession, url: str, *, stream: bool, policy: st
 
 
 async def many(
-    url: str, requests: int, concurrency: int, *, stream: bool = False, policy: str = "settle"
+    url: str,
+    requests: int,
+    concurrency: int,
+    *,
+    stream: bool = False,
+    policy: str = "settle",
+    spread: float = 0.0,
 ) -> list[float]:
-    """Ask many times, so many at once; gives what was added to each."""
+    """Ask many times, so many at once; gives what was added to each.
+
+    Args:
+        url: Of the server.
+        requests: How many in all.
+        concurrency: How many at once.
+        stream: Whether answers are streamed.
+        policy: Of each request.
+        spread: Seconds over which the first ones begin.
+    """
     left = iter(range(requests))
     added: list[float] = []
     connector = aiohttp.TCPConnector(limit=0)
 
     async with aiohttp.ClientSession(connector=connector) as http:
 
-        async def work() -> None:
+        async def work(number: int) -> None:
+            await asyncio.sleep(spread * number / concurrency)
             for _ in left:
                 one = await ask(http, url, stream=stream, policy=policy)
                 added.append(one)
 
-        await asyncio.gather(*(work() for _ in range(concurrency)))
+        await asyncio.gather(*(work(number) for number in range(concurrency)))
     return added
 
 
@@ -95,14 +113,21 @@ def resident(pid: int) -> float:
     return int(found[1]) / 1024
 
 
+def cpu(pid: int) -> float:
+    """Seconds of CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def latency(concurrency: int, rounds: int) -> None:
     """Print what the server adds where so many ask at once, each for a verdict of 16 traces."""
     options = ("--delay", DELAY, "--slots", str(16 * concurrency))
     with serving(*options) as (url, _):
-        asyncio.run(many(url, concurrency, concurrency))
+        asyncio.run(many(url, 20, 20))
         for stream in (False, True):
             began = time.perf_counter()
-            added = asyncio.run(many(url, rounds * concurrency, concurrency, stream=stream))
+            asked = rounds * concurrency
+            added = asyncio.run(many(url, asked, concurrency, stream=stream, spread=SPREAD))
             seconds = time.perf_counter() - began
             p50, p99 = np.percentile(np.array(added) * 1000, [50, 99])
             how = "streamed" if stream else "whole"
@@ -118,12 +143,14 @@ def memory(requests: int) -> None:
     with serving("--delay", "0", "--slots", "64") as (url, pid):
         asyncio.run(many(url, WARM_UP, 50))
         print(f"after {WARM_UP:,} requests: {resident(pid):.1f} MB", flush=True)
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), cpu(pid)
         for step in range(1, STEPS + 1):
             asyncio.run(many(url, requests // STEPS, 50, stream=step % 2 == 0, policy="single"))
             done = WARM_UP + step * (requests // STEPS)
             print(f"after {done:,} requests: {resident(pid):.1f} MB", flush=True)
-        print(f"{requests / (time.perf_counter() - began):.0f} requests per second")
+        rate = requests / (time.perf_counter() - began)
+        each = (cpu(pid) - spent) / requests * 1000
+        print(f"{rate:.0f} requests per second; the server's CPU time: {each:.2f} ms each")
 
 
 def main() -> None:

@@ -78,6 +78,15 @@ def test_too_many_of_one_client_are_its_own_fault_and_too_many_of_all_are_not() 
     assert not full.value.own
 
 
+def test_where_nobody_can_be_told_from_others_only_the_whole_queue_is_bounded() -> None:
+    door = admission(queued=3, own=1)
+    for _ in range(4):
+        door.join("")
+    with pytest.raises(OverloadedError) as full:
+        door.join("")
+    assert not full.value.own
+
+
 def test_the_time_to_wait_follows_from_how_long_verdicts_took_and_is_bounded() -> None:
     clock = Clock()
     door = Admission(Queueing(running=2), clock)

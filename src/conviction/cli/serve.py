@@ -109,10 +109,10 @@ class BoundOptions:
     "Bytes of one request."
     max_running: int = 16
     "Verdicts that are thought about at once."
-    max_queued: int = 128
+    max_queued: int = 256
     "Verdicts that may wait, of all clients."
     max_queued_per_client: int = 64
-    "Verdicts that may wait, of one client."
+    "Verdicts that may wait, of one client, where keys tell who that is."
     max_wait: float = 300.0
     "Seconds that a verdict may wait for its turn."
     drain: float = 30.0

@@ -89,7 +89,8 @@ class Admission:
         if self.queued >= self._bounds.queued:
             raise self._overloaded("the queue", self._bounds.queued, own=False)
         own = self._waiting.get(client, deque[Ticket]())
-        if len(own) >= self._bounds.queued_per_client:
+        # Without keys nobody can be told from others, so all share the one bound.
+        if client and len(own) >= self._bounds.queued_per_client:
             raise self._overloaded("your queue", self._bounds.queued_per_client, own=True)
         own.append(ticket)
         self._waiting[client] = own

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -97,7 +97,8 @@ def usage(verdict: Verdict, shown: Reply) -> dict[str, Any]:
 
 def conviction_object(verdict: Verdict, shown: Reply, run: str) -> dict[str, Any]:
     """The verdict, without the texts of its traces, for programs that know of it."""
-    whole = verdict.to_dict()
+    # Without the traces, which take longer than all else together.
+    whole = replace(verdict, traces=()).to_dict()
     kept = (
         "schema_version", "answer", "share", "lead", "tied", "tally", "ended", "policy", "budget",
         "threshold", "window", "top_k", "usage", "seconds", "engine", "seed",

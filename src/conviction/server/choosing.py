@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -18,6 +19,9 @@ from conviction.server.asked import Asked
 from conviction.server.failures import RequestError
 from conviction.server.service import Service
 from conviction.server.wishes import Generation, Wishes
+
+_KEPT = 256
+"""Policies that are kept, as reading their specifications takes a while."""
 
 
 def runnable_policies(service: Service) -> tuple[str, ...]:
@@ -164,29 +168,37 @@ def choose_policy(service: Service, model: str, wishes: Wishes) -> Policy:
             "Give one of them.",
             param="conviction.policy",
         )
-    defaults = service.settings.defaults
+    defaults, ceiling = service.settings.defaults, service.settings.ceilings.budget
     spec = wishes.policy or by_model or defaults.policy
     param = "conviction.policy" if wishes.policy else "model"
     try:
-        name, given = read_spec(spec)
-        budget = wishes.budget
-        if budget is None and "budget" not in given and "budget" in setting_types(name):
-            own = defaults.budget or named_policy(spec).budget
-            budget = min(own, service.settings.ceilings.budget)
-        chosen = named_policy(spec, **({} if budget is None else {"budget": budget}))
+        chosen = _prototype(spec, wishes.budget, defaults.budget, ceiling)
     except ConvictionError as error:
         if wishes.budget is not None and _stands(spec):
             param = "conviction.budget"
         raise refused(error, param) from None
     if chosen.needs_confidence and not service.capabilities.top_k:
         raise RequestError(
-            f"The policy {name!r} needs log-probabilities, and the engine gives none. "
+            f"The policy {chosen.name!r} needs log-probabilities, and the engine gives none. "
             f"Policies that can run here: {', '.join(runnable_policies(service))}.",
             param=param,
             code="no_logprobs",
         )
-    _under("budget", chosen.budget, service.settings.ceilings.budget)
+    _under("budget", chosen.budget, ceiling)
     return chosen
+
+
+@lru_cache(_KEPT)
+def _prototype(spec: str, wished: int | None, usual: int | None, ceiling: int) -> Policy:
+    """The policy of a specification; every run has its own copy, so one can be kept.
+
+    Its budget: as wished, else as specified, else the usual one or its own, up to the ceiling.
+    """
+    name, given = read_spec(spec)
+    budget = wished
+    if budget is None and "budget" not in given and "budget" in setting_types(name):
+        budget = min(usual or named_policy(spec).budget, ceiling)
+    return named_policy(spec, **({} if budget is None else {"budget": budget}))
 
 
 def check_model(service: Service, model: str) -> None:

@@ -68,14 +68,14 @@ class Queueing(BaseModel):
     Attributes:
         running: Verdicts at once.
         queued: Verdicts that wait, of all clients.
-        queued_per_client: Verdicts that wait, of one client.
+        queued_per_client: Verdicts that wait, of one client, where keys tell who that is.
         seconds: The longest that a verdict waits for its turn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     running: Count = 16
-    queued: Annotated[int, Field(ge=0)] = 128
+    queued: Annotated[int, Field(ge=0)] = 256
     queued_per_client: Annotated[int, Field(ge=0)] = 64
     seconds: Seconds = 300.0
 
