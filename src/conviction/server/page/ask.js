@@ -28,15 +28,18 @@ export class Ask {
 
   /** While a run is watched, the form shows its choices only to those who turn to it. */
   keepOutOfTheWay() {
-    const want = (wanted) => this.form.classList.toggle("wanted", wanted);
-    this.form.addEventListener("focusin", () => want(true));
-    // Not on every loss of focus: some browsers do not give it to a button that is clicked.
-    this.form.addEventListener("focusout", ({ relatedTarget: next }) => {
-      if (next && !this.form.contains(next)) want(false);
-    });
-    document.addEventListener("pointerdown", ({ target }) => {
-      if (!this.form.contains(target)) want(false);
-    });
+    const leave = (target) => {
+      if (!this.form.contains(target)) this.rest();
+    };
+    this.form.addEventListener("focusin", () => this.form.classList.add("wanted"));
+    // Not when focus moves: what is being clicked would move away under the pointer.
+    document.addEventListener("click", ({ target }) => leave(target));
+    document.addEventListener("keyup", () => leave(document.activeElement));
+  }
+
+  /** Hide the choices. */
+  rest() {
+    this.form.classList.remove("wanted");
   }
 
   /** Offer what the server can do. */

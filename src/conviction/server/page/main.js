@@ -171,6 +171,7 @@ class Page {
     find("cancel").hidden = false;
     find("export").hidden = false;
     this.ask.refuse("");
+    this.ask.rest();
     this.stage.show({ text: (number) => api.text(id, number) });
     let first = true;
     const onFrame = (frame) => {
