@@ -229,6 +229,23 @@ def test_a_page_that_is_loaded_again_in_the_middle_catches_up(
         expect(page.locator("#answer")).to_have_text("36")
 
 
+def test_a_run_that_is_over_has_the_axes_that_it_has_when_it_is_opened_again(
+    opened: Callable[..., Watched],
+) -> None:
+    axes = "(({ tokens, low, high }) => [tokens, low, high])(conviction.stage.scales)"
+    held = page_runs.Held(after=650)
+    with serving(held) as url:
+        page = opened(url, home=url).page
+        ask(page)
+        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+        held.released.set()
+        decided(page)
+        watched_live = page.evaluate(axes)
+        page.reload()
+        decided(page)
+        assert page.evaluate(axes) == watched_live
+
+
 def test_a_broken_connection_is_made_again(opened: Callable[..., Watched]) -> None:
     held = page_runs.Held(after=650)
     with serving(held) as server, in_front_of(server) as proxy:

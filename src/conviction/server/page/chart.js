@@ -140,7 +140,7 @@ export class Overview {
     }
     this.time = moment.time;
     const context = this.layer.getContext("2d");
-    const alpha = Math.max(0.1, Math.min(0.55, 6 / Math.max(moment.begun, 1)));
+    const alpha = Math.max(0.1, Math.min(0.55, 2.2 / Math.sqrt(Math.max(moment.begun, 1))));
     context.lineJoin = "round";
     context.lineWidth = (window.devicePixelRatio || 1) * (moment.begun > 100 ? 0.8 : 1.1);
     const until = performance.now() + PAINTING;

@@ -14,12 +14,18 @@ export class Scales {
     this.low = Infinity;
     this.high = -Infinity;
     this.stage = "";
+    this.settled = false;
     this.epoch = (this.epoch ?? 0) + 1;
   }
 
   /** Make room for all that the tape holds; whether an axis changed. */
   fit(tape) {
     this.tape = tape;
+    if (tape.over && !this.settled) {
+      // Room that was kept for more is of no use any more.
+      this.reset();
+      this.settled = true;
+    }
     let changed = false;
     if (tape.longest > this.tokens || this.tokens === 0) {
       this.tokens = roundUp(Math.max(tape.longest * (tape.over ? 1.02 : 1.3), 20));
