@@ -5,7 +5,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_app import endless, engine_of, served, until
+from server_app import asking, endless, engine_of, served, until
 
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import OverloadedError
@@ -186,19 +186,18 @@ async def test_a_waiting_stream_says_that_it_waits() -> None:
 
     engine = ScriptedEngine([Script.even("Answer: 7")], pace=pace)
     async with served(engine, queueing={"running": 1}, progress_seconds=0.01) as server:
-        texts: list[str] = []
-
-        async def ask() -> None:
-            events = (await server.events())[:-1]
-            texts.extend(one["choices"][0]["delta"].get("reasoning", "") for one in events)
-
+        text = ""
+        body = asking(stream=True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.chat)
             await until(lambda: server.service.admission.running == 1)
-            tasks.start_soon(ask)
-            await until(lambda: server.service.admission.queued == 1)
-            opened.set()
-    assert "Waiting for a turn.\n" in texts
+            async with server.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+                async for piece in answer.aiter_text():
+                    text += piece
+                    if '"reasoning": "Waiting for a turn.\\n"' in text:
+                        opened.set()
+    assert opened.is_set()
+    assert text.endswith("data: [DONE]\n\n")
 
 
 @pytest.mark.anyio

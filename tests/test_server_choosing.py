@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import anyio
 import anyio.lowlevel
 import pytest
 from server_app import MODEL, answers, engine_of, served
 
+from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
@@ -150,8 +152,12 @@ async def test_no_more_traces_of_a_request_run_at_once_than_it_wants() -> None:
 
 
 async def test_time_up_ends_with_the_votes_there_are() -> None:
-    async with served(engine_of(7, delay=0.001)) as server:
-        wishes = {"policy": "majority", "budget": 60, "concurrency": 1, "time_limit": 0.3}
+    async def pace(request: TraceRequest) -> None:
+        if request.trace:
+            await anyio.sleep_forever()
+
+    async with served(ScriptedEngine(answers(7), pace=pace)) as server:
+        wishes = {"policy": "majority", "budget": 60, "concurrency": 1, "time_limit": 1}
         verdict = await verdict_of(server, conviction=wishes)
     assert verdict["ended"] == "time"
     assert verdict["answer"] == "7"

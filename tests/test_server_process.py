@@ -20,7 +20,7 @@ from server_app import asking, events_of
 
 from conviction.cli import main
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Process:
@@ -178,12 +178,13 @@ def test_a_second_signal_ends_it_at_once() -> None:
     with serving("--delay", "0.05", "--drain", "600") as server:
         question = Asking(server.url, **ENDLESS)
         assert question.begun.wait(SECONDS)
-        # One that comes right after the first, as from a supervisor, is the same one; so insist.
-        deadline = time.monotonic() + SECONDS
-        while server.process.poll() is None and time.monotonic() < deadline:
-            server.process.send_signal(signal.SIGINT)
+        # One that comes right after the first, as from a supervisor, is the same one, and a busy
+        # machine may hear two late and together; so insist.
+        for pause in (0.7, 10.0, 10.0, 10.0):
             with suppress(subprocess.TimeoutExpired):
-                server.process.wait(0.1)
+                server.process.send_signal(signal.SIGINT)
+                server.process.wait(pause)
+                break
         assert server.process.wait(SECONDS) == 130
         question.join(SECONDS)
     assert "[DONE]" not in question.text

@@ -1,14 +1,15 @@
 """Spans: one per verdict, a child per trace, and no content unless asked for."""
 
 import json
+from typing import Any
 
 import anyio
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
-from server_app import endless, engine_of
+from opentelemetry.trace import SpanKind, StatusCode
+from server_app import asking, endless, engine_of, served, until
 
 from conviction.core import Message
 from conviction.engines.base import Engine
@@ -22,10 +23,18 @@ pytestmark = pytest.mark.anyio
 SECRET = "My secret is 42"
 
 
-async def spans_of(engine: Engine, *, log_content: bool = False) -> list[ReadableSpan]:
+def recording() -> tuple[TracerProvider, InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider, exporter
+
+
+async def spans_of(
+    engine: Engine, *, log_content: bool = False, cancel_when: Any = None
+) -> list[ReadableSpan]:
+    """The spans of a run, which is cancelled as soon as something is true."""
+    provider, exporter = recording()
     settings = Settings(log_content=log_content)
     async with Service(settings, engine, tracing=provider) as service:
         asked = ask_chat(
@@ -35,8 +44,11 @@ async def spans_of(engine: Engine, *, log_content: bool = False) -> list[Readabl
             wishes=Wishes(policy="majority", budget=3),
             generation=Generation(),
         )
-        with anyio.move_on_after(0.2):
-            await service.think(asked)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service.think, asked)
+            if cancel_when:
+                await until(cancel_when)
+                tasks.cancel_scope.cancel()
     return list(exporter.get_finished_spans())
 
 
@@ -71,7 +83,23 @@ async def test_spans_hold_no_content_unless_that_was_asked_for() -> None:
 
 
 async def test_a_run_that_is_cancelled_leaves_no_span_open() -> None:
-    *traces, verdict = await spans_of(endless())
+    engine = endless()
+    *traces, verdict = await spans_of(engine, cancel_when=lambda: engine.running == 3)
     assert len(traces) == 3
     assert verdict.status.status_code is StatusCode.ERROR
     assert dict(verdict.attributes or {})["error.type"] == "CancelledError"
+
+
+async def test_a_verdict_belongs_to_the_trace_that_its_request_names() -> None:
+    provider, exporter = recording()
+    caller = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    async with served(engine_of(7), tracing=provider) as server:
+        for stream in (False, True):
+            body = asking(stream=stream, conviction={"budget": 1})
+            await server.http.post("/v1/chat/completions", json=body, headers=caller)
+        await server.chat(conviction={"budget": 1})
+    verdicts = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+    parents = [span.parent and f"{span.parent.span_id:016x}" for span in verdicts]
+    assert parents == ["b7ad6b7169203331", "b7ad6b7169203331", None]
+    traces = [f"{span.context.trace_id:032x}" for span in verdicts]
+    assert traces[0] == traces[1] == "0af7651916cd43dd8448eb211c80319c" != traces[2]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -177,6 +178,8 @@ def serve(
         port = listener.getsockname()[1]
         anyio.run(run, app, listener, lambda: announce(app.state.service, port, console))
     except Forced:
+        # It ends just now: a third Ctrl-C could only make a traceback of that.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED
     finally:
         listener.close()

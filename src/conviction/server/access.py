@@ -2,19 +2,23 @@
 
 import logging
 from time import perf_counter
+from traceback import format_tb
 
 from opentelemetry import context
 from opentelemetry.propagate import extract
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from conviction.errors import ConvictionError, RefusedError
 from conviction.server.answering import Reply
 from conviction.server.asked import Asked
+from conviction.server.failures import status_and_body
 from conviction.server.metrics import Metrics
 from conviction.server.settings import Settings
 
 LOGGER = logging.getLogger("conviction.server")
 _GONE = 499
+_OUR_FAULT = 500
 _TIMED = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -67,9 +71,21 @@ def log_content(settings: Settings, asked: Asked, shown: Reply) -> None:
         LOGGER.info("answered: %s", shown.text)
 
 
-def log_failure(error: BaseException) -> None:
-    """Log what ended a stream; what nobody foresaw with all that is known of it."""
-    LOGGER.error("%s: %s", type(error).__name__, error)
+def log_failure(settings: Settings, error: BaseException) -> None:
+    """Log what left a request without its answer, and of a fault of ours where it happened.
+
+    What was found comes from the server behind this one, which may repeat the question in it; so it
+    is logged only where the settings say so. The client hears of it in any case.
+    """
+    status, body = status_and_body(error)
+    if status < _OUR_FAULT or isinstance(error, RefusedError):
+        return
+    known = isinstance(error, ConvictionError)
+    what = f"{type(error).__name__}: {error.tried}" if known else type(error).__name__
+    if settings.log_content:
+        what = f"{type(error).__name__}: {body['error']['message'] if known else error}"
+    where = "" if known else "\n" + "".join(format_tb(error.__traceback__))
+    LOGGER.error("%s%s", what, where)
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from conviction.engines.base import Engine
 from conviction.errors import ConvictionError
 from conviction.server import chat, completions, documentation, health, page_routes
-from conviction.server.access import AccessLog
+from conviction.server.access import AccessLog, log_failure
 from conviction.server.failures import error_body, of_validation
 from conviction.server.guards import (
     LOOPBACK_NAMES,
@@ -64,7 +64,7 @@ def create_app(
     for module in (chat, completions, health, page_routes):
         app.include_router(module.router(service))
     documentation.add(app, service)
-    _answer_failures(app)
+    _answer_failures(app, settings)
     _put_guards(app, service)
     return app
 
@@ -91,7 +91,7 @@ def _put_guards(app: FastAPI, service: Service) -> None:
     app.add_middleware(AccessLog, metrics=service.metrics)
 
 
-def _answer_failures(app: FastAPI) -> None:
+def _answer_failures(app: FastAPI, settings: Settings) -> None:
     async def on_validation(request: Request, error: Exception) -> Response:
         del request
         assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
@@ -105,6 +105,7 @@ def _answer_failures(app: FastAPI) -> None:
 
     async def on_error(request: Request, error: Exception) -> Response:
         del request
+        log_failure(settings, error)
         return failure_response(error)
 
     async def on_gone(request: Request, error: Exception) -> Response:

@@ -130,7 +130,7 @@ class Streamed(Response):
             stream = EventStream(
                 partial(self._produce, pending),
                 ping_seconds=self._service.settings.ping_seconds,
-                on_failure=log_failure,
+                on_failure=partial(log_failure, self._service.settings),
             )
             await stream(scope, receive, send)
 
