@@ -72,8 +72,14 @@ def serving(held: page_runs.Held | None = None, **settings: Any) -> Generator[st
         yield f"{url}/"
 
 
-def ask(page: Page, *, policy: str = "deepconf-high", budget: int = 16) -> None:
-    page.fill("#question", page_runs.QUESTION)
+def ask(
+    page: Page,
+    question: str = page_runs.QUESTION,
+    *,
+    policy: str = "deepconf-high",
+    budget: int = 16,
+) -> None:
+    page.fill("#question", question)
     page.select_option("#policy", policy)
     page.fill("#budget", str(budget))
     page.click("#think")
@@ -112,7 +118,7 @@ def test_a_question_is_asked_watched_and_answered(
         assert any("stopped: low confidence" in row for row in told)
         expect(page.locator("#past-list button")).to_have_count(1)
         expect(page.locator("#past-list")).to_contain_text("36")
-        watched.keep(folder, "page")
+        watched.keep(folder, "verdict")
 
 
 def test_a_trace_is_read_with_its_least_sure_passages_marked(
@@ -366,19 +372,28 @@ def test_a_recording_is_played_from_one_file(
     decided(page)
 
 
-def test_the_page_speaks_korean_where_the_browser_does(
-    opened: Callable[..., Watched], folder: Path
+SPOKEN = {
+    "en-US": ("page", page_runs.QUESTION, "Verdict", "평결"),
+    "ko-KR": ("page.ko", page_runs.QUESTION_IN_KOREAN, "평결", "Verdict"),
+}
+"""By the browser's language: picture, question, a word of the page, the same after a switch."""
+
+
+@pytest.mark.parametrize("locale", SPOKEN)
+def test_the_page_speaks_the_languages_of_the_pictures_in_the_readmes(
+    opened: Callable[..., Watched], folder: Path, locale: str
 ) -> None:
-    with serving() as url:
-        watched = opened(url, home=url, locale="ko-KR")
+    picture, question, title, other = SPOKEN[locale]
+    with serving(page_runs.Held(seconds=0.002)) as url:
+        watched = opened(url, home=url, locale=locale)
         page = watched.page
-        expect(page.locator("html")).to_have_attribute("lang", "ko")
-        ask(page)
+        expect(page.locator("html")).to_have_attribute("lang", locale[:2])
+        ask(page, question)
         decided(page)
-        expect(page.locator("#verdict-title")).to_have_text("평결")
-        watched.keep(folder, "korean")
-        page.get_by_role("button", name="View in English").click()
-        expect(page.locator("#verdict-title")).to_have_text("Verdict")
+        expect(page.locator("#verdict-title")).to_have_text(title)
+        watched.keep(folder, picture)
+        page.locator("#language").click()
+        expect(page.locator("#verdict-title")).to_have_text(other)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

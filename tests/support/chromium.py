@@ -73,4 +73,4 @@ class Watched:
 
     def keep(self, folder: Path, name: str, **options: Any) -> None:
         """Keep a picture of it."""
-        self.page.screenshot(path=folder / f"{name}.png", **options)
+        self.page.screenshot(path=folder / f"{name}.png", animations="disabled", **options)

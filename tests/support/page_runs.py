@@ -12,6 +12,10 @@ QUESTION = (
     "A baker makes 12 trays of 15 rolls, sells 9 bags of 14 rolls, and gives away a third of the "
     "rest. How many rolls are left?"
 )
+QUESTION_IN_KOREAN = (
+    "빵집에서 롤빵 15개씩 12판을 굽고, 14개들이 9봉지를 판 다음, 남은 것의 3분의 1을 나누어 "
+    "주었습니다. 몇 개가 남았을까요?"
+)
 _STEPS = (
     "First, the rolls that were made: 12 trays of 15 rolls are 180.",
     "Then those that were sold: 9 bags of 14 rolls are 126.",
