@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from chromium import Watched, executable, running_browser
 from cutting_proxy import in_front_of
 from playwright.sync_api import Browser, Page, expect
-from server_app import served_in_thread
+from server_app import asking, served_in_thread
 
 from conviction.cli.main import run
 
@@ -43,9 +43,25 @@ def folder(tmp_path: Path) -> Path:
     return kept
 
 
+Serve = Callable[..., str]
+
+
 @pytest.fixture
-def opened(browser: Browser) -> Generator[Callable[..., Watched]]:
+def serve() -> Generator[Serve]:
+    """Starts servers, which outlive their pages; gives their addresses."""
+    with ExitStack() as running:
+
+        def start(held: page_runs.Held | None = None, **settings: Any) -> str:
+            engine = settings.pop("engine", None) or page_runs.engine(held)
+            return f"{running.enter_context(served_in_thread(engine, **settings))}/"
+
+        yield start
+
+
+@pytest.fixture
+def opened(browser: Browser, serve: Serve) -> Generator[Callable[..., Watched]]:
     """Opens pages, and looks afterwards whether they misbehaved."""
+    del serve  # Pages are closed before their servers.
     pages: list[Watched] = []
     contexts: list[Any] = []
 
@@ -64,12 +80,6 @@ def opened(browser: Browser) -> Generator[Callable[..., Watched]]:
     for watched in pages:
         assert watched.errors == []
         assert watched.strayed == []
-
-
-@contextmanager
-def serving(held: page_runs.Held | None = None, **settings: Any) -> Generator[str]:
-    with served_in_thread(page_runs.engine(held), **settings) as url:
-        yield f"{url}/"
 
 
 def ask(
@@ -94,79 +104,81 @@ def rows(page: Page) -> list[str]:
 
 
 def test_a_question_is_asked_watched_and_answered(
-    opened: Callable[..., Watched], folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path
 ) -> None:
     held = page_runs.Held(after=650, seconds=0.002)
-    with serving(held) as url:
-        watched = opened(url, home=url)
-        page = watched.page
-        watched.keep(folder, "welcome")
-        ask(page)
-        expect(page.locator("#asked")).to_have_text(page_runs.QUESTION)
-        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
-        expect(page.locator("#chart canvas")).to_be_visible()
-        expect(page.get_by_role("img", name="threshold")).to_be_visible()
-        watched.keep(folder, "watching")
-        held.released.set()
-        decided(page)
-        expect(page.locator("#answer")).to_have_text("36")
-        expect(page.locator("#standing")).to_contain_text("of the vote")
-        expect(page.locator("#lead")).to_contain_text("right or wrong")
-        expect(page.locator("#said")).to_contain_text("Verdict: 36")
-        told = rows(page)
-        assert any("voted" in row and "answer 36" in row for row in told)
-        assert any("stopped: low confidence" in row for row in told)
-        expect(page.locator("#past-list button")).to_have_count(1)
-        expect(page.locator("#past-list")).to_contain_text("36")
-        watched.keep(folder, "verdict")
+    url = serve(held)
+    watched = opened(url, home=url)
+    page = watched.page
+    watched.keep(folder, "welcome")
+    ask(page)
+    expect(page.locator("#asked")).to_have_text(page_runs.QUESTION)
+    expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+    expect(page.locator("#chart canvas")).to_be_visible()
+    expect(page.get_by_role("img", name="threshold")).to_be_visible()
+    watched.keep(folder, "watching")
+    held.released.set()
+    decided(page)
+    expect(page.locator("#answer")).to_have_text("36")
+    expect(page.locator("#standing")).to_contain_text("of the vote")
+    expect(page.locator("#lead")).to_contain_text("right or wrong")
+    expect(page.locator("#said")).to_contain_text("Verdict: 36")
+    told = rows(page)
+    assert any("voted" in row and "answer 36" in row for row in told)
+    assert any("stopped: low confidence" in row for row in told)
+    expect(page.locator("#past-list button")).to_have_count(1)
+    expect(page.locator("#past-list")).to_contain_text("36")
+    watched.keep(folder, "verdict")
 
 
 def test_a_trace_is_read_with_its_least_sure_passages_marked(
-    opened: Callable[..., Watched], folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path
 ) -> None:
-    with serving() as url:
-        watched = opened(url, home=url)
-        page = watched.page
-        ask(page, policy="majority")
-        decided(page)
-        page.locator("#row-4").click()
-        expect(page.get_by_role("dialog")).to_be_visible()
-        text = page.locator("#trace-text")
-        expect(text).to_contain_text("The answer is \\boxed{34}.")
-        marked = text.locator("mark.least").all_inner_texts()
-        assert marked
-        assert any("sure" in one or "third" in one or "maybe" in one for one in marked)
-        watched.keep(folder, "reading")
-        page.get_by_role("button", name="Trace after").click()
-        expect(page.locator("#trace-title")).to_have_text("Trace 5")
-        page.keyboard.press("Escape")
-        expect(page.get_by_role("dialog")).to_be_hidden()
-        expect(page.locator("#traces")).to_be_focused()
+    url = serve()
+    watched = opened(url, home=url)
+    page = watched.page
+    ask(page, policy="majority")
+    decided(page)
+    page.locator("#row-4").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    text = page.locator("#trace-text")
+    expect(text).to_contain_text("The answer is \\boxed{34}.")
+    marked = text.locator("mark.least").all_inner_texts()
+    assert marked
+    assert any("sure" in one or "third" in one or "maybe" in one for one in marked)
+    watched.keep(folder, "reading")
+    page.get_by_role("button", name="Trace after").click()
+    expect(page.locator("#trace-title")).to_have_text("Trace 5")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("#traces")).to_be_focused()
 
 
-def test_what_a_model_writes_is_text_and_never_markup(opened: Callable[..., Watched]) -> None:
+def test_what_a_model_writes_is_text_and_never_markup(
+    opened: Callable[..., Watched], serve: Serve
+) -> None:
     from conviction.engines.scripted import Script, ScriptedEngine
 
     evil = "<img src=x onerror=\"document.title='taken'\"></script><b>bold</b>"
     scripts = [Script.even(f"{evil} Answer: {evil}", tokens=60)]
-    with served_in_thread(ScriptedEngine(scripts)) as url:
-        watched = opened(f"{url}/", home=url)
-        page = watched.page
-        page.fill("#question", evil)
-        page.get_by_text("More", exact=True).click()
-        page.select_option("#answers", "text")
-        page.click("#think")
-        decided(page)
-        page.locator("#row-0").click()
-        expect(page.locator("#trace-text")).to_contain_text(evil)
-        expect(page.locator("#asked")).to_have_text(evil)
-        assert page.locator("#run img, #run b:not(#fates b), #trace-text img").count() == 0
-        assert page.title() == "conviction"
-        page.keyboard.press("Escape")
-        saved = save(page)
-        played = opened(saved.as_uri(), offline=True)
-        expect(played.page.locator("#asked")).to_have_text(evil)
-        assert played.page.title() == "conviction"
+    url = serve(engine=ScriptedEngine(scripts))
+    watched = opened(url, home=url)
+    page = watched.page
+    page.fill("#question", evil)
+    page.get_by_text("More", exact=True).click()
+    page.select_option("#answers", "text")
+    page.click("#think")
+    decided(page)
+    page.locator("#row-0").click()
+    expect(page.locator("#trace-text")).to_contain_text(evil)
+    expect(page.locator("#asked")).to_have_text(evil)
+    assert page.locator("#run img, #run b:not(#fates b), #trace-text img").count() == 0
+    assert page.title() == "conviction"
+    page.keyboard.press("Escape")
+    saved = save(page)
+    played = opened(saved.as_uri(), offline=True)
+    expect(played.page.locator("#asked")).to_have_text(evil)
+    assert played.page.title() == "conviction"
 
 
 def save(page: Page) -> Path:
@@ -176,85 +188,89 @@ def save(page: Page) -> Path:
     return path.rename(path.with_suffix(".html"))
 
 
-def test_everything_can_be_done_with_the_keyboard_alone(opened: Callable[..., Watched]) -> None:
-    with serving() as url:
-        page = opened(url, home=url).page
-        expect(page.locator("#question")).to_be_focused()
-        page.keyboard.type("How many rolls are left?")
-        page.keyboard.press("Enter")
-        decided(page)
-        expect(page.locator("#traces")).to_be_focused()
-        page.reload()
-        decided(page)
-        page.keyboard.press("Tab")
-        expect(page.locator(".skip")).to_be_focused()
-        page.keyboard.press("Enter")
-        expect(page.locator("#traces")).to_be_focused()
-        page.keyboard.press("ArrowDown")
-        page.keyboard.press("ArrowDown")
-        active = page.locator("#traces").get_attribute("aria-activedescendant")
-        assert active == "row-2"
-        expect(page.locator("#row-2")).to_have_attribute("aria-selected", "true")
-        page.keyboard.press("End")
-        page.keyboard.press("Enter")
-        expect(page.get_by_role("dialog")).to_be_visible()
-        page.keyboard.press("Escape")
-        page.keyboard.press(" ")
-        expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
-        page.keyboard.press(" ")
-        expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
+def test_everything_can_be_done_with_the_keyboard_alone(
+    opened: Callable[..., Watched], serve: Serve
+) -> None:
+    url = serve()
+    page = opened(url, home=url).page
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.type("How many rolls are left?")
+    page.keyboard.press("Enter")
+    decided(page)
+    expect(page.locator("#traces")).to_be_focused()
+    page.reload()
+    decided(page)
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#traces")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    active = page.locator("#traces").get_attribute("aria-activedescendant")
+    assert active == "row-2"
+    expect(page.locator("#row-2")).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press(" ")
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
+    page.keyboard.press(" ")
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
 
 
-def test_a_run_is_cancelled_and_ends_with_the_votes_it_has(opened: Callable[..., Watched]) -> None:
+def test_a_run_is_cancelled_and_ends_with_the_votes_it_has(
+    opened: Callable[..., Watched], serve: Serve
+) -> None:
     held = page_runs.Held(after=1000)
-    with serving(held) as url:
-        page = opened(url, home=url).page
-        ask(page, policy="majority")
-        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
-        page.get_by_role("button", name="End now").click()
-        decided(page)
-        expect(page.locator("#ended")).to_contain_text("cancelled")
-        assert any("cancelled" in row for row in rows(page))
-        held.released.set()
+    url = serve(held)
+    page = opened(url, home=url).page
+    ask(page, policy="majority")
+    expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+    page.get_by_role("button", name="End now").click()
+    decided(page)
+    expect(page.locator("#ended")).to_contain_text("cancelled")
+    assert any("cancelled" in row for row in rows(page))
+    held.released.set()
 
 
 def test_a_page_that_is_loaded_again_in_the_middle_catches_up(
-    opened: Callable[..., Watched],
+    opened: Callable[..., Watched], serve: Serve
 ) -> None:
     held = page_runs.Held(after=650)
-    with serving(held) as url:
-        watched = opened(url, home=url)
-        page = watched.page
-        ask(page)
-        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
-        page.reload()
-        expect(page.locator("#asked")).to_have_text(page_runs.QUESTION)
-        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
-        held.released.set()
-        decided(page)
-        expect(page.locator("#answer")).to_have_text("36")
+    url = serve(held)
+    watched = opened(url, home=url)
+    page = watched.page
+    ask(page)
+    expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+    page.reload()
+    expect(page.locator("#asked")).to_have_text(page_runs.QUESTION)
+    expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+    held.released.set()
+    decided(page)
+    expect(page.locator("#answer")).to_have_text("36")
 
 
 def test_a_run_that_is_over_has_the_axes_that_it_has_when_it_is_opened_again(
-    opened: Callable[..., Watched],
+    opened: Callable[..., Watched], serve: Serve
 ) -> None:
     axes = "(({ tokens, low, high }) => [tokens, low, high])(conviction.stage.scales)"
     held = page_runs.Held(after=650)
-    with serving(held) as url:
-        page = opened(url, home=url).page
-        ask(page)
-        expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
-        held.released.set()
-        decided(page)
-        watched_live = page.evaluate(axes)
-        page.reload()
-        decided(page)
-        assert page.evaluate(axes) == watched_live
+    url = serve(held)
+    page = opened(url, home=url).page
+    ask(page)
+    expect(page.get_by_role("heading", name="Leading so far")).to_be_visible()
+    held.released.set()
+    decided(page)
+    watched_live = page.evaluate(axes)
+    page.reload()
+    decided(page)
+    assert page.evaluate(axes) == watched_live
 
 
-def test_a_broken_connection_is_made_again(opened: Callable[..., Watched]) -> None:
+def test_a_broken_connection_is_made_again(opened: Callable[..., Watched], serve: Serve) -> None:
     held = page_runs.Held(after=650)
-    with serving(held) as server, in_front_of(server) as proxy:
+    with in_front_of(serve(held)) as proxy:
         watched = opened(proxy.url, home=proxy.url)
         page = watched.page
         ask(page)
@@ -268,77 +284,102 @@ def test_a_broken_connection_is_made_again(opened: Callable[..., Watched]) -> No
         assert len(streams) == 2
         # The browser itself reports the connection that broke.
         assert all("net::ERR" in one for one in watched.errors)
+        page.close()
         watched.errors.clear()
 
 
-def test_a_past_verdict_is_shown_again_and_played_back(opened: Callable[..., Watched]) -> None:
-    with serving() as url:
-        page = opened(url, home=url).page
-        for policy in ("majority", "deepconf-high"):
-            ask(page, policy=policy)
-            expect(page.locator("#facts")).to_contain_text(policy)
-            decided(page)
-        page.locator("#past-list button").nth(1).click()
-        expect(page.locator("#facts")).to_contain_text("majority")
+def test_a_past_verdict_is_shown_again_and_played_back(
+    opened: Callable[..., Watched], serve: Serve
+) -> None:
+    url = serve()
+    page = opened(url, home=url).page
+    for policy in ("majority", "deepconf-high"):
+        ask(page, policy=policy)
+        expect(page.locator("#facts")).to_contain_text(policy)
         decided(page)
-        page.locator("#scrub").fill("300")
-        expect(page.locator("#run")).not_to_have_class(CLASS)
-        page.select_option("#speed", "64")
-        page.get_by_role("button", name="Play", exact=True).click()
-        decided(page)
+    page.locator("#past-list button").nth(1).click()
+    expect(page.locator("#facts")).to_contain_text("majority")
+    decided(page)
+    page.locator("#scrub").fill("300")
+    expect(page.locator("#run")).not_to_have_class(CLASS)
+    page.select_option("#speed", "64")
+    page.get_by_role("button", name="Play", exact=True).click()
+    decided(page)
 
 
-def test_the_list_shows_only_those_that_were_asked_for(opened: Callable[..., Watched]) -> None:
-    with serving() as url:
-        page = opened(url, home=url).page
-        ask(page)
-        decided(page)
-        button = page.get_by_role("button", name=re.compile("^Stopped"))
-        count = int(button.locator("span").inner_text())
-        button.click()
-        assert count > 0
-        expect(page.locator(".row:visible")).to_have_count(count)
-        assert all("stopped: low confidence" in row for row in rows(page))
+def test_what_others_ask_comes_into_the_list_by_itself_and_takes_no_focus_away(
+    opened: Callable[..., Watched], serve: Serve
+) -> None:
+    url = serve()
+    page = opened(url, home=url).page
+    runs = page.locator("#past-list button")
+    for count in (1, 2):
+        program = page.request.post(f"{url}v1/chat/completions", data=asking(f"Question {count}"))
+        assert program.ok
+        expect(runs).to_have_count(count)
+        if count == 1:
+            runs.focus()
+    expect(page.get_by_role("button", name="Question 1")).to_be_focused()
+    page.keyboard.press("Enter")
+    decided(page)
+    expect(page.locator("#asked")).to_have_text("Question 1")
 
 
-def test_what_the_server_refuses_is_said(opened: Callable[..., Watched]) -> None:
-    with serving() as url:
-        watched = opened(url, home=url)
-        page = watched.page
-        page.fill("#question", "How many?")
-        page.get_by_text("More", exact=True).click()
-        page.fill("#settings", "bar=7")
-        page.click("#think")
-        expect(page.get_by_role("alert")).to_contain_text("bar must be")
-        assert all("400" in error for error in watched.errors)
-        watched.errors.clear()
+def test_the_list_shows_only_those_that_were_asked_for(
+    opened: Callable[..., Watched], serve: Serve
+) -> None:
+    url = serve()
+    page = opened(url, home=url).page
+    ask(page)
+    decided(page)
+    button = page.get_by_role("button", name=re.compile("^Stopped"))
+    count = int(button.locator("span").inner_text())
+    button.click()
+    assert count > 0
+    expect(page.locator(".row:visible")).to_have_count(count)
+    assert all("stopped: low confidence" in row for row in rows(page))
 
 
-def test_a_server_with_keys_asks_for_one(opened: Callable[..., Watched], folder: Path) -> None:
-    with serving(keys={"sesame-open": "ali"}) as url:
-        watched = opened(url, home=url)
-        page = watched.page
-        page.fill("#key", "wrong-key-here")
-        page.get_by_role("button", name="Use this key").click()
-        expect(page.get_by_role("alert")).to_contain_text("does not know")
-        page.fill("#key", "sesame-open")
-        watched.keep(folder, "key")
-        page.get_by_role("button", name="Use this key").click()
-        ask(page)
-        decided(page)
-        assert all("401" in error for error in watched.errors)
-        watched.errors.clear()
-        assert not [one for one in watched.asked if "sesame" in one]
+def test_what_the_server_refuses_is_said(opened: Callable[..., Watched], serve: Serve) -> None:
+    url = serve()
+    watched = opened(url, home=url)
+    page = watched.page
+    page.fill("#question", "How many?")
+    page.get_by_text("More", exact=True).click()
+    page.fill("#settings", "bar=7")
+    page.click("#think")
+    expect(page.get_by_role("alert")).to_contain_text("bar must be")
+    assert all("400" in error for error in watched.errors)
+    watched.errors.clear()
+
+
+def test_a_server_with_keys_asks_for_one(
+    opened: Callable[..., Watched], serve: Serve, folder: Path
+) -> None:
+    url = serve(keys={"sesame-open": "ali"})
+    watched = opened(url, home=url)
+    page = watched.page
+    page.fill("#key", "wrong-key-here")
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.get_by_role("alert")).to_contain_text("does not know")
+    page.fill("#key", "sesame-open")
+    watched.keep(folder, "key")
+    page.get_by_role("button", name="Use this key").click()
+    ask(page)
+    decided(page)
+    assert all("401" in error for error in watched.errors)
+    watched.errors.clear()
+    assert not [one for one in watched.asked if "sesame" in one]
 
 
 def test_a_saved_run_plays_from_one_file_without_a_network(
-    opened: Callable[..., Watched], folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path
 ) -> None:
-    with serving() as url:
-        page = opened(url, home=url).page
-        ask(page)
-        decided(page)
-        saved = save(page)
+    url = serve()
+    page = opened(url, home=url).page
+    ask(page)
+    decided(page)
+    saved = save(page)
     watched = opened(saved.as_uri(), offline=True)
     page = watched.page
     decided(page)
@@ -381,57 +422,57 @@ SPOKEN = {
 
 @pytest.mark.parametrize("locale", SPOKEN)
 def test_the_page_speaks_the_languages_of_the_pictures_in_the_readmes(
-    opened: Callable[..., Watched], folder: Path, locale: str
+    opened: Callable[..., Watched], serve: Serve, folder: Path, locale: str
 ) -> None:
     picture, question, title, other = SPOKEN[locale]
-    with serving(page_runs.Held(seconds=0.002)) as url:
-        watched = opened(url, home=url, locale=locale)
-        page = watched.page
-        expect(page.locator("html")).to_have_attribute("lang", locale[:2])
-        ask(page, question)
-        decided(page)
-        expect(page.locator("#verdict-title")).to_have_text(title)
-        watched.keep(folder, picture)
-        page.locator("#language").click()
-        expect(page.locator("#verdict-title")).to_have_text(other)
+    url = serve(page_runs.Held(seconds=0.002))
+    watched = opened(url, home=url, locale=locale)
+    page = watched.page
+    expect(page.locator("html")).to_have_attribute("lang", locale[:2])
+    ask(page, question)
+    decided(page)
+    expect(page.locator("#verdict-title")).to_have_text(title)
+    watched.keep(folder, picture)
+    page.locator("#language").click()
+    expect(page.locator("#verdict-title")).to_have_text(other)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_needs_no_sideways_scrolling(
-    opened: Callable[..., Watched], folder: Path, scheme: str
+    opened: Callable[..., Watched], serve: Serve, folder: Path, scheme: str
 ) -> None:
-    with serving() as url:
-        watched = opened(url, home=url, viewport={"width": 390, "height": 844}, color_scheme=scheme)
-        page = watched.page
-        ask(page)
-        decided(page)
-        watched.keep(folder, f"narrow-{scheme}", full_page=True)
-        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert wide == 0
-        outside = page.evaluate(
-            """() => [...document.querySelectorAll('#run *')].filter(one => {
-              const box = one.getBoundingClientRect();
-              return box.width && box.right > innerWidth + 1 && !one.closest('.rows, .chart, .sr');
-            }).map(one => one.id || one.className)"""
-        )
-        assert outside == []
+    url = serve()
+    watched = opened(url, home=url, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = watched.page
+    ask(page)
+    decided(page)
+    watched.keep(folder, f"narrow-{scheme}", full_page=True)
+    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert wide == 0
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll('#run *')].filter(one => {
+          const box = one.getBoundingClientRect();
+          return box.width && box.right > innerWidth + 1 && !one.closest('.rows, .chart, .sr');
+        }).map(one => one.id || one.className)"""
+    )
+    assert outside == []
 
 
 def test_light_and_dark_can_be_chosen_and_are_remembered(
-    opened: Callable[..., Watched], folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path
 ) -> None:
-    with serving() as url:
-        watched = opened(url, home=url, color_scheme="light")
-        page = watched.page
-        ask(page)
-        decided(page)
-        page.locator("#theme").click()
-        scheme = "getComputedStyle(document.documentElement).colorScheme"
-        assert page.evaluate(scheme) == "dark"
-        watched.keep(folder, "dark")
-        page.reload()
-        decided(page)
-        assert page.evaluate(scheme) == "dark"
+    url = serve()
+    watched = opened(url, home=url, color_scheme="light")
+    page = watched.page
+    ask(page)
+    decided(page)
+    page.locator("#theme").click()
+    scheme = "getComputedStyle(document.documentElement).colorScheme"
+    assert page.evaluate(scheme) == "dark"
+    watched.keep(folder, "dark")
+    page.reload()
+    decided(page)
+    assert page.evaluate(scheme) == "dark"
 
 
 PLAYED = """() => {
@@ -450,14 +491,16 @@ PLAYED = """() => {
 """Plays a run in three seconds of fifty frames, on a clock of its own; how often it was drawn."""
 
 
-def test_whoever_wants_less_motion_gets_fewer_pictures(opened: Callable[..., Watched]) -> None:
+def test_whoever_wants_less_motion_gets_fewer_pictures(
+    opened: Callable[..., Watched], serve: Serve
+) -> None:
     counts = {}
     for motion in ("no-preference", "reduce"):
-        with serving() as url:
-            page = opened(url, home=url, reduced_motion=motion).page
-            ask(page, policy="majority")
-            decided(page)
-            counts[motion] = page.evaluate(PLAYED)
+        url = serve()
+        page = opened(url, home=url, reduced_motion=motion).page
+        ask(page, policy="majority")
+        decided(page)
+        counts[motion] = page.evaluate(PLAYED)
     assert counts["no-preference"] > 100
     assert counts["reduce"] < 10
 
@@ -472,23 +515,23 @@ AXE = """async () => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_that_keeps_people_from_using_it(
-    opened: Callable[..., Watched], tmp_path: Path, scheme: str
+    opened: Callable[..., Watched], serve: Serve, tmp_path: Path, scheme: str
 ) -> None:
     try:
         script = axe.source(tmp_path)
     except axe.UnavailableError as error:
         pytest.skip(str(error))
-    with serving() as url:
-        watched = opened(url, home=url, color_scheme=scheme)
-        page = watched.page
-        page.get_by_text("More", exact=True).click()
-        assert found_by_axe(page, script) == []
-        ask(page)
-        decided(page)
-        assert found_by_axe(page, script) == []
-        page.locator("#row-4").click()
-        expect(page.locator("#trace-text")).to_contain_text("A third")
-        assert found_by_axe(page, script) == []
+    url = serve()
+    watched = opened(url, home=url, color_scheme=scheme)
+    page = watched.page
+    page.get_by_text("More", exact=True).click()
+    assert found_by_axe(page, script) == []
+    ask(page)
+    decided(page)
+    assert found_by_axe(page, script) == []
+    page.locator("#row-4").click()
+    expect(page.locator("#trace-text")).to_contain_text("A third")
+    assert found_by_axe(page, script) == []
 
 
 def found_by_axe(page: Page, script: str) -> list[str]:

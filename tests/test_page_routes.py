@@ -163,7 +163,17 @@ async def test_wrong_questions_are_refused_in_words() -> None:
             answer = await server.http.post("/api/runs", json=fields)
             assert answer.status_code in (400, 404), fields
             assert answer.json()["error"]["message"], fields
-        assert (await server.http.get("/api/runs")).json() == {"runs": []}
+        assert (await server.http.get("/api/runs")).json()["runs"] == []
+
+
+async def test_the_list_is_told_again_only_where_it_changed() -> None:
+    async with served(engine_of(7)) as server:
+        first = (await server.http.get("/api/runs")).json()
+        again = await server.http.get("/api/runs", params={"known": first["stamp"]})
+        assert again.json() == {"stamp": first["stamp"]}
+        await server.chat("How many?")
+        changed = await server.http.get("/api/runs", params={"known": first["stamp"]})
+    assert [run["question"] for run in changed.json()["runs"]] == ["How many?"]
 
 
 @pytest.mark.parametrize("path", ["", "/traces/0", "/events", "/export"])

@@ -73,12 +73,14 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=12).hexdigest()
+
+
 def _add_files(routes: APIRouter) -> None:
     contents = page_files()
     # The files of another version must not be mixed with those of this one.
-    tags = {
-        path: f'"{blake2b(data, digest_size=12).hexdigest()}"' for path, data in contents.items()
-    }
+    tags = {path: f'"{_digest(data)}"' for path, data in contents.items()}
 
     def answer(path: str, request: Request) -> Response:
         if path not in contents:
@@ -116,8 +118,11 @@ def _add_runs(routes: APIRouter, service: Service) -> None:
         return {"id": service.begin(asked).id}
 
     @routes.get("/api/runs")
-    async def runs(request: Request) -> dict[str, Any]:
-        return {"runs": [run.facts() for run in service.runs.of(client_of(request))]}
+    async def runs(request: Request, known: str = "") -> dict[str, Any]:
+        listed = [run.facts() for run in service.runs.of(client_of(request))]
+        stamp = _digest(encode({"runs": listed}))
+        # Pages ask every other second.
+        return {"stamp": stamp} | ({} if known == stamp else {"runs": listed})
 
 
 def _found(service: Service, run: str, request: Request) -> Run:

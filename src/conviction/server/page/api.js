@@ -51,7 +51,7 @@ const run = (id) => `api/runs/${encodeURIComponent(id)}`;
 
 export const options = () => json("api/options");
 export const begin = (asked) => json("api/runs", { method: "POST", body: asked });
-export const list = () => json("api/runs");
+export const list = (known) => json(`api/runs?known=${known}`);
 export const cancel = (id) => json(run(id), { method: "DELETE" });
 export const text = (id, trace) => json(`${run(id)}/traces/${trace}`);
 export const exported = async (id, language) =>
@@ -92,10 +92,11 @@ export async function follow(id, { onFrame, onState, signal }) {
   }
 }
 
-function pause(milliseconds, signal) {
+/** Wait; no longer than until the signal, if there is one. */
+export function pause(milliseconds, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    signal?.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
   });
 }
 

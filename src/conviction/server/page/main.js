@@ -9,6 +9,7 @@ import { Words, preferredLanguage, translate } from "./texts.js";
 
 const LANGUAGE = "conviction-language";
 const THEME = "conviction-theme";
+const AGAIN = 2000; // Milliseconds between two looks at the list of runs.
 
 const find = (id) => document.getElementById(id);
 
@@ -38,6 +39,7 @@ class Page {
     this.ask = new Ask((asked) => this.think(asked));
     this.id = null;
     this.runs = [];
+    this.listed = "";
     this.following = new AbortController();
     if (kept.get(THEME)) document.documentElement.dataset.theme = kept.get(THEME);
     find("language").addEventListener("click", () => this.speak(this.words.language === "en" ? "ko" : "en"));
@@ -114,6 +116,7 @@ class Page {
       find("welcome").hidden = false;
       find("question").focus();
     }
+    this.watchList();
   }
 
   lock(refused) {
@@ -201,12 +204,24 @@ class Page {
     this.ask.refuse(state === "lost" ? this.words.say("reconnecting") : "");
   }
 
+  /** Others ask, too: their runs come into the list while the page is in sight. */
+  async watchList() {
+    for (;;) {
+      await api.pause(AGAIN);
+      if (!document.hidden) await this.list();
+    }
+  }
+
   async list() {
     try {
-      this.runs = (await api.list()).runs;
+      const { stamp, runs } = await api.list(this.listed);
+      this.listed = stamp;
+      if (runs) this.runs = runs;
+      else if (this.drawn === this.id) return;
     } catch {
       return;
     }
+    this.drawn = this.id;
     drawPast(this.runs, this.words, this.id, (id) => this.open(id));
   }
 

@@ -12,6 +12,7 @@ const find = (id) => document.getElementById(id);
  * @param onOpen Called with the id of a run that is to be shown.
  */
 export function drawPast(runs, words, current, onOpen) {
+  const focused = find("past-list").querySelector(":focus")?.dataset.run;
   find("past").hidden = !runs.length;
   const when = new Intl.DateTimeFormat(words.language, { hour: "2-digit", minute: "2-digit" });
   find("past-list").replaceChildren(
@@ -19,6 +20,7 @@ export function drawPast(runs, words, current, onOpen) {
       const item = document.createElement("li");
       const button = document.createElement("button");
       button.type = "button";
+      button.dataset.run = run.id;
       if (run.id === current) button.setAttribute("aria-current", "true");
       const part = (name, text) => {
         const element = document.createElement("span");
@@ -37,4 +39,5 @@ export function drawPast(runs, words, current, onOpen) {
       return item;
     }),
   );
+  if (focused) find("past-list").querySelector(`[data-run="${focused}"]`)?.focus({ preventScroll: true });
 }
