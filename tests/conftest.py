@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--servers",
         action="store_true",
-        help="also run tests on real servers: vLLM and llama.cpp's (3 GB on disk, minutes)",
+        help="also run tests on real servers (vLLM, llama.cpp) and inspect_ai (3.4 GB, minutes)",
     )
 
 
@@ -31,7 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         if not wanted:
             item.add_marker(
-                pytest.mark.skip("needs real servers (3 GB, minutes): run pytest --servers")
+                pytest.mark.skip(
+                    "needs real servers or inspect_ai (3.4 GB, minutes): run pytest --servers"
+                )
             )
         # The clock of a test starts when its servers run; making them has bounds of its own.
         limit = item.get_closest_marker("timeout")

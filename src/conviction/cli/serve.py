@@ -19,6 +19,7 @@ from conviction.api import DEFAULT_POLICY
 from conviction.cli.download_bar import fetched
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
+from conviction.cli.trace_options import TraceOptions
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
@@ -70,27 +71,15 @@ class EngineOptions:
 
 @Parameter(name="*", group="Defaults")
 @dataclass(frozen=True)
-class DefaultOptions:
+class DefaultOptions(TraceOptions):
     """What holds for requests that say nothing else."""
 
     policy: str = DEFAULT_POLICY
     "A name from `conviction policies`, with settings if wanted."
     budget: int | None = None
     "The most traces of a request."
-    answer: str = "math"
-    "Kind of answer: math, number, choice, text or json."
-    prompt_style: PromptStyle | None = None
-    "What to add to a question; default: what suits the model."
     content: Literal["trace", "answer"] = "trace"
     "What a message holds: the best trace's text, or only the answer."
-    max_tokens: int = 1024
-    "The most tokens of one trace."
-    temperature: float = 0.7
-    "0 is greedy; traces then differ little or not at all."
-    top_p: float | None = None
-    "Nucleus mass, in (0, 1]."
-    seed: int = 0
-    "Same seed, same question, same traces, where the engine allows."
 
 
 @Parameter(name="*", group="Bounds")

@@ -25,6 +25,7 @@ from conviction.cli.question import read_question
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.summary import summary
 from conviction.cli.terminal import escaped, safe
+from conviction.cli.trace_options import TraceOptions
 from conviction.cli.view import LiveView, PlainView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
@@ -34,7 +35,6 @@ from conviction.models import ModelFile
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
-from conviction.prompts import PromptStyle
 from conviction.tasks import helpers
 from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
@@ -82,31 +82,15 @@ class PolicyOptions:
 
 @Parameter(name="*", group="Generation")
 @dataclass(frozen=True)
-class GenerationOptions:
+class GenerationOptions(TraceOptions):
     """What generates the traces, and how."""
 
     model: Annotated[str | None, Parameter(alias="-m")] = None
     "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
-    answer: str = "math"
-    "Kind of answer: math, number, choice, text or json."
-    prompt_style: PromptStyle | None = None
-    "What to add to the question; default: what suits the model."
-    max_tokens: int = 1024
-    "The most tokens of one trace."
-    temperature: float = 0.7
-    "0 is greedy; traces then differ little or not at all."
-    top_p: float | None = None
-    "Nucleus mass, in (0, 1]."
-    seed: int = 0
-    "Same seed, same question, same traces, where the engine allows."
     time_limit: float | None = None
     "Seconds after which the votes so far decide."
     restarts: int = RESTARTS
     "How often a trace whose stream broke is begun again."
-
-    def sampling(self) -> Sampling:
-        """The sampling that was asked for."""
-        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
 
 
 @Parameter(name="*", group="Output")

@@ -174,6 +174,7 @@ _ASKED: Final = failures(
     s401="The key is missing or wrong.",
     s403="The request comes from a web page that may not use this server.",
     s404="There is no such model.",
+    s408="The request did not come whole.",
     s413="The request is too large.",
     s421="The server is not called that.",
     s429="Too many requests of this client wait; Retry-After tells how long to wait.",
