@@ -87,9 +87,10 @@ class Page {
   }
 
   turn() {
-    const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
-    const theme = dark ? "light" : "dark";
-    document.documentElement.dataset.theme = theme;
+    const { dataset } = document.documentElement;
+    const shown = dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    const theme = shown === "dark" ? "light" : "dark";
+    dataset.theme = theme;
     kept.set(THEME, theme);
     this.stage.restyle();
   }

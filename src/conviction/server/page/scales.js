@@ -107,17 +107,14 @@ function roundUp(value) {
   return step * power;
 }
 
-/** Colours of the page's style, for canvases. */
+/** Colours of the page's style, for canvases, which know nothing of light and dark. */
 export function palette() {
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-  return {
-    ink: colour("ink"),
-    soft: colour("soft"),
-    faint: colour("faint"),
-    rule: colour("rule"),
-    accent: colour("accent"),
-    low: colour("low"),
-    paper: colour("paper"),
-  };
+  const probe = document.body.appendChild(document.createElement("i"));
+  const colours = {};
+  for (const name of ["ink", "soft", "faint", "rule", "accent", "low", "paper"]) {
+    probe.style.color = `var(--${name})`;
+    colours[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
+  return colours;
 }

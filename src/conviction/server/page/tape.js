@@ -36,7 +36,20 @@ export class Tape {
     for (const told of frame.traces ?? []) this.applyTrace(told);
     if (frame.verdict) this.verdict = frame.verdict;
     if (frame.failed) this.failed = frame.failed;
-    if (frame.over) this.over = true;
+    if (!frame.over) return;
+    this.over = true;
+    // What was drawn on the way, with another window, needs no room any more.
+    this.low = Infinity;
+    this.high = -Infinity;
+    for (const trace of this.traces) this.makeRoom(trace.points);
+  }
+
+  makeRoom(points) {
+    for (const point of points) {
+      if (point === null) continue;
+      this.low = Math.min(this.low, point);
+      this.high = Math.max(this.high, point);
+    }
   }
 
   applyTrace(told) {
@@ -59,11 +72,8 @@ export class Tape {
       last += told.gaps[place];
       trace.points.push(point);
       trace.times.push(last);
-      if (point !== null) {
-        this.low = Math.min(this.low, point);
-        this.high = Math.max(this.high, point);
-      }
     });
+    this.makeRoom(told.points ?? []);
     for (const name of ["partial", "tokens", "lost", "end"]) {
       if (name in told) trace[name] = told[name];
     }
