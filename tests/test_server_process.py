@@ -1,6 +1,7 @@
 """`conviction serve` as a process of its own: how it starts, what it says, how it ends."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -248,7 +249,10 @@ def test_an_engine_that_does_not_start_is_told_in_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     address = ["--base-url", "http://127.0.0.1:9/v1"]
+    log = logging.getLogger("conviction.server")
+    before = (log.handlers, log.propagate, log.level)
     assert main.run(["serve", "--port", "0", *address]) == 1
+    assert (log.handlers, log.propagate, log.level) == before
     said = capsys.readouterr().err
     assert "127.0.0.1:9" in said
     assert "Traceback" not in said

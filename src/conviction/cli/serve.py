@@ -3,6 +3,8 @@
 import json
 import logging
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,9 +165,9 @@ def serve(
         model = None if upstream or engine.engine == "scripted" else fetched(engine.model, console)
         settings = with_style(settings, defaults.prompt_style, model)
         app = create_app(settings, upstream or _engine(engine, model))
-        log_to_stderr(quiet=output.quiet)
         port = listener.getsockname()[1]
-        anyio.run(run, app, listener, lambda: announce(app.state.service, port, console))
+        with logging_to_stderr(quiet=output.quiet):
+            anyio.run(run, app, listener, lambda: announce(app.state.service, port, console))
     except Forced:
         # It ends just now: a third Ctrl-C could only make a traceback of that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -308,15 +310,23 @@ def _check_default(name: str, value: int, option: str, ceiling: int) -> None:
         )
 
 
-def log_to_stderr(*, quiet: bool) -> None:
-    """Let the server log on stderr: a line per request, and what fails."""
+@contextmanager
+def logging_to_stderr(*, quiet: bool) -> Generator[None]:
+    """Let the server log on stderr, a line per request and what fails; then all is as before."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    for name in ("conviction.server", "uvicorn"):
-        log = logging.getLogger(name)
+    logs = [logging.getLogger(name) for name in ("conviction.server", "uvicorn")]
+    before = [(log, log.handlers, log.propagate, log.level) for log in logs]
+    for log in logs:
         log.handlers = [handler]
         log.propagate = False
-        log.setLevel(logging.WARNING if quiet or name == "uvicorn" else logging.INFO)
+        log.setLevel(logging.WARNING if quiet or log.name == "uvicorn" else logging.INFO)
+    try:
+        yield
+    finally:
+        for log, handlers, propagates, level in before:
+            log.handlers, log.propagate = handlers, propagates
+            log.setLevel(level)
 
 
 def announce(service: "Service", port: int, console: Console) -> None:
