@@ -245,6 +245,7 @@ async def test_a_saved_run_holds_everything_and_names_no_address() -> None:
     assert saved.headers["content-disposition"].startswith("attachment")
     page = saved.text
     assert "The answer is" in page
+    assert "Permission is hereby granted" in page  # the licence of uPlot goes with it
     assert not [word for word in ('src="', 'href="http', "@import", "url(") if word in page]
 
 

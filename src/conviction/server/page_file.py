@@ -109,6 +109,8 @@ def whole_page(recorded: Recorded) -> str:
     # Where "</script" stands, a script ends, and be it within a string.
     tape = tape.replace("<", "\\u003c")
     head = [f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">']
+    # Whoever passes the file on passes uPlot on, whose licence wants to go with it.
+    head += [f"<!-- uPlot\n\n{_text(contents, 'vendor/uplot/LICENSE')}-->"]
     head += [f"<style>\n{_text(contents, path)}</style>" for path in _STYLE.findall(page)]
     modules = {
         _name(path): _data("text/javascript", _bound(path, data.decode()).encode())
