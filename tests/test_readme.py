@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+KOREAN = (ROOT / "README.ko.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def python(code: str, *, seconds: float) -> subprocess.CompletedProcess[str]:
@@ -83,8 +85,26 @@ def test_the_first_commands_of_the_lab_run_as_printed(begins: str) -> None:
         text=True,
         timeout=110,
         check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert result.returncode == 0, result.stderr
     said = " ".join(result.stdout.split())
     assert "majority@16" in said or "Use majority" in said
+
+
+@pytest.mark.parametrize("language", ["sh", "console", "python"])
+def test_the_korean_readme_says_the_same_commands(language: str) -> None:
+    def said(text: str) -> set[str]:
+        lines = "".join(blocks(language, text)).splitlines()
+        return {line.partition("  # ")[0].rstrip() for line in lines if line}
+
+    assert said(KOREAN)
+    assert said(KOREAN) <= said(README)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_what_the_readmes_link_to_is_there(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert len(targets) > 5
+    assert [target for target in targets if not (ROOT / target).exists()] == []

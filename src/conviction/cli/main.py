@@ -24,6 +24,7 @@ from conviction.cli.record import record
 from conviction.cli.serve import serve
 from conviction.cli.terminal import safe
 from conviction.cli.think import think
+from conviction.cli.viewing import view
 from conviction.core import InvalidSettingError
 from conviction.errors import ConvictionError
 
@@ -76,6 +77,7 @@ def build() -> App:
     app.command(evaluation, name="eval")
     app.command(doctor)
     app.command(record)
+    app.command(view)
     return app
 
 

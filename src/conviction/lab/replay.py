@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf, isfinite
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,17 @@ from conviction.confidence import Metric, group_confidences
 from conviction.core import Answer, FinishReason, Tally, Trace
 from conviction.errors import InvalidSettingError
 from conviction.gate import Gate
-from conviction.policies.base import Action, Conditions, Continue, Done, Forget, Policy, Start, Stop
+from conviction.policies.base import (
+    Action,
+    Conditions,
+    Continue,
+    Done,
+    Forget,
+    Policy,
+    Standing,
+    Start,
+    Stop,
+)
 
 _NO_CONFIDENCES = np.empty(0, np.float32)
 
@@ -143,6 +154,18 @@ class Outcome:
         return self.tally.leader is None
 
 
+class Watcher(Protocol):
+    """Whoever wants to see a replay happen, and not only what came of it."""
+
+    def began(self, trace: int, at: float, gate: Gate | None) -> None:
+        """A trace was started."""
+        ...
+
+    def ended(self, trace: Trace, standing: Standing) -> None:
+        """A trace ended; `standing` is the vote after it."""
+        ...
+
+
 def replay(
     policy: Policy,
     traces: Sequence[PlayedTrace],
@@ -150,6 +173,7 @@ def replay(
     concurrency: float = inf,
     top_k: int = 20,
     max_tokens: int = 1 << 20,
+    watcher: Watcher | None = None,
 ) -> Outcome:
     """Replay a policy on the traces of one question, in the order given.
 
@@ -159,6 +183,7 @@ def replay(
         concurrency: Traces that run at once, at least 1; infinity for all.
         top_k: Log-probabilities behind each confidence; 0 if there are none.
         max_tokens: The most tokens of one trace, as the policy is told.
+        watcher: Told of every trace, in order of time.
 
     Raises:
         InvalidSettingError: the policy starts more traces than there are, or none, or more than
@@ -166,7 +191,8 @@ def replay(
     """
     if policy.needs_continuation:
         raise _refused(policy, CONTINUES, RUN_LIVE)
-    return _Replay(policy.fresh(), traces, concurrency, top_k, max_tokens).run()
+    playing = _Replay(policy.fresh(), traces, concurrency, top_k, max_tokens, watcher=watcher)
+    return playing.run()
 
 
 @dataclass(slots=True)
@@ -185,7 +211,10 @@ class _Replay:
         concurrency: float,
         top_k: int,
         max_tokens: int,
+        *,
+        watcher: Watcher | None,
     ) -> None:
+        self._watcher = watcher
         self._policy = policy
         self._traces = traces
         self._concurrency = concurrency
@@ -212,11 +241,12 @@ class _Replay:
             if running is None or end != running.end:
                 continue  # It was cancelled meanwhile.
             self._now = end
-            self._act(self._policy.on_finished(self._conclude(trace, running)))
+            concluded = self._conclude(trace, running)
+            self._act(self._policy.on_finished(concluded))
+            if self._watcher is not None:
+                self._watcher.ended(concluded, self._policy.standing())
             self._fill()
-        for trace, running in self._running.items():
-            self._cancelled += 1
-            self._tokens += self._tokens_so_far(trace, running)
+        self._leave()
         tally = self._policy.standing().tally
         return Outcome(
             tally=tally,
@@ -228,6 +258,17 @@ class _Replay:
             stopped=self._stopped,
             cancelled=self._cancelled,
         )
+
+    def _leave(self) -> None:
+        """End what the verdict needs no longer."""
+        for trace, running in list(self._running.items()):
+            running.length = self._tokens_so_far(trace, running)
+            running.finish = FinishReason.CONSENSUS
+            if self._watcher is not None:
+                self._watcher.ended(self._conclude(trace, running), self._policy.standing())
+            else:
+                self._cancelled += 1
+                self._tokens += running.length
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -284,6 +325,8 @@ class _Replay:
         self._running[trace] = _Running(self._now, length, finish, end)
         self._started += 1
         heappush(self._ends, (end, trace))
+        if self._watcher is not None:
+            self._watcher.began(trace, self._now, gate)
 
     def _cancel(self, trace: int) -> None:
         """Let it end now, as a cancelled trace that the policy still hears of."""
@@ -305,7 +348,7 @@ class _Replay:
         self._tokens += tokens
         whole = tokens == recorded.tokens and finish is recorded.finish
         self._stopped += finish is FinishReason.LOW_CONFIDENCE
-        self._cancelled += finish is FinishReason.CANCELLED
+        self._cancelled += finish in (FinishReason.CANCELLED, FinishReason.CONSENSUS)
         confidences = recorded.confidences
         if confidences is None:
             confidences = _NO_CONFIDENCES

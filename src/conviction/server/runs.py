@@ -1,38 +1,195 @@
-"""Every run of the server, by its id."""
+"""Every run of the server: what pages are told of it, while it lasts and for some time after."""
 
-from dataclasses import dataclass, field
+import time
+from asyncio import CancelledError
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from conviction.events import Event
+import anyio
+
+from conviction.events import Event, RunFinished, RunStarted
+from conviction.server.failures import status_and_body
+from conviction.server.tape import Frame, Tape, encode
 from conviction.verdict import Verdict
 
 if TYPE_CHECKING:
     from conviction.server.asked import Asked
 
+State = Literal["waiting", "running", "over"]
 
-@dataclass(eq=False)
+MOST_KEPT = 200
+"""Runs that are kept after their end."""
+
+MOST_BYTES = 256 << 20
+"""Memory that they may take, about."""
+
+_RECENT = 64
+"""Frames that are kept for pages whose connection broke."""
+
+_RECENT_BYTES = 1 << 20
+
+_OFTEN, _SELDOM = 0.15, 0.3
+"""Seconds between two frames: of few traces, and of many."""
+
+_MANY = 64
+
+_QUESTION = 300
+"""Characters of a question in the list."""
+
+
 class Run:
-    """One run.
+    """One run, and the tape of it.
+
+    Args:
+        asked: What was asked.
+        clock: Tells seconds.
 
     Attributes:
-        asked: What was asked.
         id: Its name, which nobody guesses.
+        client: Who asked; "" where there are no keys.
+        tape: What pages are told.
     """
 
-    asked: "Asked"
-    id: str = field(default_factory=lambda: token_hex(12))
+    def __init__(self, asked: "Asked", clock: Callable[[], float] = time.monotonic) -> None:
+        self.id = token_hex(12)
+        self.client = asked.client
+        self.tape = Tape(asked.text)
+        self._created = time.time()
+        self._facts = {"question": asked.text[:_QUESTION], "policy": asked.policy.name}
+        self._clock = clock
+        self._began: float | None = None
+        self._outcome: Frame = {"answer": None, "share": None}
+        self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
+        self._recent_bytes = 0
+        self._on_end: Callable[[], None] = lambda: None
+
+    @property
+    def state(self) -> State:
+        """Whether it waits for its turn, runs, or is over."""
+        if self.tape.over:
+            return "over"
+        return "waiting" if self._began is None else "running"
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Call something when it ends."""
+        self._on_end = call
 
     def listener(self, event: Event) -> None:
         """Hear of an event of the driver."""
+        if self._began is None or isinstance(event, RunStarted):
+            self._began = self._clock()
+        self.tape.hear(event, self._clock() - self._began)
 
     def finished(self, outcome: Verdict | BaseException) -> None:
         """Hear how it ended: with a verdict, or with an error; `Cancelled` if nobody waits."""
+        elapsed = 0.0 if self._began is None else self._clock() - self._began
+        if isinstance(outcome, Verdict):
+            if not self.tape.over:
+                self.tape.hear(RunFinished(outcome), elapsed)
+            self._outcome = {"answer": outcome.answer, "share": outcome.share}
+        elif isinstance(outcome, (CancelledError, GeneratorExit)):
+            self.tape.fail("Whoever asked has gone.", elapsed)
+        else:
+            self.tape.fail(status_and_body(outcome)[1]["error"]["message"], elapsed)
+        self._on_end()
+
+    def facts(self) -> dict[str, Any]:
+        """What the list of runs tells."""
+        facts = {"id": self.id, "created": self._created, "state": self.state}
+        return facts | self._facts | self._outcome
+
+    def snapshot(self) -> Frame:
+        """The tape so far, as one frame."""
+        self._publish()
+        return self.tape.snapshot()
+
+    async def frames(self, last: int | None, closing: anyio.Event) -> AsyncIterator[Frame | bytes]:
+        """What a page is told, until the run is over: each frame, or what it is as JSON.
+
+        A page that is slow is told of less: whoever asks for the next frame late gets one that
+        says it all.
+
+        Args:
+            last: Number of the last frame that the page has; None for none.
+            closing: Ends it, too.
+        """
+        while not closing.is_set():
+            self._publish()
+            since = self._since(last)
+            if since is None:
+                frame = self.tape.snapshot()
+                last = self.tape.number
+                yield frame
+            else:
+                for number, data in since:
+                    yield data
+                    last = number
+            if self.tape.over and last == self.tape.number:
+                return
+            await anyio.sleep(_OFTEN if len(self.tape.traces) < _MANY else _SELDOM)
+
+    def _publish(self) -> None:
+        frame = self.tape.frame()
+        if frame is None:
+            return
+        data = encode(frame)
+        if len(self._recent) == self._recent.maxlen:
+            self._recent_bytes -= len(self._recent[0][1])
+        self._recent.append((frame["n"], data))
+        self._recent_bytes += len(data)
+        while self._recent_bytes > _RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft()[1])
+
+    def _since(self, last: int | None) -> list[tuple[int, bytes]] | None:
+        """Frames after one; None if they are not all there."""
+        if last is None or last > self.tape.number:
+            return None
+        missing = self.tape.number - last
+        if missing > len(self._recent):
+            return None
+        return list(self._recent)[len(self._recent) - missing :] if missing else []
 
 
 class Runs:
-    """The runs that are or were."""
+    """The runs that are, and the latest that were.
+
+    Args:
+        most: Runs that are kept after their end.
+        most_bytes: Memory that they may take, about.
+    """
+
+    def __init__(self, most: int = MOST_KEPT, most_bytes: int = MOST_BYTES) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._all: OrderedDict[str, Run] = OrderedDict()
+        self._ended: OrderedDict[str, int] = OrderedDict()
+        self._bytes = 0
 
     def begin(self, asked: "Asked") -> Run:
         """A new run."""
-        return Run(asked)
+        run = Run(asked)
+        run.on_end(lambda: self._end(run))
+        self._all[run.id] = run
+        return run
+
+    def of(self, client: str) -> list[Run]:
+        """A client's runs, the newest first."""
+        return [run for run in reversed(self._all.values()) if run.client == client]
+
+    def find(self, run: str, client: str) -> Run | None:
+        """A client's run of that id."""
+        found = self._all.get(run)
+        return found if found is not None and found.client == client else None
+
+    def _end(self, run: Run) -> None:
+        size = run.tape.size
+        self._ended[run.id] = size
+        self._bytes += size
+        while len(self._ended) > self._most or (
+            self._bytes > self._most_bytes and len(self._ended) > 1
+        ):
+            oldest, freed = self._ended.popitem(last=False)
+            self._bytes -= freed
+            del self._all[oldest]
