@@ -64,7 +64,10 @@ def verdict_of(playback: Playback, steering: Policy, slots: int = 4) -> Verdict:
     return last.verdict
 
 
-@pytest.mark.parametrize("name", policy_names())
+REPLAYED = [name for name in policy_names() if not policy(name).needs_continuation]
+
+
+@pytest.mark.parametrize("name", REPLAYED)
 def test_every_policy_is_played_as_the_lab_replays_it(tmp_path: Path, name: str) -> None:
     playback = opened(with_texts(tmp_path / "pool"))
     steering = policy(name, **({} if name == "single" else {"budget": 12}))
@@ -76,6 +79,12 @@ def test_every_policy_is_played_as_the_lab_replays_it(tmp_path: Path, name: str)
     assert len(verdict.traces) == outcome.started
     finishes = verdict.finishes()
     assert finishes.get(FinishReason.LOW_CONFIDENCE, 0) == outcome.stopped
+
+
+def test_a_policy_that_continues_traces_is_not_played(tmp_path: Path) -> None:
+    playback = opened(with_texts(tmp_path / "pool"))
+    with pytest.raises(InvalidSettingError, match="a recording has no continuations"):
+        verdict_of(playback, policy("settle-regenerate"))
 
 
 @pytest.mark.parametrize("name", ["settle", "deepconf-low"])
