@@ -231,7 +231,7 @@ class TestCalibration:
     def test_it_says_nothing_of_runs_that_no_replay_was_like(self) -> None:
         found = calibrate(source(), Majority(8))
         assert found.right(0.0, 0, "budget") == "no trace voted"
-        for ended in ("time", "interrupted"):
+        for ended in ("time", "interrupted", "tokens"):
             assert "cut short" in str(found.right(0.9, 8, ended))
         assert "so small a share" in str(found.right(0.25, 8, "budget"))
 
