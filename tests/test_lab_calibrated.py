@@ -339,6 +339,13 @@ class TestAbstaining:
         assert plain["tally"][0]["answer"] == "4"
         assert ("<b>abstained</b>" in verdict._repr_html_()) == abstained
 
+    @pytest.mark.parametrize("below", [0.0, -0.1, 60.0, float("nan")])
+    def test_a_percentage_or_nonsense_is_refused_before_it_withholds_everything(
+        self, below: float
+    ) -> None:
+        with pytest.raises(InvalidSettingError, match="below must be between"):
+            self.verdict(0.9).abstaining(below)
+
     def test_no_answer_is_no_abstention(self) -> None:
         verdict = live(Majority(2), [Script.even("Hm.")], 2).abstaining(0.6)
         assert (verdict.abstained, verdict.answer) == (False, None)
