@@ -190,7 +190,7 @@ class TestWhatItStarts:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"bar": 1.0}, "bar must be"),
+            ({"bar": 1.0}, r"bar must be between 0\.5 and 0\.999999999"),
             ({"bar": 0.4}, "bar must be"),
             ({"slope": -0.1}, "slope must be"),
             ({"first": 0}, "first must be"),
