@@ -299,6 +299,15 @@ def test_the_exit_code_stands_in_the_help(capsys: pytest.CaptureFixture[str]) ->
     assert "--abstain-below" in text
 
 
+def test_evaluations_promise_no_exit_code_that_they_do_not_have(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["eval", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--abstain-below" in text
+    assert "exit code 3" not in text
+
+
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
     """Ten questions with the right answer 41."""

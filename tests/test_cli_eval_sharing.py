@@ -54,8 +54,7 @@ def test_the_summary_says_what_was_settled_contested_and_left_unanswered(
     table = " ".join(first.out.split())
     assert "total 240 of 240 tokens spent" in table
     assert (
-        "ended 3 settled, 0 with their whole budget, 3 contested when the total was spent, "
-        "0 unanswered" in table
+        "ended 3 settled, 0 with their whole budget, 3 contested to the end, 0 unanswered" in table
     )
     assert "0 of 6 questions, 0 settled, 0 contested, 0 of 240 tokens" in first.err
     assert run([*command, "--total-tokens", "240", "--json"]) == 0
@@ -69,6 +68,20 @@ def test_the_summary_says_what_was_settled_contested_and_left_unanswered(
         "contested": 3,
         "unanswered": 0,
     }
+
+
+def test_questions_whose_ends_were_regenerated_are_contested(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    regenerating = ["settle-regenerate" if word == "settle" else word for word in command]
+    arguments = [*regenerating, "--total-tokens", "10000", "--json"]
+    assert run(arguments) == 0
+    captured = capsys.readouterr()
+    sharing = json.loads(captured.out)["sharing"]
+    counts = [sharing[name] for name in ("settled", "whole_budget", "contested", "unanswered")]
+    assert counts == [3, 0, 3, 0]
+    assert run(arguments) == 0
+    assert "3 settled, 3 contested" in capsys.readouterr().err
 
 
 def test_without_a_total_nothing_is_said_of_one(

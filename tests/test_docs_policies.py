@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from conviction.lab.candidates import parse
+from conviction.policies.base import DEFAULT_BUDGET
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "which-policy.md").read_text(encoding="utf-8")
@@ -40,6 +41,15 @@ def test_the_figures_behind_the_picture_are_those_of_the_tables() -> None:
         assert shown == pytest.approx(float(row["difference"]), abs=0.0051)
         exact = [float(row[name]) for name in ("tokens", "path_4", "path_16", "path_64")]
         assert [float(one) for one in others] == pytest.approx(exact, abs=0.0051)
+
+
+def test_what_it_says_of_the_default_budget_is_in_the_tables() -> None:
+    told = {row["policy"]: row for row in means() if int(row["budget"]) == DEFAULT_BUDGET}
+    settle, majority = (told[name] for name in ("settle", "majority"))
+    tokens, time = (float(settle[of]) / float(majority[of]) for of in ("tokens", "path_64"))
+    assert f"{DEFAULT_BUDGET} traces are the most" in PAGE
+    assert f"{tokens:.2f} of the tokens and {time:.2f} of the time" in PAGE
+    assert abs(float(settle["difference"]) - float(majority["difference"])) < 0.05
 
 
 @pytest.mark.parametrize("label", ["settle", "settle-lean", "Beta .90, 32 traces", "majority"])

@@ -231,7 +231,7 @@ class TestCalibration:
     def test_it_says_nothing_of_runs_that_no_replay_was_like(self) -> None:
         found = calibrate(source(), Majority(8))
         assert found.right(0.0, 0, "budget") == "no trace voted"
-        for ended in ("time", "interrupted"):
+        for ended in ("time", "interrupted", "tokens"):
             assert "cut short" in str(found.right(0.9, 8, ended))
         assert "so small a share" in str(found.right(0.25, 8, "budget"))
 
@@ -338,6 +338,13 @@ class TestAbstaining:
         assert plain["abstained"] is abstained
         assert plain["tally"][0]["answer"] == "4"
         assert ("<b>abstained</b>" in verdict._repr_html_()) == abstained
+
+    @pytest.mark.parametrize("below", [0.0, -0.1, 60.0, float("nan")])
+    def test_a_percentage_or_nonsense_is_refused_before_it_withholds_everything(
+        self, below: float
+    ) -> None:
+        with pytest.raises(InvalidSettingError, match="below must be between"):
+            self.verdict(0.9).abstaining(below)
 
     def test_no_answer_is_no_abstention(self) -> None:
         verdict = live(Majority(2), [Script.even("Hm.")], 2).abstaining(0.6)

@@ -157,6 +157,10 @@ class TestWhatItStarts:
         trace = Trace(0, FinishReason.STOP, 1, NOTHING, answer=Answer("a", "a"))
         assert policy.on_finished(trace) == [Start(in_flight)]
 
+    def test_however_many_may_run_per_vote_it_starts_no_more_than_its_budget(self) -> None:
+        outcome = run(Settle(budget=12, ahead=1e308), ["a", "b"] * 6, concurrency=16)
+        assert (outcome.ended, outcome.started) == ("budget", 12)
+
     @given(
         policy=st.builds(
             Settle,
@@ -186,7 +190,7 @@ class TestWhatItStarts:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"bar": 1.0}, "bar must be"),
+            ({"bar": 1.0}, r"bar must be between 0\.5 and 0\.999999999"),
             ({"bar": 0.4}, "bar must be"),
             ({"slope": -0.1}, "slope must be"),
             ({"first": 0}, "first must be"),

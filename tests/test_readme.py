@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from conviction.policies import policy_names
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 KOREAN = (ROOT / "README.ko.md").read_text(encoding="utf-8")
@@ -32,6 +34,10 @@ def test_the_policy_of_ones_own_runs_as_printed() -> None:
     result = python(example, seconds=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("5 a pair Usage(voted=")
+
+
+def test_it_tells_of_every_policy() -> None:
+    assert [name for name in policy_names() if f"`{name}`" not in README] == []
 
 
 @pytest.mark.real

@@ -112,7 +112,7 @@ def require(name: str, value: float, *, low: float, high: float | None = None) -
     number = isinstance(value, Real)
     if number and isfinite(value) and value >= low and (high is None or value <= high):
         return
-    span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+    span = f"at least {low:g}" if high is None else f"between {low:.12g} and {high:.12g}"
     raise _refused(name, value, span if number else f"a number, {span}")
 
 

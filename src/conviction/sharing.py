@@ -112,9 +112,9 @@ class Slots:
     settled at the end of a total, but fewer are right: benchmarks/README.md.)
 
     Tokens: a trace begins only if the total covers what traces that ended have spent, what those
-    that run have generated, but for each at least the mean of those that ended, and that mean for
-    itself. Before any has ended, the longest that a trace may be stands for the mean, and one
-    alone may begin as long as anything is left. If the total covers no further trace and none
+    that run have generated together, but at least the mean of those that ended for each, and that
+    mean for itself. Before any has ended, the longest that a trace may be stands for the mean, and
+    one alone may begin as long as anything is left. If the total covers no further trace and none
     runs, or if it is exceeded, all places are called to end. So the total is exceeded by no more
     than the chunk that exceeds it and what the other running traces generate until they are
     cancelled, as a rule a chunk each.

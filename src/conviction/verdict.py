@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from conviction.core import FinishReason, Question, Tally, Trace
+from conviction.core import FinishReason, Question, Tally, Trace, require
 from conviction.policies.lead import lead_of
 
 SCHEMA_VERSION = 1
@@ -164,7 +164,11 @@ class Verdict:
         Args:
             below: Least calibrated probability of an answer that is given, in (0, 1]. An answer
                 whose probability is not known is not given, either.
+
+        Raises:
+            InvalidSettingError: it lies outside its range.
         """
+        require("below", below, low=1e-9, high=1.0)
         if self.answer is None or (self.right is not None and self.right.value >= below):
             return self
         return replace(self, answer=None, abstained=True)

@@ -34,7 +34,7 @@ class CalibrationOptions:
     """A recording of other questions like these with right answers, by the same model: tells how
     probable an answer is to be right."""
     abstain_below: float | None = None
-    "Give no answer that is less probable to be right than this, in (0, 1] (exit code 3)."
+    "Give no answer that is less probable to be right than this, in (0, 1]."
 
     def open(self, policy: Policy) -> "Calibrator | None":
         """The recording, once it is clear that something can be learned from it.

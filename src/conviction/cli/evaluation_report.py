@@ -32,7 +32,7 @@ def summary_table(summary: Summary, *, failures_wrong: bool) -> Table:
         table.add_row(
             "ended",
             f"{sharing.settled} settled, {sharing.whole_budget} with their whole budget, "
-            f"{sharing.contested} contested when the total was spent, "
+            f"{sharing.contested} contested to the end, "
             f"{sharing.unanswered} unanswered",
         )
     table.add_row("no answer", f"{summary.no_answer} of {summary.finished}, counted as wrong")

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import msgspec
 
+from conviction.concluding import OUT_OF_TOKENS
 from conviction.verdict import UNSETTLED, Usage
 
 SCHEMA_VERSION = 1
@@ -61,6 +62,11 @@ class QuestionResult(msgspec.Struct, frozen=True):
     def settled(self) -> bool:
         """Whether its policy settled on an answer before the budget was used up."""
         return self.answer is not None and self.ended not in UNSETTLED
+
+    @property
+    def contested(self) -> bool:
+        """Whether the votes so far decided: a total was spent, or its policy found no safe lead."""
+        return self.answer is not None and self.ended in (OUT_OF_TOKENS, "contested")
 
 
 class RunData(msgspec.Struct, frozen=True):

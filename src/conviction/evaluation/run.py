@@ -10,7 +10,6 @@ import anyio
 import anyio.to_thread
 
 from conviction.answers.base import AnswerKind
-from conviction.concluding import OUT_OF_TOKENS
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -68,10 +67,8 @@ class EvaluationProgress:
     @property
     def contested(self) -> int:
         """Questions that more than their first traces have not settled, done or not."""
-        cut_short = sum(
-            result.ended == OUT_OF_TOKENS and result.answer is not None for result in self.results
-        )
-        return cut_short + (self.sharing.contested if self.sharing else 0)
+        ended = sum(result.contested for result in self.results)
+        return ended + (self.sharing.contested if self.sharing else 0)
 
 
 ProgressListener = Callable[[EvaluationProgress], None]

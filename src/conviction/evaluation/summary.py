@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from conviction.concluding import OUT_OF_TOKENS
 from conviction.evaluation.results import QuestionResult
 from conviction.lab.statistics import Bootstrap, Estimate, wilson
 
@@ -21,7 +20,8 @@ class Sharing:
         spent: Tokens of all traces, also of those that were lost to an interruption.
         settled: Questions of which the policy settled on an answer.
         whole_budget: Those answered by all the traces that one question may have.
-        contested: Those answered by the votes that they had when the total was spent.
+        contested: Those answered by the votes that they had when the total was spent, or when their
+            policy ended without a safe lead.
         unanswered: Those without an answer.
     """
 
@@ -141,7 +141,7 @@ def summarise_sharing(results: Sequence[QuestionResult], total: int, spent: int)
         spent=spent,
         settled=sum(result.settled for result in answered),
         whole_budget=sum(result.ended == "budget" for result in answered),
-        contested=sum(result.ended == OUT_OF_TOKENS for result in answered),
+        contested=sum(result.contested for result in answered),
         unanswered=sum(result.answer is None and not result.failed for result in results),
     )
 

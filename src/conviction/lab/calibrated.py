@@ -37,7 +37,7 @@ _UNCALIBRATED = (
 _RESOLVING = 60
 """Questions from which on nobody has to be warned."""
 
-_CUT_SHORT = ("interrupted", "time")
+_CUT_SHORT = ("interrupted", "time", "tokens")
 """How runs end that no replay can follow."""
 
 _NEARLY = 0.75
