@@ -131,7 +131,7 @@ def test_a_process_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(workers, "WORTHWHILE_SECONDS", 0.0)
     monkeypatch.setattr(BaseProcess, "start", refused)
-    with pytest.raises(RecordingError, match="could not be started .*temporarily unavailable"):
+    with pytest.raises(RecordingError, match=r"could not be started .*temporarily unavailable"):
         list(each_question(lab_traces.die_unless_first, lab_traces.in_memory(), processes=2))
 
 
