@@ -165,7 +165,12 @@ def evaluation(
     abstention = None
     if calibrator is not None:
         facts = replace(facts_of(generation, server, model), capabilities=reached.capabilities)
-        abstention = _abstention(calibrator, facts, plan, reached.progress, console)
+        try:
+            abstention = _abstention(calibrator, facts, plan, reached.progress, console)
+        except (ConvictionError, KeyboardInterrupt):
+            # What was measured is shown all the same.
+            _report(reached.progress, run, output, console, None, interrupted=interrupted)
+            raise
     return _report(reached.progress, run, output, console, abstention, interrupted=interrupted)
 
 

@@ -123,7 +123,7 @@ def _not_started(error: OSError) -> RecordingError:
     return RecordingError(
         tried="replay in several processes",
         found=f"one of them could not be started ({error})",
-        remedy="Use fewer processes: --processes 1.",
+        remedy="Close other programs, or use fewer processes (conviction lab: --processes 1).",
     )
 
 
@@ -132,7 +132,7 @@ def _died(worker: BaseProcess) -> RecordingError:
     return RecordingError(
         tried="replay in several processes",
         found=f"one of them died (exit code {worker.exitcode}), as when memory runs out",
-        remedy="Use fewer processes: --processes 1.",
+        remedy="Close other programs, or use fewer processes (conviction lab: --processes 1).",
     )
 
 
