@@ -373,6 +373,7 @@ def test_a_calibration_that_fails_does_not_hide_what_was_measured(
     pool: Path,
     questions: Path,
     asked: list[TraceRequest],
+    *,
     error: BaseException,
     code: int,
     words: str,
