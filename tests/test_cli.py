@@ -228,6 +228,11 @@ NOTHING_STARTED = [
     (["think", "q", "--budget", "0"], "budget must be at least 1"),
     (["think", "q", "--budget", "-3"], "budget must be at least 1"),
     (["think", "q", "--budget", "many"], "many"),
+    (["think", "q", "--budget", "2.6"], "'2.6' is no whole number"),
+    (["think", "q", "--policy", "deepconf-low", "--window", "9.5"], "'9.5' is no whole number"),
+    (["think", "q", "--max-tokens", "99.5"], "'99.5' is no whole number"),
+    (["think", "q", "--seed", "0.5"], "'0.5' is no whole number"),
+    (["think", "q", "--restarts", "1.5"], "'1.5' is no whole number"),
     (["think", "q", "--policy", "deepconf-low", "--window", "0"], "window must be at least 1"),
     (
         ["think", "q", "--policy", "deepconf-high", "--warmup", "9", "--budget", "8"],

@@ -370,6 +370,35 @@ def test_an_evaluation_counts_what_it_withholds_apart(
     assert run([*arguments[:-2], "--abstain-below", "0.8"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RecordingError(tried="read it", found="it is torn", remedy="Mend it."), 1, "it is torn"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ],
+)
+def test_a_calibration_that_fails_does_not_hide_what_was_measured(
+    tmp_path: Path,
+    pool: Path,
+    questions: Path,
+    asked: list[TraceRequest],
+    *,
+    error: BaseException,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(calibration, "calibrate", fails(error))
+    arguments = ["eval", str(questions), "-o", str(tmp_path / "run"), "--policy", "majority"]
+    assert run([*arguments, "--budget", "8", "--calibration", str(pool)]) == code
+    out, err = capsys.readouterr()
+    assert "10 of 10 questions right" in out
+    assert "calibrated" not in out
+    assert words in err
+    assert asked
+
+
 def test_an_evaluation_on_questions_of_its_own_calibration_is_told(
     tmp_path: Path,
     asked: list[TraceRequest],

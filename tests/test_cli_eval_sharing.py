@@ -97,6 +97,7 @@ def test_without_a_total_nothing_is_said_of_one(
     ("options", "word"),
     [
         (["--total-tokens", "0"], "total_tokens must be at least 1"),
+        (["--total-tokens", "100.6"], "'100.6' is no whole number"),
         (["--total-tokens", "100", "--questions-at-once", "2"], "questions_at_once"),
         (["--total-tokens", "100", "--time-limit", "2"], "time_limit"),
     ],

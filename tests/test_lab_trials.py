@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 
 import lab_traces
 import numpy as np
@@ -122,6 +123,16 @@ def test_what_goes_wrong_in_another_process_is_told(
     monkeypatch.setattr(workers, "WORTHWHILE_SECONDS", 0.0)
     with pytest.raises(error, match=words):
         list(each_question(work, lab_traces.in_memory(), processes=2))
+
+
+def test_a_process_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: BaseProcess) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workers, "WORTHWHILE_SECONDS", 0.0)
+    monkeypatch.setattr(BaseProcess, "start", refused)
+    with pytest.raises(RecordingError, match=r"could not be started .*temporarily unavailable"):
+        list(each_question(lab_traces.die_unless_first, lab_traces.in_memory(), processes=2))
 
 
 @given(st.integers(1, 40), st.data(), st.integers(0, 5), st.text(max_size=5))

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from conviction import athink_many, think_many
 from conviction.answers.number import NumberAnswers
 from conviction.core import InvalidSettingError, Question, Sampling
-from conviction.engines.base import Chunk, TraceRequest
+from conviction.engines.base import Capabilities, Chunk, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import (
     AllTracesFailedError,
@@ -217,6 +217,58 @@ def test_a_time_limit_and_an_interrupt_end_all_with_the_votes_they_have() -> Non
     virtual_time.run(main)
 
 
+class Silent(ScriptedEngine):
+    """Says nothing of itself for a while."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(contested, delay=0.1)
+        self._seconds = seconds
+
+    async def capabilities(self) -> Capabilities:
+        await anyio.sleep(self._seconds)
+        return await super().capabilities()
+
+
+@pytest.mark.parametrize("ended", ["time", "interrupted"])
+def test_an_engine_that_says_nothing_of_itself_holds_up_no_end(ended: str) -> None:
+    async def main() -> None:
+        interrupt = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            if ended == "interrupted":
+                tasks.start_soon(interrupt_after, 2.0, interrupt)
+            found = verdicts(
+                await athink_many(
+                    [question(0), question(1)],
+                    engine=Silent(inf),
+                    answers="number",
+                    time_limit=2.0 if ended == "time" else None,
+                    interrupt=interrupt,
+                )
+            )
+        assert [verdict.ended for verdict in found] == [ended, ended]
+        assert [verdict.answer for verdict in found] == [None, None]
+
+    virtual_time.run(main)
+
+
+async def interrupt_after(seconds: float, interrupt: anyio.Event) -> None:
+    await anyio.sleep(seconds)
+    interrupt.set()
+
+
+def test_the_time_that_an_engine_takes_to_say_what_it_can_do_counts() -> None:
+    async def main() -> None:
+        found = verdicts(
+            await athink_many(
+                [question(0)], engine=Silent(1.5), answers="number", policy="majority", time_limit=2
+            )
+        )
+        assert [verdict.ended for verdict in found] == ["time"]
+        assert virtual_time.now() <= 2.0 + 1e-6
+
+    virtual_time.run(main)
+
+
 # --- What is refused ------------------------------------------------------------------------------
 
 
@@ -226,6 +278,12 @@ def test_a_total_that_is_none_is_refused_before_anything_starts(total: int) -> N
     with pytest.raises(InvalidSettingError, match="total_tokens"):
         think(engine, 2, total_tokens=total)
     assert engine.generated == []
+
+
+@pytest.mark.parametrize("limit", [-1.0, nan])
+def test_a_time_limit_that_is_none_is_refused_before_anything_starts(limit: float) -> None:
+    with pytest.raises(InvalidSettingError, match="time_limit"):
+        think(ScriptedEngine(contested), 2, time_limit=limit)
 
 
 def test_one_text_is_no_list_of_questions() -> None:

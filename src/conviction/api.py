@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from conviction.answers import kind
 from conviction.answers.base import AnswerKind
-from conviction.core import InvalidSettingError, Question, Sampling, require_whole
+from conviction.core import InvalidSettingError, Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
 from conviction.errors import (
     AllTracesFailedError,
@@ -27,6 +27,7 @@ from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
 from conviction.registry import unknown_name
 from conviction.sharing import Place, Slots
+from conviction.tasks import unless_ended
 from conviction.thinking import RESTARTS, deliberate
 from conviction.verdict import Verdict
 
@@ -166,6 +167,8 @@ async def athink_many(
         )
     if total_tokens is not None:
         require_whole("total_tokens", total_tokens, low=1)
+    if time_limit is not None:
+        require("time_limit", time_limit, low=0)
     if not questions:
         return []
     sampling = sampling or Sampling()
@@ -193,8 +196,13 @@ async def athink_many(
                 place=place,
             )
 
-        capabilities = await running.capabilities()
-        slots = Slots(capabilities.concurrency, total=total_tokens, longest=sampling.max_tokens)
+        began = anyio.current_time()
+        capabilities, _ = await unless_ended(running.capabilities, time_limit, interrupt)
+        if time_limit is not None:
+            time_limit = max(0.0, time_limit - (anyio.current_time() - began))
+        # Without an answer in time, every question ends as soon as it begins.
+        concurrency = capabilities.concurrency if capabilities else 1
+        slots = Slots(concurrency, total=total_tokens, longest=sampling.max_tokens)
         return await _all(one, slots, len(asked))
 
 

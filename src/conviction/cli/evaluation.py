@@ -39,6 +39,7 @@ from conviction.cli.think import (
     PolicyOptions,
     facts_of,
 )
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError
@@ -65,9 +66,9 @@ class EvaluationGeneration(GenerationOptions):
 
     time_limit: float | None = None
     "Seconds after which the votes of a question so far decide it."
-    questions_at_once: int | None = None
+    questions_at_once: Annotated[int | None, WHOLE] = None
     "Questions that share the engine at once; as many as keep it busy if not given."
-    total_tokens: int | None = None
+    total_tokens: Annotated[int | None, WHOLE] = None
     """Tokens that all questions share: those nearest to being settled go first, and when the
     total is spent, the votes so far decide."""
 
@@ -164,7 +165,12 @@ def evaluation(
     abstention = None
     if calibrator is not None:
         facts = replace(facts_of(generation, server, model), capabilities=reached.capabilities)
-        abstention = _abstention(calibrator, facts, plan, reached.progress, console)
+        try:
+            abstention = _abstention(calibrator, facts, plan, reached.progress, console)
+        except (ConvictionError, KeyboardInterrupt):
+            # What was measured is shown all the same.
+            _report(reached.progress, run, output, console, None, interrupted=interrupted)
+            raise
     return _report(reached.progress, run, output, console, abstention, interrupted=interrupted)
 
 

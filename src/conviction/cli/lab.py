@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated
 
-from cyclopts import App, Parameter, Token
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
@@ -22,6 +22,7 @@ from conviction.cli.lab_tables import (
     table_console,
 )
 from conviction.cli.terminal import escaped, safe
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError
@@ -33,20 +34,6 @@ from conviction.lab.figures import check_installed
 from conviction.lab.report import diagnosis_page, study_page
 from conviction.lab.sources import PoolTraces
 from conviction.lab.study import Plan, Study, check_plan, study
-
-
-def _as_whole(kind: Any, tokens: Sequence[Token]) -> Any:
-    """Numbers as they are written; by default 4.5 would become 4 without a word."""
-    values: list[int] = []
-    for token in tokens:
-        try:
-            values.append(int(token.value))
-        except ValueError:
-            raise ValueError(f"{token.value!r} is no whole number") from None
-    return tuple(values) if get_origin(kind) is tuple else values[0]
-
-
-_WHOLE = Parameter(converter=_as_whole)
 
 app = App(name="lab", help="Replay any policy on recorded traces, and measure it.")
 
@@ -60,7 +47,7 @@ class PlanOptions:
     'As in deepconf-low or "deepconf-low:window=32,keep=0.1/0.2"; repeat for several.'
     baseline: str | None = None
     "The policy that the others are compared to; the first if not given."
-    budget: Annotated[tuple[int, ...], _WHOLE, Parameter(negative="", show_default=False)] = ()
+    budget: Annotated[tuple[int, ...], WHOLE, Parameter(negative="", show_default=False)] = ()
     "The most traces to start; as many as were recorded if not given, at most 64."
     concurrency: Annotated[tuple[float, ...], Parameter(negative="", show_default=False)] = ()
     "Traces that run at once on the machine that is played; all (inf) if not given."
@@ -73,15 +60,15 @@ class PlanOptions:
 class TrialOptions:
     """How often, and on which traces."""
 
-    repeats: Annotated[int | None, _WHOLE] = None
+    repeats: Annotated[int | None, WHOLE] = None
     "Random draws of traces per question; 64 if not given, 16 in a sweep."
-    seed: Annotated[int, _WHOLE] = 0
+    seed: Annotated[int, WHOLE] = 0
     "Same seed, same draws."
     with_replacement: Annotated[bool, Parameter(negative="")] = False
     "Let a draw take one trace several times."
     only_graded: Annotated[bool, Parameter(negative="")] = False
     "Leave out questions without a right answer."
-    processes: Annotated[int | None, _WHOLE] = None
+    processes: Annotated[int | None, WHOLE] = None
     "Processes to use; as many as there are cores if not given."
 
 
@@ -152,11 +139,11 @@ def diagnose(
     pool: Path,
     /,
     *,
-    budget: Annotated[int | None, _WHOLE] = None,
-    repeats: Annotated[int, _WHOLE] = DIAGNOSIS_REPEATS,
-    seed: Annotated[int, _WHOLE] = 0,
+    budget: Annotated[int | None, WHOLE] = None,
+    repeats: Annotated[int, WHOLE] = DIAGNOSIS_REPEATS,
+    seed: Annotated[int, WHOLE] = 0,
     only_graded: Annotated[bool, Parameter(negative="")] = False,
-    processes: Annotated[int | None, _WHOLE] = None,
+    processes: Annotated[int | None, WHOLE] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     html: Path | None = None,
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,

@@ -27,6 +27,7 @@ from conviction.cli.summary import summary
 from conviction.cli.terminal import escaped, safe
 from conviction.cli.trace_options import TraceOptions
 from conviction.cli.view import LiveView, PlainView
+from conviction.cli.whole_numbers import WHOLE
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
@@ -53,17 +54,17 @@ class PolicyOptions:
     policy: str = DEFAULT_POLICY
     """A name from `conviction policies`, with settings if wanted:
     adaptive-consistency:wave=4,bar=0.99."""
-    budget: int | None = None
+    budget: Annotated[int | None, WHOLE] = None
     "The most traces to start."
-    warmup: int | None = None
+    warmup: Annotated[int | None, WHOLE] = None
     "Complete traces before a threshold is set (deepconf-low, -high)."
-    window: int | None = None
+    window: Annotated[int | None, WHOLE] = None
     "Tokens in a group; fitted to the traces if not given."
     keep: float | None = None
     "Share of the traces to keep, in (0, 1]."
     consensus: float | None = None
     "Share of the vote at which the leader has won (deepconf-low, -high)."
-    quorum: int | None = None
+    quorum: Annotated[int | None, WHOLE] = None
     "Votes needed before consensus counts (deepconf-low, -high)."
     metric: Metric | None = None
     "Confidence of a whole trace (deepconf-offline)."
@@ -89,7 +90,7 @@ class GenerationOptions(TraceOptions):
     "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
     time_limit: float | None = None
     "Seconds after which the votes so far decide."
-    restarts: int = RESTARTS
+    restarts: Annotated[int, WHOLE] = RESTARTS
     "How often a trace whose stream broke is begun again."
 
 

@@ -1,7 +1,9 @@
 """Options of every command that has traces generated: how a question is put, and tokens drawn."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import Sampling
 from conviction.prompts import PromptStyle
 
@@ -14,13 +16,13 @@ class TraceOptions:
     "Kind of answer: math, number, choice, text or json."
     prompt_style: PromptStyle | None = None
     "What to add to the question; default: what suits the model."
-    max_tokens: int = 1024
+    max_tokens: Annotated[int, WHOLE] = 1024
     "The most tokens of one trace."
     temperature: float = 0.7
     "0 is greedy; traces then differ little or not at all."
     top_p: float | None = None
     "Nucleus mass, in (0, 1]."
-    seed: int = 0
+    seed: Annotated[int, WHOLE] = 0
     "Same seed, same question, same traces, where the engine allows."
 
     def sampling(self) -> Sampling:

@@ -33,7 +33,7 @@ def each_question(
         processes: How many processes at most.
 
     Raises:
-        RecordingError: a process died, as it does when memory runs out.
+        RecordingError: a process could not be started, or died, as it does when memory runs out.
     """
     ids = source.question_ids
     if not ids:
@@ -59,10 +59,13 @@ def _in_processes(
     with ExitStack() as stack:
         busy: dict[Any, BaseProcess] = {}
         for _ in range(processes):
-            ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs,), daemon=True)
-            with _interrupts_ignored():
-                worker.start()
+            try:
+                ours, theirs = context.Pipe()
+                worker = context.Process(target=_serve, args=(theirs,), daemon=True)
+                with _interrupts_ignored():
+                    worker.start()
+            except OSError as error:
+                raise _not_started(error) from None
             stack.callback(_end, worker, ours)
             theirs.close()
             busy[ours] = worker
@@ -116,12 +119,20 @@ def _received(connection: Any, worker: BaseProcess) -> tuple[int, Any]:
     return number, result
 
 
+def _not_started(error: OSError) -> RecordingError:
+    return RecordingError(
+        tried="replay in several processes",
+        found=f"one of them could not be started ({error})",
+        remedy="Close other programs, or use fewer processes (conviction lab: --processes 1).",
+    )
+
+
 def _died(worker: BaseProcess) -> RecordingError:
     worker.join(1.0)
     return RecordingError(
         tried="replay in several processes",
         found=f"one of them died (exit code {worker.exitcode}), as when memory runs out",
-        remedy="Use fewer processes: --processes 1.",
+        remedy="Close other programs, or use fewer processes (conviction lab: --processes 1).",
     )
 
 
