@@ -126,6 +126,7 @@ async def test_its_own_names_are_taken(name: str) -> None:
         ("https://chat.example", 200),
         ("https://evil.example", 403),
         ("http://localhost:1", 403),
+        ("http://[", 403),
         ("null", 403),
     ],
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -76,7 +75,8 @@ class OriginGuard:
         if scope["type"] == "http" and scope["method"] not in _READING:
             headers = Headers(scope=scope)
             origin = headers.get("origin", "").lower()
-            own = urlsplit(origin).netloc == headers.get("host", "").lower()
+            host = headers.get("host", "").lower()
+            own = origin in (f"http://{host}", f"https://{host}")
             if origin and not own and origin not in self._origins:
                 error = RequestError(
                     "A web page of another address asks. Start the server with --cors-origin to "
