@@ -70,6 +70,17 @@ async def test_a_page_that_lost_its_connection_gets_what_it_missed_or_everything
     assert [frame.get("whole") for frame in never_heard] == [True]
 
 
+async def test_a_page_that_has_seen_the_end_is_told_nothing_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served(engine_of(7)) as server:
+        run = await begin(server, conviction={"policy": "majority", "budget": 1})
+        last = (await follow(server, run))[-1]["n"]
+        assert await follow(server, run, last) == []
+        (await server.http.get("/health")).raise_for_status()
+    assert caplog.text == ""
+
+
 async def test_a_page_that_does_not_read_holds_nothing_up_and_is_told_less() -> None:
     async with served(endless()) as server:
         run = await begin(server, conviction={"policy": "majority", "budget": 2})

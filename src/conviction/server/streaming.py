@@ -70,6 +70,7 @@ class EventStream:
         self._ping_seconds = ping_seconds
         self._on_failure = on_failure
         self._last = 0.0
+        self._over = False
         self._send: Send
         self._scope = anyio.CancelScope()
 
@@ -110,10 +111,11 @@ class EventStream:
         self._last = anyio.current_time()
 
     async def _finish(self, data: bytes) -> None:
+        self._over = True  # Nothing may be sent after the end, so no ping either.
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def _ping(self) -> None:
-        while True:
+        while not self._over:
             silent = anyio.current_time() - self._last
             if silent >= self._ping_seconds:
                 await self._emit(PING)
