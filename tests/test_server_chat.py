@@ -344,6 +344,7 @@ async def test_fields_that_would_change_the_answer_are_refused_with_the_reason(
         ({"conviction": {"policy": "single", "budget": 4}}, "conviction.budget"),
         ({"conviction": {"time_limit": 0}}, "conviction.time_limit"),
         ({"model": "scripted@tossing"}, "model"),
+        ({"model": f"scripted@deepconf-low:keep=0.{'5' * 1000}"}, "model"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 2}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -384,6 +385,25 @@ async def test_a_body_that_is_no_object_is_a_400(body: bytes) -> None:
         )
     assert response.status_code == 400
     assert response.json()["error"]["message"]
+    assert response.json()["error"]["param"] is None
+
+
+async def test_json_that_breaks_off_is_called_no_json() -> None:
+    async with served(engine_of(7)) as server:
+        response = await server.http.post(
+            "/v1/chat/completions",
+            content=b'{"model": "scripted", "messages": [',
+            headers={"content-type": "application/json"},
+        )
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_json"
+
+
+async def test_a_long_name_of_a_field_is_not_repeated() -> None:
+    async with served(engine_of(7)) as server:
+        response = await server.chat(**{"a" * 100_000: 1})
+    assert response.json()["error"]["code"] == "unknown_field"
+    assert len(response.content) < 1000
 
 
 async def test_unknown_paths_and_methods_fail_in_the_same_shape() -> None:

@@ -27,6 +27,10 @@ _KINDS: Final = (
 """Status of HTTP and code by kind of error; the first that fits."""
 
 
+_LONGEST_NAME = 100
+"""Characters of a field's name that is repeated; those of this server are shorter."""
+
+
 class RequestError(UsageError):
     """A request asks for what this server does not do.
 
@@ -112,7 +116,9 @@ def of_validation(problems: Sequence[Any]) -> RequestError:
     """The first thing that is wrong with a request; nothing of its content is repeated."""
     first = problems[0]
     path = [part for part in first["loc"] if part != "body"]
-    if first["type"] in ("json_invalid", "model_attributes_type") and not _names(path):
+    # Where JSON breaks off stands in the path as well, but is no field.
+    no_object = first["type"] == "model_attributes_type" and not _names(path)
+    if no_object or first["type"] == "json_invalid":
         return RequestError(
             "The body is no JSON object. Send one, as Content-Type: application/json.",
             code="invalid_json",
@@ -139,7 +145,7 @@ def _names(path: Sequence[Any]) -> list[str]:
         text = str(part)
         if not text.isidentifier() and not text.isdecimal():
             break
-        if text in ("str", "list", "int", "float", "dict"):
+        if text in ("str", "list", "int", "float", "dict") or len(text) > _LONGEST_NAME:
             break
         names.append(text)
     return names

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from conviction.api import MOST_CHARACTERS
-from conviction.server.wishes import Generation, Integer, Positive, Wishes, whole
+from conviction.server.wishes import MOST_NAME, Generation, Integer, Positive, Wishes, whole
 
 REFUSED: Final = {
     "audio": "Only text is written here.",
@@ -47,6 +47,9 @@ Text = Annotated[str, Field(pattern=r"^[^\u0000]*$", max_length=MOST_CHARACTERS)
 Words = Annotated[
     str, Field(pattern=r"^[^\u0000]*[^\s\u0000][^\u0000]*$", max_length=MOST_CHARACTERS)
 ]
+
+
+Name = Annotated[str, Field(max_length=MOST_NAME)]
 
 
 class _Strict(BaseModel):
@@ -99,7 +102,7 @@ class ResponseFormat(_Strict):
 class _Request(_Strict):
     """What both kinds of completion have."""
 
-    model: str
+    model: Name
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Whole = None

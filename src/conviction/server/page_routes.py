@@ -22,7 +22,7 @@ from conviction.server.runs import Run
 from conviction.server.service import Service
 from conviction.server.streaming import Emit, EventStream
 from conviction.server.tape import encode
-from conviction.server.wishes import Generation, Wishes
+from conviction.server.wishes import MOST_NAME, Generation, Wishes
 
 _JSON = "application/json"
 _MOST_TEXT = 4_000_000
@@ -35,7 +35,7 @@ class Question(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     question: Annotated[str, Field(min_length=1, max_length=1_000_000)]
-    model: str | None = None
+    model: Annotated[str | None, Field(max_length=MOST_NAME)] = None
     conviction: Wishes = Wishes()
     generation: Generation = Generation()
 

@@ -1,10 +1,14 @@
 """What a request may wish for beyond OpenAI's fields: the `conviction` object."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from conviction.server.settings import Content
+
+
+MOST_NAME: Final = 1000
+"""Characters of a model's name or a policy's, settings included: it is repeated in each event."""
 
 
 def whole(value: object) -> object:
@@ -28,7 +32,7 @@ class Wishes(BaseModel):
         Field(
             description="Name of a policy, with settings if wanted, as in `esc:window=5`.",
             min_length=1,
-            max_length=1000,
+            max_length=MOST_NAME,
         ),
     ] = None
     budget: Annotated[Positive | None, Field(description="The most traces to start.")] = None
