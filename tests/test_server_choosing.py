@@ -101,12 +101,19 @@ async def test_each_listed_model_can_be_asked_for_and_looked_up() -> None:
         ({"max_completion_tokens": 101}, "max_tokens", "100"),
         ({"conviction": {"time_limit": 60.5}}, "conviction.time_limit", "60"),
         ({"conviction": {"concurrency": 3}}, "conviction.concurrency", "2"),
+        ({"conviction": {"total_tokens": 201}}, "conviction.total_tokens", "200"),
     ],
 )
 async def test_above_a_ceiling_the_request_is_refused_and_the_ceiling_named(
     fields: dict[str, Any], param: str, ceiling: str
 ) -> None:
-    bounds = {"budget": 8, "max_tokens": 100, "seconds": 60, "concurrency": 2}
+    bounds = {
+        "budget": 8,
+        "max_tokens": 100,
+        "seconds": 60,
+        "concurrency": 2,
+        "total_tokens": 200,
+    }
     defaults = {"budget": 4, "max_tokens": 50}
     engine = engine_of(7)
     async with served(engine, ceilings=bounds, defaults=defaults) as server:
@@ -161,6 +168,17 @@ async def test_time_up_ends_with_the_votes_there_are() -> None:
         verdict = await verdict_of(server, conviction=wishes)
     assert verdict["ended"] == "time"
     assert verdict["answer"] == "7"
+
+
+async def test_tokens_spent_end_one_request_with_its_votes_and_no_other() -> None:
+    async with served(engine_of(7, concurrency=1, chunk_tokens=4)) as server:
+        wishes = {"policy": "majority", "budget": 60}
+        limited = await verdict_of(server, conviction={**wishes, "total_tokens": 50})
+        other = await verdict_of(server, conviction=wishes)
+    assert (limited["ended"], limited["answer"]) == ("tokens", "7")
+    assert limited["traces"] == {"stop": 2, "cancelled": 1}
+    assert 50 < limited["usage"]["generated"] <= 54
+    assert other["traces"] == {"stop": 60}
 
 
 async def test_requests_leave_the_server_as_it_was() -> None:

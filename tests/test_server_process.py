@@ -234,6 +234,8 @@ def test_an_open_address_with_keys_serves_those_who_have_one(tmp_path: Path) -> 
         (["--drain", "-1"], "drain_seconds"),
         (["--temperature", "-1"], "temperature"),
         (["--port", "99999"], "port"),
+        (["--served-model", "two words"], "served_model: it is no word"),
+        (["--max-total-tokens", "0"], "total_tokens"),
         (["--host", "no such host"], "no such host"),
         (["--base-url", "http://127.0.0.1:1/v1"], "names another engine"),
     ],
@@ -271,3 +273,34 @@ def test_help_tells_every_group_of_options(capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().out
     for group in ("Address", "Engine", "Defaults", "Bounds", "Output"):
         assert f"─ {group} ─" in said
+
+
+def test_what_serve_always_refuses_is_not_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["serve", "--help"]) == 0
+    assert "--templated" not in capsys.readouterr().out
+    assert main.run(["serve", "--templated"]) == 2
+    assert "/v1/completions" in capsys.readouterr().err
+
+
+def test_clients_know_the_model_by_the_name_it_was_given() -> None:
+    with (
+        serving("--served-model", "house-model", "--delay", "0") as server,
+        httpx2.Client(trust_env=False, timeout=SECONDS) as http,
+    ):
+        names = [one["id"] for one in http.get(f"{server.url}/v1/models").json()["data"]]
+        assert "house-model" in names
+        assert "house-model@deepconf-low" in names
+        address = f"{server.url}/v1/chat/completions"
+        assert http.post(address, json=asking(model="house-model")).status_code == 200
+        assert http.post(address, json=asking(model="scripted")).status_code == 404
+
+
+def test_a_total_of_tokens_bounds_every_request() -> None:
+    with (
+        serving("--max-total-tokens", "300", "--slots", "1", "--delay", "0") as server,
+        httpx2.Client(trust_env=False, timeout=SECONDS) as http,
+    ):
+        asked = asking(conviction={"policy": "majority", "budget": 64})
+        verdict = http.post(f"{server.url}/v1/chat/completions", json=asked).json()["conviction"]
+    assert verdict["ended"] == "tokens"
+    assert 300 < verdict["usage"]["generated"] <= 302

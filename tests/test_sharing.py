@@ -219,6 +219,36 @@ class TestTotal:
         assert (table.slots.spent, table.slots.over) == (99_000, False)
         assert not table.places[0].counts
 
+    def test_a_question_that_exceeds_its_own_total_ends_alone(self) -> None:
+        slots = Slots(2)
+        own, other = slots.place(total=10), slots.place()
+        ended: list[str] = []
+        own.end = lambda: ended.append("own")
+        other.end = lambda: ended.append("other")
+        own.want(4, None)
+        other.want(4, None)
+        own.generated(10)
+        assert ended == []
+        own.generated(1)
+        assert ended == ["own"]
+        assert (own.counts, other.counts) == (True, False)
+        own.ended(trace(11))
+        assert slots.spent == 11
+
+    def test_a_questions_own_total_counts_towards_that_of_all(self) -> None:
+        slots = Slots(1, total=10)
+        place = slots.place(total=100)
+        ended: list[bool] = []
+        place.end = lambda: ended.append(True)
+        place.want(1, None)
+        place.generated(11)
+        assert (ended, slots.over) == ([True], True)
+
+    @pytest.mark.parametrize("total", [0, -1, 1.5])
+    def test_a_questions_own_total_is_a_whole_number_too(self, total: int) -> None:
+        with pytest.raises(InvalidSettingError, match="total_tokens"):
+            Slots(4).place(total=total)
+
     @pytest.mark.parametrize("total", [0, -1, 1.5])
     def test_a_total_is_a_whole_number_of_at_least_one(self, total: int) -> None:
         with pytest.raises(InvalidSettingError, match="total_tokens"):

@@ -30,9 +30,13 @@ class Place:
         waiting: Traces that wait for their turn.
         need: The fewest votes that would settle it; None where its policy cannot tell.
         most: The most traces of it that run at once; None for as many as there are slots.
+        total: Tokens that its traces together may generate; None for no bound of its own.
+        spent: Tokens that count towards that, as they come.
     """
 
-    def __init__(self, slots: "Slots", number: int, most: int | None = None) -> None:
+    def __init__(
+        self, slots: "Slots", number: int, most: int | None = None, total: int | None = None
+    ) -> None:
         self.begin: Callable[[], None] = _nothing
         self.end: Callable[[], None] = _nothing
         self.number = number
@@ -42,6 +46,8 @@ class Place:
         self.waiting = 0
         self.need: int | None = None
         self.most = most
+        self.total = total
+        self.spent = 0
         self._slots = slots
         # What the slots keep in mind of it: tokens of its running traces, further traces that had
         # begun when it began to wait, and how often it was lined up.
@@ -63,7 +69,7 @@ class Place:
     @property
     def counts(self) -> bool:
         """Whether `generated` wants to hear of tokens as they come."""
-        return self._slots.total is not None
+        return self.total is not None or self._slots.total is not None
 
     @property
     def ready(self) -> bool:
@@ -160,20 +166,24 @@ class Slots:
         # A place that is lined up anew leaves its old entry behind, with an older version.
         self._line: list[tuple[tuple[bool, int, int], int, Place]] = []
 
-    def place(self, *, most: int | None = None) -> Place:
+    def place(self, *, most: int | None = None, total: int | None = None) -> Place:
         """A place for one more question.
 
         No trace begins before all places have said what they want, so make all before any is used.
 
         Args:
             most: The most traces of it that run at once, at least 1; None for no bound of its own.
+            total: Tokens that its traces together may generate, at least 1; None for no bound of
+                its own. It is called to end by the chunk that exceeds them.
 
         Raises:
-            InvalidSettingError: the bound lies outside its range.
+            InvalidSettingError: a bound lies outside its range.
         """
         if most is not None:
             require_whole("most", most, low=1)
-        place = Place(self, self._joined, most)
+        if total is not None:
+            require_whole("total_tokens", total, low=1)
+        place = Place(self, self._joined, most, total)
         self._places[place.number] = place
         self._joined += 1
         self._silent += 1
@@ -196,10 +206,15 @@ class Slots:
 
     def count(self, place: Place, tokens: int) -> None:
         """`Place.generated`."""
+        place.spent += tokens
+        if place.total is not None and place.spent > place.total:
+            place.end()
+        if self.total is None:
+            return
         place.live += tokens
         self._live += tokens
         self.spent += tokens
-        if self.total is not None and self.spent > self.total:
+        if self.spent > self.total:
             self._end_all()
 
     def give_back(self, place: Place, trace: Trace) -> None:

@@ -63,12 +63,23 @@ class EngineOptions:
     "The embedded engine, the servers of --base-url, or made-up traces that need no model."
     model: Annotated[str | None, Parameter(alias="-m")] = None
     "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
+    served_model: str | None = None
+    "Name that clients know the model by; default: the engine's own."
     slots: int = 8
     "Traces at once (local, scripted)."
     context: int = 4096
     "Tokens that prompt and trace may have together (local)."
     delay: float = 0.05
     "Seconds between two pieces of a made-up trace (scripted)."
+
+
+@Parameter(name="*", group="Server")
+@dataclass(frozen=True)
+class UpstreamOptions(ServerOptions):
+    """A server of completions, in place of the embedded engine."""
+
+    # Not in the help: chats have no template yet, so it is refused with the reason.
+    templated: Annotated[bool, Parameter(negative="", show=False)] = False
 
 
 @Parameter(name="*", group="Defaults")
@@ -97,6 +108,8 @@ class BoundOptions:
     "Time of one request once its turn has come; one that names none has this."
     max_concurrency: int | None = None
     "Traces of one request at once; default: as many as the engine runs."
+    max_total_tokens: int | None = None
+    "Tokens of all traces of one request together; one that names none has this."
     max_body: int = 4 << 20
     "Bytes of one request."
     max_running: int = 16
@@ -127,14 +140,14 @@ class ServeOutputOptions:
 
 
 _ADDRESS, _ENGINE, _DEFAULTS = AddressOptions(), EngineOptions(), DefaultOptions()
-_BOUNDS, _OUTPUT, _SERVER = BoundOptions(), ServeOutputOptions(), ServerOptions()
+_BOUNDS, _OUTPUT, _SERVER = BoundOptions(), ServeOutputOptions(), UpstreamOptions()
 
 
 def serve(
     *,
     address: AddressOptions = _ADDRESS,
     engine: EngineOptions = _ENGINE,
-    server: ServerOptions = _SERVER,
+    server: UpstreamOptions = _SERVER,
     defaults: DefaultOptions = _DEFAULTS,
     bounds: BoundOptions = _BOUNDS,
     output: ServeOutputOptions = _OUTPUT,
@@ -158,7 +171,7 @@ def serve(
 
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
     # Everything that can be refused is refused before anything is fetched or started.
-    settings = _settings(address, defaults, bounds, output)
+    settings = _settings(address, engine.served_model, defaults, bounds, output)
     upstream = _upstream(engine, server)
     listener = listen(settings)
     try:
@@ -228,6 +241,7 @@ def _engine(options: EngineOptions, model: ModelFile | None) -> Engine:
 
 def _settings(
     address: AddressOptions,
+    name: str | None,
     defaults: DefaultOptions,
     bounds: BoundOptions,
     output: ServeOutputOptions,
@@ -252,6 +266,7 @@ def _settings(
         return told.Settings(
             host=address.host,
             port=address.port,
+            model=name,
             defaults=told.Defaults(
                 policy=defaults.policy,
                 budget=defaults.budget,
@@ -267,6 +282,7 @@ def _settings(
                 max_tokens=bounds.most_tokens,
                 seconds=bounds.max_seconds,
                 concurrency=bounds.max_concurrency,
+                total_tokens=bounds.max_total_tokens,
                 body_bytes=bounds.max_body,
             ),
             queueing=told.Queueing(
@@ -285,9 +301,10 @@ def _settings(
         )
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        misnamed = first["loc"] == ("model",)
         raise InvalidSettingError(
-            tried=f"use the setting {first['loc'][-1]}",
-            found=first["msg"].lower(),
+            tried=f"use the setting {'served_model' if misnamed else first['loc'][-1]}",
+            found="it is no word of up to 200 characters" if misnamed else first["msg"].lower(),
             remedy="Change it and retry; conviction serve --help tells them all.",
         ) from None
 

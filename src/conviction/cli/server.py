@@ -52,7 +52,7 @@ class ServerOptions:
             InvalidSettingError: the key cannot be read, or an option needs a server.
         """
         if not self.base_url:
-            if self != ServerOptions():
+            if self != type(self)():
                 raise InvalidSettingError(
                     tried="use options for a server",
                     found="there is no --base-url",

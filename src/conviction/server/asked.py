@@ -21,6 +21,7 @@ class Asked:
         seed: Seeds of all traces derive from it.
         time_limit: Seconds that it may take once its turn has come.
         concurrency: The most traces of it that run at once; None for as many as there are slots.
+        total_tokens: Tokens that its traces together may generate; None for no such bound.
         content: What a message holds.
         client: Who asked; "" where there are no keys.
     """
@@ -34,5 +35,6 @@ class Asked:
     time_limit: float
     seed: int = 0
     concurrency: int | None = None
+    total_tokens: int | None = None
     content: Content = "trace"
     client: str = ""

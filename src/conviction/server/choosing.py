@@ -140,6 +140,9 @@ def _asked(
     concurrency = wishes.concurrency or ceilings.concurrency
     if concurrency and ceilings.concurrency:
         _under("concurrency", concurrency, ceilings.concurrency)
+    total_tokens = wishes.total_tokens or ceilings.total_tokens
+    if total_tokens and ceilings.total_tokens:
+        _under("total_tokens", total_tokens, ceilings.total_tokens)
     return Asked(
         question=question,
         policy=policy,
@@ -150,6 +153,7 @@ def _asked(
         time_limit=time_limit,
         seed=defaults.seed if generation.seed is None else generation.seed,
         concurrency=concurrency,
+        total_tokens=total_tokens,
         content=wishes.content or defaults.content,
         client=client,
     )

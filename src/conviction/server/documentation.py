@@ -55,6 +55,8 @@ def _tell_bounds(schema: Json, service: Service) -> None:
     _number(wishes["time_limit"])["maximum"] = ceilings.seconds
     if ceilings.concurrency is not None:
         _number(wishes["concurrency"])["maximum"] = ceilings.concurrency
+    if ceilings.total_tokens is not None:
+        _number(wishes["total_tokens"])["maximum"] = ceilings.total_tokens
     names = "|".join(policy_names())
     wishes["policy"]["anyOf"] = [
         {"type": "string", "enum": list(runnable_policies(service))},

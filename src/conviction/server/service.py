@@ -201,7 +201,7 @@ class Service:
 
     async def deliberate(self, asked: Asked, listener: Listener, interrupt: anyio.Event) -> Verdict:
         """Think about a request whose turn has come."""
-        with self._slots.place(most=asked.concurrency) as place:
+        with self._slots.place(most=asked.concurrency, total=asked.total_tokens) as place:
             return await deliberate(
                 asked.question,
                 engine=self.engine,

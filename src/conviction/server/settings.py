@@ -50,6 +50,8 @@ class Ceilings(BaseModel):
         max_tokens: Tokens of one trace.
         seconds: Time of one request, from when its turn comes. One that names none has this.
         concurrency: Traces of one request that run at once; None for as many as the engine runs.
+        total_tokens: Tokens of all traces of one request, None for no such bound. One that names
+            none has this.
         body_bytes: Size of a request.
     """
 
@@ -59,6 +61,7 @@ class Ceilings(BaseModel):
     max_tokens: Count = 16_384
     seconds: Seconds = 600.0
     concurrency: Count | None = None
+    total_tokens: Count | None = None
     body_bytes: Count = 4 << 20
 
 
@@ -86,7 +89,8 @@ class Settings(BaseModel):
     Attributes:
         host: Address it listens on.
         port: Port it listens on.
-        model: Name that clients know the model by; None for the engine's own.
+        model: Name that clients know the model by: a word of up to 200 characters; None for the
+            engine's own.
         defaults: For requests that say nothing else.
         ceilings: What no request may exceed.
         queueing: How many at once.
@@ -103,7 +107,7 @@ class Settings(BaseModel):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8008
-    model: str | None = None
+    model: Annotated[str, Field(pattern=r"^[^\s\p{C}]{1,200}$")] | None = None
     defaults: Defaults = Defaults()
     ceilings: Ceilings = Ceilings()
     queueing: Queueing = Queueing()

@@ -6,7 +6,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from conviction.server.settings import Content
 
-
 MOST_NAME: Final = 1000
 """Characters of a model's name or a policy's, settings included: it is repeated in each event."""
 
@@ -58,6 +57,10 @@ class Wishes(BaseModel):
     ] = None
     concurrency: Annotated[
         Positive | None, Field(description="The most traces of this request at once.")
+    ] = None
+    total_tokens: Annotated[
+        Positive | None,
+        Field(description="Tokens of all traces together, after which the votes so far decide."),
     ] = None
 
 
