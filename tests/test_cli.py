@@ -6,16 +6,20 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
+from cyclopts import App
 
 from conviction import api
 from conviction.cli import download_bar
-from conviction.cli.main import run
+from conviction.cli.main import build, run
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import FinishReason
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -374,3 +378,24 @@ def test_the_list_of_policies_tells_settings_and_defaults(
     assert entries["esc"]["settings"] == {"budget": 16, "window": 4}
     assert entries["deepconf-low"]["needs_confidence"] is True
     assert entries["majority"]["needs_confidence"] is False
+
+
+def commands(app: App) -> Iterator[App]:
+    """All commands of the command line that do something."""
+    for name in app:
+        if not name.startswith("-"):
+            command = app[name]
+            if command.default_command is not None:
+                yield command
+            yield from commands(command)
+
+
+def test_no_option_for_whole_numbers_rounds_others() -> None:
+    whole = [
+        argument
+        for command in commands(build())
+        for argument in command.assemble_argument_collection()
+        if int in (argument.hint, *get_args(argument.hint))
+    ]
+    assert len(whole) > 40
+    assert [one.name for one in whole if one.parameter.converter is not WHOLE.converter] == []

@@ -182,7 +182,7 @@ def compare(
     *,
     fail_if_worse: Annotated[bool, Parameter(negative="")] = False,
     failures_wrong: Annotated[bool, Parameter(negative="")] = False,
-    seed: int = 0,
+    seed: Annotated[int, WHOLE] = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,
 ) -> int:

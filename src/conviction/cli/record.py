@@ -19,6 +19,7 @@ from conviction.cli.recording_bar import recording_bar
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
 from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.engines.base import Engine
 from conviction.evaluation.datasets import Dataset, Fields, load
@@ -48,7 +49,7 @@ class DataOptions:
     "Subset of a data set on the hub; needed if it has several."
     split: str | None = None
     "Split of a data set on the hub; needed if it has several."
-    limit: int | None = None
+    limit: Annotated[int | None, WHOLE] = None
     "The most questions to take, from the beginning."
     question_field: str | None = None
     "Field with the question; default: question, problem, input, prompt or query."
@@ -102,7 +103,7 @@ def record(
     /,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    traces: Annotated[int, Parameter(alias="-n")] = 16,
+    traces: Annotated[int, Parameter(alias="-n"), WHOLE] = 16,
     import_: Annotated[list[Path] | None, Parameter(name="--import", negative="")] = None,
     text: bool = True,
     answers_only: Annotated[bool, Parameter(negative="")] = False,

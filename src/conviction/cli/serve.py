@@ -22,6 +22,7 @@ from conviction.cli.download_bar import fetched
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
 from conviction.cli.trace_options import TraceOptions
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
@@ -44,7 +45,7 @@ class AddressOptions:
 
     host: str = "127.0.0.1"
     "Address to listen on; any that is not of this machine alone needs keys."
-    port: int = 8008
+    port: Annotated[int, WHOLE] = 8008
     "Port to listen on; 0 takes any that is free."
     client_keys: Path | None = None
     "File with keys of clients, one a line, after a name if wanted; or CONVICTION_SERVER_KEYS."
@@ -65,9 +66,9 @@ class EngineOptions:
     "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
     served_model: str | None = None
     "Name that clients know the model by; default: the engine's own."
-    slots: int = 8
+    slots: Annotated[int, WHOLE] = 8
     "Traces at once (local, scripted)."
-    context: int = 4096
+    context: Annotated[int, WHOLE] = 4096
     "Tokens that prompt and trace may have together (local)."
     delay: float = 0.05
     "Seconds between two pieces of a made-up trace (scripted)."
@@ -89,7 +90,7 @@ class DefaultOptions(TraceOptions):
 
     policy: str = DEFAULT_POLICY
     "A name from `conviction policies`, with settings if wanted."
-    budget: int | None = None
+    budget: Annotated[int | None, WHOLE] = None
     "The most traces of a request."
     content: Literal["trace", "answer"] = "trace"
     "What a message holds: the best trace's text, or only the answer."
@@ -100,23 +101,23 @@ class DefaultOptions(TraceOptions):
 class BoundOptions:
     """What no request may exceed; one that asks for more is refused."""
 
-    max_budget: int = 128
+    max_budget: Annotated[int, WHOLE] = 128
     "Traces of one request."
-    most_tokens: int = 16_384
+    most_tokens: Annotated[int, WHOLE] = 16_384
     "Tokens of one trace."
     max_seconds: float = 600.0
     "Time of one request once its turn has come; one that names none has this."
-    max_concurrency: int | None = None
+    max_concurrency: Annotated[int | None, WHOLE] = None
     "Traces of one request at once; default: as many as the engine runs."
-    max_total_tokens: int | None = None
+    max_total_tokens: Annotated[int | None, WHOLE] = None
     "Tokens of all traces of one request together; one that names none has this."
-    max_body: int = 4 << 20
+    max_body: Annotated[int, WHOLE] = 4 << 20
     "Bytes of one request."
-    max_running: int = 16
+    max_running: Annotated[int, WHOLE] = 16
     "Verdicts that are thought about at once."
-    max_queued: int = 256
+    max_queued: Annotated[int, WHOLE] = 256
     "Verdicts that may wait, of all clients."
-    max_queued_per_client: int = 64
+    max_queued_per_client: Annotated[int, WHOLE] = 64
     "Verdicts that may wait, of one client, where keys tell who that is."
     max_wait: float = 300.0
     "Seconds that a verdict may wait for its turn."

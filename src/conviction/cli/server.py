@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts
 from conviction.models import cache_folder
@@ -29,7 +30,7 @@ class ServerOptions:
     "File that holds the key."
     templated: Annotated[bool, Parameter(negative="")] = False
     "The question has the model's chat template around it: send it as it is to /completions."
-    concurrency: int = 64
+    concurrency: Annotated[int, WHOLE] = 64
     "Traces that one server gets at once."
     first_byte_timeout: float = _TIMEOUTS.first_byte
     "Seconds until a server must begin to answer."

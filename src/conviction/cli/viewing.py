@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from conviction.api import DEFAULT_POLICY
 from conviction.cli.terminal import safe
+from conviction.cli.whole_numbers import WHOLE
 from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
 from conviction.lab.export import writable, write_page
@@ -33,11 +34,11 @@ def view(
     *,
     question: str | None = None,
     policy: str = DEFAULT_POLICY,
-    budget: int | None = None,
-    slots: int = 8,
+    budget: Annotated[int | None, WHOLE] = None,
+    slots: Annotated[int, WHOLE] = 8,
     tokens_per_second: float | None = None,
     html: Path | None = None,
-    port: int = 0,
+    port: Annotated[int, WHOLE] = 0,
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,
 ) -> None:
     """Play a policy on a recorded question, and watch it in a browser. Ctrl-C ends it.
