@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 
+from conviction.answers import kinds
 from conviction.policies import policy_names
 from conviction.server.choosing import runnable_policies
 from conviction.server.service import Service
@@ -57,6 +58,7 @@ def _tell_bounds(schema: Json, service: Service) -> None:
         _number(wishes["concurrency"])["maximum"] = ceilings.concurrency
     if ceilings.total_tokens is not None:
         _number(wishes["total_tokens"])["maximum"] = ceilings.total_tokens
+    wishes["answers"]["anyOf"] = [{"type": "string", "enum": list(kinds())}, {"type": "null"}]
     names = "|".join(policy_names())
     wishes["policy"]["anyOf"] = [
         {"type": "string", "enum": list(runnable_policies(service))},
