@@ -116,8 +116,14 @@ def require(name: str, value: float, *, low: float, high: float | None = None) -
     raise _refused(name, value, span if number else f"a number, {span}")
 
 
+_GREATEST = 2**53
+"""Up to it, floats hold every whole number."""
+
+
 def require_whole(name: str, value: float, *, low: int) -> None:
-    """Check that a setting is a whole number, at least `low`.
+    """Check that a setting is a whole number, at least `low` and at most 2**53.
+
+    Greater ones fit no index, so they would fail in the middle of a run.
 
     Raises:
         InvalidSettingError: naming the setting, its value and its range.
@@ -125,6 +131,8 @@ def require_whole(name: str, value: float, *, low: int) -> None:
     require(name, value, low=low)
     if not isinstance(value, Integral):
         raise _refused(name, value, f"a whole number, at least {low}")
+    if value > _GREATEST:
+        raise _refused(name, value, f"at most {_GREATEST}")
 
 
 def _refused(name: str, value: object, wanted: str) -> InvalidSettingError:
