@@ -63,7 +63,7 @@ class Settle(Policy):
         require("bar", self.bar, low=0.5, high=1.0 - 1e-9)
         require("slope", self.slope, low=0.0, high=1.0)
         require_whole("first", self.first, low=1)
-        require("ahead", self.ahead, low=1.0)
+        require("ahead", self.ahead, low=1.0, high=1e6)
 
     def begin(self, conditions: Conditions) -> Sequence[Action]:
         """Start the first traces."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from conviction.core import Trace, require_whole
+from conviction.core import Trace, require, require_whole
 
 PAPER_WINDOW = 2048
 LEAST_WINDOW = 16
@@ -18,14 +18,19 @@ _PART_OF_TRACE = 3
 """A third of a trace: long enough to be steady, short enough to save most of a weak trace."""
 
 
+_MOST_WINDOW = 1 << 17
+"""Every trace that runs keeps memory for two windows, and a client of the server may set them."""
+
+
 def check_window(window: int | None) -> None:
     """Check a window that a user set.
 
     Raises:
-        InvalidSettingError: it is no whole number of at least 1.
+        InvalidSettingError: it is no whole number from 1 to 131,072.
     """
     if window is not None:
         require_whole("window", window, low=1)
+        require("window", window, low=1, high=_MOST_WINDOW)
 
 
 def fitting_window(traces: Sequence[Trace]) -> int:
