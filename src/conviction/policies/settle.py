@@ -80,7 +80,7 @@ class Settle(Policy):
         self._count(trace)
         if self._ended >= _LEAST and self._settles(0):
             return [Done("settled")]
-        return self._keep_in_flight(ceil(min(self.ahead * self.need, self._most)))
+        return self._keep_in_flight(ceil(self.ahead * self.need))
 
     def standing(self) -> Standing:
         """The votes so far."""
