@@ -116,7 +116,7 @@ def require(name: str, value: float, *, low: float, high: float | None = None) -
     raise _refused(name, value, span if number else f"a number, {span}")
 
 
-_GREATEST = 2**53
+GREATEST_WHOLE = 2**53
 """Up to it, floats hold every whole number."""
 
 
@@ -131,8 +131,8 @@ def require_whole(name: str, value: float, *, low: int) -> None:
     require(name, value, low=low)
     if not isinstance(value, Integral):
         raise _refused(name, value, f"a whole number, at least {low}")
-    if value > _GREATEST:
-        raise _refused(name, value, f"at most {_GREATEST}")
+    if value > GREATEST_WHOLE:
+        raise _refused(name, value, f"at most {GREATEST_WHOLE}")
 
 
 def _refused(name: str, value: object, wanted: str) -> InvalidSettingError:

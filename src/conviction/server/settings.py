@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from conviction.api import DEFAULT_POLICY
+from conviction.core import GREATEST_WHOLE
 from conviction.prompts import PromptStyle
 
 Content = Literal["trace", "answer"]
 """What a message holds: the best trace's final text, or the answer alone."""
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=GREATEST_WHOLE)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from conviction.core import GREATEST_WHOLE
 from conviction.server.settings import Content
 
 MOST_NAME: Final = 1000
@@ -17,8 +18,8 @@ def whole(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(whole)]
 """A whole number of JSON, however it is written."""
-Positive = Annotated[int, Field(ge=1), BeforeValidator(whole)]
-"""The same, at least 1."""
+Positive = Annotated[int, Field(ge=1, le=GREATEST_WHOLE), BeforeValidator(whole)]
+"""The same, at least 1, and no greater than any setting may be."""
 
 
 class Wishes(BaseModel):
