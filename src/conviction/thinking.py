@@ -326,6 +326,7 @@ class _Run:
             logprobs=self._logprobs,
             prefix=live.prefix,
             templated=self._question.templated,
+            gate=live.gate,
         )
         try:
             with live.scope:

