@@ -71,7 +71,7 @@ def test_the_first_command_answers_its_question() -> None:
 
 
 def test_the_second_command_installs_for_development_and_runs_every_test() -> None:
-    assert blocks("sh")[1].strip() == 'python -m pip install -e ".[dev]" && pytest'
+    assert blocks("sh")[1].strip() == 'python -m pip install -e ".[dev]" && pytest -n 2 --dist worksteal'
 
 
 def test_every_conviction_command_in_the_readme_is_understood() -> None:
