@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import vllm_environment
 import vllm_models
+from plugin_path import package_path
 
 _HERE = Path(__file__).parent
 _INSIDE = sorted((_HERE / "inside_vllm").glob("test_*.py"))
@@ -15,7 +16,7 @@ _INSIDE = sorted((_HERE / "inside_vllm").glob("test_*.py"))
 @pytest.mark.servers
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("file", _INSIDE, ids=[file.stem for file in _INSIDE])
-def test_inside(file: Path) -> None:
+def test_inside(file: Path, tmp_path: Path) -> None:
     if reason := vllm_environment.unavailable_because():
         pytest.skip(reason)
     models = vllm_models.model_folder(vllm_models.TINY).parent
@@ -24,7 +25,11 @@ def test_inside(file: Path) -> None:
             *(vllm_environment.vllm_python(), _HERE / "support" / "pytest_in_vllm.py"),
             *(Path(pytest.__file__).parents[1], file, "-q", "-ra"),
         ],
-        env={**os.environ, "CONVICTION_TEST_MODELS": str(models)},
+        env={
+            **os.environ,
+            "PYTHONPATH": package_path(tmp_path / "package"),
+            "CONVICTION_TEST_MODELS": str(models),
+        },
         capture_output=True,
         text=True,
         timeout=280,

@@ -7,9 +7,7 @@ everything of its own.
 
 import os
 import sys
-from pathlib import Path
 
-_SOURCE = Path(__file__).parents[2] / "src"
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -24,8 +22,6 @@ _SETTINGS = {
 if __name__ == "__main__":
     lent, *arguments = sys.argv[1:]
     os.environ.update(_SETTINGS)
-    # The entry points of what is lent are found as well: this package's plugin is among them.
-    sys.path[:0] = [str(_SOURCE)]
     sys.path.append(lent)
     import pytest
 
