@@ -1,8 +1,8 @@
 """A request's arguments: read, and refused at admission where they are wrong."""
 
-import sys
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -10,7 +10,6 @@ from conviction_gate.channel import NAME
 from conviction_gate.names import (
     ALL,
     DEFAULT_K,
-    K,
     MOST_ID,
     MOST_K,
     MOST_WINDOW,
@@ -20,6 +19,7 @@ from conviction_gate.names import (
     THRESHOLD,
     TRACE,
     WINDOW,
+    K,
     stop_token,
 )
 
@@ -55,36 +55,30 @@ def read(params: Any) -> Arguments | None:
     Raises:
         ValueError: naming the argument that is wrong, and what it must be.
     """
-    given: Mapping[str, object] = params.extra_args or {}
-    ours = {name: value for name, value in given.items() if name.startswith(PREFIX)}
+    ours: dict[str, object] = {
+        name: value for name, value in (params.extra_args or {}).items() if name.startswith(PREFIX)
+    }
     if not ours:
         return None
-    for name in ours:
-        if name not in ALL:
-            _refuse(f"{name} is none of its arguments, which are {', '.join(ALL)}")
+    if unknown := sorted(ours.keys() - set(ALL)):
+        _refuse(f"{unknown[0]} is none of its arguments, which are {', '.join(ALL)}")
     k = _whole(ours, K, 1, MOST_K) if K in ours else DEFAULT_K
-    report = _text(ours, REPORT)
+    report, trace = _text(ours, REPORT), _text(ours, TRACE)
     if REPORT in ours and not NAME.fullmatch(report):
         _refuse(f"{REPORT} must be a channel's name, conviction- and 32 hexadecimal digits")
-    trace = _text(ours, TRACE)
     if len(trace) > MOST_ID:
         _refuse(f"{TRACE} must have at most {MOST_ID} characters")
-    if WINDOW not in ours and THRESHOLD not in ours:
-        if STOP_TOKEN in ours:
-            _refuse(f"{STOP_TOKEN} needs {WINDOW} and {THRESHOLD}")
-        if not report:
-            _refuse(f"they ask for nothing: give {WINDOW} and {THRESHOLD}, or {REPORT}")
-        return Arguments(k=k, report=report, trace=trace or report)
-    for name, other in ((WINDOW, THRESHOLD), (THRESHOLD, WINDOW)):
+    named = Arguments(k=k, report=report, trace=trace or report)
+    if not ours.keys() & {WINDOW, THRESHOLD, STOP_TOKEN}:
+        return named if report else _refuse(f"give {WINDOW} and {THRESHOLD}, or {REPORT}")
+    for name in (WINDOW, THRESHOLD):
         if name not in ours:
-            _refuse(f"{other} needs {name}")
-    return Arguments(
+            _refuse(f"a gate needs {WINDOW} and {THRESHOLD}, and {name} is missing")
+    return replace(
+        named,
         window=_whole(ours, WINDOW, 1, MOST_WINDOW),
         threshold=_finite(ours, THRESHOLD),
         stop_token=_stop_token(ours, params.stop_token_ids or ()),
-        k=k,
-        report=report,
-        trace=trace or report,
         least_tokens=params.min_tokens or 0,
     )
 
@@ -151,14 +145,15 @@ def _fitting_token() -> int | None:
         for text, token in tokenizer.get_added_vocab().items()
         if token in tokenizer.all_special_ids or text.startswith("<")
     }
+    generation = asking.vllm_config.model_config.try_get_generation_config()
+    several: int | list[int] | None = generation.get("eos_token_id")
     ends = {tokenizer.eos_token_id, getattr(tokenizer, "bos_token_id", None)}
-    generation = asking.vllm_config.model_config.try_get_generation_config().get("eos_token_id")
-    ends.update(generation if isinstance(generation, list) else [generation])
+    ends.update(several if isinstance(several, list) else [several])
     return stop_token(
         logits=asking.vllm_config.model_config.get_vocab_size(),
         tokens=len(tokenizer),
         special=special,
-        ends=ends - {None},
+        ends={end for end in ends if end is not None},
         template=str(getattr(tokenizer, "chat_template", None) or ""),
     )
 
@@ -169,7 +164,7 @@ def _asking() -> Any:
     A validator gets the request's parameters only. What it must know of the engine, which model it
     has and whether it speculates, is with the caller of its caller.
     """
-    frame = sys._getframe(1)  # noqa: SLF001  # documented; `inspect` would read source files
+    frame = inspect.currentframe()
     for _ in range(_FRAMES):
         if frame is None:
             return None

@@ -1,3 +1,4 @@
+# pyright: basic, reportMissingModuleSource=false
 """The confidence of rows as Triton kernels: the logits are read once.
 
 Imported only where there is a GPU, and Triton with it. Two steps: parts of a row are looked at by
@@ -41,8 +42,17 @@ def fused_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> to
 
 
 @triton.jit
-def _look_at_parts(  # noqa: ANN202  # Triton's arguments have no types that Python knows
-    logits, stride, step, vocabulary, ks, sums, largest, parts, KEPT: tl.constexpr, PART: tl.constexpr  # noqa: ANN001, E501, N803
+def _look_at_parts(
+    logits,
+    stride,
+    step,
+    vocabulary,
+    ks,
+    sums,
+    largest,
+    parts,
+    KEPT: tl.constexpr,
+    PART: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -50,7 +60,7 @@ def _look_at_parts(  # noqa: ANN202  # Triton's arguments have no types that Pyt
     at = logits + row * stride + places * step
     values = tl.load(at, mask=places < vocabulary, other=float("-inf")).to(tl.float32)
     # What is no number is left to the sum: it makes the whole row's unknown.
-    left = tl.where(values == values, values, float("-inf"))  # noqa: PLR0124
+    left = tl.where(values == values, values, float("-inf"))
     greatest = tl.max(left, 0)
     base = tl.where(greatest == float("-inf"), 0.0, greatest)
     where = row * parts + part
@@ -74,8 +84,15 @@ def _look_at_parts(  # noqa: ANN202  # Triton's arguments have no types that Pyt
 
 
 @triton.jit
-def _join_parts(  # noqa: ANN202
-    sums, largest, ks, vocabulary, confidences, parts, KEPT: tl.constexpr, PARTS: tl.constexpr  # noqa: ANN001, E501, N803
+def _join_parts(
+    sums,
+    largest,
+    ks,
+    vocabulary,
+    confidences,
+    parts,
+    KEPT: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)

@@ -6,7 +6,7 @@ runner refuses classes of the other's interface, so this one has both.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
@@ -17,10 +17,15 @@ from conviction_gate.arguments import Arguments, check, read
 from conviction_gate.reports import Entry, Report
 from conviction_gate.rows import Rows
 
-try:
+if TYPE_CHECKING:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
-except ImportError:  # vLLM up to 0.30
-    SecondInterface = object
+else:
+    try:
+        from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
+    except ImportError:  # vLLM up to 0.30
+
+        class SecondInterface:
+            """There is none yet."""
 
 
 @dataclass(eq=False, slots=True)
@@ -85,9 +90,7 @@ class ConfidenceGate(FirstInterface, SecondInterface):
         device = torch.device(self._states.device if self._states else device_or_states)
         running = vllm_config.scheduler_config.max_num_seqs
         self._first = None if self._states else _Batch(running, device, reporting=reporting)
-        self._second = (
-            _Slots(self._states, device, reporting=reporting) if self._states else None
-        )
+        self._second = _Slots(self._states, device, reporting=reporting) if self._states else None
 
     def is_argmax_invariant(self) -> bool:
         """Whether the likeliest token stays: not where a trace is stopped."""

@@ -97,7 +97,7 @@ class FirstRunner:
         self.gate = ConfidenceGate(config(), torch.device("cpu"), False)  # noqa: FBT003
         self.rows: list[Trace] = []
 
-    def batch(self, wanted: list[Trace], reverse: bool) -> None:
+    def batch(self, wanted: list[Trace], *, reverse: bool) -> None:
         removed = [row for row, trace in enumerate(self.rows) if trace not in wanted]
         places: dict[int, Trace] = {
             row: trace for row, trace in enumerate(self.rows) if trace in wanted
@@ -146,7 +146,7 @@ class SecondRunner:
         self.rows: list[Trace] = []
         self.prompt = 5
 
-    def batch(self, wanted: list[Trace], reverse: bool) -> None:
+    def batch(self, wanted: list[Trace], *, reverse: bool) -> None:
         self.slots = {slot: trace for slot, trace in self.slots.items() if trace in wanted}
         for trace in wanted:
             if trace in self.slots.values():
@@ -173,9 +173,7 @@ class SecondRunner:
 @pytest.mark.parametrize("runner", [FirstRunner, SecondRunner])
 @given(
     traces=st.lists(
-        st.tuples(
-            st.integers(0, 10_000), st.integers(0, 4), st.floats(0.0, 12.0), st.booleans()
-        ),
+        st.tuples(st.integers(0, 10_000), st.integers(0, 4), st.floats(0.0, 12.0), st.booleans()),
         min_size=1,
         max_size=7,
     ),
@@ -222,13 +220,11 @@ def _play(runner: Any, made: list[Trace], script: list[tuple[int, bool, bool]]) 
                 if new_list:
                     trace.output = list(trace.output)
         running = kept
-        runner.batch(list(running), reverse)
+        runner.batch(list(running), reverse=reverse)
         if not running:
             continue
         rows = runner.rows
-        logits = torch.tensor(
-            np.array([_logits(trace) for trace in rows]), dtype=torch.float32
-        )
+        logits = torch.tensor(np.array([_logits(trace) for trace in rows]), dtype=torch.float32)
         before = logits.clone()
         after = runner.apply(logits)
         for row, trace in enumerate(rows):

@@ -35,15 +35,15 @@ def _start(**settings: Any) -> LLM:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Generator[LLM]:
+def engine() -> LLM:
     """One with hardly any KV cache: room for two of the traces here."""
-    yield _start(num_gpu_blocks_override=10, block_size=32)
+    return _start(num_gpu_blocks_override=10, block_size=32)
 
 
 @pytest.fixture(scope="module")
-def in_pieces() -> Generator[LLM]:
+def in_pieces() -> LLM:
     """One that computes prompts in pieces, whose rows are no tokens."""
-    yield _start(max_num_batched_tokens=16)
+    return _start(max_num_batched_tokens=16)
 
 
 @pytest.fixture
@@ -67,7 +67,9 @@ def _read(name: str) -> tuple[tuple[int, ...], np.ndarray]:
     return counts, np.frombuffer(data, np.float32, counts[0], channel.HEADER_BYTES)
 
 
-def _params(seed: int | None, gate: Gate | None = None, report: str = "", **more: Any) -> SamplingParams:
+def _params(
+    seed: int | None, gate: Gate | None = None, report: str = "", **more: Any
+) -> SamplingParams:
     arguments: dict[str, Any] = {}
     if gate:
         arguments |= {
@@ -162,9 +164,7 @@ def test_a_window_survives_preemption(
 ) -> None:
     """Ten blocks hold two traces of 150 tokens: of eight, most lose their place again."""
     gates = [Gate(60, 0.0 if seed % 2 else 1e6) for seed in range(8)]
-    asked = [
-        _params(seed, gate, _channel(channels)) for seed, gate in enumerate(gates)
-    ]
+    asked = [_params(seed, gate, _channel(channels)) for seed, gate in enumerate(gates)]
     before = _preemptions(engine)
     outputs = _ask(engine, asked)
     assert _preemptions(engine) > before

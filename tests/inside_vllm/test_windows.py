@@ -40,7 +40,8 @@ def test_every_trace_of_a_batch_stops_where_its_gate_says(
         windows.flush()  # One by one, so that rings are widened while others run.
     for token in range(60):
         running = [
-            place for place, (_, values) in enumerate(traces)
+            place
+            for place, (_, values) in enumerate(traces)
             if token < len(values) and place not in stops
         ]
         if not running:
