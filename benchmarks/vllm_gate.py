@@ -109,7 +109,10 @@ def measure(model: Path, rounds: int, sequences: list[int]) -> None:
 
 def report(n: int, tokens: int, times: dict[str, list[tuple[float, float]]]) -> None:
     print(f"\n{n} at once, {tokens} tokens in all, medians of {len(times[BASELINE])}")
-    print(f"{'':16}{'tokens/s':>10}{'least':>9}{'most':>9}{'ratio':>9}{'CPU ms/token':>15}{'ratio':>9}")
+    print(
+        f"{'':16}{'tokens/s':>10}{'least':>9}{'most':>9}{'ratio':>9}"
+        f"{'CPU ms/token':>15}{'ratio':>9}"
+    )
     base = times[BASELINE]
     for name, spent in times.items():
         walls = sorted(wall for wall, _ in spent)
@@ -119,7 +122,8 @@ def report(n: int, tokens: int, times: dict[str, list[tuple[float, float]]]) -> 
         cheaper = median(b[1] / s[1] for b, s in zip(base, spent, strict=True))
         print(
             f"{name:16}{tokens / median(walls):10.1f}{tokens / walls[-1]:9.1f}"
-            f"{tokens / walls[0]:9.1f}{ratio:9.3f}{median(cpus) / tokens * 1e3:15.3f}{cheaper:9.3f}",
+            f"{tokens / walls[0]:9.1f}{ratio:9.3f}"
+            f"{median(cpus) / tokens * 1e3:15.3f}{cheaper:9.3f}",
             flush=True,
         )
 
@@ -152,7 +156,9 @@ def load_gate(engine: Any) -> Any:
     ConfidenceGate(engine.llm_engine.vllm_config, torch.device("cpu"), False)  # noqa: FBT003
     made = time.perf_counter()
     new = sorted(set(sys.modules) - before)
-    print(f"the plugin's start: {imported - began:.3f} s to import, {made - imported:.3f} s to make")
+    print(
+        f"the plugin's start: {imported - began:.3f} s to import, {made - imported:.3f} s to make"
+    )
     print(f"imported: {', '.join(new)}")
     return ConfidenceGate
 
@@ -169,7 +175,7 @@ def ask_reported(engine: Any, n: int, tokens: int) -> float:
     try:
         for name in names:
             (channel.folder() / name).write_bytes(head + bytes(4 * tokens))
-        spent = ask(engine, n, tokens, gate_arguments(), names)
+        spent = ask(engine, n, tokens, gate_arguments(), names=names)
         for name in names:
             written = channel.HEADER.unpack_from((channel.folder() / name).read_bytes())[3]
             assert written == tokens, (written, tokens)
@@ -184,6 +190,7 @@ def ask(
     n: int,
     tokens: int,
     arguments: dict[str, Any] | None = None,
+    *,
     names: list[str] | None = None,
     logprobs: int | None = None,
 ) -> float:
@@ -199,7 +206,8 @@ def ask(
             # Every way pays for the same: a stop token that vLLM looks out for.
             stop_token_ids=[STOP],
             min_tokens=0,
-            extra_args=(arguments or {}) | ({"conviction_report": names[i]} if names else {}) or None,
+            extra_args=(arguments or {}) | ({"conviction_report": names[i]} if names else {})
+            or None,
         )
         for i in range(n)
     ]
@@ -213,7 +221,7 @@ def ask(
     return spent * n * tokens / sum(written)
 
 
-def naive_processor() -> Any:
+def naive_processor() -> Any:  # noqa: C901  # one class, within a function that may import
     """The usual processor, for runner V1."""
     import torch  # noqa: PLC0415
     from vllm.v1.sample.logits_processor import LogitsProcessor  # noqa: PLC0415
