@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TOKENS = {1: 96, 8: 64, 32: 48}
+TOKENS = {1: 48, 8: 24, 32: 12}
 """Tokens of each trace, by how many there are at once."""
 
 SETTINGS = {
@@ -43,7 +43,7 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "TORCHDYNAMO_DISABLE": "1",
 }
-WINDOW, STOP, PROMPT = 2048, 2, list(range(100, 132))
+WINDOW, STOP, PROMPT = 2048, 2, [100, 101, 102]
 BASELINE = "plain"
 
 
