@@ -24,7 +24,6 @@ import os
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -93,7 +92,7 @@ def measure(model: Path, rounds: int, sequences: list[int]) -> None:
     }
     for n in sequences:
         tokens = TOKENS.get(n, 48)
-        times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for way in ways.values():  # Once unmeasured.
             way(n, 8)
         for round_ in range(rounds):
