@@ -89,8 +89,15 @@ def check(params: Any) -> None:
     Raises:
         ValueError: naming the argument that is wrong, or why this engine has no gate.
     """
-    if read(params) is None:
+    wanted = read(params)
+    if wanted is None:
         return
+    if wanted.window and params.structured_outputs is not None:
+        # vLLM would end such a trace as an error: its grammar takes no token that it did not allow.
+        _refuse(
+            f"{WINDOW} cannot go with structured outputs, as a grammar lets nothing end an answer "
+            f"before it is whole; {REPORT} can"
+        )
     asking = _asking()
     if asking is not None and asking.vllm_config.speculative_config is not None:
         _refuse(

@@ -197,20 +197,21 @@ def test_least_tokens_are_written_first(engine: LLM) -> None:
     assert (len(trace.token_ids), trace.stop_reason) == (31, STOP)
 
 
-def test_a_structured_answer_is_stopped_or_comes_to_its_end(engine: LLM) -> None:
-    pattern = "[ab]{80,90}"
+def test_a_structured_answer_is_measured_and_no_gate_may_end_it(
+    engine: LLM, channels: list[str]
+) -> None:
+    # The mask leaves more than k tokens, so confidences are known, and a gate would fire.
+    pattern = "[a-zA-Z ]{80,90}"
     only = StructuredOutputsParams(regex=pattern)
-    asked = [
-        _params(1, Gate(4, threshold), structured_outputs=only, ignore_eos=False)
-        for threshold in (1e6, -1e6)
-    ]
-    for params in asked:
-        params.extra_args["conviction_k"] = 2  # A mask leaves few tokens, often fewer than 20.
-    stopped, whole = (output.outputs[0] for output in _ask(engine, asked))
-    assert [len(stopped.token_ids), stopped.stop_reason] == [4, STOP]
-    assert re.fullmatch("[ab]*", stopped.text)
-    assert whole.stop_reason is None
-    assert re.fullmatch(pattern, whole.text)
+    with pytest.raises(VLLMValidationError, match="structured outputs"):
+        _ask(engine, [_params(1, Gate(4, 1e6), structured_outputs=only)])
+    name = _channel(channels)
+    asked = [_params(1, report=name, structured_outputs=only, ignore_eos=False)]
+    trace = _ask(engine, asked)[0].outputs[0]
+    assert re.fullmatch(pattern, trace.text)
+    (written, unknown, stopped, _), _ = _read(name)
+    assert (written, stopped) == (len(trace.token_ids), 0)
+    assert unknown < written
 
 
 def test_a_greedy_trace_and_every_filter_end_with_the_forced_token(engine: LLM) -> None:
