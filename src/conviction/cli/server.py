@@ -11,6 +11,7 @@ from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts
 from conviction.models import cache_folder
+from conviction.ray.engines import EndpointFactory
 
 KEY_VARIABLE = "CONVICTION_API_KEY"
 _MOST_KEY_BYTES = 1 << 14
@@ -66,9 +67,25 @@ class ServerOptions:
             api_key=_read_key(self.api_key_env, self.api_key_file),
             route=self.route,
             concurrency=self.concurrency,
-            timeouts=Timeouts(first_byte=self.first_byte_timeout, stall=self.stall_timeout),
+            timeouts=self._timeouts,
             facts_folder=facts_folder,
         )
+
+    def factories(self, model: str | None) -> list[EndpointFactory]:
+        """What makes an engine of each server, wherever it is to run; empty if there are none.
+
+        Raises:
+            InvalidSettingError: the key cannot be read.
+        """
+        key = _read_key(self.api_key_env, self.api_key_file) if self.base_url else None
+        return [
+            EndpointFactory(url, model, key, self.route, self.concurrency, self._timeouts)
+            for url in dict.fromkeys(self.base_url or ())
+        ]
+
+    @property
+    def _timeouts(self) -> Timeouts:
+        return Timeouts(first_byte=self.first_byte_timeout, stall=self.stall_timeout)
 
 
 def facts_folder() -> Path:

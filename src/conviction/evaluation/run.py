@@ -111,12 +111,7 @@ async def evaluate(
     """
     workers = engine if isinstance(engine, Workers) else OneEngine(engine, answers)
     if plan.total_tokens is not None and not isinstance(workers, OneEngine):
-        raise InvalidSettingError(
-            tried="share a total of tokens among questions on many engines",
-            found="whose turn it is would have to be decided for all traces in one place",
-            remedy="Leave the total out, or use one engine in this process; one can have several "
-            "servers behind it: --base-url, repeated.",
-        )
+        raise many_engines()
     capabilities = await workers.capabilities()
     description = plan.description(workers.name, capabilities)
     with await anyio.to_thread.run_sync(RunWriter, path, description) as writer:
@@ -150,6 +145,16 @@ async def evaluate(
                 run.keep_spent()
                 run.progress.notes += workers.notes
     return run.progress
+
+
+def many_engines() -> InvalidSettingError:
+    """Why a total of tokens and more than one engine do not go together."""
+    return InvalidSettingError(
+        tried="share a total of tokens among questions on many engines",
+        found="whose turn it is would have to be decided for all traces in one place",
+        remedy="Leave the total out, or use one engine in this process; one can have several "
+        "servers behind it: --base-url, repeated.",
+    )
 
 
 @asynccontextmanager
