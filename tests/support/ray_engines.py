@@ -2,7 +2,7 @@
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -11,6 +11,7 @@ import numpy as np
 from conviction.core import FinishReason
 from conviction.engines.base import Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.errors import EngineStartError, EngineUnavailableError
 
 
 def number(request: TraceRequest) -> int:
@@ -30,9 +31,10 @@ def script(request: TraceRequest) -> Script:
 
 @dataclass(frozen=True)
 class Scripted:
-    """Makes a scripted engine; with `events`, a file gets a line whenever a trace begins.
+    """Makes a scripted engine; `fatal` is the question that ends its process `deaths` times.
 
-    `fatal` names the question whose process dies the first `deaths` times, by this signal.
+    It does so by the signal `kill`, or if it `eats`, by taking memory until somebody ends it; the
+    deaths are counted beside the file `events`.
     """
 
     delay: float = 0.0
@@ -42,11 +44,29 @@ class Scripted:
     kill: signal.Signals = signal.SIGKILL
     eats: bool = False
     concurrency: int = 64
+    top_k: int = 20
+    broken: bool = False
+    faulty: bool = False
 
     def __call__(self) -> Engine:
+        if self.broken:
+            raise EngineStartError(
+                tried="start the engine", found="there is no device", remedy="Put one in."
+            )
         return ScriptedEngine(
-            script, delay=self.delay, pace=self._pace, chunk_tokens=2, concurrency=self.concurrency
+            self._script,
+            pace=self._pace if self.delay or self.events else None,
+            chunk_tokens=2,
+            top_k=self.top_k,
+            concurrency=self.concurrency,
         )
+
+    def _script(self, request: TraceRequest) -> Script:
+        played = script(request)
+        if self.faulty:
+            gone = EngineUnavailableError(tried="ask", found="the engine is gone", remedy="Wait.")
+            return replace(played, fault=gone, fault_after=2)
+        return played
 
     async def _pace(self, request: TraceRequest) -> None:
         question = number(request)
