@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.evaluation.workers import Thinking
 from conviction.policies import policy
 from conviction.prompts import PromptStyle
-from conviction.ray.cluster import connected
 from conviction.ray.pool import Bounds
 from conviction.ray.workers import RayWorkers
 from conviction.recordings import Pool
@@ -38,14 +37,6 @@ pytestmark = [
 ]
 
 QUICK = Bounds(placement=20.0, start=30.0, silence=4.0)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Generator[Any]:
-    from ray_cluster import two_nodes
-
-    with two_nodes() as running, connected(running.address):
-        yield running
 
 
 def questions(count: int) -> tuple[Asked, ...]:
@@ -98,9 +89,9 @@ def replace_seconds(result: QuestionResult) -> QuestionResult:
 
 
 async def test_an_evaluation_and_its_recording_are_those_of_a_single_process(
-    tmp_path: Path, cluster: Any
+    tmp_path: Path, ray_cluster: Any
 ) -> None:
-    del cluster
+    del ray_cluster
     for name in ("majority", "settle", "deepconf-low"):
         wanted = plan(12, name, budget=20)
         folders = tmp_path / f"{name}-one", tmp_path / f"{name}-ray"
@@ -139,8 +130,8 @@ def recorded(folder: Path, *, numbers: bool = True) -> dict[Any, Any]:
     return rows
 
 
-async def test_a_recording_is_that_of_a_single_process(tmp_path: Path, cluster: Any) -> None:
-    del cluster
+async def test_a_recording_is_that_of_a_single_process(tmp_path: Path, ray_cluster: Any) -> None:
+    del ray_cluster
     wanted = RecordingPlan(questions(10), 6, Sampling(max_tokens=64), seed=4)
     for folder, engine in (("one", Scripted()()), ("ray", workers(Scripted()))):
         with anyio.fail_after(60):
@@ -153,8 +144,8 @@ async def test_a_recording_is_that_of_a_single_process(tmp_path: Path, cluster: 
     assert recorded(tmp_path / "one") == recorded(tmp_path / "ray")
 
 
-async def test_actors_are_spread_over_the_nodes_that_have_what_they_need(cluster: Any) -> None:
-    del cluster
+async def test_actors_are_spread_over_the_nodes_that_have_what_they_need(ray_cluster: Any) -> None:
+    del ray_cluster
     async with workers(Scripted(), actors=2, resources={"second": 4}) as started:
         await both_run(started, 2)
     with pytest.raises(EngineStartError) as refused:
@@ -181,9 +172,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_an_actor_that_is_killed_costs_its_unfinished_questions_and_no_others(
-    tmp_path: Path, cluster: Any
+    tmp_path: Path, ray_cluster: Any
 ) -> None:
-    del cluster
+    del ray_cluster
     make = Scripted(delay=0.02, events=tmp_path / "events", fatal=5)
     asked: Counter[str] = Counter()
     progress = await run(plan(10), tmp_path / "ray", workers(make))
@@ -207,9 +198,9 @@ async def test_an_actor_that_is_killed_costs_its_unfinished_questions_and_no_oth
 
 
 async def test_traces_recorded_before_an_actor_died_are_not_generated_again(
-    tmp_path: Path, cluster: Any
+    tmp_path: Path, ray_cluster: Any
 ) -> None:
-    del cluster
+    del ray_cluster
     wanted = RecordingPlan(questions(8), 6, Sampling(max_tokens=64), seed=4)
     make = Scripted(delay=0.02, events=tmp_path / "events", fatal=2)
     with anyio.fail_after(60):
@@ -224,9 +215,9 @@ async def test_traces_recorded_before_an_actor_died_are_not_generated_again(
 
 
 async def test_a_question_that_ends_every_actor_fails_and_the_others_go_on(
-    tmp_path: Path, cluster: Any
+    tmp_path: Path, ray_cluster: Any
 ) -> None:
-    del cluster
+    del ray_cluster
     make = Scripted(delay=0.01, events=tmp_path / "events", fatal=1, deaths=99)
     wanted = replace(plan(5), questions_at_once=1)
     progress = await run(wanted, tmp_path / "ray", workers(make))
@@ -237,30 +228,32 @@ async def test_a_question_that_ends_every_actor_fails_and_the_others_go_on(
     assert len(progress.results) == 5
 
 
-async def test_an_actor_that_falls_silent_is_given_up(tmp_path: Path, cluster: Any) -> None:
-    del cluster
+async def test_an_actor_that_falls_silent_is_given_up(tmp_path: Path, ray_cluster: Any) -> None:
+    del ray_cluster
     make = Scripted(delay=0.01, events=tmp_path / "events", fatal=1, kill=signal.SIGSTOP)
     progress = await run(plan(4), tmp_path / "ray", workers(make))
     assert progress.complete
     assert "no answer within 4 s" in progress.notes[0]
 
 
-async def test_a_node_that_goes_leaves_the_work_to_the_others(tmp_path: Path, cluster: Any) -> None:
-    node = cluster.add_node(num_cpus=1, resources={"third": 1, "any": 1})
-    rest = cluster.add_node(num_cpus=1, resources={"any": 1})
+async def test_a_node_that_goes_leaves_the_work_to_the_others(
+    tmp_path: Path, ray_cluster: Any
+) -> None:
+    node = ray_cluster.add_node(num_cpus=1, resources={"third": 1, "any": 1})
+    rest = ray_cluster.add_node(num_cpus=1, resources={"any": 1})
     wanted = replace(plan(24), questions_at_once=2)
 
     def on_progress(progress: EvaluationProgress) -> None:
         if len(progress.results) == 4:
             # In a thread: the run must go on meanwhile.
-            threading.Thread(target=cluster.remove_node, args=(node, False)).start()
+            threading.Thread(target=ray_cluster.remove_node, args=(node, False)).start()
 
     engine = workers(Scripted(delay=0.05), actors=2, resources={"any": 1})
     progress = await run(wanted, tmp_path / "ray", engine, on_progress=on_progress)
     assert progress.complete
     assert len(by_question(tmp_path / "ray")) == 24
     assert any("Lost 1 actor" in note for note in progress.notes)
-    cluster.remove_node(rest)
+    ray_cluster.remove_node(rest)
 
 
 def memory_share(*, more: int) -> float:
@@ -271,21 +264,21 @@ def memory_share(*, more: int) -> float:
 
 
 async def test_an_actor_out_of_memory_is_ended_by_ray_and_its_question_done_again(
-    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{memory_share(more=2 << 20):.3f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
-    node = cluster.add_node(num_cpus=1, resources={"tight": 2})
+    node = ray_cluster.add_node(num_cpus=1, resources={"tight": 2})
     make = Scripted(delay=0.01, events=tmp_path / "events", fatal=2, eats=True)
     engine = workers(make, actors=1, resources={"tight": 1}, bounds=replace(QUICK, silence=20.0))
     progress = await run(plan(4), tmp_path / "ray", engine)
-    cluster.remove_node(node)
+    ray_cluster.remove_node(node)
     assert progress.complete
     assert "ran out of memory" in progress.notes[0]
 
 
-async def test_cancelling_the_run_ends_traces_and_actors(tmp_path: Path, cluster: Any) -> None:
-    del cluster
+async def test_cancelling_the_run_ends_traces_and_actors(tmp_path: Path, ray_cluster: Any) -> None:
+    del ray_cluster
     pids: list[int] = []
 
     async def main(engine: RayWorkers) -> None:
@@ -305,16 +298,16 @@ async def test_cancelling_the_run_ends_traces_and_actors(tmp_path: Path, cluster
         await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
-async def test_engines_that_are_not_alike_are_refused(tmp_path: Path, cluster: Any) -> None:
-    del cluster
+async def test_engines_that_are_not_alike_are_refused(tmp_path: Path, ray_cluster: Any) -> None:
+    del ray_cluster
     engines: list[Callable[[], Any]] = [Scripted(), Scripted(top_k=5)]
     engine = RayWorkers(engines, answers="number", bounds=QUICK)
     with pytest.raises(InvalidSettingError, match=r"k = 5, and they have k = 20|k = 20.*k = 5"):
         await run(plan(40), tmp_path / "ray", engine)
 
 
-async def test_an_error_of_the_engine_comes_out_as_it_is(cluster: Any) -> None:
-    del cluster
+async def test_an_error_of_the_engine_comes_out_as_it_is(ray_cluster: Any) -> None:
+    del ray_cluster
     broken = Scripted(broken=True)
     with pytest.raises(EngineStartError, match="there is no device"), anyio.fail_after(20):
         async with workers(broken):

@@ -1,5 +1,6 @@
 """A pool of actors in a Ray cluster, each with an engine that runs; those that die are replaced."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class Pool:
         self._changed = anyio.Condition()
         self._failure: Exception | None = None
         self._first: Started | None = None
-        self._context = self._entered()
+        self._keeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Start the actors; back as soon as one engine runs.
@@ -122,7 +123,15 @@ class Pool:
             EngineStartError: the cluster has too little room, or no engine started.
             ConvictionError: as the engine raised it.
         """
-        return await self._context.__aenter__()
+        self.size = await self._room()
+        # A task of its own, as whoever enters may leave from within another cancel scope.
+        self._keeping = asyncio.create_task(self._keep_all())
+        try:
+            await self._one_runs()
+        except BaseException:
+            await self._leave()
+            raise
+        return self
 
     async def __aexit__(
         self,
@@ -131,7 +140,7 @@ class Pool:
         traceback: TracebackType | None,
     ) -> None:
         """End the engines and the actors."""
-        await self._context.__aexit__(kind, error, traceback)
+        await self._leave()
 
     @property
     def homes(self) -> list[Home]:
@@ -191,22 +200,10 @@ class Pool:
                 self._actors.remove(actor)
             raise LostError(actor.reason) from None
 
-    @asynccontextmanager
-    async def _entered(self) -> AsyncGenerator[Self]:
-        self.size = await self._room()
-        failure: BaseException | None = None
+    async def _keep_all(self) -> None:
         async with anyio.create_task_group() as tasks:
             for slot in range(self.size):
                 tasks.start_soon(self._keep, slot)
-            try:
-                await self._one_runs()
-                yield self
-            except BaseException as error:  # noqa: BLE001  # raised again, outside of the group
-                failure = error
-            finally:
-                tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
 
     async def _one_runs(self) -> None:
         async with self._changed:
@@ -214,6 +211,12 @@ class Pool:
                 if self._failure is not None:
                     raise self._failure
                 await self._changed.wait()
+
+    async def _leave(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({self._keeping})
 
     async def _room(self) -> int:
         """How many actors to start, as soon as the cluster has room for them."""
