@@ -14,9 +14,9 @@ from conviction.cli.main import run
 from conviction.core import Sampling
 from conviction.engines.openai import OpenAIEngine
 from conviction.errors import EngineError, EngineStartError, InvalidSettingError
-from conviction.ray.actor import portable
 from conviction.ray.cluster import actor_options, connected, parse_resources
 from conviction.ray.engines import EndpointFactory
+from conviction.ray.host import portable
 
 
 def test_nothing_imports_ray_that_does_not_need_it() -> None:

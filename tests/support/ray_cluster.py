@@ -8,6 +8,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 _SETTINGS = {
@@ -17,9 +18,11 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Actors import engines from here, and must not wait for names of other machines.
     "PYTHONPATH": str(Path(__file__).parent),
+    # The machine may be busy.
+    "RAY_raylet_start_wait_time_s": "90",
     # One node must be able to be found dead before a test's time is up.
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "0",
 }
@@ -28,8 +31,13 @@ _SETTINGS = {
 @contextmanager
 def two_nodes() -> Generator[Any]:
     """The cluster, with 8 CPUs on each node; the first has "head", the second "second"."""
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(_SETTINGS)
+    with NamedTemporaryFile(prefix="told") as told:
+        yield from _two_nodes({**_SETTINGS, "TOLD": told.name})
+
+
+def _two_nodes(settings: dict[str, str]) -> Generator[Any]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     from ray.cluster_utils import Cluster  # an extra
 
     logging.getLogger("ray").setLevel(logging.ERROR)

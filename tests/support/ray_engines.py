@@ -2,6 +2,9 @@
 
 import os
 import signal
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import anyio
 import numpy as np
 
 from conviction.core import FinishReason
-from conviction.engines.base import Engine, TraceRequest
+from conviction.engines.base import Chunk, Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import EngineStartError, EngineUnavailableError
 
@@ -90,3 +93,31 @@ async def _eat() -> None:
         taken.append(np.ones(1 << 24))  # 128 MiB each
         await anyio.sleep(0.02)
     await anyio.sleep(10)
+
+
+class TellingEngine(ScriptedEngine):
+    """Writes a line into the file that TOLD names when a trace begins, and when it has ended."""
+
+    async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+        question = number(request)
+        _tell("begins", question)
+        try:
+            async with aclosing(super().stream(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            _tell("ended", question)
+
+
+def _tell(what: str, question: int) -> None:
+    with Path(os.environ["TOLD"]).open("a") as file:
+        file.write(f"{what} {question} {os.getpid()} {time.time()}\n")
+
+
+def telling() -> Engine:
+    """An engine that tells; questions from 1000 on take seconds."""
+
+    async def pace(request: TraceRequest) -> None:
+        await anyio.sleep(1.0 if number(request) >= 1000 else 0.01)
+
+    return TellingEngine(script, pace=pace, chunk_tokens=2, concurrency=16)

@@ -6,42 +6,22 @@ that does not come back tells that the actor is lost.
 
 import asyncio
 import os
-import pickle
 import socket
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import anyio
-import anyio.to_thread
 import numpy as np
-from anyio.abc import TaskGroup
 
 from conviction.answers import kind
 from conviction.core import Trace
-from conviction.engines.base import Capabilities
-from conviction.errors import ConvictionError, EngineError
 from conviction.evaluation.workers import Generating, OneEngine, Thinking
 from conviction.events import Event, TraceAdvanced, TraceFinished, TraceRestarted, TraceStarted
 from conviction.ray.engines import EngineFactory
+from conviction.ray.host import HEARTBEAT_SECONDS, EngineHost, Started, portable
 from conviction.verdict import Verdict
 
-HEARTBEAT_SECONDS = 2.0
-"""After so long without news an actor says so."""
 _GATHER_SECONDS = 0.05
 """So long further news may follow the first and share its trip."""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """An engine that runs.
-
-    Attributes:
-        engine: Its name.
-        capabilities: What it can do.
-    """
-
-    engine: str
-    capabilities: Capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +63,11 @@ class EngineActor:
     """
 
     def __init__(self, make: EngineFactory, answers: str) -> None:
-        self._make = make
-        self._answers = answers
+        self._host = EngineHost(make)
+        self._answers = kind(answers)
         self._questions: dict[int, _Question] = {}
-        self._host: asyncio.Task[None] | None = None
-        self._stopping: asyncio.Event | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._workers: OneEngine
-        self._tasks: TaskGroup
 
     async def home(self) -> Home:
         """Where it runs; answered as soon as it has its place in the cluster."""
@@ -97,27 +75,28 @@ class EngineActor:
 
     async def start(self) -> Started | Exception:
         """Start the engine; an error is returned, so that it comes over as it is."""
-        started: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
-        self._stopping = asyncio.Event()
-        # Engines must be entered and left in the same task, and calls are tasks of their own.
-        self._host = asyncio.create_task(self._hold(started, self._stopping))
-        await asyncio.wait({started, self._host}, return_when=asyncio.FIRST_COMPLETED)
-        if started.done():
-            return started.result()
-        failure = self._host.exception()
-        assert isinstance(failure, Exception)  # noqa: S101  # it ended before it had started
-        return portable(failure)
+        try:
+            started = await self._host.start()
+        except Exception as error:  # noqa: BLE001  # raised where the actor is wanted
+            return portable(error)
+        self._workers = OneEngine(self._host.engine, self._answers)
+        return started
 
     async def stop(self) -> None:
         """End all questions, then the engine."""
-        if self._host is not None and self._stopping is not None:
-            self._stopping.set()
-            await asyncio.wait({self._host})
+        for number in list(self._questions):
+            await self.end(number)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._host.stop()
+        self._answers.close()
 
     async def begin(self, number: int, work: Thinking | Generating) -> None:
         """Begin to think about a question; `number` names it from here on."""
         question = self._questions[number] = _Question(work)
-        self._tasks.start_soon(question.run, self._workers)
+        task = asyncio.create_task(question.run(self._workers))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def listen(self, number: int) -> Report:
         """What is new of a question; nothing, after two seconds without news."""
@@ -136,20 +115,6 @@ class EngineActor:
         question = self._questions.pop(number, None)
         if question is not None:
             question.scope.cancel()
-
-    async def _hold(self, started: "asyncio.Future[Started]", stopping: asyncio.Event) -> None:
-        async with AsyncExitStack() as stack:
-            answers = kind(self._answers)
-            stack.callback(answers.close)
-            # It may fetch a model first.
-            engine = await anyio.to_thread.run_sync(self._make)
-            await stack.enter_async_context(engine)
-            capabilities = await engine.capabilities()
-            self._workers = OneEngine(engine, answers)
-            async with anyio.create_task_group() as self._tasks:
-                started.set_result(Started(engine.name, capabilities))
-                await stopping.wait()
-                self._tasks.cancel_scope.cancel()
 
 
 class _Question:
@@ -226,20 +191,3 @@ _NOTHING = np.empty(0, np.float32)
 def without_content(trace: Trace) -> Trace:
     """A trace without its text and its confidences, so that it is small."""
     return replace(trace, text="", confidences=_NOTHING, logprobs=None, scores={})
-
-
-def portable(error: Exception) -> Exception:
-    """An error that comes over as it is, or what can be told of it."""
-    if isinstance(error, ConvictionError):
-        return error
-    try:
-        same = type(pickle.loads(pickle.dumps(error))) is type(error)  # noqa: S301  # our own bytes
-    except Exception:  # noqa: BLE001  # whatever an error's own code raises
-        same = False
-    if same:
-        return error
-    return EngineError(
-        tried="think in an actor",
-        found=f"{type(error).__name__}: {error}",
-        remedy="This is a defect of the engine or of conviction; report it.",
-    )

@@ -21,9 +21,10 @@ from conviction.errors import (
     UsageError,
 )
 from conviction.evaluation.wording import counted
-from conviction.ray.actor import EngineActor, Home, Started
+from conviction.ray.actor import EngineActor, Home
 from conviction.ray.cluster import Cluster, actor_options, wanted
 from conviction.ray.engines import EngineFactory
+from conviction.ray.host import Started
 from conviction.thinking import TOP_K
 
 Result = TypeVar("Result")
