@@ -76,7 +76,7 @@ def body(question: int, **more: object) -> dict[str, Any]:
 
 async def ask(service: str, question: int, **more: object) -> dict[str, Any]:
     async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
-        sent = body(question, conviction={"prompt_style": "plain"}, **more)
+        sent = body(question, **{"conviction": {"prompt_style": "plain"}, **more})
         answer = await client.post(f"{service}/v1/chat/completions", json=sent)
     assert answer.status_code == 200, answer.text
     return answer.json()

@@ -18,8 +18,6 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Actors import engines from here, and must not wait for names of other machines.
     "PYTHONPATH": str(Path(__file__).parent),
-    # The machine may be busy.
-    "RAY_raylet_start_wait_time_s": "90",
     # One node must be able to be found dead before a test's time is up.
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "3000",

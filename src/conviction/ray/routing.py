@@ -40,6 +40,9 @@ class PrefixRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """The replicas, one a rank; for requests that are no traces, all in one."""
+        if pending_request is not None:
+            # All replicas were looked at, so the next look is worth a pause.
+            pending_request.routing_context.should_backoff = True
         arguments: Sequence[Any] = pending_request.args if pending_request else ()
         if not arguments or not isinstance(arguments[0], TraceRequest):
             return [candidate_replicas]
