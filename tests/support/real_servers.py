@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+from plugin_path import package_path
 from server_process import ServerProcess, free_port, served
 from vllm_environment import vllm_python
 from vllm_models import REAL, model_folder
@@ -149,7 +150,7 @@ def vllm_server(model: str = REAL, options: Sequence[str] = ()) -> Generator[Rea
 
 
 def _vllm_environment(folder: Path) -> dict[str, str]:
-    """Environment variables for vLLM: none of the user's own settings, no traces left behind."""
+    """Environment variables for vLLM: our package, none of the user's settings, nothing left."""
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -158,7 +159,7 @@ def _vllm_environment(folder: Path) -> dict[str, str]:
     places = dict.fromkeys(
         ("TMPDIR", "HF_HOME", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), str(folder)
     )
-    return ours | _VLLM_SETTINGS | places
+    return ours | _VLLM_SETTINGS | places | {"PYTHONPATH": package_path(folder / "package")}
 
 
 @contextmanager

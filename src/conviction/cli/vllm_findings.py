@@ -9,6 +9,10 @@ from conviction.engines.vllm import VLLMEngine
 from conviction.errors import ConvictionError
 
 _PLUGINS = "vllm.logits_processors"
+_SEEDS = {
+    True: "one seed gave one trace, another gave another",
+    False: "were not seen to count",
+}
 
 
 def vllm_here() -> Finding:
@@ -39,7 +43,9 @@ async def examine_vllm(engine: VLLMEngine) -> list[Finding]:
         found = f"{error.tried}: {error.found}"
         return [vllm_here(), Finding("engine", found, ok=False, remedy=error.remedy)]
     gate = "stops traces inside vLLM" if can.gates else "does not; traces are stopped from here"
-    seeds = "one seed gave one trace, another gave another" if can.seeds else "were not seen to count"
+    seeds = (
+        _SEEDS[can.seeds]
+    )
     return [
         vllm_here(),
         Finding("engine", f"{engine.name}, started in {started:.1f} s", ok=True, value=started),

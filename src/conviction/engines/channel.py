@@ -5,11 +5,9 @@ have to travel. One file belongs to one trace. The client makes it, reads it whi
 generated, and unlinks it; the server only fills it, and goes on without where it cannot.
 """
 
+import errno
 import os
-import re
-import struct
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from math import nan
@@ -21,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.engines.base import TraceRequest
+from conviction_gate.channel import HEADER, MAGIC, NAME, VALUE, VERSION
+from conviction_gate.channel import folder as channel_folder
 
 MOST_TOKENS = 1 << 22
 """Tokens that a channel has room for at most: 16 MiB."""
@@ -28,18 +28,9 @@ MOST_TOKENS = 1 << 22
 PATIENCE = 1.0
 """Seconds that one trace waits, all in all, for confidences that come after their tokens."""
 
-_HEADER = struct.Struct("<8sIIQQQQ16x")
-_MAGIC, _VERSION = b"CONVGATE", 1
-_NAME = re.compile(r"conviction-[0-9a-f]{32}")
-_VALUE_BYTES = 4
+_UNWRITTEN = VALUE.pack(nan)
 _LEFTOVER_SECONDS = 60.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
-
-
-def channel_folder() -> Path:
-    """Where channels lie: shared memory, or the folder for temporary files."""
-    shared = Path("/dev/shm")  # noqa: S108  # files there are made exclusively, for us alone
-    return shared if shared.is_dir() else Path(tempfile.gettempdir())
 
 
 class Channel:
@@ -70,9 +61,9 @@ class Channel:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _no_links(), 0o600)
         try:
             _lock(self._file)
-            # All of its room is taken at once: a writer of a mapped file dies where there is none.
-            _allocate(self._file, _HEADER.size + _VALUE_BYTES * self._capacity)
-            os.write(self._file, _HEADER.pack(_MAGIC, _VERSION, self._capacity, 0, 0, 0, 0))
+            header = HEADER.pack(MAGIC, VERSION, self._capacity, 0, 0, 0, 0)
+            # All of its room is taken at once, so that none is wanting in the middle of a trace.
+            _write(self._file, header + _UNWRITTEN * self._capacity)
         except BaseException:
             self.close()
             raise
@@ -131,18 +122,18 @@ class Channel:
 
     def _written(self) -> int:
         """Tokens whose confidence is there, as far as the header can be believed."""
-        header = self._read(0, _HEADER.size)
-        if len(header) < _HEADER.size:
+        header = self._read(0, HEADER.size)
+        if len(header) < HEADER.size:
             return 0
-        magic, version, capacity, written, *_ = _HEADER.unpack(header)
-        if (magic, version, capacity) != (_MAGIC, _VERSION, self._capacity):
+        magic, version, capacity, written, *_ = HEADER.unpack(header)
+        if (magic, version, capacity) != (MAGIC, VERSION, self._capacity):
             return 0
         return min(written, self._capacity)
 
     def _values(self, begin: int, end: int) -> NDArray[np.float32]:
-        size = _VALUE_BYTES * max(0, end - begin)
-        data = self._read(_HEADER.size + _VALUE_BYTES * begin, size)
-        whole = len(data) - len(data) % _VALUE_BYTES
+        size = VALUE.size * max(0, end - begin)
+        data = self._read(HEADER.size + VALUE.size * begin, size)
+        whole = len(data) - len(data) % VALUE.size
         values = np.frombuffer(data[:whole], "<f4").astype(np.float32)
         # A value that is no number is one that the server could not tell.
         return np.where(np.isfinite(values), values, np.float32(nan))
@@ -180,7 +171,7 @@ def remove_leftovers(folder: Path | None = None) -> int:
     removed = 0
     with suppress(OSError), os.scandir(folder or channel_folder()) as entries:
         for entry in entries:
-            if _NAME.fullmatch(entry.name):
+            if NAME.fullmatch(entry.name):
                 removed += _removed(Path(entry.path))
     return removed
 
@@ -212,8 +203,6 @@ def _lock(file: int) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _allocate(file: int, size: int) -> None:
-    if sys.platform == "linux":
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+def _write(file: int, data: bytes) -> None:
+    if os.write(file, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

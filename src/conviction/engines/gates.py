@@ -1,17 +1,19 @@
 """How a gate is told to vLLM: arguments of a request, read by the plugin `conviction_gate`."""
 
 from collections.abc import Mapping
+from secrets import token_hex
 
 from conviction.gate import Gate
-
-WINDOW = "conviction_window"
-THRESHOLD = "conviction_threshold"
-K = "conviction_k"
-REPORT = "conviction_report"
-STOP_TOKEN = "conviction_stop_token"  # noqa: S105  # the name of an argument
-
-MOST_WINDOW = 1_000_000
-MOST_K = 1000
+from conviction_gate.names import (
+    MOST_K,
+    MOST_WINDOW,
+    REPORT,
+    STOP_TOKEN,
+    THRESHOLD,
+    TRACE,
+    WINDOW,
+    K,
+)
 
 ABSURD = Gate(window=1, threshold=1e9)
 """A gate that no trace gets through: whoever applies gates stops at the first token."""
@@ -41,6 +43,9 @@ def gate_arguments(
         arguments[STOP_TOKEN] = stop_token
     if report is not None:
         arguments[REPORT] = report
+    elif arguments:
+        # By it the window is found again when vLLM has put a trace aside; a channel names it too.
+        arguments[TRACE] = token_hex(16)
     if arguments and top_k:
         arguments[K] = min(top_k, MOST_K)
     return arguments

@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from conviction.engines.channel import Channel
-from conviction.engines.gates import ABSURD, STOP_TOKEN, gate_arguments
+from conviction.engines.gates import ABSURD, gate_arguments
 from conviction.engines.openai.requests import Json, gate_fields
 from conviction.engines.openai.whole_answers import Choice
 from conviction.errors import EngineError, EngineUnavailableError
+from conviction_gate.names import DEFAULT_K, STOP_TOKEN
 
 _NAMED = re.compile(rf"{STOP_TOKEN}\s*=\s*(\d+)")
-_K = 20
 _TOKENS = 2
 
 
@@ -61,7 +61,7 @@ async def _try(ask: Callable[[int, Json], Awaitable[Choice]], stop_token: int) -
     channel = _channel()
     try:
         arguments = gate_arguments(
-            ABSURD, top_k=_K, stop_token=stop_token, report=channel and channel.name
+            ABSURD, top_k=DEFAULT_K, stop_token=stop_token, report=channel and channel.name
         )
         choice = await ask(_TOKENS, gate_fields(arguments))
         stopped = choice.stop_reason == stop_token
@@ -84,5 +84,5 @@ def _channel() -> Channel | None:
 
 
 def _without_stop_token() -> dict[str, str | int | float]:
-    arguments = gate_arguments(ABSURD, top_k=_K, stop_token=0)
+    arguments = gate_arguments(ABSURD, top_k=DEFAULT_K, stop_token=0)
     return {name: value for name, value in arguments.items() if name != STOP_TOKEN}

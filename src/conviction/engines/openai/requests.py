@@ -8,8 +8,9 @@ from typing import Literal, cast
 
 from conviction.core import Message, Sampling
 from conviction.engines.base import TraceRequest
-from conviction.engines.gates import STOP_TOKEN, Arguments
+from conviction.engines.gates import Arguments
 from conviction.errors import InvalidSettingError
+from conviction_gate.names import STOP_TOKEN
 
 Json = Mapping[str, object]
 

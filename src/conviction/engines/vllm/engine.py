@@ -15,7 +15,7 @@ import numpy as np
 from conviction.core import Message, Sampling
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.channel import Channel, channel_for, remove_leftovers
-from conviction.engines.gates import ABSURD, MOST_K, gate_arguments
+from conviction.engines.gates import ABSURD, gate_arguments
 from conviction.engines.seeds import seeds_count
 from conviction.engines.vllm.inside import AsyncEngine, Completion
 from conviction.engines.vllm.outputs import (
@@ -33,9 +33,9 @@ from conviction.errors import (
     EngineError,
     EngineUnavailableError,
 )
+from conviction_gate.names import DEFAULT_K, MOST_K
 
 _COUNT = (Message("user", "Count from one to one hundred in words."),)
-_K = 20
 _DRAWN = 24
 
 NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
@@ -184,7 +184,7 @@ class VLLMEngine(Engine):
             logprobs=top_k or (0 if request.logprobs and request.top_k else None),
             arguments=gate_arguments(
                 request.gate,
-                top_k=request.top_k or _K,
+                top_k=request.top_k or DEFAULT_K,
                 stop_token=stop_token,
                 report=channel and channel.name,
             ),
@@ -208,7 +208,7 @@ class VLLMEngine(Engine):
         """Whether a gate stops traces here, and whether its channel brings confidences."""
         if self._started().stop_token is None:
             return _Gating(note="The model has no token to spare that could stand for a gate.")
-        trace = TraceRequest(_COUNT, Sampling(max_tokens=2), top_k=_K, gate=ABSURD)
+        trace = TraceRequest(_COUNT, Sampling(max_tokens=2), top_k=DEFAULT_K, gate=ABSURD)
         seen = Chunk()
         try:
             async with aclosing(self._generate(trace, _Gating(gates=True, reports=True))) as chunks:
