@@ -121,12 +121,15 @@ def llama_server(*, slots: int = 4) -> Generator[RealServer]:
 
 
 @contextmanager
-def vllm_server(model: str = REAL, options: Sequence[str] = ()) -> Generator[RealServer]:
+def vllm_server(
+    model: str = REAL, options: Sequence[str] = (), *, gate: bool = True
+) -> Generator[RealServer]:
     """vLLM's server.
 
     Args:
         model: `vllm_models.REAL` or `vllm_models.TINY`.
         options: More of its options, such as ["--max-logprobs", "100"].
+        gate: Whether it has our plugin.
 
     Raises:
         PreparationError: its environment or the model cannot be made.
@@ -139,6 +142,8 @@ def vllm_server(model: str = REAL, options: Sequence[str] = ()) -> Generator[Rea
     with _folder() as folder:
         command = [*program, *address, *_VLLM_OPTIONS, *options]
         env = _vllm_environment(folder)
+        if gate:
+            env["PYTHONPATH"] = package_path(folder / "package")
         with served(command, f"{base}/health", folder / "log", env, 300.0) as process:
             yield RealServer(
                 f"{base}/v1",
@@ -150,7 +155,7 @@ def vllm_server(model: str = REAL, options: Sequence[str] = ()) -> Generator[Rea
 
 
 def _vllm_environment(folder: Path) -> dict[str, str]:
-    """Environment variables for vLLM: our package, none of the user's settings, nothing left."""
+    """Environment variables for vLLM: none of the user's own settings, no traces left behind."""
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -159,7 +164,7 @@ def _vllm_environment(folder: Path) -> dict[str, str]:
     places = dict.fromkeys(
         ("TMPDIR", "HF_HOME", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), str(folder)
     )
-    return ours | _VLLM_SETTINGS | places | {"PYTHONPATH": package_path(folder / "package")}
+    return ours | _VLLM_SETTINGS | places
 
 
 @contextmanager

@@ -43,9 +43,7 @@ async def examine_vllm(engine: VLLMEngine) -> list[Finding]:
         found = f"{error.tried}: {error.found}"
         return [vllm_here(), Finding("engine", found, ok=False, remedy=error.remedy)]
     gate = "stops traces inside vLLM" if can.gates else "does not; traces are stopped from here"
-    seeds = (
-        _SEEDS[can.seeds]
-    )
+    seeds = _SEEDS[can.seeds]
     return [
         vllm_here(),
         Finding("engine", f"{engine.name}, started in {started:.1f} s", ok=True, value=started),

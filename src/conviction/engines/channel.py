@@ -30,6 +30,7 @@ PATIENCE = 1.0
 
 _UNWRITTEN = VALUE.pack(nan)
 _LEFTOVER_SECONDS = 60.0
+_ROUNDING = 1e-3
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 
 
@@ -135,8 +136,9 @@ class Channel:
         data = self._read(HEADER.size + VALUE.size * begin, size)
         whole = len(data) - len(data) % VALUE.size
         values = np.frombuffer(data[:whole], "<f4").astype(np.float32)
-        # A value that is no number is one that the server could not tell.
-        return np.where(np.isfinite(values), values, np.float32(nan))
+        # What is no number could not be told; and none is below 0 but by rounding.
+        known = np.isfinite(values) & (values > -_ROUNDING)
+        return np.where(known, np.maximum(values, 0), np.float32(nan))
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._file is None or not size or sys.platform == "win32":
