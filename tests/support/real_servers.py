@@ -141,9 +141,7 @@ def vllm_server(
     address = ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
     with _folder() as folder:
         command = [*program, *address, *_VLLM_OPTIONS, *options]
-        env = _vllm_environment(folder)
-        if gate:
-            env["PYTHONPATH"] = package_path(folder / "package")
+        env = vllm_variables(folder, gate=gate)
         with served(command, f"{base}/health", folder / "log", env, 300.0) as process:
             yield RealServer(
                 f"{base}/v1",
@@ -154,8 +152,13 @@ def vllm_server(
             )
 
 
-def _vllm_environment(folder: Path) -> dict[str, str]:
-    """Environment variables for vLLM: none of the user's own settings, no traces left behind."""
+def vllm_variables(folder: Path, *, gate: bool = True) -> dict[str, str]:
+    """Environment variables for vLLM: none of the user's own settings, no traces left behind.
+
+    Args:
+        folder: An empty one, for what it writes.
+        gate: Whether this package is there, too, and with it the plugin.
+    """
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -164,7 +167,8 @@ def _vllm_environment(folder: Path) -> dict[str, str]:
     places = dict.fromkeys(
         ("TMPDIR", "HF_HOME", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), str(folder)
     )
-    return ours | _VLLM_SETTINGS | places
+    package = {"PYTHONPATH": package_path(folder / "package")} if gate else {}
+    return ours | _VLLM_SETTINGS | places | package
 
 
 @contextmanager
