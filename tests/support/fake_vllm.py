@@ -113,6 +113,7 @@ class FakeVLLM:
         max_logprobs: As vLLM's setting.
         start_error: Raised in place of starting.
         varies: Whether a seed gives another trace each time.
+        seeded_text: Whether the text tells its seed.
         asked: All requests, as (tokens of the prompt, parameters).
         running: Requests that are computed now.
         aborted: Requests that were cancelled.
@@ -130,6 +131,7 @@ class FakeVLLM:
     max_logprobs: int = 20
     start_error: Exception | None = None
     varies: bool = False
+    seeded_text: bool = True
     asked: list[tuple[list[int], SamplingParams]] = field(default_factory=list[Any])
     running: int = 0
     generated: int = 0
@@ -254,7 +256,7 @@ class FakeVLLM:
             words[-1], reason, token = "", "stop", stopped_by[STOP_TOKEN]
         elif ended:
             reason = "stop" if end == len(self.words) else "length"
-        seed = f"{params.seed}." if params.temperature else ""
+        seed = f"{params.seed}." if self.seeded_text else ""
         draw = f"{len(self.asked)}." if self.varies else ""
         text = "".join(f"{seed}{draw}{word}" if word else "" for word in words)
         completion = SimpleNamespace(

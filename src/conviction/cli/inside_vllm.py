@@ -16,12 +16,13 @@ def is_inside(model: str | None) -> bool:
     return model is not None and model.startswith(PREFIX)
 
 
-def inside(model: str, settings: Sequence[str]) -> VLLMEngine:
+def inside(model: str, settings: Sequence[str], *, templated: bool) -> VLLMEngine:
     """The engine for such a model.
 
     Args:
         model: "vllm:" and a folder, or a name on the Hugging Face hub.
         settings: vLLM's own, each as NAME=VALUE.
+        templated: Whether questions have the model's template around them already.
 
     Raises:
         InvalidSettingError: no model is named, or a setting has no value.
@@ -38,7 +39,7 @@ def inside(model: str, settings: Sequence[str]) -> VLLMEngine:
     # Standard output is for the answer; of what vLLM tells, only its troubles are for everybody.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    return VLLMEngine(name, options=options)
+    return VLLMEngine(name, options=options, templated=templated)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -65,7 +65,7 @@ class ServerOptions:
                 found="vLLM runs inside this program then, and there is no server",
                 remedy="Leave them out; vLLM's own settings go into --vllm NAME=VALUE.",
             )
-        return inside(model, self.vllm or ())
+        return inside(model, self.vllm or (), templated=self.templated)
 
     def servers(
         self, model: str | None, *, facts_folder: Path | None = None

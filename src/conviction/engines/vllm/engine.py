@@ -68,11 +68,19 @@ class VLLMEngine(Engine):
     Args:
         model: A folder with the model, or its name on the Hugging Face hub.
         options: Settings of vLLM's own engine by name, as in {"max_model_len": 8192}.
+        templated: Whether all prompts have the model's template around them already.
     """
 
-    def __init__(self, model: str | Path, *, options: Mapping[str, object] = NO_OPTIONS) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        options: Mapping[str, object] = NO_OPTIONS,
+        templated: bool = False,
+    ) -> None:
         self._model = str(model)
         self._options = dict(options)
+        self._templated = templated
         self._running: _Running | None = None
         self._gating = _Gating()
         self._probing = anyio.Lock()
@@ -165,6 +173,8 @@ class VLLMEngine(Engine):
         """
         if self._capabilities is None and self._running is not None:
             await self.capabilities()
+        if self._templated:
+            request = replace(request, templated=True)
         async with aclosing(self._generate(request, self._gating)) as chunks:
             async for chunk in chunks:
                 yield chunk
