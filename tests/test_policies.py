@@ -221,7 +221,7 @@ class TestVoting:
             SettleConfident(budget=9, slope=0.0, bar=0.999),
         ],
     )
-    @pytest.mark.parametrize("finish", set(FinishReason) - {FinishReason.STOP})
+    @pytest.mark.parametrize("finish", sorted(set(FinishReason) - {FinishReason.STOP}))
     def test_no_policy_counts_a_trace_that_did_not_end_itself(
         self, prototype: Policy, finish: FinishReason
     ) -> None:

@@ -71,7 +71,9 @@ def test_the_first_command_answers_its_question() -> None:
 
 
 def test_the_second_command_installs_for_development_and_runs_every_test() -> None:
-    assert blocks("sh")[1].strip() == 'python -m pip install -e ".[dev]" && pytest'
+    install, _, test = blocks("sh")[1].strip().partition(" && ")
+    assert install == 'python -m pip install -e ".[dev]"'
+    assert test == "pytest -n 2 --dist worksteal"
 
 
 def test_every_conviction_command_in_the_readme_is_understood() -> None:

@@ -63,7 +63,8 @@ class EngineOptions:
     engine: Literal["local", "servers", "scripted"] | None = None
     "The embedded engine, the servers of --base-url, or made-up traces that need no model."
     model: Annotated[str | None, Parameter(alias="-m")] = None
-    "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
+    """A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; vllm:MODEL for vLLM in
+    this program, MODEL a folder or a name on the hub; or the server's name."""
     served_model: str | None = None
     "Name that clients know the model by; default: the engine's own."
     slots: Annotated[int, WHOLE] = 8

@@ -1,0 +1,36 @@
+"""Token confidence of rows of logits: C = logsumexp - mean of the k largest logits (eq. 2)."""
+
+import torch
+
+from conviction_gate.kernel import fused_confidences
+
+
+def row_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
+    """The confidence of each row.
+
+    The log-probability of a token is its logit less the row's logsumexp, so the mean of the k
+    largest log-probabilities needs no softmax.
+
+    Args:
+        logits: Raw logits, shape (rows, vocabulary).
+        ks: The k of each row, int64, shape (rows,), on the same device.
+        most_k: The largest of them.
+
+    Returns:
+        float32, shape (rows,); not finite where one of the k largest is not.
+    """
+    if (fused := fused_confidences(logits, ks, most_k)) is not None:
+        return fused
+    return plain_confidences(logits, ks, most_k)
+
+
+def plain_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
+    """`row_confidences` by torch's own operations: the reference of the kernel."""
+    values = logits.float()
+    most_k = min(most_k, values.shape[-1])
+    ks = ks.clamp(max=most_k)
+    largest = values.topk(most_k, dim=-1, sorted=True).values
+    wanted = torch.arange(most_k, device=values.device)[None, :] < ks[:, None]
+    # A sum over what is wanted only: nothing beyond a row's own k may make it unknown.
+    total = torch.where(wanted, largest, 0.0).sum(-1)
+    return torch.logsumexp(values, -1) - total / ks

@@ -1,0 +1,82 @@
+"""One step of the gate over the rows of a batch, whichever interface brings them."""
+
+import torch
+
+from conviction_gate.arguments import Arguments
+from conviction_gate.confidence import row_confidences
+from conviction_gate.reports import Entry, Report, Reports
+from conviction_gate.windows import Windows, to_device
+
+_CERTAIN = 1e30
+"""A logit beside which no other has a chance, at any temperature and under any filter.
+
+Writing it in one place costs nothing, where masking all others would write the whole row."""
+
+
+class Rows:
+    """The rows of a batch that concern the gate. Set them when they change, then step.
+
+    Args:
+        slots: Requests that can be held.
+        device: Where the logits are.
+        reporting: Whether this worker writes reports; of several that hold parts of one model,
+            only one does, while all of them decide alike.
+    """
+
+    def __init__(self, slots: int, device: torch.device, *, reporting: bool) -> None:
+        self.windows = Windows(slots, device)
+        self.reports = Reports(device)
+        self._reporting = reporting
+        self._device = device
+        self._count = 0
+        self._gates = False
+        self._most_k = 0
+
+    def open_report(self, wanted: Arguments) -> Report | None:
+        """The report that a request asks for."""
+        return Report(wanted.report) if wanted.report and self._reporting else None
+
+    def set(self, rows: list[int], slots: list[int], wanted: list[Arguments]) -> None:
+        """Take the rows of the steps to come.
+
+        Args:
+            rows: Rows of the logits, each once.
+            slots: Their slots.
+            wanted: What their requests want.
+        """
+        self._count = len(rows)
+        if not rows:
+            return
+        numbers = to_device(
+            [[r, s, w.k, w.stop_token] for r, s, w in zip(rows, slots, wanted, strict=True)],
+            torch.int64,
+            self._device,
+        )
+        self._rows, self._slots, self._ks, stops = numbers.unbind(1)
+        self._most_k = max(one.k for one in wanted)
+        self._first = rows == list(range(len(rows)))
+        gated = [place for place, one in enumerate(wanted) if one.window]
+        self._gates = bool(gated)
+        if gated:
+            self._gated = to_device(gated, torch.int64, self._device)
+            self._gated_rows, self._stops = self._rows[self._gated], stops[self._gated]
+
+    def step(self, logits: torch.Tensor, entries: list[Entry]) -> None:
+        """Measure the rows, write their reports, and have traces that are to stop draw their end.
+
+        Args:
+            logits: Raw logits, shape (rows, vocabulary); changed in place.
+            entries: The reports; their rows count among those that were set.
+        """
+        if not self._count:
+            return
+        whole = self._first and logits.shape[0] == self._count
+        measured = logits if whole else logits.index_select(0, self._rows)
+        confidences = row_confidences(measured, self._ks, self._most_k)
+        low = self.windows.step(self._slots, confidences)
+        if self._gates:
+            # What stands for a stop is never drawn by chance.
+            ends = torch.where(low[self._gated], _CERTAIN, -torch.inf)
+            logits[self._gated_rows, self._stops] = ends.to(logits.dtype)
+        if entries:
+            self.reports.put(entries, confidences, low)
