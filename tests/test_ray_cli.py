@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
 import pytest
+import vllm_environment
 from completion_events import STOP, event, json_answer, position, stream, usage
-from real_servers import RealServer
+from real_servers import RealServer, vllm_variables
 from scripted_server import Mark, Received, Step, serving
+from vllm_models import TINY, model_folder
 
 from conviction.evaluation.folder import read_run
 from conviction.recordings import Pool
@@ -221,4 +224,33 @@ async def test_vllm_behind_an_actor_makes_a_pool(
     pool = Pool.open(tmp_path / "pool")
     assert pool.model == tiny_vllm_server.model
     assert [question.traces for question in pool.questions] == [2] * 4
+    assert pool.top_k == 20
+
+
+@pytest.mark.timeout(300)
+async def test_vllm_inside_an_actor_makes_a_pool(tmp_path: Path, questions: Path) -> None:
+    if reason := vllm_environment.unavailable_because():
+        pytest.skip(reason)
+    # Actors have the Python of whoever starts them, so this is a cluster of vLLM's environment.
+    settings = [
+        *("dtype=float32", "enforce_eager=true", "max_model_len=1024", "max_num_seqs=8"),
+        "distributed_executor_backend=uni",
+    ]
+    options = [part for setting in settings for part in ("--vllm", setting)]
+    # Ray makes sockets there, whose paths must be short.
+    with TemporaryDirectory(prefix="ray-") as folder, anyio.fail_after(240):
+        done = await anyio.run_process(
+            [
+                *(str(vllm_environment.vllm_python()), "-m", "conviction"),
+                *("record", str(questions), "-n", "2", "-o", str(tmp_path / "pool")),
+                *("-m", f"vllm:{model_folder(TINY)}", *options, "--max-tokens", "12"),
+                *("--limit", "3", "--answer", "number", "--ray", "local"),
+            ],
+            env={**vllm_variables(tmp_path), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder},
+            check=False,
+            stdin=None,
+        )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    pool = Pool.open(tmp_path / "pool")
+    assert [question.traces for question in pool.questions] == [2] * 3
     assert pool.top_k == 20

@@ -68,7 +68,9 @@ class ConfidenceGate(FirstInterface, SecondInterface):
         """
         check(sampling_params)
 
-    def __init__(self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool | None = None) -> None:  # noqa: FBT001  # vLLM's signature
+    def __init__(
+        self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool | None = None
+    ) -> None:  # noqa: FBT001  # vLLM's signature
         if vllm_config.speculative_config is not None:
             raise ValueError(
                 "The gate of conviction does not work with speculative decoding: drafts that are "
@@ -79,9 +81,7 @@ class ConfidenceGate(FirstInterface, SecondInterface):
         device = torch.device(self._states.device if self._states else device_or_states)
         running = vllm_config.scheduler_config.max_num_seqs
         self._first = None if self._states else _Batch(running, device, reporting=reporting)
-        self._second = (
-            _Slots(self._states, device, reporting=reporting) if self._states else None
-        )
+        self._second = _Slots(self._states, device, reporting=reporting) if self._states else None
 
     def is_argmax_invariant(self) -> bool:
         """Whether the likeliest token stays: not where a trace is stopped."""

@@ -88,7 +88,8 @@ class RayOptions:
         from conviction.ray.workers import Bounds, RayWorkers  # noqa: PLC0415  # an extra
 
         resources = parse_resources(self.engine_resources or ())
-        engines: Sequence[EngineFactory] = server.factories(model)
+        gpus = int(resources.get("GPU", 0))
+        engines: Sequence[EngineFactory] = server.factories(model, gpus=gpus)
         if not engines:
             threads = int(resources.get("CPU", 0)) or None
             context = context_for(asked, sampling)

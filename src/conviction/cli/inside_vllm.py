@@ -27,6 +27,19 @@ def inside(model: str, settings: Sequence[str], *, templated: bool) -> VLLMEngin
     Raises:
         InvalidSettingError: no model is named, or a setting has no value.
     """
+    name, options = settings_inside(model, settings)
+    # Standard output is for the answer; of what vLLM tells, only its troubles are for everybody.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    return VLLMEngine(name, options=options, templated=templated)
+
+
+def settings_inside(model: str, settings: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The folder or the name on the hub of such a model, and vLLM's settings.
+
+    Raises:
+        InvalidSettingError: no model is named, or a setting has no value.
+    """
     name = model.removeprefix(PREFIX)
     if not name:
         raise InvalidSettingError(
@@ -35,11 +48,7 @@ def inside(model: str, settings: Sequence[str], *, templated: bool) -> VLLMEngin
             remedy="Name a folder or a model on the Hugging Face hub, as in "
             "vllm:Qwen/Qwen2.5-7B-Instruct.",
         )
-    options = dict(map(_setting, settings))
-    # Standard output is for the answer; of what vLLM tells, only its troubles are for everybody.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    return VLLMEngine(name, options=options, templated=templated)
+    return name, dict(map(_setting, settings))
 
 
 def _setting(text: str) -> tuple[str, Any]:

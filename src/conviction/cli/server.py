@@ -1,19 +1,20 @@
 """Options for an engine other than the embedded one: servers and their key, or vLLM in here."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from conviction.cli.inside_vllm import inside, is_inside
+from conviction.cli.inside_vllm import inside, is_inside, settings_inside
 from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts
 from conviction.models import cache_folder
-from conviction.ray.engines import EndpointFactory
+from conviction.ray.engines import EndpointFactory, EngineFactory, VLLMFactory
 
 KEY_VARIABLE = "CONVICTION_API_KEY"
 _MOST_KEY_BYTES = 1 << 14
@@ -105,12 +106,20 @@ class ServerOptions:
             facts_folder=facts_folder,
         )
 
-    def factories(self, model: str | None) -> list[EndpointFactory]:
-        """What makes an engine of each server, wherever it is to run; empty if there are none.
+    def factories(self, model: str | None, *, gpus: int = 0) -> Sequence[EngineFactory]:
+        """What makes the same engines elsewhere, one per server; empty for the embedded one.
+
+        Args:
+            model: As for `engine`.
+            gpus: GPUs that vLLM has there.
 
         Raises:
-            InvalidSettingError: the key cannot be read.
+            InvalidSettingError: as `engine` raises.
         """
+        self.engine(model)  # Refuses what does not fit.
+        if model is not None and is_inside(model) and not self.base_url:
+            name, options = settings_inside(model, self.vllm or ())
+            return [VLLMFactory(name, options, self.templated, gpus)]
         key = _read_key(self.api_key_env, self.api_key_file) if self.base_url else None
         return [
             EndpointFactory(url, model, key, self.route, self.concurrency, self._timeouts)

@@ -17,7 +17,7 @@ from ray import serve
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine, TraceRequest
 from conviction.ray.cluster import actor_options
-from conviction.ray.engines import EndpointFactory, EngineFactory, LocalFactory
+from conviction.ray.engines import EndpointFactory, EngineFactory, LocalFactory, VLLMFactory
 from conviction.ray.host import EngineHost, Started
 from conviction.ray.remote import RemoteEngine
 from conviction.ray.routing import PrefixRouter
@@ -34,27 +34,30 @@ class EngineSettings(BaseModel):
     """What an engine replica holds.
 
     Attributes:
-        kind: A server of completions, the embedded engine, made-up traces, or what a function of
-            your own makes.
+        kind: A server of completions, the embedded engine, vLLM in the replica, made-up traces, or
+            what a function of your own makes.
         base_url: Address of the server (endpoint).
-        model: Name of the model; for the embedded engine as in `conviction models`.
+        model: Name of the model; for the embedded engine as in `conviction models`, for vLLM a
+            folder or a name on the Hugging Face hub.
         api_key: Key of the server (endpoint).
         slots: Traces that one replica runs at once.
         context: Tokens that prompt and trace may have together (local).
         delay: Seconds between two pieces of a made-up trace (scripted).
+        vllm: vLLM's own settings by name.
         factory: That function, as package.module:function (custom).
         resources: What a replica needs on its node, as in {"GPU": 1}.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["endpoint", "local", "scripted", "custom"] = "local"
+    kind: Literal["endpoint", "local", "vllm", "scripted", "custom"] = "local"
     base_url: str | None = None
     model: str | None = None
     api_key: Annotated[str | None, Field(repr=False)] = None
     slots: Count = 64
     context: Count = 4096
     delay: Annotated[float, Field(ge=0)] = 0.05
+    vllm: dict[str, Any] = {}
     factory: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
@@ -62,7 +65,7 @@ class EngineSettings(BaseModel):
         """What makes the engine.
 
         Raises:
-            InvalidSettingError: an endpoint has no address, or the function is missing.
+            InvalidSettingError: address, model or function is missing.
         """
         if self.kind == "endpoint":
             if not self.base_url:
@@ -75,6 +78,14 @@ class EngineSettings(BaseModel):
         if self.kind == "local":
             threads = int(self.resources.get("CPU", 0)) or None
             return LocalFactory(self.model, self.slots, self.context, threads)
+        if self.kind == "vllm":
+            if self.model is None:
+                raise InvalidSettingError(
+                    tried="make vLLM in a replica",
+                    found="it has no model",
+                    remedy="Name a folder, or a model on the Hugging Face hub.",
+                )
+            return VLLMFactory(self.model, self.vllm, gpus=int(self.resources.get("GPU", 0)))
         if self.kind == "scripted":
             return partial(demonstration, delay=self.delay, concurrency=self.slots)
         if self.factory is None:

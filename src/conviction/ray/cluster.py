@@ -80,6 +80,7 @@ def connected(address: str | None = None) -> Generator[None]:
     Args:
         address: HOST:PORT of the cluster's head. None for the cluster that RAY_ADDRESS names, or
             that runs on this machine; if there is none, one is started here for the time being.
+            "local" starts one in any case.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -99,7 +100,7 @@ def connected(address: str | None = None) -> Generator[None]:
             address=place,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **({} if place else {"include_dashboard": False}),
+            **({"include_dashboard": False} if place in (None, "local") else {}),
         )
     except Exception as error:
         raise EngineStartError(

@@ -4,12 +4,13 @@ Any function without arguments that returns an engine will do, if it pickles; th
 that the command line needs. A new kind of engine is one more of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from conviction.engines.base import Engine
 from conviction.engines.local.engine import DEFAULT_CONTEXT, DEFAULT_SLOTS
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts
+from conviction.engines.vllm import VLLMEngine
 
 EngineFactory = Callable[[], Engine]
 """Makes an engine that is not started yet. Pickles, and runs in the process of the actor."""
@@ -70,3 +71,26 @@ class LocalFactory:
 
         path = resolve(self.model or catalogue().default).path
         return LocalEngine(path, slots=self.slots, context=self.context, threads=self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class VLLMFactory:
+    """Makes vLLM inside the actor, over all GPUs that the actor has.
+
+    Attributes:
+        model: A folder on every node, or a name on the Hugging Face hub.
+        options: vLLM's own settings by name.
+        templated: Whether prompts have the model's template around them already.
+        gpus: GPUs of the actor; vLLM splits the model over them, unless its settings say otherwise.
+    """
+
+    model: str
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
+    templated: bool = False
+    gpus: int = 0
+
+    def __call__(self) -> Engine:
+        """The engine."""
+        parallel = {"tensor_parallel_size": self.gpus} if self.gpus > 1 else {}
+        options = {**parallel, **self.options}
+        return VLLMEngine(self.model, options=options, templated=self.templated)
