@@ -246,7 +246,12 @@ async def test_vllm_inside_an_actor_makes_a_pool(tmp_path: Path, questions: Path
                 *("-m", f"vllm:{model_folder(TINY)}", *options, "--max-tokens", "12"),
                 *("--limit", "3", "--answer", "number", "--ray", "local"),
             ],
-            env={**vllm_variables(tmp_path), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder},
+            env={
+                **vllm_variables(tmp_path),
+                "RAY_TMPDIR": folder,
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_worker_niceness": "0",
+            },
             check=False,
             stdin=None,
         )

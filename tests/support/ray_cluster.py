@@ -16,6 +16,8 @@ _SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Else workers give way to whatever else a busy machine does.
+    "RAY_worker_niceness": "0",
     # Actors import engines from here, and must not wait for names of other machines.
     "PYTHONPATH": str(Path(__file__).parent),
     # One node must be able to be found dead before a test's time is up.
