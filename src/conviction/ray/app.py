@@ -40,7 +40,8 @@ class EngineSettings(BaseModel):
         model: Name of the model; for the embedded engine as in `conviction models`, for vLLM a
             folder or a name on the Hugging Face hub.
         api_key: Key of the server (endpoint).
-        slots: Traces that one replica runs at once.
+        slots: Traces that one replica runs at once; None for 8 of the embedded engine and of made-up
+            traces, else 64. vLLM has its own bound, too (`max_num_seqs`).
         context: Tokens that prompt and trace may have together (local).
         delay: Seconds between two pieces of a made-up trace (scripted).
         vllm: vLLM's own settings by name.
@@ -54,12 +55,17 @@ class EngineSettings(BaseModel):
     base_url: str | None = None
     model: str | None = None
     api_key: Annotated[str | None, Field(repr=False)] = None
-    slots: Count = 64
+    slots: Count | None = None
     context: Count = 4096
     delay: Annotated[float, Field(ge=0)] = 0.05
     vllm: dict[str, Any] = {}
     factory: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+
+    @property
+    def takes(self) -> int:
+        """Traces that one replica runs at once."""
+        return self.slots or (8 if self.kind in ("local", "scripted") else 64)
 
     def maker(self) -> EngineFactory:
         """What makes the engine.
@@ -74,10 +80,10 @@ class EngineSettings(BaseModel):
                     found="it has no base_url",
                     remedy="Name the server, as in http://10.0.0.2:8000/v1.",
                 )
-            return EndpointFactory(self.base_url, self.model, self.api_key, concurrency=self.slots)
+            return EndpointFactory(self.base_url, self.model, self.api_key, concurrency=self.takes)
         if self.kind == "local":
             threads = int(self.resources.get("CPU", 0)) or None
-            return LocalFactory(self.model, self.slots, self.context, threads)
+            return LocalFactory(self.model, self.takes, self.context, threads)
         if self.kind == "vllm":
             if self.model is None:
                 raise InvalidSettingError(
@@ -87,7 +93,7 @@ class EngineSettings(BaseModel):
                 )
             return VLLMFactory(self.model, self.vllm, gpus=int(self.resources.get("GPU", 0)))
         if self.kind == "scripted":
-            return partial(demonstration, delay=self.delay, concurrency=self.slots)
+            return partial(demonstration, delay=self.delay, concurrency=self.takes)
         if self.factory is None:
             raise InvalidSettingError(
                 tried="make an engine of your own",
@@ -156,7 +162,7 @@ def build(settings: ServiceSettings) -> Any:
         request_router_config={"request_router_class": PrefixRouter},
         health_check_period_s=10,
         graceful_shutdown_timeout_s=20,
-        **settings.engines.options(settings.engine.slots),
+        **settings.engines.options(settings.engine.takes),
     )
     queueing = settings.server.queueing
     drivers = _serve.deployment(_serve.ingress()(Driver)).options(
