@@ -248,6 +248,7 @@ async def test_vllm_inside_an_actor_makes_a_pool(tmp_path: Path, questions: Path
             ],
             env={
                 **vllm_variables(tmp_path),
+                "RAY_AUTH_MODE": "disabled",
                 "RAY_TMPDIR": folder,
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_worker_niceness": "0",

@@ -40,8 +40,8 @@ class EngineSettings(BaseModel):
         model: Name of the model; for the embedded engine as in `conviction models`, for vLLM a
             folder or a name on the Hugging Face hub.
         api_key: Key of the server (endpoint).
-        slots: Traces that one replica runs at once; None for 8 of the embedded engine and of made-up
-            traces, else 64. vLLM has its own bound, too (`max_num_seqs`).
+        slots: Traces that one replica runs at once; None for 8 of the embedded engine and of
+            made-up traces, else 64. vLLM has its own bound, too (`max_num_seqs`).
         context: Tokens that prompt and trace may have together (local).
         delay: Seconds between two pieces of a made-up trace (scripted).
         vllm: vLLM's own settings by name.
