@@ -184,3 +184,17 @@ async def test_wrong_settings_are_refused_before_anything_is_deployed() -> None:
     with pytest.raises(InvalidSettingError, match="no base_url"):
         build(ServiceSettings.model_validate({"engine": {"kind": "endpoint"}}))
     assert json.dumps(ServiceSettings.model_json_schema())
+
+
+def test_the_documentation_names_settings_that_there_are() -> None:
+    import yaml
+
+    from conviction.ray.app import ServiceSettings, build
+
+    page = Path(__file__).parents[1] / "docs" / "past-one-machine.md"
+    _, _, rest = page.read_text(encoding="utf-8").partition("```yaml\n")
+    [application] = yaml.safe_load(rest.partition("```")[0])["applications"]
+    assert application["import_path"] == "conviction.ray.app:build"
+    settings = ServiceSettings.model_validate(application["args"])
+    assert settings.engines.most == 8
+    assert build(settings) is not None
