@@ -88,13 +88,13 @@ def connected(address: str | None = None) -> Generator[None]:
         EngineStartError: there is no cluster, or it cannot be used from here.
     """
     check_extra()
+    place = address or None
+    if place not in (None, "auto", "local"):
+        _check_reachable(place)
     ray = _ray()
     if ray.is_initialized():
         yield
         return
-    place = address or None
-    if place not in (None, "auto", "local"):
-        _check_reachable(place)
     try:
         ray.init(
             address=place,
