@@ -47,7 +47,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=vllm_variables(folder),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,  # a busy machine takes minutes over three imports of vLLM
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
