@@ -21,7 +21,6 @@ from vllm_models import TINY, model_folder
 
 from conviction.core import FinishReason, Message, Sampling
 from conviction.engines.base import Chunk, TraceRequest
-from conviction.engines.channel import channel_folder
 from conviction.engines.openai import OpenAIEngine, Route
 from conviction.gate import Gate
 from conviction_gate.names import STOP_TOKEN, THRESHOLD, WINDOW
@@ -47,7 +46,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=vllm_variables(folder),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,  # a busy machine takes minutes over three imports of vLLM
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -166,7 +165,6 @@ def test_a_server_stops_a_trace_and_its_confidences_come_without_log_probabiliti
     assert len(confidences(stopped)) == position
     text = "".join(chunk.text for chunk in stopped)
     assert "".join(chunk.text for chunk in whole).startswith(text)
-    assert list(channel_folder().glob(f"conviction-{'?' * 32}")) == []
 
 
 def test_any_client_can_turn_the_gate_on_as_the_docs_say(tiny_vllm_server: RealServer) -> None:

@@ -54,12 +54,13 @@ class Writer:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         self._file = os.open((within or folder()) / name, flags)
         try:
-            self._capacity = _capacity(self._file)
+            self._capacity, counts = _look(self._file)
         except BaseException:
             os.close(self._file)
             raise
-        self._written = self._unknown = self._stopped = self._overflowed = 0
-        self._last_unknown = False
+        # A trace that comes back after a preemption finds what it had written.
+        self._written, self._unknown, self._stopped, self._overflowed = counts
+        self._last_unknown = any(not isfinite(value) for value in self.past(self._written, 1))
 
     def put(self, place: int, confidence: float, *, stopped: bool = False) -> None:
         """Write the confidence of a token.
@@ -83,19 +84,29 @@ class Writer:
             self._unknown += unknown
             self._last_unknown = unknown
             self._written = place + 1
-            os.pwrite(self._file, VALUE.pack(confidence), HEADER_BYTES + VALUE.size * place)
+            os.pwrite(self._file, VALUE.pack(confidence), _at(place))
         if stopped:
             self._stopped = place + 1
         counts = (self._written, self._unknown, self._stopped, self._overflowed)
         os.pwrite(self._file, _COUNTS.pack(*counts), _COUNTS_AT)
+
+    def past(self, before: int, most: int) -> list[float]:
+        """Confidences that were written of the tokens just before a place, at most so many."""
+        first, last = max(0, before - most), min(before, self._written)
+        data = os.pread(self._file, VALUE.size * max(0, last - first), _at(first))
+        return [value for (value,) in VALUE.iter_unpack(data)]
 
     def close(self) -> None:
         """Leave the file to its client."""
         os.close(self._file)
 
 
-def _capacity(file: int) -> int:
-    """Tokens that a channel has room for.
+def _at(place: int) -> int:
+    return HEADER_BYTES + VALUE.size * place
+
+
+def _look(file: int) -> tuple[int, tuple[int, int, int, int]]:
+    """Tokens that a channel has room for, and its counts.
 
     Raises:
         ValueError: it is no channel.
@@ -103,9 +114,10 @@ def _capacity(file: int) -> int:
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_size < HEADER_BYTES:
         raise ValueError("the file is no channel")
-    magic, version, capacity, *_ = HEADER.unpack(os.pread(file, HEADER_BYTES, 0))
+    magic, version, capacity, *counts = HEADER.unpack(os.pread(file, HEADER_BYTES, 0))
     if (magic, version) != (MAGIC, VERSION) or not 0 < capacity <= MOST_TOKENS:
         raise ValueError("the file is no channel of this version")
-    if found.st_size != HEADER_BYTES + VALUE.size * capacity:
+    written, unknown, stopped, overflowed = counts
+    if found.st_size != _at(capacity) or not unknown <= written <= capacity:
         raise ValueError(f"the channel has not the size of its {capacity} tokens")
-    return capacity
+    return capacity, (written, unknown, stopped, overflowed)

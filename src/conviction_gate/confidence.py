@@ -1,8 +1,11 @@
 """Token confidence of rows of logits: C = logsumexp - mean of the k largest logits (eq. 2)."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 
-from conviction_gate.kernel import fused_confidences
+Measure = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def row_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
@@ -13,15 +16,14 @@ def row_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torc
 
     Args:
         logits: Raw logits, shape (rows, vocabulary).
-        ks: The k of each row, int64, shape (rows,), on the same device.
+        ks: The k of each row, at least 1, int64, shape (rows,), on the same device.
         most_k: The largest of them.
 
     Returns:
         float32, shape (rows,); not finite where one of the k largest is not.
     """
-    if (fused := fused_confidences(logits, ks, most_k)) is not None:
-        return fused
-    return plain_confidences(logits, ks, most_k)
+    kernel = _kernel(most_k) if logits.is_cuda else None
+    return (kernel or plain_confidences)(logits, ks, most_k)
 
 
 def plain_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
@@ -34,3 +36,13 @@ def plain_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> to
     # A sum over what is wanted only: nothing beyond a row's own k may make it unknown.
     total = torch.where(wanted, largest, 0.0).sum(-1)
     return torch.logsumexp(values, -1) - total / ks
+
+
+@cache
+def _kernel(most_k: int) -> Measure | None:
+    """The kernel; None where Triton is not installed, or it is not made for such a k."""
+    try:
+        from conviction_gate.kernel import MOST_K, fused_confidences  # noqa: PLC0415  # heavy
+    except ImportError:
+        return None
+    return fused_confidences if most_k <= MOST_K else None

@@ -5,11 +5,11 @@ slot, and tells with every step which row is whose. vLLM takes one class per ent
 runner refuses classes of the other's interface, so this one has both.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as FirstInterface
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
@@ -22,8 +22,6 @@ try:
 except ImportError:  # vLLM up to 0.30
     SecondInterface = object
 
-_log = logging.getLogger("vllm.conviction_gate")
-
 
 @dataclass(eq=False, slots=True)
 class _Held:
@@ -31,6 +29,7 @@ class _Held:
 
     Attributes:
         key: What it is found by when it comes back.
+        params: Its parameters, held so that no others get their address, which may be the key.
         wanted: Its arguments.
         slot: Where its window is.
         report: Its report.
@@ -40,6 +39,7 @@ class _Held:
     """
 
     key: object
+    params: Any
     wanted: Arguments
     slot: int
     report: Report | None
@@ -69,19 +69,25 @@ class ConfidenceGate(FirstInterface, SecondInterface):
         check(sampling_params)
 
     def __init__(
-        self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool | None = None
-    ) -> None:  # noqa: FBT001  # vLLM's signature
+        self,
+        vllm_config: Any,
+        device_or_states: Any,
+        is_pin_memory: bool | None = None,  # noqa: FBT001  # vLLM's signature
+    ) -> None:
         if vllm_config.speculative_config is not None:
             raise ValueError(
                 "The gate of conviction does not work with speculative decoding: drafts that are "
                 "rejected would count as tokens. Switch that off, or uninstall conviction here."
             )
-        reporting = getattr(vllm_config.parallel_config, "rank", 0) == 0
+        parallel = vllm_config.parallel_config.tensor_parallel_size > 1
+        reporting = not parallel or get_tensor_model_parallel_rank() == 0
         self._states = device_or_states if is_pin_memory is None else None
         device = torch.device(self._states.device if self._states else device_or_states)
         running = vllm_config.scheduler_config.max_num_seqs
         self._first = None if self._states else _Batch(running, device, reporting=reporting)
-        self._second = _Slots(self._states, device, reporting=reporting) if self._states else None
+        self._second = (
+            _Slots(self._states, device, reporting=reporting) if self._states else None
+        )
 
     def is_argmax_invariant(self) -> bool:
         """Whether the likeliest token stays: not where a trace is stopped."""
@@ -178,36 +184,29 @@ class _Batch:
 
     def _hold(self, wanted: Arguments, params: Any, output: list[int]) -> _Held:
         key = wanted.trace or id(params)
-        held = self._absent.pop(key, None)
+        held, report = self._absent.pop(key, None), self._rows.open_report(wanted)
         if held is not None and held.wanted == wanted and output:
-            held.output, held.young = output, True
+            held.output, held.young, held.report = output, True, report
             return held
         if held is not None:
-            self._end(held)
-        if output:
-            _log.warning(
-                "conviction: the window of a trace was lost while it was preempted; it begins "
-                "anew at token %d",
-                len(output),
-            )
+            self._free.append(held.slot)
         if not self._free:
-            self._end(self._absent.pop(next(iter(self._absent))))
+            self._free.append(self._absent.pop(next(iter(self._absent))).slot)
         slot = self._free.pop()
-        self._rows.windows.begin(slot, wanted, seen=len(output))
-        return _Held(key, wanted, slot, self._rows.open_report(wanted), output)
+        self._rows.begin(slot, wanted, len(output), report)
+        return _Held(key, params, wanted, slot, report, output)
 
     def _remove(self, row: int) -> None:
         held = self._running.pop(row, None)
         if held is None:
             return
-        if held.key in self._absent:  # One id for two traces: only one can be found again.
-            self._end(self._absent.pop(held.key))
-        self._absent[held.key] = held
-
-    def _end(self, held: _Held) -> None:
-        self._free.append(held.slot)
         if held.report is not None:
             self._rows.reports.close(held.report)
+            held.report = None
+        if not held.wanted.window or held.key in self._absent:
+            self._free.append(held.slot)  # Of two traces with one id, one can be found again.
+        else:
+            self._absent[held.key] = held
 
     def _move(self, origin: int, target: int, *, swap: bool) -> None:
         moved, other = self._running.pop(origin, None), self._running.pop(target, None)
@@ -232,18 +231,19 @@ class _Slots:
         self._states = states
         self._wanted: list[Arguments | None] = [None] * states.max_num_reqs
         self._reports: dict[int, Report] = {}
-        self._last: tuple[list[int], list[int]] = ([], [])
+        self._last: tuple[list[int], list[int]] | None = None
 
     def add(self, slot: int, params: Any) -> bool:
         if (report := self._reports.pop(slot, None)) is not None:
             self.rows.reports.close(report)
-        self._last = ([], [])
+        self._last = None
         wanted = self._wanted[slot] = read(params)
         if wanted is None:
             return False
         seen = int(self._states.prefill_len.np[slot]) - int(self._states.prompt_len.np[slot])
-        self.rows.windows.begin(slot, wanted, seen=seen)
-        if (report := self.rows.open_report(wanted)) is not None:
+        report = self.rows.open_report(wanted)
+        self.rows.begin(slot, wanted, seen, report)
+        if report is not None:
             self._reports[slot] = report
         return True
 

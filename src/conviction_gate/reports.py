@@ -35,6 +35,13 @@ class Report:
             _log.warning("conviction: a trace goes on without its report: %s", error)
             self.close()
 
+    def past(self, before: int, most: int) -> list[float]:
+        """Confidences of the tokens just before a place, as far as they were written."""
+        try:
+            return self._writer.past(before, most) if self._writer else []
+        except OSError:
+            return []
+
     def close(self) -> None:
         """Leave the channel."""
         if self._writer is not None:

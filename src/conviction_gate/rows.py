@@ -1,11 +1,16 @@
 """One step of the gate over the rows of a batch, whichever interface brings them."""
 
+import logging
+from math import isfinite
+
 import torch
 
 from conviction_gate.arguments import Arguments
 from conviction_gate.confidence import row_confidences
 from conviction_gate.reports import Entry, Report, Reports
 from conviction_gate.windows import Windows, to_device
+
+_log = logging.getLogger("vllm.conviction_gate")
 
 _CERTAIN = 1e30
 """A logit beside which no other has a chance, at any temperature and under any filter.
@@ -35,6 +40,27 @@ class Rows:
     def open_report(self, wanted: Arguments) -> Report | None:
         """The report that a request asks for."""
         return Report(wanted.report) if wanted.report and self._reporting else None
+
+    def begin(self, slot: int, wanted: Arguments, seen: int, report: Report | None) -> None:
+        """Have a slot begin with a request that is new, or whose window was lost.
+
+        Args:
+            slot: Its number.
+            wanted: What the request wants.
+            seen: Tokens that the trace has already.
+            report: Its report, which tells what the window held.
+        """
+        past: list[float] = []
+        if seen and wanted.window:
+            written = report.past(seen, 2 * wanted.window) if report else []
+            past = [value for value in written if isfinite(value)]
+            if len(past) < min(seen, wanted.window):
+                _log.warning(
+                    "conviction: a trace came back after a preemption at token %d, and its window "
+                    "begins anew with %d of %d confidences",
+                    *(seen, len(past), wanted.window),
+                )
+        self.windows.begin(slot, wanted, seen, past)
 
     def set(self, rows: list[int], slots: list[int], wanted: list[Arguments]) -> None:
         """Take the rows of the steps to come.

@@ -37,35 +37,40 @@ class Windows:
         self._window = torch.ones(slots, dtype=torch.int64, device=device)
         self._threshold = torch.full((slots,), -torch.inf, dtype=torch.float64, device=device)
         self._least = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._begun: dict[int, tuple[Arguments, int]] = {}
+        self._begun: dict[int, tuple[Arguments, int, list[float]]] = {}
 
-    def begin(self, slot: int, wanted: Arguments, seen: int = 0) -> None:
+    def begin(self, slot: int, wanted: Arguments, seen: int, past: list[float]) -> None:
         """Have a slot begin anew at the next `flush`.
 
         Args:
             slot: Its number.
             wanted: What its request wants.
             seen: Tokens that the trace has already.
+            past: Known confidences of the last of them, which fill its window again.
         """
-        self._begun[slot] = (wanted, seen)
+        self._begun[slot] = (wanted, seen, past[-max(1, wanted.window) :])
 
     def flush(self) -> None:
         """Write what has begun to the device, in one go."""
         if not self._begun:
             return
-        self._make_room(max(wanted.window for wanted, _ in self._begun.values()))
+        begun = list(self._begun.values())
+        self._make_room(max(wanted.window for wanted, _, _ in begun))
         slots = self._to_device(list(self._begun), torch.int64)
-        wanted = [arguments for arguments, _ in self._begun.values()]
         numbers = self._to_device(
-            [[max(1, one.window), one.least_tokens, seen] for one, seen in self._begun.values()],
+            [[max(1, one.window), one.least_tokens, seen, len(past)] for one, seen, past in begun],
             torch.int64,
         )
         self._window[slots], self._least[slots] = numbers[:, 0], numbers[:, 1]
-        self._seen[slots] = numbers[:, 2]
-        self._known[slots] = self._was_known[slots] = 0
+        self._seen[slots], self._known[slots] = numbers[:, 2], numbers[:, 3]
+        self._was_known[slots] = 0
         self._sums[slots, 0] = 0.0
-        limits = [one.threshold for one in wanted]
+        limits = [wanted.threshold for wanted, _, _ in begun]
         self._threshold[slots] = self._to_device(limits, torch.float64)
+        for slot, (_, _, past) in self._begun.items():
+            if past:  # Only what comes back after a preemption has one.
+                sums = self._to_device(past, torch.float32).double().cumsum(0)
+                self._sums[slot, 1 : len(past) + 1] = sums
         self._begun.clear()
 
     def step(self, slots: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,9 @@ import numpy as np
 from conviction.answers import kind
 from conviction.core import FinishReason, Message, Question, Sampling
 from conviction.engines.base import Chunk, TraceRequest
-from conviction.engines.channel import channel_folder
+from conviction.engines.channel import Channel, channel_folder, channel_for
 from conviction.engines.vllm import VLLMEngine
+from conviction.engines.vllm import engine as engine_module
 from conviction.errors import ConvictionError
 from conviction.gate import Gate
 from conviction.policies import DeepConfLow
@@ -37,6 +38,17 @@ OPTIONS: dict[str, object] = {
     "distributed_executor_backend": "uni",
 }
 LONG = " ".join(f"word{number}" for number in range(200))
+
+
+MADE: list[str] = []
+"""Names of our channels; other programs may have theirs in the same folder."""
+
+
+def watched_channel(request: TraceRequest) -> tuple[Channel | None, str]:
+    channel, note = channel_for(request)
+    assert channel is not None
+    MADE.append(channel.name)
+    return channel, note
 
 
 class Watched(VLLMEngine):
@@ -104,8 +116,7 @@ async def cancelled(engine: VLLMEngine, *, by_scope: bool) -> dict[str, Any]:
             async for chunk in chunks:
                 read += chunk.confidences.size
                 if file < 0:
-                    [path] = channel_folder().glob(f"conviction-{'?' * 32}")
-                    file = os.open(path, os.O_RDONLY)
+                    file = os.open(channel_folder() / MADE[-1], os.O_RDONLY)
                 if read > 20 and by_scope:
                     scope.cancel()
                 elif read > 20:
@@ -178,7 +189,8 @@ async def main(model: str) -> dict[str, Any]:
             "policy": await policy(engine),
             "health": await _healthy(engine),
         }
-    seen["left"] = [path.name for path in channel_folder().glob(f"conviction-{'?' * 32}")]
+    assert MADE
+    seen["left"] = [name for name in MADE if (channel_folder() / name).exists()]
     return seen
 
 
@@ -190,4 +202,5 @@ async def _healthy(engine: VLLMEngine) -> bool:
 
 
 if __name__ == "__main__":
+    engine_module.channel_for = watched_channel
     Path(sys.argv[2]).write_text(json.dumps(anyio.run(main, sys.argv[1])), encoding="utf-8")

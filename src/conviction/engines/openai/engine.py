@@ -12,9 +12,11 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+import anyio.to_thread
 
 from conviction.core import require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+from conviction.engines.channel import remove_leftovers
 from conviction.engines.openai.balancing import Balancer, Endpoint, Lease, backoff
 from conviction.engines.openai.facts import FactsCache, ServerFacts
 from conviction.engines.openai.http import HttpClient, Timeouts
@@ -286,6 +288,8 @@ class OpenAIEngine(Engine):
             raise troubles[0]
         capabilities = common_capabilities(self._servers, self._concurrency)
         self._model = capabilities.model
+        if any(server.facts and server.facts.channel for server in self._servers):
+            await anyio.to_thread.run_sync(remove_leftovers)
         # Not a new balancer: traces may be waiting at this one already.
         self._balancer.endpoints = [
             endpoint for endpoint in self._balancer.endpoints if endpoint.server.trouble is None

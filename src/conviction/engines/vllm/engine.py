@@ -79,6 +79,8 @@ class VLLMEngine(Engine):
         templated: bool = False,
     ) -> None:
         self._model = str(model)
+        folder = Path(model).expanduser()
+        self._label = folder.resolve().name if folder.is_dir() else self._model
         self._options = dict(options)
         self._templated = templated
         self._running: _Running | None = None
@@ -88,8 +90,8 @@ class VLLMEngine(Engine):
 
     @property
     def name(self) -> str:
-        """The model's name, as in "vLLM Qwen2.5-7B-Instruct"."""
-        return f"vLLM {Path(self._model).name}"
+        """The model's name, as in "vLLM Qwen/Qwen2.5-7B-Instruct"; of a folder, its last part."""
+        return f"vLLM {self._label}"
 
     async def __aenter__(self) -> Self:
         """Check what can be checked, then start vLLM.
@@ -137,7 +139,7 @@ class VLLMEngine(Engine):
             if self._capabilities is None:
                 self._gating = await self._find_gate()
                 self._capabilities = Capabilities(
-                    model=self._model,
+                    model=self._label,
                     top_k=MOST_K if self._gating.reports else running.most_logprobs,
                     top_k_reason="started with max_logprobs 0",
                     concurrency=running.vllm.vllm_config.scheduler_config.max_num_seqs,

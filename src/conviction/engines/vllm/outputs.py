@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from math import inf, nan
 from secrets import token_hex
 
@@ -40,11 +41,11 @@ async def outputs_of(
     sender, arrivals = anyio.create_memory_object_stream[Output](inf)
 
     async def work() -> None:
+        generating = engine.generate({"prompt_token_ids": list(prompt)}, sampling, identity)
         with sender:
-            async for output in engine.generate(
-                {"prompt_token_ids": list(prompt)}, sampling, identity
-            ):
-                sender.send_nowait(output)
+            async with aclosing(generating) as outputs:
+                async for output in outputs:
+                    sender.send_nowait(output)
 
     task = asyncio.create_task(work())
     try:

@@ -1,0 +1,48 @@
+"""The kernel says what torch says; run by Triton's interpreter, on the CPU."""
+
+import numpy as np
+import pytest
+import torch
+
+from conviction_gate import kernel
+from conviction_gate.confidence import plain_confidences
+
+
+def _compare(logits: torch.Tensor, ks: torch.Tensor) -> None:
+    wanted = plain_confidences(logits, ks, int(ks.max()))
+    found = kernel.fused_confidences(logits, ks, int(ks.max()))
+    known = torch.isfinite(wanted)
+    assert torch.equal(torch.isfinite(found), known)
+    torch.testing.assert_close(found[known], wanted[known], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocabulary", [1, 7, 4095, 4096, 4097, 13_000])
+def test_it_says_what_torch_says(vocabulary: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(vocabulary)
+    logits = (torch.randn(3, vocabulary) * 4).to(dtype)
+    _compare(logits, torch.tensor([1, 20, 33]))
+
+
+def test_equal_logits_are_all_counted() -> None:
+    logits = torch.zeros(2, 9000)
+    logits[1, ::3] = 2.0
+    _compare(logits, torch.tensor([20, 20]))
+
+
+def test_rows_of_a_wider_tensor_are_read_where_they_lie() -> None:
+    torch.manual_seed(5)
+    wide = torch.randn(4, 6000)
+    _compare(wide[::2, 500:5500], torch.tensor([20, 3]))
+
+
+def test_what_is_masked_or_no_number_makes_its_own_row_unknown() -> None:
+    torch.manual_seed(6)
+    logits = torch.randn(5, 5000)
+    logits[0, 4999] = float("nan")
+    logits[1, 10:] = float("-inf")  # Ten are left of twenty.
+    logits[2, 25:] = float("-inf")
+    logits[3, :] = float("-inf")
+    _compare(logits, torch.tensor([20, 20, 20, 20, 20]))
+    found = kernel.fused_confidences(logits, torch.full((5,), 20), 20)
+    assert np.isfinite(found.numpy()).tolist() == [False, False, True, False, True]
