@@ -66,6 +66,18 @@ def tiny_vllm_server(request: pytest.FixtureRequest) -> Generator[RealServer]:
     yield from _running(real_servers.vllm_server(vllm_models.TINY), request)
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Generator[Any]:
+    """A Ray cluster of two nodes, to which this process is connected."""
+    # Ray is not for every system, and takes seconds to import.
+    from ray_cluster import two_nodes
+
+    from conviction.ray.cluster import connected
+
+    with two_nodes() as cluster, connected(cluster.address):
+        yield cluster
+
+
 def _need_vllm() -> None:
     if reason := vllm_environment.unavailable_because():
         pytest.skip(reason)

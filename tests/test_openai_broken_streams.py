@@ -120,8 +120,8 @@ async def test_an_event_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch)
 async def test_a_trace_without_end_is_given_up(
     monkeypatch: pytest.MonkeyPatch, *, packed: bool
 ) -> None:
-    monkeypatch.setattr("conviction.engines.openai.engine._TRACE_BYTES", 100_000)
-    monkeypatch.setattr("conviction.engines.openai.engine._TOKEN_BYTES", 0)
+    monkeypatch.setattr("conviction.engines.openai.trace_stream._TRACE_BYTES", 100_000)
+    monkeypatch.setattr("conviction.engines.openai.trace_stream._TOKEN_BYTES", 0)
     pings = b": ping\n\n" * 30_000
     head, body = (HEAD, pings)
     if packed:

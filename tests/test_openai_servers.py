@@ -56,7 +56,7 @@ def strict_server() -> Generator[RealServer]:
     if reason := vllm_environment.unavailable_because():
         pytest.skip(reason)
     options = ["--max-logprobs", "5", "--logprobs-mode", "processed_logprobs", "--api-key", KEY]
-    with real_servers.vllm_server(vllm_models.TINY, options) as running:
+    with real_servers.vllm_server(vllm_models.TINY, options, gate=False) as running:
         yield running
 
 

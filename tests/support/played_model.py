@@ -105,16 +105,19 @@ class PlayedModel:
             draw = body["seed"]
             if self.seeded == "never" or (self.seeded == "alone" and self.running > 1):
                 draw = unseeded
-            tokens = min(limit, self.ends_after)
+            tokens = self._length(body, min(limit, self.ends_after))
             try:
                 if body["stream"]:
                     await self._stream(peer, body, draw, tokens, chat=chat)
                 else:
                     self.generated += tokens
+                    for place in range(tokens):
+                        self._report(body, place)
                     words = [f"{draw}.{place} " for place in range(tokens)]
                     choice = self._choice(
                         "".join(words), self._logprobs(words, body, chat=chat), chat=chat
                     )
+                    self._end(choice, body, tokens)
                     peer[1].write(json_answer({"choices": [choice]}))
             finally:
                 self.running -= 1
@@ -130,12 +133,13 @@ class PlayedModel:
         self.streams += 1
         for place in range(tokens):
             self.generated += 1
+            self._report(body, place)
             word = f"{draw}.{place} "
             choice = self._choice(
                 word, self._logprobs([word], body, chat=chat), chat=chat, delta=True
             )
             if place == tokens - 1:
-                choice["finish_reason"] = "stop" if tokens == self.ends_after else "length"
+                self._end(choice, body, tokens)
             event = {"choices": [choice], **self._count(body, place + 1)}
             sent.append(chunk(b"data: " + json.dumps(event).encode() + b"\n\n"))
             if not held:
@@ -150,6 +154,17 @@ class PlayedModel:
         usage = {"prompt_tokens": self._prompt_tokens(body), "completion_tokens": tokens}
         last = b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
         writer.write(b"".join([*sent, chunk(last), chunk(b"data: [DONE]\n\n"), chunk(b"")]))
+
+    def _length(self, body: dict[str, Any], tokens: int) -> int:  # noqa: ARG002  # for others
+        """Tokens of a trace that would have so many."""
+        return tokens
+
+    def _report(self, body: dict[str, Any], place: int) -> None:
+        """A token has been generated."""
+
+    def _end(self, choice: dict[str, Any], body: dict[str, Any], tokens: int) -> None:  # noqa: ARG002
+        """Say why a trace ended after so many tokens."""
+        choice["finish_reason"] = "stop" if tokens == self.ends_after else "length"
 
     def _prompt_tokens(self, body: dict[str, Any]) -> int:
         """A token for each word, and five around each message, the one to come among them."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+from plugin_path import package_path
 from server_process import ServerProcess, free_port, served
 from vllm_environment import vllm_python
 from vllm_models import REAL, model_folder
@@ -120,12 +121,15 @@ def llama_server(*, slots: int = 4) -> Generator[RealServer]:
 
 
 @contextmanager
-def vllm_server(model: str = REAL, options: Sequence[str] = ()) -> Generator[RealServer]:
+def vllm_server(
+    model: str = REAL, options: Sequence[str] = (), *, gate: bool = True
+) -> Generator[RealServer]:
     """vLLM's server.
 
     Args:
         model: `vllm_models.REAL` or `vllm_models.TINY`.
         options: More of its options, such as ["--max-logprobs", "100"].
+        gate: Whether it has our plugin.
 
     Raises:
         PreparationError: its environment or the model cannot be made.
@@ -137,7 +141,7 @@ def vllm_server(model: str = REAL, options: Sequence[str] = ()) -> Generator[Rea
     address = ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
     with _folder() as folder:
         command = [*program, *address, *_VLLM_OPTIONS, *options]
-        env = _vllm_environment(folder)
+        env = vllm_variables(folder, gate=gate)
         with served(command, f"{base}/health", folder / "log", env, 300.0) as process:
             yield RealServer(
                 f"{base}/v1",
@@ -148,8 +152,13 @@ def vllm_server(model: str = REAL, options: Sequence[str] = ()) -> Generator[Rea
             )
 
 
-def _vllm_environment(folder: Path) -> dict[str, str]:
-    """Environment variables for vLLM: none of the user's own settings, no traces left behind."""
+def vllm_variables(folder: Path, *, gate: bool = True) -> dict[str, str]:
+    """Environment variables for vLLM: none of the user's own settings, no traces left behind.
+
+    Args:
+        folder: An empty one, for what it writes.
+        gate: Whether this package is there, too, and with it the plugin.
+    """
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -158,7 +167,8 @@ def _vllm_environment(folder: Path) -> dict[str, str]:
     places = dict.fromkeys(
         ("TMPDIR", "HF_HOME", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT"), str(folder)
     )
-    return ours | _VLLM_SETTINGS | places
+    package = {"PYTHONPATH": package_path(folder / "package")} if gate else {}
+    return ours | _VLLM_SETTINGS | places | package
 
 
 @contextmanager

@@ -84,12 +84,17 @@ def _style(style: PromptStyle | None, model: ModelFile | None) -> PromptStyle:
 def embedded(model: ModelFile | None, asked: Sequence[Asked], sampling: Sampling) -> Engine:
     """The embedded engine with room for the longest question and its traces."""
     assert model is not None  # noqa: S101  # there is a model where there is no server
+    return LocalEngine(model.path, context=context_for(asked, sampling))
+
+
+def context_for(asked: Sequence[Asked], sampling: Sampling) -> int:
+    """Tokens that hold the longest question and its traces."""
     # No tokenizer is at hand yet, but no token is shorter than a byte.
     longest = max(
         sum(len(message.content.encode()) + _TEMPLATE for message in one.question.messages)
         for one in asked
     )
-    return LocalEngine(model.path, context=longest + sampling.max_tokens)
+    return longest + sampling.max_tokens
 
 
 async def cancel_on_signal(scope: anyio.CancelScope) -> None:

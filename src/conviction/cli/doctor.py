@@ -17,8 +17,10 @@ from conviction.answers import kind
 from conviction.cli.findings import Finding, report
 from conviction.cli.server import ServerOptions
 from conviction.cli.server_findings import examine
+from conviction.cli.vllm_findings import examine_vllm, vllm_here
 from conviction.core import Question, Sampling
 from conviction.engines.local import LocalEngine, available_memory, usable_cores
+from conviction.engines.vllm import VLLMEngine
 from conviction.errors import ConvictionError
 from conviction.models import ModelFile, cache_folder, catalogue, resolve
 from conviction.policies.majority import Single
@@ -39,13 +41,17 @@ def doctor(
     Args:
         json: Print the findings as JSON on stdout.
         run: Also start the embedded engine with a cached model and generate a few tokens.
-        model: The server's name for the model; default: the first that it lists.
+        model: The server's name for the model; default: the first that it lists. Or vllm:MODEL,
+            to start vLLM in this program and see what it does.
         server: A server to look at in place of this machine.
     """
     if server.base_url:
         with Console(stderr=True).status("asking the server …"):
             return report(anyio.run(examine, server, model), json=json)
-    server.engine(model)  # Refuses options that make no sense without a server.
+    engine = server.engine(model)  # Refuses options that make no sense without a server.
+    if isinstance(engine, VLLMEngine):
+        with Console(stderr=True).status("starting vLLM …"):
+            return report(anyio.run(examine_vllm, engine), json=json)
     findings = [*_versions(), *_machine(), *_extras(), *_cache()]
     if run:
         findings.append(_try_engine())
@@ -72,6 +78,7 @@ def _extras() -> list[Finding]:
     return [
         _extra("embedded engine", "xllamacpp", "xllamacpp", "local"),
         _extra("formulas compared", "math-verify", "math_verify", "math"),
+        vllm_here(),
     ]
 
 

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 from cyclopts import App, Parameter
@@ -20,6 +20,7 @@ from conviction.cli.asking import (
     with_prompts,
 )
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
+from conviction.cli.clusters import RayOptions
 from conviction.cli.download_bar import fetched
 from conviction.cli.evaluation_bar import evaluation_bar
 from conviction.cli.evaluation_report import (
@@ -41,7 +42,7 @@ from conviction.cli.think import (
 )
 from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, require
-from conviction.engines.base import Capabilities, Engine
+from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
 from conviction.evaluation.abstention import Abstention, abstain
 from conviction.evaluation.compare import compare as compare_runs
@@ -51,10 +52,15 @@ from conviction.evaluation.run import (
     EvaluationProgress,
     ProgressListener,
     evaluate,
+    many_engines,
 )
 from conviction.evaluation.summary import Summary, summarise, summarise_sharing
 from conviction.evaluation.wording import counted
 from conviction.tasks import helpers
+
+if TYPE_CHECKING:
+    from conviction.engines.base import Engine
+    from conviction.ray.workers import RayWorkers
 
 app = App(name="eval", help="Ask every question of a data set, and measure how many are right.")
 
@@ -90,7 +96,7 @@ class EvaluationOutput:
 
 _DATA, _GENERATION, _POLICY = DataOptions(), EvaluationGeneration(), PolicyOptions()
 _SERVER, _OUTPUT = ServerOptions(), EvaluationOutput()
-_CALIBRATION = CalibrationOptions()
+_CALIBRATION, _RAY = CalibrationOptions(), RayOptions()
 
 
 @app.default
@@ -104,6 +110,7 @@ def evaluation(
     dataset: DataOptions = _DATA,
     generation: EvaluationGeneration = _GENERATION,
     server: ServerOptions = _SERVER,
+    ray: RayOptions = _RAY,
     calibration: CalibrationOptions = _CALIBRATION,
     output: EvaluationOutput = _OUTPUT,
 ) -> int:
@@ -120,6 +127,7 @@ def evaluation(
         dataset: Which questions.
         generation: What generates the traces, and how.
         server: A server in place of the embedded engine.
+        ray: Engines in a Ray cluster in place of one in this process.
         calibration: How probable answers are to be right, and when that is too little.
         output: What to show, and what counts as passed.
     """
@@ -127,6 +135,9 @@ def evaluation(
     _check_output(output, dataset)
     steering = policy.build()
     calibrator = calibration.open(steering)
+    ray.check()
+    if ray.ray is not None and generation.total_tokens is not None:
+        raise many_engines()
     console = _messages(quiet=output.quiet)
     found = dataset.load(data, console)
     check_texts(found.questions)
@@ -160,7 +171,16 @@ def evaluation(
     if model is not None:
         engine = embedded(model, asked, sampling)
     assert engine is not None  # noqa: S101  # there is a model where there is no server
-    reached, interrupted = _run(plan, run, engine, record, console)
+    workers = ray.instead_of(
+        engine,
+        server=server,
+        model=generation.model,
+        asked=asked,
+        sampling=sampling,
+        answers=generation.answer,
+    )
+    with ray.connected():
+        reached, interrupted = _run(plan, run, workers, record, console)
     reached.progress.results = plan.in_order(reached.progress.results)
     abstention = None
     if calibrator is not None:
@@ -225,7 +245,11 @@ def _messages(*, quiet: bool) -> Console:
 
 
 def _run(
-    plan: EvaluationPlan, run: Path, engine: Engine, pool: Path | None, console: Console
+    plan: EvaluationPlan,
+    run: Path,
+    engine: "Engine | RayWorkers",
+    pool: Path | None,
+    console: Console,
 ) -> tuple["_Reached", bool]:
     """How far the evaluation came, and whether it was interrupted."""
     reached = _Reached(len(plan.asked))
@@ -269,7 +293,11 @@ def _check_output(output: EvaluationOutput, dataset: DataOptions) -> None:
 
 
 async def _evaluate(
-    plan: EvaluationPlan, run: Path, engine: Engine, pool: Path | None, reached: _Reached
+    plan: EvaluationPlan,
+    run: Path,
+    engine: "Engine | RayWorkers",
+    pool: Path | None,
+    reached: _Reached,
 ) -> bool:
     """Evaluate until all is there or the first Ctrl-C; whether it was interrupted."""
     async with AsyncExitStack() as stack, helpers() as tasks:

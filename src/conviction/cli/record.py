@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 from cyclopts import Parameter
@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.cli.asking import cancel_on_signal, check_texts, embedded, with_prompts
+from conviction.cli.clusters import RayOptions
 from conviction.cli.download_bar import fetched
 from conviction.cli.recording_bar import recording_bar
 from conviction.cli.server import ServerOptions, facts_folder
@@ -21,7 +22,6 @@ from conviction.cli.terminal import safe
 from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
 from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, require, require_whole
-from conviction.engines.base import Engine
 from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import (
@@ -35,6 +35,10 @@ from conviction.evaluation.recording import (
 from conviction.evaluation.wording import counted
 from conviction.recordings.importing import import_files
 from conviction.tasks import helpers
+
+if TYPE_CHECKING:
+    from conviction.engines.base import Engine
+    from conviction.ray.workers import RayWorkers
 
 _TEMPLATE = 64
 """Room for what a chat template puts around each message, in tokens."""
@@ -96,6 +100,7 @@ class RecordingGeneration(GenerationOptions):
 
 
 _DATA, _GENERATION, _SERVER = DataOptions(), RecordingGeneration(), ServerOptions()
+_RAY = RayOptions()
 
 
 def record(
@@ -112,6 +117,7 @@ def record(
     dataset: DataOptions = _DATA,
     generation: RecordingGeneration = _GENERATION,
     server: ServerOptions = _SERVER,
+    ray: RayOptions = _RAY,
 ) -> int:
     """Record complete traces of every question of a data set.
 
@@ -131,6 +137,7 @@ def record(
         dataset: Which questions.
         generation: What generates the traces, and how.
         server: A server in place of the embedded engine.
+        ray: Engines in a Ray cluster in place of one in this process.
     """
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     if import_:
@@ -143,6 +150,7 @@ def record(
             "--import FILE.",
         )
     # Everything that can be refused is refused before anything is fetched or started.
+    ray.check()
     found = dataset.load(data, console)
     check_texts(found.questions)
     sampling = generation.sampling()
@@ -171,10 +179,17 @@ def record(
         logprobs=logprobs,
         origin=found.origin,
     )
-    with recording_bar(console) as listener:
+    workers = ray.instead_of(
+        engine or embedded(model, asked, sampling),
+        server=server,
+        model=generation.model,
+        asked=asked,
+        sampling=sampling,
+        answers=generation.answer,
+    )
+    with ray.connected(), recording_bar(console) as listener:
         reached = _Reached(listener)
-        used = engine or embedded(model, asked, sampling)
-        work = partial(_record, plan, output, used, generation, reached)
+        work = partial(_record, plan, output, workers, generation, reached)
         interrupted = anyio.run(work)
     return _report(reached.progress, output, console, interrupted=interrupted)
 
@@ -194,7 +209,7 @@ class _Reached:
 async def _record(
     plan: RecordingPlan,
     output: Path,
-    engine: Engine,
+    engine: "Engine | RayWorkers",
     generation: GenerationOptions,
     reached: _Reached,
 ) -> bool:

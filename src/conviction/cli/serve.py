@@ -19,6 +19,7 @@ from rich.markup import escape
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
 from conviction.cli.download_bar import fetched
+from conviction.cli.inside_vllm import is_inside
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
 from conviction.cli.trace_options import TraceOptions
@@ -63,7 +64,8 @@ class EngineOptions:
     engine: Literal["local", "servers", "scripted"] | None = None
     "The embedded engine, the servers of --base-url, or made-up traces that need no model."
     model: Annotated[str | None, Parameter(alias="-m")] = None
-    "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
+    """A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; vllm:MODEL for vLLM in
+    this program, MODEL a folder or a name on the hub; or the server's name."""
     served_model: str | None = None
     "Name that clients know the model by; default: the engine's own."
     slots: Annotated[int, WHOLE] = 8
@@ -211,9 +213,10 @@ def check_extra() -> None:
 
 
 def _upstream(engine: EngineOptions, server: ServerOptions) -> Engine | None:
-    if engine.engine in ("local", "scripted") and server.base_url:
+    other = "--base-url" if server.base_url else engine.model if is_inside(engine.model) else None
+    if engine.engine in ("local", "scripted") and other:
         raise InvalidSettingError(
-            tried=f"use --engine {engine.engine} with --base-url",
+            tried=f"use --engine {engine.engine} with {other}",
             found="that names another engine",
             remedy="Give one of them.",
         )

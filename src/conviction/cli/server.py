@@ -1,16 +1,20 @@
-"""Options for a server of completions in place of the embedded engine, and its key."""
+"""Options for an engine other than the embedded one: servers and their key, or vLLM in here."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from conviction.cli.inside_vllm import inside, is_inside, settings_inside
 from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
+from conviction.engines.base import Engine
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts
 from conviction.models import cache_folder
+from conviction.ray.engines import EndpointFactory, EngineFactory, VLLMFactory
 
 KEY_VARIABLE = "CONVICTION_API_KEY"
 _MOST_KEY_BYTES = 1 << 14
@@ -36,13 +40,38 @@ class ServerOptions:
     "Seconds until a server must begin to answer."
     stall_timeout: float = _TIMEOUTS.stall
     "Seconds that a server may fall silent in the middle of a trace."
+    vllm: Annotated[list[str] | None, Parameter(negative="")] = None
+    "A setting of vLLM's for -m vllm:MODEL, as in max_model_len=8192; repeat for several."
 
     @property
     def route(self) -> Route:
         """Where traces are asked for."""
         return Route.COMPLETIONS if self.templated else Route.CHAT
 
-    def engine(self, model: str | None, *, facts_folder: Path | None = None) -> OpenAIEngine | None:
+    def engine(self, model: str | None, *, facts_folder: Path | None = None) -> Engine | None:
+        """The engine for the servers, or for vLLM inside this program; None for the embedded one.
+
+        Args:
+            model: Name of the model; None for the first that the server lists.
+            facts_folder: Where to keep what was found out about servers.
+
+        Raises:
+            InvalidSettingError: the key cannot be read, or an option does not fit the others.
+        """
+        if not is_inside(model) or self.base_url:
+            return self.servers(model, facts_folder=facts_folder)
+        assert model is not None  # noqa: S101  # it has the name of one inside
+        if replace(self, templated=False, vllm=None) != type(self)():
+            raise InvalidSettingError(
+                tried=f"use options for a server with the model {model}",
+                found="vLLM runs inside this program then, and there is no server",
+                remedy="Leave them out; vLLM's own settings go into --vllm NAME=VALUE.",
+            )
+        return inside(model, self.vllm or (), templated=self.templated)
+
+    def servers(
+        self, model: str | None, *, facts_folder: Path | None = None
+    ) -> OpenAIEngine | None:
         """The engine for the servers; None if there are none.
 
         Args:
@@ -52,6 +81,13 @@ class ServerOptions:
         Raises:
             InvalidSettingError: the key cannot be read, or an option needs a server.
         """
+        if self.vllm:
+            raise InvalidSettingError(
+                tried="use --vllm",
+                found="vLLM does not run inside this program",
+                remedy="Name the model as in -m vllm:MODEL; a server has its settings from its "
+                "own command line.",
+            )
         if not self.base_url:
             if self != type(self)():
                 raise InvalidSettingError(
@@ -66,9 +102,33 @@ class ServerOptions:
             api_key=_read_key(self.api_key_env, self.api_key_file),
             route=self.route,
             concurrency=self.concurrency,
-            timeouts=Timeouts(first_byte=self.first_byte_timeout, stall=self.stall_timeout),
+            timeouts=self._timeouts,
             facts_folder=facts_folder,
         )
+
+    def factories(self, model: str | None, *, gpus: int = 0) -> Sequence[EngineFactory]:
+        """What makes the same engines elsewhere, one per server; empty for the embedded one.
+
+        Args:
+            model: As for `engine`.
+            gpus: GPUs that vLLM has there.
+
+        Raises:
+            InvalidSettingError: as `engine` raises.
+        """
+        self.engine(model)  # Refuses what does not fit.
+        if model is not None and is_inside(model) and not self.base_url:
+            name, options = settings_inside(model, self.vllm or ())
+            return [VLLMFactory(name, options, self.templated, gpus)]
+        key = _read_key(self.api_key_env, self.api_key_file) if self.base_url else None
+        return [
+            EndpointFactory(url, model, key, self.route, self.concurrency, self._timeouts)
+            for url in dict.fromkeys(self.base_url or ())
+        ]
+
+    @property
+    def _timeouts(self) -> Timeouts:
+        return Timeouts(first_byte=self.first_byte_timeout, stall=self.stall_timeout)
 
 
 def facts_folder() -> Path:

@@ -23,7 +23,7 @@ async def examine(options: ServerOptions, model: str | None) -> list[Finding]:
         options: The servers, at least one.
         model: Name of the model; None for the first that a server lists.
     """
-    engine = options.engine(model)
+    engine = options.servers(model)
     assert engine is not None  # noqa: S101  # the caller looked at base_url
     together: list[Finding] = []
     async with engine:
@@ -62,6 +62,8 @@ def _findings(server: Server) -> Iterator[Finding]:
     yield _freeing(facts)
     yield Finding("continuing", _CONTINUING[facts.continues], value=facts.continues)
     yield Finding("vLLM's arguments", _ARGUMENTS[facts.vllm_arguments], value=facts.vllm_arguments)
+    if facts.gate is not None:
+        yield from _gate(facts)
     if server.http.sends_key_in_the_open:
         yield Finding(
             "key",
@@ -128,6 +130,21 @@ def _arrival(facts: ServerFacts) -> Finding:
     }[facts.incremental]
     remedy = "" if facts.incremental is not False else _UNBUFFER
     return Finding("stream", found, ok=facts.incremental, remedy=remedy, value=facts.incremental)
+
+
+def _gate(facts: ServerFacts) -> Iterator[Finding]:
+    if not facts.gate:
+        why = f"does not work: {facts.gate_reason}" if facts.gate_reason else "is not loaded there"
+        yield Finding("gate", f"{why}; traces are stopped from here", value=False)
+        return
+    found = f"stops traces inside the server, by the token {facts.stop_token}"
+    yield Finding("gate", found, ok=True, value=facts.stop_token)
+    way = (
+        "confidences come through a file on this machine, without log-probabilities"
+        if facts.channel
+        else "none reaches us, so confidences come by log-probabilities"
+    )
+    yield Finding("the gate's channel", way, ok=facts.channel or None, value=facts.channel)
 
 
 def _freeing(facts: ServerFacts) -> Finding:

@@ -87,7 +87,8 @@ class GenerationOptions(TraceOptions):
     """What generates the traces, and how."""
 
     model: Annotated[str | None, Parameter(alias="-m")] = None
-    "A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; or the server's name."
+    """A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; vllm:MODEL for vLLM in
+    this program, MODEL a folder or a name on the hub; or the server's name."""
     time_limit: float | None = None
     "Seconds after which the votes so far decide."
     restarts: Annotated[int, WHOLE] = RESTARTS

@@ -59,9 +59,11 @@ class MissingTraces(Engine):
                     yield chunk
 
     def as_generated(self, trace: Trace) -> Trace:
-        """A trace with its own seed, and the time when its turn came."""
-        _, seed = self._wanted[trace.id]
-        return replace(trace, seed=seed, started=self._begun[trace.id])
+        """A trace with its own number and seed, and the time when its turn came."""
+        number, seed = self._wanted[trace.id]
+        # One that was cancelled in the queue never had its turn.
+        started = self._begun.get(trace.id, trace.started)
+        return replace(trace, id=number, seed=seed, started=started)
 
 
 class Ungrouped(AnswerKind):

@@ -1,7 +1,7 @@
 """Recording complete traces of every question of a data set."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil
 from os import PathLike
 
@@ -20,10 +20,9 @@ from conviction.errors import (
 )
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.grading import is_correct
-from conviction.evaluation.missing import MissingTraces, Ungrouped
 from conviction.evaluation.wording import counted
+from conviction.evaluation.workers import Generating, OneEngine, Workers
 from conviction.events import Event, TraceFinished
-from conviction.policies.majority import Majority
 from conviction.prompts import PromptStyle, compose
 from conviction.recordings import (
     PoolMeta,
@@ -34,8 +33,7 @@ from conviction.recordings import (
 )
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
-from conviction.thinking import RESTARTS, TOP_K, deliberate, trace_seed
-from conviction.verdict import Verdict
+from conviction.thinking import RESTARTS, TOP_K
 
 _MOST_FAILED = 3
 """Questions in a row of which every trace fails, until the engine counts as broken."""
@@ -137,7 +135,7 @@ async def record(
     plan: RecordingPlan,
     path: str | PathLike[str],
     *,
-    engine: Engine,
+    engine: Engine | Workers,
     answers: AnswerKind,
     on_progress: ProgressListener | None = None,
     time_limit: float | None = None,
@@ -150,7 +148,7 @@ async def record(
     Args:
         plan: What to record.
         path: The pool's folder; made if need be.
-        engine: Generates the traces; already started.
+        engine: Generates the traces; already started. Or workers on many engines.
         answers: Finds and compares answers.
         on_progress: Called after traces were recorded, from another thread.
         time_limit: Seconds after which no more is generated.
@@ -164,25 +162,24 @@ async def record(
         MissingLogprobsError: the engine gives no log-probabilities, and the plan wants them.
         EngineError: the engine cannot be used at all.
     """
-    capabilities = await engine.capabilities()
-    if plan.answers_only:
-        capabilities = replace(capabilities, top_k=0)
-    elif not capabilities.top_k:
-        raise _no_confidences(engine, capabilities)
+    workers = engine if isinstance(engine, Workers) else OneEngine(engine, answers)
+    capabilities = await workers.capabilities()
+    if not plan.answers_only and not capabilities.top_k:
+        raise _no_confidences(workers.name, capabilities)
     meta = PoolMeta(
         model=capabilities.model,
-        top_k=min(TOP_K, capabilities.top_k),
+        top_k=0 if plan.answers_only else min(TOP_K, capabilities.top_k),
         answers=answers.name,
         sampling=plan.sampling,
-        source=pool_source(engine, plan.origin),
+        source=pool_source(workers.name, plan.origin),
     )
     writer = await anyio.to_thread.run_sync(PoolWriter, path, meta)
     with writer:
         run = _Run(
             plan,
             writer,
-            engine=engine,
-            capabilities=capabilities,
+            workers=workers,
+            concurrency=capabilities.concurrency,
             answers=answers,
             on_progress=on_progress,
         )
@@ -198,20 +195,20 @@ async def record(
     return run.progress
 
 
-def pool_source(engine: Engine, origin: str | None) -> str:
+def pool_source(engine: str, origin: str | None) -> str:
     """Where the traces of a pool come from, for people.
 
     Args:
-        engine: What generates them.
+        engine: Name of what generates them.
         origin: Where on the hub their questions come from; None for a file.
     """
-    return f"{engine.name}; questions of {origin}" if origin else engine.name
+    return f"{engine}; questions of {origin}" if origin else engine
 
 
-def _no_confidences(engine: Engine, capabilities: Capabilities) -> MissingLogprobsError:
+def _no_confidences(engine: str, capabilities: Capabilities) -> MissingLogprobsError:
     reason = capabilities.top_k_reason
     return MissingLogprobsError(
-        tried=f"record token confidences from {engine.name}",
+        tried=f"record token confidences from {engine}",
         found="it gives no log-probabilities" + (f": it was {reason}" if reason else ""),
         remedy="Switch them on in the engine, or record answers alone: --answers-only.",
     )
@@ -225,17 +222,16 @@ class _Run:
         plan: RecordingPlan,
         writer: PoolWriter,
         *,
-        engine: Engine,
-        capabilities: Capabilities,
+        workers: Workers,
+        concurrency: int,
         answers: AnswerKind,
         on_progress: ProgressListener | None,
     ) -> None:
         self._plan = plan
-        self._engine = engine
-        self._capabilities = capabilities
-        self._answers = Ungrouped(answers)
+        self._workers = workers
+        self._concurrency = concurrency
+        self._confidences = writer.meta.top_k > 0
         self._on_progress = on_progress
-        self._slots = anyio.CapacityLimiter(capabilities.concurrency)
         self._missing: list[tuple[Asked, tuple[int, ...]]] = []
         self._left: dict[str, int] = {}
         self._failed: list[AllTracesFailedError] = []
@@ -253,8 +249,9 @@ class _Run:
         """Generate everything that is missing."""
         if self._on_progress:
             self._on_progress(self.progress)
-        # One question more than fills the engine, so that it is never short of traces.
-        places = anyio.Semaphore(ceil(self._slots.total_tokens / self._plan.traces) + 1)
+        # One question more than fills an engine, so that it is never short of traces.
+        each = ceil(self._concurrency / self._plan.traces) + 1
+        places = anyio.Semaphore(self._workers.places(each))
         failures: list[Exception] = []
 
         async def work(asked: Asked, numbers: tuple[int, ...]) -> None:
@@ -283,6 +280,7 @@ class _Run:
         """
         if self.recorder.failure is not None:
             raise self.recorder.failure
+        self.progress.notes += self._workers.notes
         if self._failed and not self.progress.recorded:
             raise self._failed[0]
         if self._unknown:
@@ -323,29 +321,9 @@ class _Run:
             self._on_progress(progress)
 
     async def _question(self, asked: Asked, numbers: tuple[int, ...]) -> None:
-        engine = MissingTraces(self._engine, self._capabilities, self._slots)
-        for number in numbers:
-            engine.add(number, trace_seed(self._plan.seed, asked.question.id, number))
-        full = anyio.Event()
-
-        def on_event(event: Event) -> None:
-            if self.recorder.failure is not None:
-                full.set()
-            elif isinstance(event, TraceFinished) and event.trace.complete:
-                self._record(asked, engine.as_generated(event.trace), numbers[event.trace.id])
-
+        causes: list[str] = []
         try:
-            verdict = await deliberate(
-                asked.question,
-                engine=engine,
-                policy=Majority(len(numbers)),
-                answers=self._answers,
-                sampling=self._plan.sampling,
-                restarts=self._plan.restarts,
-                logprobs=self._plan.logprobs,
-                on_event=on_event,
-                interrupt=full,
-            )
+            await self._generate(asked, numbers, causes)
         except ContextOverflowError as error:
             self.progress.notes.append(f"Question {asked.question.id!r} was left out: {error}")
         except AllTracesFailedError as error:
@@ -354,19 +332,41 @@ class _Run:
             if len(self._failed) >= _MOST_FAILED:
                 raise
         else:
-            self._note_failures(asked, verdict)
+            self._note_failures(asked, causes)
         if self.recorder.failure is not None:
             raise self.recorder.failure
 
-    def _record(self, asked: Asked, trace: Trace, number: int) -> None:
-        if self._capabilities.top_k and not np.isfinite(trace.confidences).any():
+    async def _generate(self, asked: Asked, numbers: tuple[int, ...], causes: list[str]) -> None:
+        full = anyio.Event()
+
+        def on_event(event: Event) -> None:
+            if self.recorder.failure is not None:
+                full.set()
+            elif isinstance(event, TraceFinished) and event.trace.complete:
+                self._record(asked, event.trace)
+            elif isinstance(event, TraceFinished) and event.trace.finish is FinishReason.ERROR:
+                causes.append(event.trace.error)
+
+        plan = self._plan
+        generating = Generating(
+            asked.question,
+            numbers,
+            plan.sampling,
+            seed=plan.seed,
+            restarts=plan.restarts,
+            confidences=self._confidences,
+            logprobs=plan.logprobs,
+        )
+        await self._workers.generate(generating, on_event=on_event, interrupt=full)
+
+    def _record(self, asked: Asked, trace: Trace) -> None:
+        if self._confidences and not np.isfinite(trace.confidences).any():
             self._unknown += 1
         if self._plan.logprobs and trace.logprobs is None:
             self._without_logprobs += 1
-        self.recorder.add(asked.recorded, trace, number)
+        self.recorder.add(asked.recorded, trace, trace.id)
 
-    def _note_failures(self, asked: Asked, verdict: Verdict) -> None:
-        causes = [trace.error for trace in verdict.traces if trace.finish is FinishReason.ERROR]
+    def _note_failures(self, asked: Asked, causes: Sequence[str]) -> None:
         if causes:
             self.progress.notes.append(
                 f"{counted(len(causes), 'trace')} of question {asked.question.id!r} failed: "

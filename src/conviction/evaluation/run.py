@@ -16,6 +16,7 @@ from conviction.errors import (
     AllTracesFailedError,
     AnswerError,
     ContextOverflowError,
+    InvalidSettingError,
     RecordingError,
 )
 from conviction.evaluation.folder import RunWriter
@@ -23,12 +24,13 @@ from conviction.evaluation.grading import is_correct
 from conviction.evaluation.plan import EvaluationPlan
 from conviction.evaluation.recording import Asked, pool_source
 from conviction.evaluation.results import QuestionResult, RunDescription
+from conviction.evaluation.workers import OneEngine, Thinking, Workers
 from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
 from conviction.sharing import Place, Slots
-from conviction.thinking import TOP_K, deliberate
+from conviction.thinking import TOP_K
 from conviction.verdict import Usage, Verdict
 
 _MOST_FAILED = 3
@@ -78,7 +80,7 @@ async def evaluate(
     plan: EvaluationPlan,
     path: str | PathLike[str],
     *,
-    engine: Engine,
+    engine: Engine | Workers,
     answers: AnswerKind,
     pool: str | PathLike[str] | None = None,
     on_progress: ProgressListener | None = None,
@@ -90,7 +92,7 @@ async def evaluate(
     Args:
         plan: What to evaluate.
         path: The run's folder; made if need be.
-        engine: Generates the traces; already started.
+        engine: Generates the traces; already started. Or workers on many engines.
         answers: Finds and compares answers.
         pool: Also record all traces in this pool.
         on_progress: Called at the beginning and after every question; where questions share a
@@ -100,27 +102,31 @@ async def evaluate(
         All results.
 
     Raises:
-        InvalidSettingError: the folder holds a run of other settings or data.
+        InvalidSettingError: the folder holds a run of other settings or data, or there is a total
+            of tokens and more than one engine.
         RecordingError: the run or the pool cannot be written.
         AllTracesFailedError: no trace of several questions in a row came to an end.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
         EngineError: the engine cannot be used at all.
     """
-    capabilities = await engine.capabilities()
-    description = plan.description(engine.name, capabilities)
+    workers = engine if isinstance(engine, Workers) else OneEngine(engine, answers)
+    if plan.total_tokens is not None and not isinstance(workers, OneEngine):
+        raise many_engines()
+    capabilities = await workers.capabilities()
+    description = plan.description(workers.name, capabilities)
     with await anyio.to_thread.run_sync(RunWriter, path, description) as writer:
         meta = PoolMeta(
             model=capabilities.model,
             top_k=min(TOP_K, capabilities.top_k),
             answers=plan.answers,
             sampling=plan.sampling,
-            source=pool_source(engine, plan.origin),
+            source=pool_source(workers.name, plan.origin),
         )
         async with _recorder(plan, pool, meta, answers) as recorder:
             run = _Run(
                 plan,
                 writer,
-                engine=engine,
+                workers=workers,
                 answers=answers,
                 recorder=recorder,
                 on_progress=on_progress,
@@ -134,10 +140,21 @@ async def evaluate(
                     longest=plan.sampling.max_tokens,
                 )
             try:
-                await run.all_questions(plan.at_once(capabilities))
+                await run.all_questions(workers.places(plan.at_once(capabilities)))
             finally:
                 run.keep_spent()
+                run.progress.notes += workers.notes
     return run.progress
+
+
+def many_engines() -> InvalidSettingError:
+    """Why a total of tokens and more than one engine do not go together."""
+    return InvalidSettingError(
+        tried="share a total of tokens among questions on many engines",
+        found="whose turn it is would have to be decided for all traces in one place",
+        remedy="Leave the total out, or use one engine in this process; one can have several "
+        "servers behind it: --base-url, repeated.",
+    )
 
 
 @asynccontextmanager
@@ -171,14 +188,14 @@ class _Run:
         plan: EvaluationPlan,
         writer: RunWriter,
         *,
-        engine: Engine,
+        workers: Workers,
         answers: AnswerKind,
         recorder: Recorder | None,
         on_progress: ProgressListener | None,
     ) -> None:
         self._plan = plan
         self._writer = writer
-        self._engine = engine
+        self._workers = workers
         self._answers = answers
         self._recorder = recorder
         self._on_progress = on_progress
@@ -250,7 +267,7 @@ class _Run:
             self._fail(
                 AllTracesFailedError(
                     tried=f"think with {self._failed_traces_in_a_row} traces on "
-                    f"{self._engine.name}, one after another",
+                    f"{self._workers.name}, one after another",
                     causes=[trace.error],
                     remedy="Mend the cause and run the same command again.",
                 )
@@ -282,18 +299,16 @@ class _Run:
 
     async def _verdict(self, asked: Asked, watch: "_Watch", place: Place | None) -> Verdict:
         plan = self._plan
-        return await deliberate(
+        thinking = Thinking(
             asked.question,
-            engine=self._engine,
-            policy=plan.policy,
-            answers=self._answers,
-            sampling=plan.sampling,
+            plan.policy,
+            plan.sampling,
             seed=plan.seed,
             restarts=plan.restarts,
             time_limit=plan.time_limit,
-            on_event=watch,
-            place=place,
+            whole=self._recorder is not None,
         )
+        return await self._workers.think(thinking, on_event=watch, place=place)
 
     async def _graded(self, asked: Asked, verdict: Verdict) -> QuestionResult:
         gold = asked.recorded.gold

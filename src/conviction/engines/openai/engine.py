@@ -12,25 +12,18 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+import anyio.to_thread
 
 from conviction.core import require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+from conviction.engines.channel import remove_leftovers
 from conviction.engines.openai.balancing import Balancer, Endpoint, Lease, backoff
-from conviction.engines.openai.events import TraceReader
 from conviction.engines.openai.facts import FactsCache, ServerFacts
-from conviction.engines.openai.failures import Failures
-from conviction.engines.openai.http import ByteStream, HttpClient, Timeouts
+from conviction.engines.openai.http import HttpClient, Timeouts
 from conviction.engines.openai.probe import find_model, probe
-from conviction.engines.openai.requests import (
-    FILTERS_OFF,
-    NOTHING,
-    Dialect,
-    Json,
-    Route,
-    trace_body,
-)
+from conviction.engines.openai.requests import NOTHING, Json, Route
 from conviction.engines.openai.servers import Server, common_capabilities
-from conviction.engines.openai.sse import EventParser
+from conviction.engines.openai.trace_stream import SilentChannelError, TraceStream, open_trace
 from conviction.errors import (
     EngineError,
     EngineUnavailableError,
@@ -40,10 +33,6 @@ from conviction.errors import (
 )
 
 _CHECK_SECONDS = 5.0
-
-_TRACE_BYTES = 1 << 24
-_TOKEN_BYTES = 1 << 14
-"""A trace may have `_TRACE_BYTES`, and `_TOKEN_BYTES` more for each token it may generate."""
 
 
 class OpenAIEngine(Engine):
@@ -192,32 +181,32 @@ class OpenAIEngine(Engine):
             StreamError: the stream broke, stalled, or is no stream of completions.
             EngineError: the server refuses the request for another reason.
         """
-        lease, stream, notes = await self._begin(request, {**self._extra, **extra})
-        http, most = lease.endpoint.server.http, request.sampling.max_tokens
-        reader = TraceReader(
-            request.top_k, most, logprobs=request.logprobs, secret=http.failures.secret
-        )
+        lease, trace, notes = await self._begin(request, {**self._extra, **extra})
+        server = lease.endpoint.server
         complete = False
         try:
             # Closing this generator closes the connection.
-            async with aclosing(_chunks(stream, reader, http.failures, most)) as chunks:
+            async with aclosing(trace.chunks()) as chunks:
                 async for chunk in chunks:
                     lease.advance(chunk.confidences.size)
                     yield replace(chunk, notes=notes) if notes else chunk
                     notes = ()
-            last = reader.finish()
+            last = await trace.last()
             complete = True
-            if reader.done:
-                await stream.drain()
-            if request.top_k and not reader.informed:
-                self._forget(lease.endpoint.server)
+            if request.top_k and not trace.informed:
+                self._forget(server)
+        except SilentChannelError:
+            # Not broken: its next trace asks for log-probabilities.
+            self._forget(server)
+            server.lose_gate()
+            raise
         except StreamError:
             lease.endpoint.broke(self._balancer.clock())
             raise
         finally:
-            stream.close()
+            trace.close()
             self._balancer.give_back(lease, complete=complete)
-        yield replace(last, notes=notes) if notes else last
+        yield replace(last, notes=(*notes, *last.notes)) if notes else last
 
     async def post(self, path: str, body: Json) -> bytes:
         """Post JSON below the first server's base URL and give the body of the answer.
@@ -229,7 +218,7 @@ class OpenAIEngine(Engine):
 
     async def _begin(
         self, request: TraceRequest, extra: Json
-    ) -> tuple[Lease[Server], ByteStream, tuple[str, ...]]:
+    ) -> tuple[Lease[Server], TraceStream, tuple[str, ...]]:
         """A server's answer, once one takes the trace, and what happened on the way."""
         notes: dict[str, None] = {}
         attempts = 0
@@ -238,7 +227,7 @@ class OpenAIEngine(Engine):
             endpoint = lease.endpoint
             facts = endpoint.server.facts
             try:
-                stream = await self._open(endpoint.server, request, extra)
+                trace = await self._open(endpoint.server, request, extra)
             except EngineUnavailableError as error:
                 self._balancer.give_back(lease)
                 alone = len(self._balancer.endpoints) == 1
@@ -260,7 +249,7 @@ class OpenAIEngine(Engine):
                     raise
             else:
                 endpoint.answered()
-                return lease, stream, tuple(notes)
+                return lease, trace, tuple(notes)
 
     async def _asked_anew(
         self, server: Server, facts: ServerFacts | None, error: BaseException
@@ -285,15 +274,9 @@ class OpenAIEngine(Engine):
         if self._cache and server.facts:
             self._cache.forget(server.http.base_url, server.facts.model, self._route)
 
-    async def _open(self, server: Server, request: TraceRequest, extra: Json) -> ByteStream:
+    async def _open(self, server: Server, request: TraceRequest, extra: Json) -> TraceStream:
         route = Route.COMPLETIONS if request.templated else self._route
-        body = trace_body(
-            request,
-            route=route,
-            model=server.facts.model if server.facts else self._model,
-            dialect=server.facts.dialect if server.facts else Dialect(dict(FILTERS_OFF[0])),
-        )
-        return await server.http.stream(route, {**body, **extra})
+        return await open_trace(server, request, route=route, model=self._model, extra=extra)
 
     async def _find_out(self) -> Capabilities:
         async with anyio.create_task_group() as tasks:
@@ -305,6 +288,8 @@ class OpenAIEngine(Engine):
             raise troubles[0]
         capabilities = common_capabilities(self._servers, self._concurrency)
         self._model = capabilities.model
+        if any(server.facts and server.facts.channel for server in self._servers):
+            await anyio.to_thread.run_sync(remove_leftovers)
         # Not a new balancer: traces may be waiting at this one already.
         self._balancer.endpoints = [
             endpoint for endpoint in self._balancer.endpoints if endpoint.server.trouble is None
@@ -343,33 +328,6 @@ class OpenAIEngine(Engine):
         if self._cache and facts.top_k:
             self._cache.save(server.http.base_url, self._route, facts)
         return facts
-
-
-async def _chunks(
-    stream: ByteStream, reader: TraceReader, failures: Failures, max_tokens: int
-) -> AsyncGenerator[Chunk, None]:
-    """What a stream brings until its trace has ended."""
-    parser = EventParser()
-    left = most_bytes = _TRACE_BYTES + _TOKEN_BYTES * max_tokens
-    try:
-        async with aclosing(stream.pieces()) as pieces:
-            async for piece in pieces:
-                left -= len(piece)
-                if left < 0:
-                    raise failures.too_large(most_bytes)
-                if chunk := reader.read(parser.feed(piece)):
-                    yield chunk
-                    reader.check()
-                if reader.done:
-                    return
-                if reader.ended:
-                    stream.expect_end()
-    except StreamError:
-        # A trace that has ended is whole, however its connection does.
-        if not reader.ended:
-            raise
-    if chunk := reader.read(parser.finish()):
-        yield chunk
 
 
 async def _check(server: Server) -> None:

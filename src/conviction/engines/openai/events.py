@@ -71,6 +71,7 @@ class TraceReader:
         max_tokens: The most tokens that were asked for.
         logprobs: Whether chunks hold the log-probability of each token, too; not without `top_k`.
         secret: What no message may show: the key that was sent, if any.
+        stop_token: The token that a trace ends with where its gate stopped it.
 
     Attributes:
         done: Whether the server said that nothing more will come.
@@ -85,12 +86,14 @@ class TraceReader:
         *,
         logprobs: bool = False,
         secret: str | None = None,
+        stop_token: int | None = None,
     ) -> None:
         self._top_k = top_k
         # Those of the tokens since the last chunk; None if they are not wanted.
         self._logprobs: list[float] | None = [] if logprobs and top_k else None
         self._most = max_tokens + _SPARE_TOKENS
         self._secret = secret
+        self._stop_token = stop_token
         self._finish: FinishReason | None = None
         self._usage: TokenUsage | None = None
         self._timings: Timings | None = None
@@ -178,6 +181,8 @@ class TraceReader:
     def _read_choice(self, choice: Choice, texts: list[str], confidences: list[float]) -> None:
         if choice.finish_reason:
             self._finish = _finish(choice.finish_reason, self._secret)
+            if self._stop_token is not None and choice.stop_reason == self._stop_token:
+                self._finish = FinishReason.LOW_CONFIDENCE
         text = choice.text or (self._text(choice.delta) if choice.delta else "")
         texts.append(text)
         if self._top_k == 0:

@@ -14,7 +14,7 @@ from conviction.engines.openai.requests import Dialect, Route
 FRESH_SECONDS = 24 * 3600.0
 """Servers are restarted with other settings; what is older than this is asked again."""
 
-_SCHEMA = 2
+_SCHEMA = 3
 _MOST_BYTES = 1 << 16
 
 
@@ -36,6 +36,10 @@ class ServerFacts:
         tokens_after_close: Tokens that it went on to generate after the close.
         vllm_arguments: Whether arguments that only vLLM knows take effect.
         continues: Whether it goes on with a message that it is given the beginning of.
+        gate: Whether it stops traces by their gates.
+        channel: Whether confidences reach us through a file on this machine.
+        stop_token: The token that a trace which was stopped by its gate ends with.
+        gate_reason: Why its gate does not work, where it has one; in words.
         dialect: How it wants to be spoken to.
         seen: When this was found out, in seconds since 1970.
     """
@@ -53,6 +57,10 @@ class ServerFacts:
     tokens_after_close: int | None = None
     vllm_arguments: bool | None = None
     continues: bool | None = None
+    gate: bool | None = None
+    channel: bool | None = None
+    stop_token: int | None = None
+    gate_reason: str = ""
     dialect: Dialect = field(default_factory=Dialect)
     seen: float = 0.0
 

@@ -17,6 +17,7 @@ from conviction.engines.base import TraceRequest
 from conviction.engines.openai.continuing import continues
 from conviction.engines.openai.events import TraceReader, decode
 from conviction.engines.openai.facts import ServerFacts
+from conviction.engines.openai.gating import find_gate
 from conviction.engines.openai.http import HttpClient
 from conviction.engines.openai.metrics import Load, read_load
 from conviction.engines.openai.requests import (
@@ -37,6 +38,7 @@ from conviction.engines.openai.whole_answers import (
     Logprobs,
     Model,
 )
+from conviction.engines.seeds import seeds_count
 from conviction.errors import (
     EngineError,
     EngineUnavailableError,
@@ -61,6 +63,7 @@ _SAME, _SCALED = 0.15, 0.5
 _LEAST_SPREAD = 0.5
 _FREED_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+_VLLM = "vllm"
 _TOKEN_ID = "token_id:"  # noqa: S105  # how vLLM names a token by number
 
 
@@ -115,6 +118,8 @@ async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFac
         dialect, token_ids=bool(vllm_arguments), counts=await asking.counts_in_events()
     )
     incremental, frees, after = await asking.watch_streams()
+    may_gate = vllm_arguments or facts.software == _VLLM
+    found = await find_gate(asking.for_gate) if may_gate else None
     return replace(
         facts,
         top_k=top_k,
@@ -126,6 +131,11 @@ async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFac
         tokens_after_close=after,
         vllm_arguments=vllm_arguments,
         continues=await continues(http, route, asking.begun),
+        gate=found and found.gate,
+        # Where events carry no counts, nobody could tell which confidence belongs to which.
+        channel=found and found.channel and dialect.counts == "usage",
+        stop_token=found and found.stop_token,
+        gate_reason=found.reason if found else "",
         dialect=dialect,
         seen=time.time(),
     )
@@ -229,30 +239,12 @@ class _Asking:
         return False if abs(ratio - _HOT / _COLD) < _SCALED else None
 
     async def honours_seeds(self) -> bool | None:
-        """Whether a seed reproduces a trace, and another seed does not.
+        """Whether a seed reproduces a trace, and another seed does not."""
 
-        Also beside other traces: what is computed together may be rounded differently.
-        """
-        seeds = (1, 2, 1, 3, 1)
-        together = [""] * len(seeds)
-        failures: list[EngineError] = []
+        async def draw(seed: int) -> str:
+            return _text(await self._ask(_INVENT, _DRAWN, seed=seed))
 
-        async def draw(number: int, seed: int) -> None:
-            try:
-                together[number] = _text(await self._ask(_INVENT, _DRAWN, seed=seed))
-            except EngineError as error:
-                failures.append(error)
-
-        alone = _text(await self._ask(_INVENT, _DRAWN, seed=1))
-        async with anyio.create_task_group() as tasks:
-            for number, seed in enumerate(seeds):
-                tasks.start_soon(draw, number, seed)
-        if failures:
-            raise failures[0]
-        same = {alone, *(text for text, seed in zip(together, seeds, strict=True) if seed == 1)}
-        if len(same) > 1:
-            return False
-        return None if set(together) == same else True
+        return await seeds_count(draw)
 
     async def watch_streams(self) -> tuple[bool | None, bool | None, int | None]:
         """Whether tokens arrive one by one, whether closing frees, and tokens after the close.
@@ -302,6 +294,10 @@ class _Asking:
             return freed, None
         # Some servers count a request's tokens only once it has ended.
         return freed, max(0, round(load.generated - before.generated) - read)
+
+    async def for_gate(self, tokens: int, fields: Json) -> Choice:
+        """The answer to a request that a gate is told of."""
+        return await self._ask(_COUNT, tokens, top_k=0, extra=fields)
 
     def begun(self, prefix: str) -> Json:
         """The request for one token after what a trace begins with."""

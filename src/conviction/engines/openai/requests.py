@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 from conviction.core import Message, Sampling
 from conviction.engines.base import TraceRequest
+from conviction.engines.gates import Arguments
 from conviction.errors import InvalidSettingError
+from conviction_gate.names import STOP_TOKEN
 
 Json = Mapping[str, object]
 
@@ -78,6 +80,29 @@ def trace_body(
     if dialect.token_ids and request.top_k and route is Route.COMPLETIONS:
         body["return_tokens_as_token_ids"] = True
     return body
+
+
+def gate_fields(arguments: Arguments, extra: Json = NOTHING) -> dict[str, object]:
+    """How vLLM is told of a gate: arguments for the plugin, and the token that stands for a stop.
+
+    Args:
+        arguments: Those of the gate; may be empty.
+        extra: Further settings, which may have arguments and such tokens of their own.
+    """
+    fields = dict(extra)
+    if arguments:
+        fields["vllm_xargs"] = {**_mapping(extra.get("vllm_xargs")), **arguments}
+    if STOP_TOKEN in arguments:
+        fields["stop_token_ids"] = [*_items(extra.get("stop_token_ids")), arguments[STOP_TOKEN]]
+    return fields
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else NOTHING
+
+
+def _items(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []
 
 
 def count_fields(counts: str) -> dict[str, object]:

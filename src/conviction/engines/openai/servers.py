@@ -1,7 +1,7 @@
 """Several servers as one engine: what they can do together, and what to know about it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conviction.engines.base import Capabilities
 from conviction.engines.openai.facts import ServerFacts
@@ -26,6 +26,12 @@ class Server:
     trouble: EngineError | None = None
     remembered: bool = False
 
+    def lose_gate(self) -> None:
+        """Ask it for log-probabilities from now on: its gate was there, and is no longer."""
+        if self.facts is not None:
+            lost = {"gate": False, "channel": False, "stop_token": None}
+            self.facts = replace(self.facts, **lost)
+
 
 def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabilities:
     """What servers can do together; at least one must work.
@@ -46,17 +52,23 @@ def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabili
             + ", ".join(f"{fact.model} at {url}" for url, fact in known),
             remedy="Name a model that all of them serve, or give only servers of one model.",
         )
-    weakest = min(facts, key=lambda fact: fact.top_k)
+    weakest = min(facts, key=_most_k)
     return Capabilities(
         model=facts[0].model,
-        top_k=weakest.top_k,
+        top_k=_most_k(weakest),
         top_k_reason=weakest.top_k_reason,
         concurrency=concurrency * len(facts),
         context=min((fact.context for fact in facts if fact.context), default=None),
         seeds=all(fact.seeds for fact in facts),
         continues=all(fact.continues for fact in facts),
-        notes=tuple(_notes(servers, weakest.top_k)),
+        gates=all(fact.gate for fact in facts),
+        notes=tuple(_notes(servers, _most_k(weakest))),
     )
+
+
+def _most_k(facts: ServerFacts) -> int:
+    """The k that confidences may have: those of a channel need no log-probabilities."""
+    return MOST_TOP_K if facts.channel else facts.top_k
 
 
 def _notes(servers: Sequence[Server], top_k: int) -> Iterator[str]:
@@ -71,12 +83,12 @@ def _notes(servers: Sequence[Server], top_k: int) -> Iterator[str]:
                 f"{url} does not list the model {facts.model}, and may answer with another: it "
                 f"lists {', '.join(facts.listed[:5])}."
             )
-        if 0 < facts.top_k < MOST_TOP_K and facts.top_k == top_k:
+        if 0 < _most_k(facts) < MOST_TOP_K and facts.top_k == top_k:
             yield (
                 f"Token confidence is over k = {top_k}, and compares only with such: {url} was "
                 f"{facts.top_k_reason}."
             )
-        if facts.raw is False:
+        if facts.raw is False and not facts.channel:
             yield (
                 f"Log-probabilities of {url} change with the temperature: confidences compare "
                 "only between traces of the same sampling."
@@ -90,5 +102,5 @@ def _notes(servers: Sequence[Server], top_k: int) -> Iterator[str]:
             yield f"{url} went on generating after its stream was closed: stopping saves little."
         if server.http.sends_key_in_the_open:
             yield f"The key travels to {url} without TLS, so others may read it."
-    if len({server.facts.raw for server in servers if server.facts}) > 1:
+    if len({server.facts.channel or server.facts.raw for server in servers if server.facts}) > 1:
         yield "Servers differ in how they take log-probabilities: confidences may not compare."

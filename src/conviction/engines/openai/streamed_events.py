@@ -90,12 +90,13 @@ class Delta(msgspec.Struct, gc=False):
 
 
 class Choice(msgspec.Struct, gc=False):
-    """One event of one trace."""
+    """One event of one trace. vLLM tells by the `stop_reason` which token or text ended it."""
 
     delta: Delta | None = None
     text: str | None = None
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
 
 
 class PromptDetails(msgspec.Struct, gc=False):

@@ -78,6 +78,7 @@ class Choice(msgspec.Struct):
     text: str | None = None
     message: Message | None = None
     logprobs: Logprobs | None = None
+    stop_reason: int | str | None = None
 
 
 class Answer(msgspec.Struct):

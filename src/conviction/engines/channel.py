@@ -1,0 +1,210 @@
+"""The client's side of a channel: a small file that a server on this machine writes into.
+
+vLLM with the gate loaded writes the confidence of every token there, so that no log-probabilities
+have to travel. One file belongs to one trace. The client makes it, reads it while the trace is
+generated, and unlinks it; the server only fills it, and goes on without where it cannot.
+"""
+
+import errno
+import os
+import sys
+import time
+from contextlib import suppress
+from math import nan
+from pathlib import Path
+from secrets import token_hex
+
+import anyio
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.engines.base import TraceRequest
+from conviction_gate.channel import HEADER, MAGIC, NAME, VALUE, VERSION
+from conviction_gate.channel import folder as channel_folder
+
+MOST_TOKENS = 1 << 22
+"""Tokens that a channel has room for at most: 16 MiB."""
+
+PATIENCE = 1.0
+"""Seconds that one trace waits, all in all, for confidences that come after their tokens."""
+
+_UNWRITTEN = VALUE.pack(nan)
+_LEFTOVER_SECONDS = 60.0
+_ROUNDING = 1e-3
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+
+
+class Channel:
+    """The confidences of one trace, as they arrive. Close it when the trace is over.
+
+    Its file is read with plain calls in place of a mapping: a trace then costs one descriptor, and
+    a file that somebody cut short costs confidences, not the process.
+
+    Args:
+        tokens: The most tokens that the trace may generate; more than `MOST_TOKENS` have no room.
+        folder: Where the file is made.
+
+    Attributes:
+        name: Name of the file, which the server is told.
+
+    Raises:
+        OSError: it cannot be made, for want of room, of descriptors, or of such files at all.
+    """
+
+    def __init__(self, tokens: int, folder: Path | None = None) -> None:
+        self.name = f"conviction-{token_hex(16)}"
+        self._capacity = max(1, min(tokens, MOST_TOKENS))
+        self._path = (folder or channel_folder()) / self.name
+        self._taken = 0
+        self._missed = 0
+        self._patience = PATIENCE
+        self._file: int | None = None
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _no_links(), 0o600)
+        try:
+            _lock(self._file)
+            header = HEADER.pack(MAGIC, VERSION, self._capacity, 0, 0, 0, 0)
+            # All of its room is taken at once, so that none is wanting in the middle of a trace.
+            _write(self._file, header + _UNWRITTEN * self._capacity)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was written into it so far."""
+        return self._written() == 0
+
+    @property
+    def note(self) -> str:
+        """What did not arrive, as a whole sentence; empty if all that was taken did."""
+        if not self._missed:
+            return ""
+        return f"Confidences of {self._missed:,} tokens did not arrive through the gate's channel."
+
+    async def take(self, tokens: int) -> NDArray[np.float32]:
+        """The confidences of the next tokens, waiting a little for those that are late.
+
+        Args:
+            tokens: How many came since the last call.
+
+        Returns:
+            Shape (tokens,), NaN for those that are unknown or did not come.
+        """
+        begin = self._taken
+        self._taken += tokens
+        end = min(self._taken, self._capacity)
+        written = self._written()
+        if written < end and self._patience > 0:
+            written = await self._wait(end)
+        values = np.full(tokens, nan, np.float32)
+        arrived = self._values(begin, min(written, end))
+        values[: arrived.size] = arrived
+        self._missed += tokens - arrived.size
+        return values
+
+    def close(self) -> None:
+        """Remove the file; what was written in the meantime is gone."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        with suppress(OSError):
+            self._path.unlink()
+        os.close(file)
+
+    async def _wait(self, end: int) -> int:
+        began, pause = anyio.current_time(), _SHORTEST_PAUSE
+        left = self._patience
+        while (written := self._written()) < end and left > 0:
+            await anyio.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            left = self._patience - (anyio.current_time() - began)
+        self._patience = left
+        return written
+
+    def _written(self) -> int:
+        """Tokens whose confidence is there, as far as the header can be believed."""
+        header = self._read(0, HEADER.size)
+        if len(header) < HEADER.size:
+            return 0
+        magic, version, capacity, written, *_ = HEADER.unpack(header)
+        if (magic, version, capacity) != (MAGIC, VERSION, self._capacity):
+            return 0
+        return min(written, self._capacity)
+
+    def _values(self, begin: int, end: int) -> NDArray[np.float32]:
+        size = VALUE.size * max(0, end - begin)
+        data = self._read(HEADER.size + VALUE.size * begin, size)
+        whole = len(data) - len(data) % VALUE.size
+        values = np.frombuffer(data[:whole], "<f4").astype(np.float32)
+        # What is no number could not be told; and none is below 0 but by rounding.
+        known = np.isfinite(values) & (values > -_ROUNDING)
+        return np.where(known, np.maximum(values, 0), np.float32(nan))
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if self._file is None or not size or sys.platform == "win32":
+            return b""
+        try:
+            return os.pread(self._file, size, offset)
+        except OSError:
+            return b""
+
+
+def channel_for(request: TraceRequest) -> tuple[Channel | None, str]:
+    """A channel for a trace; or none, and a note of why."""
+    try:
+        return Channel(request.sampling.max_tokens), ""
+    except OSError as error:
+        why = error.strerror or error
+        return None, f"No channel could be made for some confidences ({why})."
+
+
+def remove_leftovers(folder: Path | None = None) -> int:
+    """Remove the channels of programs that were killed.
+
+    A living program holds a lock on each of its channels, and the system lets go of it however
+    the program ends.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        How many were removed.
+    """
+    removed = 0
+    with suppress(OSError), os.scandir(folder or channel_folder()) as entries:
+        for entry in entries:
+            if NAME.fullmatch(entry.name):
+                removed += _removed(Path(entry.path))
+    return removed
+
+
+def _removed(path: Path) -> bool:
+    """Whether a channel was a leftover; one that was made just now may not have its lock yet."""
+    with suppress(OSError):
+        if time.time() - path.lstat().st_mtime < _LEFTOVER_SECONDS:
+            return False
+        file = os.open(path, os.O_RDWR | _no_links())
+        try:
+            _lock(file)
+            path.unlink()
+        finally:
+            os.close(file)
+        return True
+    return False
+
+
+def _no_links() -> int:
+    return 0 if sys.platform == "win32" else os.O_NOFOLLOW
+
+
+def _lock(file: int) -> None:
+    if sys.platform == "win32":
+        raise OSError("vLLM does not run here")
+    import fcntl  # noqa: PLC0415  # not everywhere
+
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _write(file: int, data: bytes) -> None:
+    if os.write(file, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,125 @@
+"""Starting vLLM: what can be refused before it loads for minutes, and what it says of the rest."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from conviction.engines.vllm.inside import AsyncEngine
+from conviction.errors import (
+    EngineStartError,
+    InvalidSettingError,
+    MissingExtraError,
+    NotAChatModelError,
+)
+
+_OURS = ("model",)
+_MEMORY_WORDS = ("out of memory", "kv cache", "gpu_memory_utilization", "free memory")
+
+
+def check_installed() -> None:
+    """See whether vLLM is here.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if find_spec("vllm") is None:
+        raise MissingExtraError(
+            tried="start vLLM in this program",
+            found="the package vllm is not installed here",
+            remedy="Install both in one environment: pip install vllm conviction. Or run vLLM's "
+            "own server, and give its address with --base-url.",
+        )
+
+
+def check_model(model: str) -> None:
+    """See whether a model that is a folder can be one of vLLM's; names are left to vLLM.
+
+    Raises:
+        NotAChatModelError: it is a path, and no folder of a model.
+    """
+    path = Path(model).expanduser()
+    looks_like_a_path = path.is_absolute() or model.startswith((".", "~")) or path.exists()
+    if not looks_like_a_path or (path / "config.json").is_file():
+        return
+    if path.is_file():
+        found = "it is a file"
+    else:
+        found = "it has no config.json" if path.is_dir() else "there is no such folder"
+    raise NotAChatModelError(
+        tried=f"start vLLM with the model {model}",
+        found=found,
+        remedy="Name a folder with config.json, weights and tokenizer, or a model on the Hugging "
+        "Face hub as OWNER/NAME. A GGUF file runs on the embedded engine: leave out vllm:.",
+    )
+
+
+def start(model: str, options: Mapping[str, object]) -> AsyncEngine:
+    """Start vLLM, which takes from seconds to minutes.
+
+    Args:
+        model: A folder, or the name of a model on the hub.
+        options: vLLM's own settings.
+
+    Raises:
+        InvalidSettingError: vLLM has no such setting, or refuses its value.
+        EngineStartError: it did not start.
+    """
+    try:
+        arguments = importlib.import_module("vllm.engine.arg_utils")
+        engine = importlib.import_module("vllm.v1.engine.async_llm")
+    except ImportError as error:
+        raise EngineStartError(
+            tried="import vLLM",
+            found=f"{type(error).__name__}: {error}",
+            remedy="Install a build of vLLM that fits this machine, 0.31 or later.",
+        ) from error
+    _check_names(arguments, options)
+    settings = {"enable_prefix_caching": True, "disable_log_stats": True, **options}
+    try:
+        args = arguments.AsyncEngineArgs(model=str(Path(model).expanduser()), **settings)
+        return engine.AsyncLLM.from_engine_args(args)
+    except Exception as error:
+        raise _not_started(model, error) from error
+
+
+def _check_names(arguments: ModuleType, options: Mapping[str, object]) -> None:
+    known = {field.name for field in dataclasses.fields(arguments.AsyncEngineArgs)}
+    for name in options:
+        if name in known and name not in _OURS:
+            continue
+        near = get_close_matches(name, known - set(_OURS), n=1)
+        raise InvalidSettingError(
+            tried=f"start vLLM with {name}",
+            found="the model has its own place" if name in _OURS else "it has no such setting",
+            remedy=f"Did you mean {near[0]!r}?"
+            if near
+            else "`vllm serve --help` lists them, with dashes in place of the underscores.",
+        )
+
+
+def _not_started(model: str, error: Exception) -> EngineStartError:
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < 5:
+        causes.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    said = causes[0]
+    memory = any(word in text.lower() for text in causes for word in _MEMORY_WORDS)
+    if memory or "OutOfMemory" in said:
+        remedy = (
+            "The memory does not suffice: lower gpu_memory_utilization if others use the device, "
+            "max_model_len or max_num_seqs if vLLM needs less, or take a smaller or quantized "
+            "model."
+        )
+    else:
+        remedy = (
+            "What vLLM wrote above tells the cause. Most often it is memory (lower "
+            "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
+        )
+    return EngineStartError(
+        tried=f"start vLLM with the model {model}", found=" ".join(said.split()), remedy=remedy
+    )

@@ -1,0 +1,201 @@
+"""Who thinks about the questions of a run: one engine in this process, or many elsewhere.
+
+A run hands over whole questions, and keeps what comes back. So the traces of a question share one
+engine, one prefix cache and one policy, wherever that is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import anyio
+
+from conviction.answers.base import AnswerKind
+from conviction.core import Question, Sampling
+from conviction.engines.base import Capabilities, Engine
+from conviction.evaluation.missing import MissingTraces, Ungrouped
+from conviction.events import Event, Listener, TraceFinished
+from conviction.policies.base import Policy
+from conviction.policies.majority import Majority
+from conviction.sharing import Place
+from conviction.thinking import RESTARTS, deliberate, trace_seed
+from conviction.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """A question to think about, with all that decides on its verdict. Small, and pickles.
+
+    Attributes:
+        question: What to ask.
+        policy: Decides which traces to start, stop and count; a prototype.
+        sampling: How tokens are drawn.
+        seed: Seeds of all traces derive from it and the question's id.
+        restarts: How often a trace whose stream broke is begun again.
+        time_limit: Seconds after which the votes so far decide.
+        whole: Whether the listener wants texts and confidences of the traces; without, they may
+            be left out of events and verdict.
+    """
+
+    question: Question
+    policy: Policy
+    sampling: Sampling
+    seed: int = 0
+    restarts: int = RESTARTS
+    time_limit: float | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generating:
+    """Some traces of a question to generate, to their ends. Small, and pickles.
+
+    Attributes:
+        question: What to ask.
+        numbers: Numbers of the traces within the question.
+        sampling: How tokens are drawn.
+        seed: Seeds of all traces derive from it, the question's id and their numbers.
+        restarts: How often a trace whose stream broke is begun again.
+        confidences: Whether token confidences are wanted.
+        logprobs: Whether the log-probability of each token is wanted.
+    """
+
+    question: Question
+    numbers: tuple[int, ...]
+    sampling: Sampling
+    seed: int = 0
+    restarts: int = RESTARTS
+    confidences: bool = True
+    logprobs: bool = False
+
+
+class Workers(ABC):
+    """Thinks about whole questions, on one or more engines that are alike; already started."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the engine, for people."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What happened that the reader of a run should know; whole sentences."""
+        return ()
+
+    @abstractmethod
+    async def capabilities(self) -> Capabilities:
+        """What each engine can do.
+
+        Raises:
+            EngineError: none can be used.
+        """
+
+    @abstractmethod
+    def places(self, each: int) -> int:
+        """How many questions to hand over at once, so that each engine has `each` of them."""
+
+    @abstractmethod
+    async def think(
+        self, thinking: Thinking, *, on_event: Listener, place: Place | None = None
+    ) -> Verdict:
+        """Think about a question; cancelling the caller ends its traces.
+
+        Args:
+            thinking: The question.
+            on_event: Called at least with every trace that ended, in order. If a worker was lost
+                on the way, also with those of the attempt that was lost; their tokens count as
+                failed in the verdict.
+            place: Its place among questions that share a total of tokens.
+
+        Raises:
+            ConvictionError: as `deliberate` raises.
+        """
+
+    @abstractmethod
+    async def generate(
+        self, generating: Generating, *, on_event: Listener, interrupt: anyio.Event
+    ) -> None:
+        """Generate traces; cancelling the caller ends them.
+
+        Args:
+            generating: Which.
+            on_event: Called with every trace that ended; its id is its number.
+            interrupt: When set, no more is generated.
+
+        Raises:
+            AllTracesFailedError: none came to an end.
+            ConvictionError: as `deliberate` raises.
+        """
+
+
+class OneEngine(Workers):
+    """One engine in this process.
+
+    Args:
+        engine: Generates the traces; already started.
+        answers: Finds and compares answers.
+    """
+
+    def __init__(self, engine: Engine, answers: AnswerKind) -> None:
+        self._engine = engine
+        self._answers = answers
+        self._slots: anyio.CapacityLimiter | None = None
+
+    @property
+    def name(self) -> str:
+        """The engine's name."""
+        return self._engine.name
+
+    async def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return await self._engine.capabilities()
+
+    def places(self, each: int) -> int:
+        """As many as the engine has."""
+        return each
+
+    async def think(
+        self, thinking: Thinking, *, on_event: Listener, place: Place | None = None
+    ) -> Verdict:
+        """Think about a question."""
+        return await deliberate(
+            thinking.question,
+            engine=self._engine,
+            policy=thinking.policy,
+            answers=self._answers,
+            sampling=thinking.sampling,
+            seed=thinking.seed,
+            restarts=thinking.restarts,
+            time_limit=thinking.time_limit,
+            on_event=on_event,
+            place=place,
+        )
+
+    async def generate(
+        self, generating: Generating, *, on_event: Listener, interrupt: anyio.Event
+    ) -> None:
+        """Generate traces, no more at once over all questions than the engine can run."""
+        capabilities = await self._engine.capabilities()
+        if not generating.confidences:
+            capabilities = replace(capabilities, top_k=0)
+        self._slots = self._slots or anyio.CapacityLimiter(capabilities.concurrency)
+        engine = MissingTraces(self._engine, capabilities, self._slots)
+        for number in generating.numbers:
+            engine.add(number, trace_seed(generating.seed, generating.question.id, number))
+
+        def numbered(event: Event) -> None:
+            if isinstance(event, TraceFinished):
+                event = replace(event, trace=engine.as_generated(event.trace))
+            on_event(event)
+
+        await deliberate(
+            generating.question,
+            engine=engine,
+            policy=Majority(len(generating.numbers)),
+            answers=Ungrouped(self._answers),
+            sampling=generating.sampling,
+            restarts=generating.restarts,
+            logprobs=generating.logprobs,
+            on_event=numbered,
+            interrupt=interrupt,
+        )

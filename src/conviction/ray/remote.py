@@ -1,0 +1,124 @@
+"""The engine as a driver replica sees it: streams of engine replicas, through a handle of Serve."""
+
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import replace
+from typing import Any, Self, cast
+
+import anyio
+from ray.exceptions import RayError
+
+from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+from conviction.errors import EngineStartError, EngineUnavailableError, StreamError
+from conviction.ray.host import Started
+from conviction.ray.streams import Batch
+
+_SILENCE_SECONDS = 30.0
+_CHECK_SECONDS = 5.0
+
+
+class RemoteEngine(Engine):
+    """Generates traces on the engine replicas of a service.
+
+    Args:
+        handle: Of the deployment of engine replicas.
+        replicas: The most replicas that there may be; so many traces more may wait for them.
+        start_timeout: Seconds that the first replica may take to start.
+    """
+
+    def __init__(self, handle: Any, replicas: int, *, start_timeout: float = 600.0) -> None:
+        self._handle = handle
+        self._replicas = replicas
+        self._start_timeout = start_timeout
+        self._started: Started | None = None
+
+    async def __aenter__(self) -> Self:
+        """Wait for an engine.
+
+        Raises:
+            EngineStartError: none has started in time.
+        """
+        try:
+            with anyio.fail_after(self._start_timeout):
+                self._started = await self._handle.started.remote()
+        except (TimeoutError, RayError) as error:
+            reason = f"no answer within {self._start_timeout:g} s"
+            raise EngineStartError(
+                tried="wait for an engine replica",
+                found=reason if isinstance(error, TimeoutError) else str(error),
+                remedy="See `serve status` and the logs of the replicas.",
+            ) from None
+        return self
+
+    @property
+    def name(self) -> str:
+        """The engine's name."""
+        return self._known().engine
+
+    async def capabilities(self) -> Capabilities:
+        """What an engine can do; as many traces at once as all replicas run that there may be."""
+        known = self._known().capabilities
+        return replace(known, concurrency=known.concurrency * self._replicas, gates=True)
+
+    async def check(self) -> None:
+        """See whether any engine replica answers.
+
+        Raises:
+            EngineUnavailableError: none does.
+        """
+        try:
+            with anyio.fail_after(_CHECK_SECONDS):
+                await self._handle.started.remote()
+        except (TimeoutError, RayError):
+            raise EngineUnavailableError(
+                tried="reach an engine replica",
+                found=f"none answered within {_CHECK_SECONDS:g} s",
+                remedy="See `serve status`.",
+            ) from None
+
+    async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+        """Generate one trace on the replica that has its prefix, or else has room.
+
+        Raises:
+            StreamError: the replica was lost; the trace may be begun again elsewhere.
+            ConvictionError: as the engine raised it.
+        """
+        # Serve would give all calls within one request the same inner id, and a router of our own
+        # tells them apart by it: in an empty context each is a request of its own.
+        begin = self._handle.options(stream=True).stream.remote
+        response: Any = Context().run(begin, request)
+        batches = cast("AsyncGenerator[Batch]", aiter(response))
+        over = False
+        seconds: float | None = None  # Until its turn comes, the request's own time bounds it.
+        try:
+            while not over:
+                with anyio.fail_after(seconds):
+                    batch = await anext(batches)
+                seconds = _SILENCE_SECONDS
+                for chunk in batch.chunks:
+                    over = over or chunk.finish is not None
+                    yield chunk
+                if batch.error is not None:
+                    over = True
+                    raise batch.error
+        except (RayError, TimeoutError, StopAsyncIteration) as error:
+            reason = str(error).strip().splitlines()
+            raise StreamError(
+                tried=f"generate a trace on a replica of {self.name}",
+                found=reason[-1].strip() if reason else "it fell silent, or ended without a word",
+                remedy="Ask again; Serve starts replicas anew.",
+            ) from None
+        finally:
+            if not over:
+                with suppress(Exception):  # Whatever Serve says: it is as good as gone.
+                    response.cancel()
+
+    def _known(self) -> Started:
+        if self._started is None:
+            raise EngineStartError(
+                tried="use the engine replicas",
+                found="nobody has waited for them",
+                remedy="Enter the engine first: async with engine.",
+            )
+        return self._started
