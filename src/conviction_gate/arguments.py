@@ -55,9 +55,8 @@ def read(params: Any) -> Arguments | None:
     Raises:
         ValueError: naming the argument that is wrong, and what it must be.
     """
-    ours: dict[str, object] = {
-        name: value for name, value in (params.extra_args or {}).items() if name.startswith(PREFIX)
-    }
+    given: Mapping[str, object] = params.extra_args or {}
+    ours = {name: value for name, value in given.items() if name.startswith(PREFIX)}
     if not ours:
         return None
     if unknown := sorted(ours.keys() - set(ALL)):
