@@ -11,6 +11,9 @@ import vllm_models
 from hypothesis import settings
 from real_servers import RealServer
 
+# Run where torch and vLLM are, by test_gate_inside_vllm.py.
+collect_ignore = ["inside_vllm"]
+
 # The machine may be busy: how long an example takes says nothing.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

@@ -8,6 +8,7 @@ import pytest
 import vllm_environment
 import vllm_models
 from plugin_path import package_path
+from triton_environment import triton_folder
 
 _HERE = Path(__file__).parent
 _INSIDE = sorted((_HERE / "inside_vllm").glob("test_*.py"))
@@ -20,6 +21,12 @@ def test_inside(file: Path, tmp_path: Path) -> None:
     if reason := vllm_environment.unavailable_because():
         pytest.skip(reason)
     models = vllm_models.model_folder(vllm_models.TINY).parent
+    path, settings = package_path(tmp_path / "package"), {}
+    if file.stem.startswith("test_kernel"):
+        path = f"{path}:{triton_folder()}"
+        settings["TRITON_CACHE_DIR"] = str(tmp_path / "compiled")
+    if file.stem == "test_kernel":
+        settings["TRITON_INTERPRET"] = "1"
     ran = subprocess.run(
         [
             *(vllm_environment.vllm_python(), _HERE / "support" / "pytest_in_vllm.py"),
@@ -27,7 +34,8 @@ def test_inside(file: Path, tmp_path: Path) -> None:
         ],
         env={
             **os.environ,
-            "PYTHONPATH": package_path(tmp_path / "package"),
+            **settings,
+            "PYTHONPATH": path,
             "CONVICTION_TEST_MODELS": str(models),
         },
         capture_output=True,
