@@ -306,6 +306,17 @@ async def test_engines_that_are_not_alike_are_refused(tmp_path: Path, ray_cluste
         await run(plan(40), tmp_path / "ray", engine)
 
 
+async def test_any_error_of_an_engine_of_ones_own_ends_the_waiting(ray_cluster: Any) -> None:
+    del ray_cluster
+
+    def broken() -> Any:
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(EngineStartError, match="no such thing"), anyio.fail_after(20):
+        async with workers(broken):
+            pass
+
+
 async def test_an_error_of_the_engine_comes_out_as_it_is(ray_cluster: Any) -> None:
     del ray_cluster
     broken = Scripted(broken=True)

@@ -157,7 +157,7 @@ def _fitting_token() -> int | None:
     ends.update(several if isinstance(several, list) else [several])
     return stop_token(
         logits=asking.vllm_config.model_config.get_vocab_size(),
-        tokens=len(tokenizer),
+        tokens=1 + max(tokenizer.get_vocab().values()),
         special=special,
         ends={end for end in ends if end is not None},
         template=str(getattr(tokenizer, "chat_template", None) or ""),

@@ -64,7 +64,7 @@ def _look_at_parts(
     greatest = tl.max(left, 0)
     base = tl.where(greatest == float("-inf"), 0.0, greatest)
     where = row * parts + part
-    tl.store(sums + 2 * where, base)
+    tl.store(sums + 2 * where, greatest)
     tl.store(sums + 2 * where + 1, tl.sum(tl.exp(values - base), 0))
     wanted = tl.minimum(tl.load(ks + row), vocabulary).to(tl.int32)
     taken = 0

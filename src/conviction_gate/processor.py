@@ -5,6 +5,7 @@ slot, and tells with every step which row is whose. vLLM takes one class per ent
 runner refuses classes of the other's interface, so this one has both.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ else:
 
         class SecondInterface:
             """There is none yet."""
+
+
+_log = logging.getLogger("vllm.conviction_gate")
 
 
 @dataclass(eq=False, slots=True)
@@ -60,8 +64,7 @@ class ConfidenceGate(FirstInterface, SecondInterface):
     token in the place of the token at which its window fell too low, so it has as many tokens as
     `conviction.Gate.stop_position` tells, and `stop_reason` is that token.
 
-    Raises:
-        ValueError: speculative decoding is on; drafts that are rejected would count as tokens.
+    Under speculative decoding it does nothing: drafts that are rejected would count as tokens.
     """
 
     @classmethod
@@ -79,18 +82,23 @@ class ConfidenceGate(FirstInterface, SecondInterface):
         device_or_states: Any,
         is_pin_memory: bool | None = None,  # noqa: FBT001  # vLLM's signature
     ) -> None:
+        self._first: _Batch | None = None
+        self._second: _Slots | None = None
         if vllm_config.speculative_config is not None:
-            raise ValueError(
-                "The gate of conviction does not work with speculative decoding: drafts that are "
-                "rejected would count as tokens. Switch that off, or uninstall conviction here."
-            )
-        parallel = vllm_config.parallel_config.tensor_parallel_size > 1
-        reporting = not parallel or get_tensor_model_parallel_rank() == 0
-        self._states = device_or_states if is_pin_memory is None else None
-        device = torch.device(self._states.device if self._states else device_or_states)
-        running = vllm_config.scheduler_config.max_num_seqs
-        self._first = None if self._states else _Batch(running, device, reporting=reporting)
-        self._second = _Slots(self._states, device, reporting=reporting) if self._states else None
+            # Whoever wants a gate is refused at admission; all others are served as ever.
+            _log.warning("conviction: speculative decoding is on, so there is no gate")
+            return
+        ranks = vllm_config.parallel_config.tensor_parallel_size
+        rank = get_tensor_model_parallel_rank() if ranks > 1 else 0
+        if is_pin_memory is None:
+            device = torch.device(device_or_states.device)
+            rows = Rows(device_or_states.max_num_reqs, device, rank=rank, ranks=ranks)
+            self._second = _Slots(device_or_states, rows)
+        else:
+            # As many may be away as run.
+            slots = 2 * vllm_config.scheduler_config.max_num_seqs
+            rows = Rows(slots, torch.device(device_or_states), rank=rank, ranks=ranks)
+            self._first = _Batch(slots, rows)
 
     def is_argmax_invariant(self) -> bool:
         """Whether the likeliest token stays: not where a trace is stopped."""
@@ -98,18 +106,17 @@ class ConfidenceGate(FirstInterface, SecondInterface):
 
     def update_state(self, batch_update: Any) -> None:
         """Runner V1: follow the requests through the rows of the batch."""
-        assert self._first is not None  # noqa: S101  # runner V1 made it
-        self._first.update(batch_update)
+        if self._first is not None:
+            self._first.update(batch_update)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Runner V2: take the request of a slot; whether it concerns the gate."""
-        assert self._second is not None  # noqa: S101  # runner V2 made it
-        return self._second.add(req_idx, sampling_params)
+        return self._second is not None and self._second.add(req_idx, sampling_params)
 
     def apply_staged_writes(self) -> None:
         """Runner V2: bring to the device what `add_request` brought."""
-        assert self._second is not None  # noqa: S101  # runner V2 made it
-        self._second.rows.windows.flush()
+        if self._second is not None:
+            self._second.rows.windows.flush()
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         """Measure the rows and stop traces; the same tensor, changed in place."""
@@ -128,9 +135,8 @@ class _Batch:
     kept while there is room, the longest absent giving way first.
     """
 
-    def __init__(self, running: int, device: torch.device, *, reporting: bool) -> None:
-        slots = 2 * running
-        self._rows = Rows(slots, device, reporting=reporting)
+    def __init__(self, slots: int, rows: Rows) -> None:
+        self._rows = rows
         self._free = list(range(slots))
         self._running: dict[int, _Held] = {}
         self._absent: dict[object, _Held] = {}
@@ -229,8 +235,8 @@ class _Batch:
 class _Slots:
     """Runner V2's slots: it says with every step which row belongs to which."""
 
-    def __init__(self, states: Any, device: torch.device, *, reporting: bool) -> None:
-        self.rows = Rows(states.max_num_reqs, device, reporting=reporting)
+    def __init__(self, states: Any, rows: Rows) -> None:
+        self.rows = rows
         self._states = states
         self._wanted: list[Arguments | None] = [None] * states.max_num_reqs
         self._reports: dict[int, Report] = {}

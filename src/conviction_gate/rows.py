@@ -24,14 +24,14 @@ class Rows:
     Args:
         slots: Requests that can be held.
         device: Where the logits are.
-        reporting: Whether this worker writes reports; of several that hold parts of one model,
-            only one does, while all of them decide alike.
+        rank: Which of the workers that hold parts of one model this is: the first one reports.
+        ranks: How many there are. They decide alike, so none may know more than the others.
     """
 
-    def __init__(self, slots: int, device: torch.device, *, reporting: bool) -> None:
+    def __init__(self, slots: int, device: torch.device, *, rank: int, ranks: int) -> None:
         self.windows = Windows(slots, device)
         self.reports = Reports(device)
-        self._reporting = reporting
+        self._reporting, self._refills = rank == 0, ranks == 1
         self._device = device
         self._count = 0
         self._gates = False
@@ -52,7 +52,8 @@ class Rows:
         """
         past: list[float] = []
         if seen and wanted.window:
-            written = report.past(seen, 2 * wanted.window) if report else []
+            known = report if self._refills else None
+            written = known.past(seen, 2 * wanted.window) if known else []
             past = [value for value in written if isfinite(value)]
             if len(past) < min(seen, wanted.window):
                 _log.warning(

@@ -270,9 +270,13 @@ def test_traces_beyond_what_is_held_lose_their_window_with_a_warning(
     assert "its window begins anew with 0 of 3" in caplog.text or "0 of 1" in caplog.text
 
 
-def test_speculative_decoding_is_refused_at_the_start() -> None:
-    with pytest.raises(ValueError, match="speculative decoding"):
-        ConfidenceGate(config(speculative_config=object()), torch.device("cpu"), False)  # noqa: FBT003
+def test_under_speculative_decoding_all_others_are_served_as_ever() -> None:
+    gate = ConfidenceGate(config(speculative_config=object()), torch.device("cpu"), False)  # noqa: FBT003
+    gate.update_state(BatchUpdate(1, [], [(0, SamplingParams(), [1], [])], []))
+    logits = torch.full((1, VOCABULARY), 2.0)
+    assert gate.apply(logits) is logits
+    assert (logits == 2.0).all()
+    assert not gate.add_request(0, SamplingParams())
 
 
 def test_a_batch_that_concerns_no_gate_is_left_alone() -> None:

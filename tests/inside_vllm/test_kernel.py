@@ -30,6 +30,12 @@ def test_equal_logits_are_all_counted() -> None:
     _compare(logits, torch.tensor([20, 20]))
 
 
+def test_logits_far_below_zero_beside_a_part_that_is_masked_are_known() -> None:
+    logits = torch.randn(1, 9000) - 150.0
+    logits[:, :4096] = float("-inf")
+    _compare(logits, torch.tensor([20]))
+
+
 def test_rows_of_a_wider_tensor_are_read_where_they_lie() -> None:
     torch.manual_seed(5)
     wide = torch.randn(4, 6000)

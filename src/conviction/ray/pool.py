@@ -245,11 +245,12 @@ class Pool:
         while True:
             try:
                 actor = await self._start(slot)
-            except ConvictionError as error:
+            except Exception as error:  # noqa: BLE001  # those who wait for an actor must hear of it
                 failures += 1
-                hopeless = isinstance(error, UsageError | ModelError)
+                trouble = _trouble(error)
+                hopeless = isinstance(trouble, UsageError | ModelError)
                 if hopeless or failures == _MOST_STARTS or not self._first:
-                    await self._give_up(error)
+                    await self._give_up(trouble)
                     return
                 await anyio.sleep(failures)
                 continue
@@ -343,6 +344,17 @@ class Pool:
                 with suppress(LostError):
                     await _within(_STOP_SECONDS, actor.handle.stop.remote())
             _ray.kill(actor.handle)
+
+
+def _trouble(error: Exception) -> ConvictionError:
+    """Why an actor did not start: engines of one's own raise what they like."""
+    if isinstance(error, ConvictionError):
+        return error
+    return EngineStartError(
+        tried="start an engine in an actor",
+        found=f"{type(error).__name__}: {error}",
+        remedy="Mend the engine, or see the actor's log in Ray's session folder.",
+    )
 
 
 async def _within(seconds: float, answer: Awaitable[Result]) -> Result:

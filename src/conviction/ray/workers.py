@@ -219,10 +219,10 @@ class RayWorkers(Workers):
     ) -> Report:
         async with self._pool.taken(self._each) as actor:
             number = next(self._numbers)
-            await self._pool.call(actor, actor.handle.begin.remote(number, work))
-            attempt.began = True
             report, told = Report(), False
             try:
+                await self._pool.call(actor, actor.handle.begin.remote(number, work))
+                attempt.began = True
                 while not report.over:
                     report = await self._pool.call(actor, actor.handle.listen.remote(number))
                     attempt.hear(report)
