@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tens import questions
 
 from conviction.answers import kind
 from conviction.core import Sampling
@@ -32,25 +33,12 @@ from conviction.evaluation.recording import Asked
 from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.policies import policy
-from conviction.prompts import PromptStyle
 from conviction.recordings import Pool
 from conviction.thinking import deliberate
 
 pytestmark = pytest.mark.anyio
 
 Answers = Callable[[int, TraceRequest], Script]
-
-
-def questions(count: int) -> tuple[Asked, ...]:
-    """Questions 0, 1, … of which the right answer is ten times the number."""
-    return tuple(
-        Asked.of(
-            DatasetQuestion(f"q{i}", f"What is {i} * 10?", str(i * 10), f"line {i}"),
-            answers="number",
-            style=PromptStyle.PLAIN,
-        )
-        for i in range(count)
-    )
 
 
 def number(request: TraceRequest) -> int:

@@ -72,7 +72,9 @@ class Admitting:
 
     def __init__(self, speculative: object = None, ends: object = 2) -> None:
         model = SimpleNamespace(
-            get_vocab_size=lambda: 100, try_get_generation_config=lambda: {"eos_token_id": ends}
+            get_vocab_size=lambda: 100,
+            try_get_generation_config=lambda: {"eos_token_id": ends},
+            hf_config=SimpleNamespace(eos_token_id=2),
         )
         self.vllm_config = SimpleNamespace(speculative_config=speculative, model_config=model)
         self.tokenizer = Tokenizer()
@@ -84,14 +86,12 @@ class Admitting:
 class Tokenizer:
     eos_token_id, bos_token_id = 2, 1
     all_special_ids = (1, 2, 3, 4)
+    all_special_tokens = ("<s>", "</s>", "<|im_start|>", "<|reserved_0|>")
     chat_template = "<|im_start|>"
-
-    def get_added_vocab(self) -> dict[str, int]:
-        return {"<s>": 1, "</s>": 2, "<|im_start|>": 3, "<|reserved_0|>": 4}
 
     def get_vocab(self) -> dict[str, int]:
         # Ids may have holes: how many there are says nothing.
-        return {"a": 99, **self.get_added_vocab()}
+        return {"a": 99, **dict(zip(self.all_special_tokens, self.all_special_ids, strict=True))}
 
 
 def test_speculative_decoding_is_refused_with_its_reason() -> None:

@@ -12,19 +12,18 @@ from typing import Any
 import anyio
 import pytest
 from ray_engines import Scripted
+from tens import questions
 
 from conviction.answers import kind
 from conviction.core import FinishReason, Sampling
 from conviction.errors import AllTracesFailedError, EngineStartError, InvalidSettingError
-from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan
-from conviction.evaluation.recording import Asked, RecordingPlan, record
+from conviction.evaluation.recording import RecordingPlan, record
 from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.evaluation.workers import Thinking
 from conviction.policies import policy
-from conviction.prompts import PromptStyle
 from conviction.ray.pool import Bounds
 from conviction.ray.workers import RayWorkers
 from conviction.recordings import Pool
@@ -37,18 +36,6 @@ pytestmark = [
 ]
 
 QUICK = Bounds(placement=20.0, start=30.0, silence=3.0)
-
-
-def questions(count: int) -> tuple[Asked, ...]:
-    """Questions 0, 1, … of which the right answer is ten times the number."""
-    return tuple(
-        Asked.of(
-            DatasetQuestion(f"q{i}", f"What is {i} * 10?", str(i * 10), f"line {i}"),
-            answers="number",
-            style=PromptStyle.PLAIN,
-        )
-        for i in range(count)
-    )
 
 
 def plan(count: int, name: str = "majority", budget: int = 8) -> EvaluationPlan:

@@ -20,7 +20,7 @@ from conviction_gate.names import (
     TRACE,
     WINDOW,
     K,
-    stop_token,
+    stop_token_of,
 )
 
 _FRAMES = 8
@@ -145,23 +145,7 @@ def _fitting_token() -> int | None:
     asking = _asking()
     if asking is None or asking.tokenizer is None:
         return None
-    tokenizer = asking.tokenizer
-    special = {
-        token: text
-        for text, token in tokenizer.get_added_vocab().items()
-        if token in tokenizer.all_special_ids or text.startswith("<")
-    }
-    generation = asking.vllm_config.model_config.try_get_generation_config()
-    several: int | list[int] | None = generation.get("eos_token_id")
-    ends = {tokenizer.eos_token_id, getattr(tokenizer, "bos_token_id", None)}
-    ends.update(several if isinstance(several, list) else [several])
-    return stop_token(
-        logits=asking.vllm_config.model_config.get_vocab_size(),
-        tokens=1 + max(tokenizer.get_vocab().values()),
-        special=special,
-        ends={end for end in ends if end is not None},
-        template=str(getattr(tokenizer, "chat_template", None) or ""),
-    )
+    return stop_token_of(asking.vllm_config.model_config, asking.tokenizer)
 
 
 def _asking() -> Any:

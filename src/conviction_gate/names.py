@@ -5,6 +5,7 @@ numbers only.
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 WINDOW = "conviction_window"
 """Known tokens in a group: a whole number from 1 to `MOST_WINDOW`; with a threshold."""
@@ -64,3 +65,39 @@ def stop_token(
     }
     reserved = (t for t, text in free.items() if any(word in text.lower() for word in _UNUSED))
     return next(reserved, next(iter(free), None))
+
+
+def stop_token_of(config: Any, tokenizer: Any) -> int | None:
+    """The token to force where a gate stops a trace: `stop_token` for the model of an engine.
+
+    Args:
+        config: vLLM's `ModelConfig`.
+        tokenizer: The model's tokenizer.
+    """
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {token: str(text) for token, text in added.items() if getattr(text, "special", True)}
+    for token, text in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False):
+        special.setdefault(token, str(text))
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    return stop_token(
+        logits=config.get_vocab_size(),
+        tokens=1 + max(vocabulary.values(), default=-1),
+        special=special,
+        ends=_ends(config, tokenizer),
+        template=str(getattr(tokenizer, "chat_template", None) or ""),
+    )
+
+
+def _ends(config: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end a trace, and those that begin one: a model may take either for an end."""
+    generation: Mapping[str, Any] = config.try_get_generation_config() or {}
+    named: list[Any] = [
+        generation.get("eos_token_id"),
+        getattr(config.hf_config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+        getattr(tokenizer, "bos_token_id", None),
+    ]
+    ends: set[int] = set()
+    for tokens in named:
+        ends.update([tokens] if isinstance(tokens, int) else tokens or ())
+    return ends

@@ -27,13 +27,12 @@ from conviction.engines.vllm.outputs import (
 )
 from conviction.engines.vllm.prompts import Prompts
 from conviction.engines.vllm.starting import check_installed, check_model, start
-from conviction.engines.vllm.stop_token import stop_token_of
 from conviction.errors import (
     ContextOverflowError,
     EngineError,
     EngineUnavailableError,
 )
-from conviction_gate.names import DEFAULT_K, MOST_K
+from conviction_gate.names import DEFAULT_K, MOST_K, stop_token_of
 
 _COUNT = (Message("user", "Count from one to one hundred in words."),)
 _DRAWN = 24
@@ -321,7 +320,7 @@ def _running(vllm: AsyncEngine) -> _Running:
     return _Running(
         vllm=vllm,
         prompts=Prompts(vllm.get_tokenizer()),
-        stop_token=stop_token_of(vllm),
+        stop_token=stop_token_of(vllm.model_config, vllm.get_tokenizer()),
         context=config.max_model_len,
         most_logprobs=config.get_vocab_size() if config.max_logprobs < 0 else config.max_logprobs,
     )
