@@ -12,21 +12,18 @@ import re
 import stat
 import struct
 import tempfile
-from math import isfinite
 from pathlib import Path
 
 NAME = re.compile(r"conviction-[0-9a-f]{32}")
 """What a channel is called: nothing that leads out of its folder."""
 
-MAGIC, VERSION = b"CONVGATE", 1
-HEADER = struct.Struct("<8sIIQQQQ16x")
-"""Magic, version, capacity in tokens; then tokens written, unknown ones among them, one more than
-the number of the token at which the gate stopped the trace (0 for none), and tokens without room.
-"""
+MAGIC, VERSION = b"CONVGATE", 2
+HEADER = struct.Struct("<8sIIQ40x")
+"""Magic, version, capacity in tokens; then tokens written."""
 HEADER_BYTES = HEADER.size
 VALUE = struct.Struct("<f")
-_COUNTS = struct.Struct("<QQQQ")
-_COUNTS_AT = 16
+_WRITTEN = struct.Struct("<Q")
+_WRITTEN_AT = 16
 MOST_TOKENS = 1 << 24
 
 
@@ -54,59 +51,55 @@ class Writer:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         self._file = os.open((within or folder()) / name, flags)
         try:
-            self._capacity, counts = _look(self._file)
+            # A trace that comes back after a preemption finds what it had written.
+            self._capacity, self._written = _look(self._file)
         except BaseException:
             os.close(self._file)
             raise
-        # A trace that comes back after a preemption finds what it had written.
-        self._written, self._unknown, self._stopped, self._overflowed = counts
-        self._last_unknown = any(not isfinite(value) for value in self.past(self._written, 1))
 
-    def put(self, place: int, confidence: float, *, stopped: bool = False) -> None:
-        """Write the confidence of a token.
+    def put(self, place: int, confidence: float) -> None:
+        """Write the confidence of a token, if there is room for it.
 
         A token that is computed again takes the place that it had.
 
         Args:
             place: Its number within its trace, from 0.
-            confidence: Its confidence; one that is not finite counts as unknown.
-            stopped: Whether the gate stopped the trace here.
+            confidence: Its confidence; one that is not finite is unknown.
 
         Raises:
-            OSError: there is no room any more.
+            OSError: the file cannot be written any more.
         """
-        if place >= self._capacity:
-            self._overflowed += 1
-        else:
-            unknown = not isfinite(confidence)
-            if place + 1 == self._written:
-                self._unknown -= self._last_unknown
-            self._unknown += unknown
-            self._last_unknown = unknown
-            self._written = place + 1
+        if place < self._capacity:
             os.pwrite(self._file, VALUE.pack(confidence), _at(place))
-        if stopped:
-            self._stopped = place + 1
-        counts = (self._written, self._unknown, self._stopped, self._overflowed)
-        os.pwrite(self._file, _COUNTS.pack(*counts), _COUNTS_AT)
+            self._tell(place + 1)
 
-    def past(self, before: int, most: int) -> list[float]:
-        """Confidences that were written of the tokens just before a place, at most so many."""
-        first, last = max(0, before - most), min(before, self._written)
-        data = os.pread(self._file, VALUE.size * max(0, last - first), _at(first))
-        return [value for (value,) in VALUE.iter_unpack(data)]
+    def take_back(self, place: int) -> None:
+        """Forget a token, which was none.
+
+        Args:
+            place: Its number within its trace; nothing happens if it was not the last one.
+
+        Raises:
+            OSError: the file cannot be written any more.
+        """
+        if place + 1 == self._written:
+            self._tell(place)
 
     def close(self) -> None:
         """Leave the file to its client."""
         os.close(self._file)
+
+    def _tell(self, written: int) -> None:
+        self._written = written
+        os.pwrite(self._file, _WRITTEN.pack(written), _WRITTEN_AT)
 
 
 def _at(place: int) -> int:
     return HEADER_BYTES + VALUE.size * place
 
 
-def _look(file: int) -> tuple[int, tuple[int, int, int, int]]:
-    """Tokens that a channel has room for, and its counts.
+def _look(file: int) -> tuple[int, int]:
+    """Tokens that a channel has room for, and that it has.
 
     Raises:
         ValueError: it is no channel.
@@ -114,10 +107,9 @@ def _look(file: int) -> tuple[int, tuple[int, int, int, int]]:
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_size < HEADER_BYTES:
         raise ValueError("the file is no channel")
-    magic, version, capacity, *counts = HEADER.unpack(os.pread(file, HEADER_BYTES, 0))
+    magic, version, capacity, written = HEADER.unpack(os.pread(file, HEADER_BYTES, 0))
     if (magic, version) != (MAGIC, VERSION) or not 0 < capacity <= MOST_TOKENS:
         raise ValueError("the file is no channel of this version")
-    written, unknown, stopped, overflowed = counts
-    if found.st_size != _at(capacity) or not unknown <= written <= capacity:
+    if found.st_size != _at(capacity) or written > capacity:
         raise ValueError(f"the channel has not the size of its {capacity} tokens")
-    return capacity, (written, unknown, stopped, overflowed)
+    return capacity, written

@@ -18,15 +18,18 @@ STOP_TOKEN = "conviction_stop_token"  # noqa: S105  # the name of an argument
 REPORT = "conviction_report"
 """Name of the channel that the confidences are written to; also without a gate."""
 TRACE = "conviction_trace"
-"""An id of the trace, unique among those that run; finds its window again after a preemption."""
+"""An id of the trace, unique among those that run; finds its window again after a preemption, also
+where vLLM's own objects do not: on runner V2 with workers in several processes. A report's name
+does as well."""
 
 ALL = (WINDOW, THRESHOLD, K, STOP_TOKEN, REPORT, TRACE)
 PREFIX = "conviction_"
 
 DEFAULT_K = 20
 MOST_K = 1000
-MOST_WINDOW = 32_768
-"""A window takes eight bytes a token on the device, for every request that runs at once."""
+MOST_WINDOW = 8192
+"""The widest window sets the memory of all: 16 bytes a token on the device, for each request that
+may run at once, so 34 MB at 1,024 of them for the usual 2,048 tokens, 134 MB for this many."""
 MOST_ID = 128
 """Characters of a trace's id."""
 

@@ -1,16 +1,11 @@
 """One step of the gate over the rows of a batch, whichever interface brings them."""
 
-import logging
-from math import isfinite
-
 import torch
 
 from conviction_gate.arguments import Arguments
 from conviction_gate.confidence import row_confidences
-from conviction_gate.reports import Entry, Report, Reports
+from conviction_gate.reports import Entry, Reports
 from conviction_gate.windows import Windows, to_device
-
-_log = logging.getLogger("vllm.conviction_gate")
 
 _CERTAIN = 1e30
 """A logit beside which no other has a chance, at any temperature and under any filter.
@@ -22,46 +17,18 @@ class Rows:
     """The rows of a batch that concern the gate. Set them when they change, then step.
 
     Args:
-        slots: Requests that can be held.
+        windows: Where the windows of their requests are.
+        reports: Where their confidences go.
         device: Where the logits are.
-        rank: Which of the workers that hold parts of one model this is: the first one reports.
-        ranks: How many there are. They decide alike, so none may know more than the others.
     """
 
-    def __init__(self, slots: int, device: torch.device, *, rank: int, ranks: int) -> None:
-        self.windows = Windows(slots, device)
-        self.reports = Reports(device)
-        self._reporting, self._refills = rank == 0, ranks == 1
+    def __init__(self, windows: Windows, reports: Reports, device: torch.device) -> None:
+        self._windows = windows
+        self._reports = reports
         self._device = device
         self._count = 0
         self._gates = False
         self._most_k = 0
-
-    def open_report(self, wanted: Arguments) -> Report | None:
-        """The report that a request asks for."""
-        return Report(wanted.report) if wanted.report and self._reporting else None
-
-    def begin(self, slot: int, wanted: Arguments, seen: int, report: Report | None) -> None:
-        """Have a slot begin with a request that is new, or whose window was lost.
-
-        Args:
-            slot: Its number.
-            wanted: What the request wants.
-            seen: Tokens that the trace has already.
-            report: Its report, which tells what the window held.
-        """
-        past: list[float] = []
-        if seen and wanted.window:
-            known = report if self._refills else None
-            written = known.past(seen, 2 * wanted.window) if known else []
-            past = [value for value in written if isfinite(value)]
-            if len(past) < min(seen, wanted.window):
-                _log.warning(
-                    "conviction: a trace came back after a preemption at token %d, and its window "
-                    "begins anew with %d of %d confidences",
-                    *(seen, len(past), wanted.window),
-                )
-        self.windows.begin(slot, wanted, seen, past)
 
     def set(self, rows: list[int], slots: list[int], wanted: list[Arguments]) -> None:
         """Take the rows of the steps to come.
@@ -100,10 +67,10 @@ class Rows:
         whole = self._first and logits.shape[0] == self._count
         measured = logits if whole else logits.index_select(0, self._rows)
         confidences = row_confidences(measured, self._ks, self._most_k)
-        low = self.windows.step(self._slots, confidences)
+        low = self._windows.step(self._slots, confidences)
         if self._gates:
             # What stands for a stop is never drawn by chance.
             ends = torch.where(low[self._gated], _CERTAIN, -torch.inf)
             logits[self._gated_rows, self._stops] = ends.to(logits.dtype)
         if entries:
-            self.reports.put(entries, confidences, low)
+            self._reports.put(entries, confidences)

@@ -8,7 +8,10 @@ import torch
 
 from conviction_gate.arguments import Arguments
 
-Values = list[int] | list[float] | list[list[int]]
+Values = list[int] | list[float] | list[list[int]] | list[tuple[int, int]]
+
+USUAL_WINDOW = 2048
+"""That of the paper (section 4.1)."""
 
 
 def to_device(values: Values, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -26,52 +29,83 @@ class Windows:
     Args:
         slots: Requests that can be held.
         device: Where the logits are.
+        room: Tokens of the windows that there is room for from the start. The rings are widened
+            for the first that is wider.
     """
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    def __init__(self, slots: int, device: torch.device, room: int = USUAL_WINDOW) -> None:
         self._device = device
-        self._sums = torch.zeros((slots, 2), dtype=torch.float64, device=device)
+        self._sums = torch.zeros((slots, room + 1), dtype=torch.float64, device=device)
         self._known = torch.zeros(slots, dtype=torch.int64, device=device)
         self._seen = torch.zeros(slots, dtype=torch.int64, device=device)
         self._was_known = torch.zeros(slots, dtype=torch.int64, device=device)
         self._window = torch.ones(slots, dtype=torch.int64, device=device)
         self._threshold = torch.full((slots,), -torch.inf, dtype=torch.float64, device=device)
         self._least = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._begun: dict[int, tuple[Arguments, int, list[float]]] = {}
+        self._begun: dict[int, tuple[Arguments, int]] = {}
+        self._resumed: dict[int, int] = {}
 
-    def begin(self, slot: int, wanted: Arguments, seen: int, past: list[float]) -> None:
-        """Have a slot begin anew at the next `flush`.
+    @property
+    def bytes(self) -> int:
+        """Memory that the rings take on the device."""
+        return self._sums.nbytes
+
+    def begin(self, slot: int, wanted: Arguments, seen: int) -> None:
+        """Have a slot begin anew at the next `flush`, with an empty window.
 
         Args:
             slot: Its number.
             wanted: What its request wants.
             seen: Tokens that the trace has already.
-            past: Known confidences of the last of them, which fill its window again.
         """
-        self._begun[slot] = (wanted, seen, past[-max(1, wanted.window) :])
+        self._resumed.pop(slot, None)
+        self._begun[slot] = (wanted, seen)
+
+    def resume(self, slot: int, seen: int) -> None:
+        """Have a slot go on at the next `flush`, with the tokens that it had.
+
+        A token that was computed and then dropped, because its trace was put aside, is taken back.
+        Were there several, the window begins anew: what they overwrote is gone.
+
+        Args:
+            slot: Its number.
+            seen: Tokens that the trace has.
+        """
+        if slot not in self._begun:
+            self._resumed[slot] = seen
 
     def flush(self) -> None:
-        """Write what has begun to the device, in one go."""
-        if not self._begun:
-            return
+        """Write what has begun or goes on to the device, in one go."""
+        if self._begun:
+            self._begin()
+        if self._resumed:
+            self._resume()
+
+    def _begin(self) -> None:
         begun = list(self._begun.values())
-        self._make_room(max(wanted.window for wanted, _, _ in begun))
+        self._make_room(max(wanted.window for wanted, _ in begun))
         slots = self._to_device(list(self._begun), torch.int64)
         numbers = self._to_device(
-            [[max(1, one.window), one.least_tokens, seen, len(past)] for one, seen, past in begun],
+            [[max(1, wanted.window), wanted.least_tokens, seen] for wanted, seen in begun],
             torch.int64,
         )
-        self._window[slots], self._least[slots] = numbers[:, 0], numbers[:, 1]
-        self._seen[slots], self._known[slots] = numbers[:, 2], numbers[:, 3]
-        self._was_known[slots] = 0
-        self._sums[slots, 0] = 0.0
-        limits = [wanted.threshold for wanted, _, _ in begun]
+        self._window[slots], self._least[slots], self._seen[slots] = numbers.unbind(1)
+        limits = [wanted.threshold for wanted, _ in begun]
         self._threshold[slots] = self._to_device(limits, torch.float64)
-        for slot, (_, _, past) in self._begun.items():
-            if past:  # Only what comes back after a preemption has one.
-                sums = self._to_device(past, torch.float32).double().cumsum(0)
-                self._sums[slot, 1 : len(past) + 1] = sums
+        self._known[slots], self._was_known[slots] = 0, 0
+        self._sums[slots, 0] = 0.0
         self._begun.clear()
+
+    def _resume(self) -> None:
+        slots, seen = self._to_device(list(self._resumed.items()), torch.int64).unbind(1)
+        dropped = self._seen[slots] - seen
+        known = self._known[slots]
+        known = torch.where(dropped == 1, known - self._was_known[slots], known)
+        lost = (dropped < 0) | (dropped > 1)
+        known = torch.where(lost, 0, known)
+        self._sums[slots, 0] = torch.where(lost, 0.0, self._sums[slots, 0])
+        self._known[slots], self._seen[slots], self._was_known[slots] = known, seen, 0
+        self._resumed.clear()
 
     def step(self, slots: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
         """Take the next token of each of these slots.

@@ -1,0 +1,98 @@
+"""Runner V2's slots: it says with every step which row belongs to which."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from conviction_gate.arguments import read
+from conviction_gate.holding import Held, Holding, key_of
+from conviction_gate.reports import Entry
+
+
+class SecondRunner:
+    """Follows the requests through vLLM's slots.
+
+    A slot is taken by the next request without a word about the last one, which may have ended, or
+    may come back in another slot.
+
+    Args:
+        states: vLLM's own arrays, by slot.
+        holding: Holds the requests.
+    """
+
+    def __init__(self, states: Any, holding: Holding) -> None:
+        self._states = states
+        self._holding = holding
+        self._held: dict[int, Held] = {}
+        self._gated = np.zeros(states.max_num_reqs, np.bool_)
+        self._last: tuple[list[int], list[int]] | None = None
+        self._reported: list[tuple[int, Held]] = []
+        self._idle = False
+
+    def add(self, slot: int, params: Any) -> bool:
+        """Take the request of a slot; whether it concerns the gate."""
+        self._leave(slot)
+        wanted = read(params)
+        self._gated[slot] = wanted is not None
+        if wanted is None:
+            return False
+        seen = int(self._states.prefill_len.np[slot]) - int(self._states.prompt_len.np[slot])
+        if seen:
+            key = key_of(wanted, params)
+            before = next((slot for slot, held in self._held.items() if held.key == key), None)
+            if before is not None:
+                self._gated[before] = False
+                self._leave(before)
+        self._held[slot] = self._holding.take(wanted, params, seen)
+        return True
+
+    def flush(self) -> None:
+        """Bring to the device what `add` brought; vLLM does so before each step."""
+        self._holding.windows.flush()
+        if self._idle:  # Nothing was computed since the last time, so all may have ended.
+            self._set_rows([], [])
+        self._idle = True
+
+    def apply(self, logits: torch.Tensor, ctx: Any) -> None:
+        """Measure the rows, and stop traces.
+
+        Raises:
+            RuntimeError: there are rows of drafts.
+        """
+        self._idle = False
+        slots = ctx.idx_mapping_np
+        if logits.shape[0] != len(slots):
+            raise RuntimeError("conviction: drafts are in the batch, though none were to be")
+        # A row before the end of its prompt brings no token.
+        lengths = ctx.seq_lens_upper_bound_np
+        chosen = self._gated[slots] & (lengths >= self._states.prefill_len.np[slots])
+        rows = np.flatnonzero(chosen)
+        self._set_rows(rows.tolist(), slots[rows].tolist())
+        if not rows.size:
+            return
+        places = (lengths[rows] - self._states.prompt_len.np[slots[rows]]).tolist()
+        entries: list[Entry] = [
+            (held.report, row, places[row])
+            for row, held in self._reported
+            if held.report is not None
+        ]
+        self._holding.rows.step(logits, entries)
+
+    def _leave(self, slot: int) -> None:
+        held = self._held.pop(slot, None)
+        if held is not None:
+            self._holding.leave(held)
+            self._last = None
+
+    def _set_rows(self, rows: list[int], slots: list[int]) -> None:
+        """Take the rows of a step, where they are not those of the last one."""
+        if (rows, slots) == self._last:
+            return
+        held = [self._held[slot] for slot in slots]
+        for _, before in self._reported:
+            if before not in held:
+                self._holding.rest(before)
+        self._last = rows, slots
+        self._holding.rows.set(rows, [one.slot for one in held], [one.wanted for one in held])
+        self._reported = [(place, one) for place, one in enumerate(held) if one.report]
