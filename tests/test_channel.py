@@ -48,7 +48,7 @@ async def test_what_the_worker_writes_arrives_token_by_token(tmp_path: Path) -> 
     assert (await channel.take(1)).tolist() == [1.5]
     assert (await channel.take(2)).tolist() == [2.5, 3.5]
     assert not channel.silent
-    assert channel.note == ""
+    assert channel.notes == ()
     channel.close()
 
 
@@ -99,11 +99,11 @@ async def test_what_never_comes_is_unknown_after_one_bounded_wait_and_told(tmp_p
         assert time.perf_counter() - waited < 0.05  # the patience is the trace's, not the call's
 
     assert np.isnan(first).tolist() == [True, True]
-    assert channel.note == "Confidences of 3 tokens did not arrive through the gate's channel."
+    assert channel.notes == ("Some confidences did not arrive through the gate's channel.",)
     channel.close()
 
 
-async def test_a_value_that_is_no_number_is_unknown_and_not_missed(tmp_path: Path) -> None:
+async def test_a_value_that_is_no_number_is_unknown_and_told(tmp_path: Path) -> None:
     channel = Channel(3, tmp_path)
     writer = Writer(channel.name, tmp_path)
     for place, value in enumerate((nan, inf, 4.0)):
@@ -112,7 +112,8 @@ async def test_a_value_that_is_no_number_is_unknown_and_not_missed(tmp_path: Pat
     taken = await channel.take(3)
 
     assert np.isnan(taken).tolist() == [True, True, False]
-    assert channel.note == ""
+    [note] = channel.notes
+    assert "logits were no numbers" in note
     channel.close()
 
 
@@ -143,9 +144,9 @@ async def test_a_token_that_the_worker_skipped_is_unknown(tmp_path: Path) -> Non
     [
         b"",
         b"XXXXXXXX" + bytes(100),
-        struct.pack("<8sIIQ", b"CONVGATE", 2, 4, 4) + bytes(100),
-        struct.pack("<8sIIQ", b"CONVGATE", 1, 9, 4) + bytes(100),
-        struct.pack("<8sIIQ", b"CONVGATE", 1, 4, 2**63) + bytes(2),
+        struct.pack("<8sIIQ", b"CONVGATE", 3, 4, 4) + bytes(100),
+        struct.pack("<8sIIQ", b"CONVGATE", 2, 9, 4) + bytes(100),
+        struct.pack("<8sIIQ", b"CONVGATE", 2, 4, 2**63) + bytes(2),
     ],
     ids=["cut", "magic", "version", "capacity", "lies"],
 )
@@ -194,10 +195,14 @@ async def test_without_room_there_is_no_channel_a_note_and_no_file(
     monkeypatch.setattr(channels, "channel_folder", lambda: tmp_path)
     monkeypatch.setattr(os, "write", full)
 
-    channel, note = channel_for(TraceRequest((Message("user", "Why?"),), Sampling()))
-
+    request = TraceRequest((Message("user", "Why?"),), Sampling(), top_k=20)
+    channel, note = channel_for(request, 20)
     assert channel is None
     assert os.strerror(errno.ENOSPC) in note
+    assert "in place of" not in note
+    channel, note = channel_for(request, 5)
+    assert channel is None
+    assert "means of 5 log-probabilities in place of 20" in note
     assert names(tmp_path) == set()
 
 

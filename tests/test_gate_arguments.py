@@ -14,7 +14,8 @@ CHANNEL = f"conviction-{'0a' * 16}"
 
 
 def params(arguments: dict[str, Any] | None, **more: Any) -> Any:
-    settings = {"stop_token_ids": [STOP], "min_tokens": 0, "structured_outputs": None} | more
+    settings = {"stop_token_ids": [STOP], "min_tokens": 0, "structured_outputs": None, "n": 1}
+    settings |= more
     return SimpleNamespace(extra_args=arguments, **settings)
 
 
@@ -65,6 +66,13 @@ def test_what_is_missing_is_named(missing: str) -> None:
     rest = {name: value for name, value in GATE.items() if name != missing}
     with pytest.raises(ValueError, match=missing):
         check(params(rest))
+
+
+@pytest.mark.parametrize("name", ["conviction_report", "conviction_trace"])
+def test_what_names_one_trace_cannot_name_several(name: str) -> None:
+    check(params(GATE, n=4))
+    with pytest.raises(ValueError, match=f"{name} is for one trace, and n is 4"):
+        check(params(GATE | {name: CHANNEL}, n=4))
 
 
 class Admitting:

@@ -91,6 +91,9 @@ def check(params: Any) -> None:
     wanted = read(params)
     if wanted is None:
         return
+    if wanted.trace and params.n > 1:
+        given = REPORT if wanted.report else TRACE
+        _refuse(f"{given} is for one trace, and n is {params.n}; ask for each by itself")
     if wanted.window and params.structured_outputs is not None:
         # vLLM would end such a trace as an error: its grammar takes no token that it did not allow.
         _refuse(

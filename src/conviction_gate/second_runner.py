@@ -28,6 +28,7 @@ class SecondRunner:
         self._gated = np.zeros(states.max_num_reqs, np.bool_)
         self._last: tuple[list[int], list[int]] | None = None
         self._reported: list[tuple[int, Held]] = []
+        self._computed = np.zeros(0, np.int32)
         self._idle = False
 
     def add(self, slot: int, params: Any) -> bool:
@@ -37,13 +38,11 @@ class SecondRunner:
         self._gated[slot] = wanted is not None
         if wanted is None:
             return False
+        before = self._left_behind(key_of(wanted, params))
+        if before is not None:
+            self._gated[before] = False
+            self._leave(before)
         seen = int(self._states.prefill_len.np[slot]) - int(self._states.prompt_len.np[slot])
-        if seen:
-            key = key_of(wanted, params)
-            before = next((slot for slot, held in self._held.items() if held.key == key), None)
-            if before is not None:
-                self._gated[before] = False
-                self._leave(before)
         self._held[slot] = self._holding.take(wanted, params, seen)
         return True
 
@@ -61,7 +60,7 @@ class SecondRunner:
             RuntimeError: there are rows of drafts.
         """
         self._idle = False
-        slots = ctx.idx_mapping_np
+        slots = self._computed = ctx.idx_mapping_np
         if logits.shape[0] != len(slots):
             raise RuntimeError("conviction: drafts are in the batch, though none were to be")
         # A row before the end of its prompt brings no token.
@@ -78,6 +77,15 @@ class SecondRunner:
             if held.report is not None
         ]
         self._holding.rows.step(logits, entries)
+
+    def _left_behind(self, key: object) -> int | None:
+        """The slot that a request had before it was put aside, if no other has taken it.
+
+        One that was computed in the last step is another request with the same parameters.
+        """
+        computed = () if self._idle else self._computed
+        slots = (slot for slot, held in self._held.items() if held.key == key)
+        return next((slot for slot in slots if slot not in computed), None)
 
     def _leave(self, slot: int) -> None:
         held = self._held.pop(slot, None)

@@ -84,6 +84,7 @@ class Trace:
         self.stop = Gate(window, threshold).stop_position(self.confidences) if window else None
         self.window, self.report = window, report
         self.left = self.prefill
+        self.joined = 0
 
     @property
     def over(self) -> bool:
@@ -220,6 +221,7 @@ def _play(runner: Any, made: list[Trace], script: list[tuple[int, bool, bool, bo
             if trace not in kept and len(kept) < _RUNNING and (trace not in running or not leave):
                 kept.append(trace)
                 trace.left = trace.prefill  # All that is known is computed again.
+                trace.joined = len(trace.output)
                 if new_list:
                     trace.output = list(trace.output)
         running = kept
@@ -247,7 +249,7 @@ def _play(runner: Any, made: list[Trace], script: list[tuple[int, bool, bool, bo
 
 def _drop_a_token(traces: list[Trace]) -> None:
     for trace in traces:
-        if trace.output and not trace.left:
+        if len(trace.output) > trace.joined:  # Only one that was on its way can be dropped.
             trace.output.pop()
 
 
@@ -323,6 +325,21 @@ def test_channels_of_traces_that_are_not_computed_are_closed(
 def _opened(folder: Path) -> set[str]:
     files = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return {file.name for file in files if file.parent == folder}
+
+
+@pytest.mark.parametrize("runner", [FirstRunner, SecondRunner])
+def test_traces_that_share_their_parameters_have_a_window_each(runner: Callable[[], Any]) -> None:
+    """As with n, where vLLM runs in one process."""
+    played = runner()
+    traces = [Trace(1, 3, 1e6, "") for _ in range(3)]
+    for trace in traces:
+        trace.params, trace.left = traces[0].params, 0
+    for running in (traces[:1], traces[:2], traces):
+        played.batch(running, reverse=False)
+        after = played.apply(torch.zeros(len(running), VOCABULARY))
+        for trace in running:
+            trace.output.append(1)
+    assert (after[:, STOP] > 1e20).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

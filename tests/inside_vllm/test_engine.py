@@ -161,16 +161,19 @@ def test_a_window_survives_preemption(
 ) -> None:
     """Ten blocks hold two traces of 150 tokens: of eight, most lose their place again."""
     gates = [Gate(60, 0.0 if seed % 2 else 1e6) for seed in range(8)]
-    asked = [_params(seed, gate, _channel(channels)) for seed, gate in enumerate(gates)]
+    # A window is found again with a channel and without.
+    names = {seed: _channel(channels) for seed in (0, 1, 4, 5)}
+    asked = [_params(seed, gate, names.get(seed, "")) for seed, gate in enumerate(gates)]
     before = _preemptions(engine)
     outputs = _ask(engine, asked)
     assert _preemptions(engine) > before
-    for output, gate, name in zip(outputs, gates, channels, strict=True):
+    for seed, (output, gate) in enumerate(zip(outputs, gates, strict=True)):
         tokens = len(output.outputs[0].token_ids)
         assert tokens == (120 if gate.threshold == 0.0 else 60)
-        values = _read(name)
-        assert len(values) == tokens
-        assert (values > 0).all()
+        if seed in names:
+            values = _read(names[seed])
+            assert len(values) == tokens
+            assert (values > 0).all()
     assert "begins anew" not in caplog.text
 
 

@@ -57,12 +57,13 @@ class Channel:
         self._path = (folder or channel_folder()) / self.name
         self._taken = 0
         self._missed = 0
+        self._unknown = 0
         self._patience = PATIENCE
         self._file: int | None = None
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _no_links(), 0o600)
         try:
             _lock(self._file)
-            header = HEADER.pack(MAGIC, VERSION, self._capacity, 0, 0, 0, 0)
+            header = HEADER.pack(MAGIC, VERSION, self._capacity, 0)
             # All of its room is taken at once, so that none is wanting in the middle of a trace.
             _write(self._file, header + _UNWRITTEN * self._capacity)
         except BaseException:
@@ -75,11 +76,17 @@ class Channel:
         return self._written() == 0
 
     @property
-    def note(self) -> str:
-        """What did not arrive, as a whole sentence; empty if all that was taken did."""
-        if not self._missed:
-            return ""
-        return f"Confidences of {self._missed:,} tokens did not arrive through the gate's channel."
+    def notes(self) -> tuple[str, ...]:
+        """What is not known of what was taken, in whole sentences; empty if all is."""
+        notes: list[str] = []
+        if self._missed:
+            notes.append("Some confidences did not arrive through the gate's channel.")
+        if self._unknown:
+            notes.append(
+                "Some confidences are unknown: the model's logits were no numbers there, or a mask "
+                "left too few."
+            )
+        return tuple(notes)
 
     async def take(self, tokens: int) -> NDArray[np.float32]:
         """The confidences of the next tokens, waiting a little for those that are late.
@@ -100,6 +107,7 @@ class Channel:
         arrived = self._values(begin, min(written, end))
         values[: arrived.size] = arrived
         self._missed += tokens - arrived.size
+        self._unknown += int(np.count_nonzero(np.isnan(arrived)))
         return values
 
     def close(self) -> None:
@@ -126,7 +134,7 @@ class Channel:
         header = self._read(0, HEADER.size)
         if len(header) < HEADER.size:
             return 0
-        magic, version, capacity, written, *_ = HEADER.unpack(header)
+        magic, version, capacity, written = HEADER.unpack(header)
         if (magic, version, capacity) != (MAGIC, VERSION, self._capacity):
             return 0
         return min(written, self._capacity)
@@ -149,13 +157,24 @@ class Channel:
             return b""
 
 
-def channel_for(request: TraceRequest) -> tuple[Channel | None, str]:
-    """A channel for a trace; or none, and a note of why."""
+def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, str]:
+    """A channel for a trace; or none, and a note of why.
+
+    Args:
+        request: The trace.
+        most_top_k: The most log-probabilities that can be had in its place.
+    """
     try:
         return Channel(request.sampling.max_tokens), ""
     except OSError as error:
         why = error.strerror or error
-        return None, f"No channel could be made for some confidences ({why})."
+        note = f"No channel could be made for some confidences ({why})."
+        if most_top_k < request.top_k:
+            note += (
+                f" They are means of {most_top_k} log-probabilities in place of {request.top_k}, "
+                "which is more than travel."
+            )
+        return None, note
 
 
 def remove_leftovers(folder: Path | None = None) -> int:

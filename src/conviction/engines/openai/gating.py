@@ -4,6 +4,8 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from conviction.engines.channel import Channel
 from conviction.engines.gates import ABSURD, gate_arguments
 from conviction.engines.openai.requests import Json, gate_fields
@@ -65,7 +67,8 @@ async def _try(ask: Callable[[int, Json], Awaitable[Choice]], stop_token: int) -
         )
         choice = await ask(_TOKENS, gate_fields(arguments))
         stopped = choice.stop_reason == stop_token
-        arrived = channel is not None and not channel.silent
+        # They may come a moment after the answer.
+        arrived = channel is not None and bool(np.isfinite(await channel.take(1)).all())
         return FoundGate(stopped, stopped and arrived, stop_token if stopped else None)
     except EngineUnavailableError:
         raise

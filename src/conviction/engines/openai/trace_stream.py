@@ -47,7 +47,7 @@ async def open_trace(
     channel, note, top_k = None, "", request.top_k
     # The values of generated tokens come only with log-probabilities, so nothing is saved then.
     if facts.channel and request.top_k and not (request.logprobs and facts.top_k >= request.top_k):
-        channel, note = channel_for(request)
+        channel, note = channel_for(request, facts.top_k)
         request = replace(request, top_k=0 if channel else min(request.top_k, facts.top_k))
     stop_token = facts.stop_token if facts.gate and request.gate is not None else None
     arguments = gate_arguments(
@@ -135,10 +135,10 @@ class TraceStream:
             StreamError: the stream ended before the trace did.
         """
         chunk = await self._measured(self._reader.finish())
-        note = self._channel.note if self._channel else self._note
         if self._reader.done:
             await self._stream.drain()
-        return replace(chunk, notes=(note,)) if note else chunk
+        notes = self._channel.notes if self._channel else (self._note,) if self._note else ()
+        return replace(chunk, notes=notes) if notes else chunk
 
     def close(self) -> None:
         """Hang up, and remove the channel."""

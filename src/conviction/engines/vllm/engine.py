@@ -186,7 +186,9 @@ class VLLMEngine(Engine):
         running = self._started()
         prompt = await running.prompts.tokens(request)
         self._check_context(running, len(prompt), request.sampling.max_tokens)
-        channel, note = channel_for(request) if gating.reports and request.top_k else (None, "")
+        channel, note = None, ""
+        if gating.reports and request.top_k:
+            channel, note = channel_for(request, running.most_logprobs)
         # With a channel, the generated token's own value is all that is asked for, if any.
         top_k = 0 if channel is not None else min(request.top_k, running.most_logprobs)
         stop_token = running.stop_token if gating.gates and request.gate is not None else None
@@ -306,12 +308,9 @@ class _Reader:
         self._notes = ()
         if completion.finish_reason is None:
             return chunk
-        missing = self._channel.note if self._channel else ""
-        return replace(
-            chunk,
-            finish=finish_of(completion, self._stop_token),
-            notes=(*chunk.notes, missing) if missing else chunk.notes,
-        )
+        missing = self._channel.notes if self._channel else ()
+        finish = finish_of(completion, self._stop_token)
+        return replace(chunk, finish=finish, notes=(*chunk.notes, *missing))
 
 
 def _running(vllm: AsyncEngine) -> _Running:
