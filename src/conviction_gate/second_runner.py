@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from conviction_gate.arguments import read
@@ -25,10 +24,10 @@ class SecondRunner:
         self._states = states
         self._holding = holding
         self._held: dict[int, Held] = {}
-        self._gated = np.zeros(states.max_num_reqs, np.bool_)
+        self._gated: Any = torch.zeros(states.max_num_reqs, dtype=torch.bool).numpy()
         self._last: tuple[list[int], list[int]] | None = None
         self._reported: list[tuple[int, Held]] = []
-        self._computed = np.zeros(0, np.int32)
+        self._computed: Any = ()
         self._idle = False
 
     def add(self, slot: int, params: Any) -> bool:
@@ -66,7 +65,7 @@ class SecondRunner:
         # A row before the end of its prompt brings no token.
         lengths = ctx.seq_lens_upper_bound_np
         chosen = self._gated[slots] & (lengths >= self._states.prefill_len.np[slots])
-        rows = np.flatnonzero(chosen)
+        rows = chosen.nonzero()[0]
         self._set_rows(rows.tolist(), slots[rows].tolist())
         if not rows.size:
             return
@@ -83,7 +82,7 @@ class SecondRunner:
 
         One that was computed in the last step is another request with the same parameters.
         """
-        computed = () if self._idle else self._computed
+        computed: Any = () if self._idle else self._computed
         slots = (slot for slot, held in self._held.items() if held.key == key)
         return next((slot for slot in slots if slot not in computed), None)
 

@@ -100,7 +100,7 @@ class Windows:
         slots, seen = self._to_device(list(self._resumed.items()), torch.int64).unbind(1)
         dropped = self._seen[slots] - seen
         known = self._known[slots]
-        known = torch.where(dropped == 1, known - self._was_known[slots], known)
+        known = torch.where(dropped.eq(1), known - self._was_known[slots], known)
         lost = (dropped < 0) | (dropped > 1)
         known = torch.where(lost, 0, known)
         self._sums[slots, 0] = torch.where(lost, 0.0, self._sums[slots, 0])
