@@ -44,8 +44,8 @@ MADE: list[str] = []
 """Names of our channels; other programs may have theirs in the same folder."""
 
 
-def watched_channel(request: TraceRequest) -> tuple[Channel | None, str]:
-    channel, note = channel_for(request)
+def watched_channel(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, str]:
+    channel, note = channel_for(request, most_top_k)
     assert channel is not None
     MADE.append(channel.name)
     return channel, note
