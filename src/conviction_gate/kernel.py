@@ -1,10 +1,11 @@
 # pyright: basic, reportMissingModuleSource=false
 """The confidence of rows as Triton kernels: the logits are read once.
 
-Imported only where there is a GPU, and Triton with it. Two steps: parts of a row are looked at by
-themselves, each for its logsumexp and its k largest; then a row's parts are put together. A part
-stays in registers while its largest are taken out one after another, so nothing is sorted and
-nothing is written but what is left of each part.
+Imported only where there is a GPU, and Triton with it. Two steps. The first streams through the
+logits and keeps of each part of a row the sum that its logsumexp needs, and of each block the
+largest: it loops over nothing, so it takes about as long as reading. The second has a program for
+each row: the k largest of a row lie in the k blocks whose largest are largest, so it picks those,
+and takes the largest out of them one by one.
 """
 
 import torch
@@ -14,28 +15,28 @@ import triton.language as tl
 MOST_K = 64
 """Beyond it, taking the largest out one by one costs more than torch's own `topk`."""
 
-_PART = 4096
+_PART, _BLOCK = 4096, 64
 
 
 def fused_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
     """`conviction_gate.confidence.row_confidences`, for a `most_k` up to `MOST_K`."""
     rows, vocabulary = logits.shape
     parts = triton.cdiv(vocabulary, _PART)
-    kept = triton.next_power_of_2(min(most_k, vocabulary))
     device = logits.device
     sums = torch.empty((rows, parts, 2), dtype=torch.float32, device=device)
-    largest = torch.empty((rows, parts, kept, 2), dtype=torch.float32, device=device)
+    peaks = torch.empty((rows, parts, _PART // _BLOCK), dtype=torch.float32, device=device)
     confidences = torch.empty(rows, dtype=torch.float32, device=device)
+    read = (logits, logits.stride(0), logits.stride(1), vocabulary)
     _look_at_parts[(rows, parts)](
-        *(logits, logits.stride(0), logits.stride(1), vocabulary, ks, sums, largest, parts),
-        KEPT=kept,
-        PART=_PART,
-        num_warps=8,
+        *(*read, sums, peaks, parts), PART=_PART, BLOCK=_BLOCK, num_warps=4
     )
-    _join_parts[(rows,)](
-        *(sums, largest, ks, vocabulary, confidences, parts),
-        KEPT=kept,
+    _measure_rows[(rows,)](
+        *(*read, ks, sums, peaks, confidences, parts),
+        KEPT=triton.next_power_of_2(min(most_k, vocabulary)),
         PARTS=triton.next_power_of_2(parts),
+        PEAKS=triton.next_power_of_2(parts * _PART // _BLOCK),
+        PART=_PART,
+        BLOCK=_BLOCK,
         num_warps=4,
     )
     return confidences
@@ -47,76 +48,83 @@ def _look_at_parts(
     stride,
     step,
     vocabulary,
-    ks,
     sums,
-    largest,
+    peaks,
     parts,
-    KEPT: tl.constexpr,
     PART: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    places = part * PART + tl.arange(0, PART)
+    block = tl.arange(0, PART // BLOCK)
+    places = part * PART + block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     at = logits + row * stride + places * step
     values = tl.load(at, mask=places < vocabulary, other=float("-inf")).to(tl.float32)
     # What is no number is left to the sum: it makes the whole row's unknown.
-    left = tl.where(values == values, values, float("-inf"))
-    greatest = tl.max(left, 0)
+    largest = tl.max(tl.where(values == values, values, float("-inf")), 1)
+    greatest = tl.max(largest, 0)
     base = tl.where(greatest == float("-inf"), 0.0, greatest)
     where = row * parts + part
+    tl.store(peaks + where * (PART // BLOCK) + block, largest)
     tl.store(sums + 2 * where, greatest)
-    tl.store(sums + 2 * where + 1, tl.sum(tl.exp(values - base), 0))
-    wanted = tl.minimum(tl.load(ks + row), vocabulary).to(tl.int32)
-    taken = 0
-    found = 0
-    to = largest + 2 * where * KEPT
-    # Equal ones are taken together: each round takes at least one.
-    while taken < wanted:
-        value = tl.max(left, 0)
-        many = tl.sum((left == value).to(tl.int32), 0)
-        tl.store(to + 2 * found, value)
-        tl.store(to + 2 * found + 1, many.to(tl.float32))
-        left = tl.where(left == value, float("-inf"), left)
-        taken += many
-        found += 1
-    rest = tl.arange(0, KEPT)
-    tl.store(to + 2 * rest + 1, 0.0, mask=rest >= found)
+    tl.store(sums + 2 * where + 1, tl.sum(tl.sum(tl.exp(values - base), 1), 0))
 
 
 @triton.jit
-def _join_parts(
-    sums,
-    largest,
-    ks,
+def _measure_rows(
+    logits,
+    stride,
+    step,
     vocabulary,
+    ks,
+    sums,
+    peaks,
     confidences,
     parts,
     KEPT: tl.constexpr,
     PARTS: tl.constexpr,
+    PEAKS: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
-    there = part < parts
-    base = tl.load(sums + 2 * (row * parts + part), mask=there, other=float("-inf"))
-    sum_ = tl.load(sums + 2 * (row * parts + part) + 1, mask=there, other=0.0)
+    at = sums + 2 * (row * parts + part)
+    base = tl.load(at, mask=part < parts, other=float("-inf"))
+    sum_ = tl.load(at + 1, mask=part < parts, other=0.0)
     greatest = tl.max(base, 0)
     whole = greatest + tl.log(tl.sum(sum_ * tl.exp(base - greatest), 0))
-    entry = tl.arange(0, PARTS * KEPT)
-    at = largest + 2 * (row * parts * KEPT + entry)
-    inside = entry < parts * KEPT
-    many = tl.load(at + 1, mask=inside, other=0.0)
-    left = tl.load(at, mask=inside & (many > 0), other=float("-inf"))
-    wanted = tl.minimum(tl.load(ks + row), vocabulary).to(tl.float32)
-    taken = 0.0
+
+    # The blocks that hold the largest: those with the largest peaks.
+    wanted = tl.minimum(tl.load(ks + row), vocabulary).to(tl.int32)
+    blocks = (vocabulary + BLOCK - 1) // BLOCK
+    block = tl.arange(0, PEAKS)
+    at = peaks + row * parts * (PART // BLOCK) + block
+    left = tl.load(at, mask=block < blocks, other=float("-inf"))
+    kept = tl.arange(0, KEPT)
+    picked = tl.full((KEPT,), -1, tl.int32)
+    for number in range(tl.minimum(wanted, blocks)):
+        value, best = tl.max(left, 0, return_indices=True)
+        # One that is all masked is none: it would be found again and again.
+        best = tl.where(value == float("-inf"), -1, best)
+        picked = tl.where(kept == number, best, picked)
+        left = tl.where(block == best, float("-inf"), left)
+
+    # The largest in them. Equal ones are taken together.
+    places = picked[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    at = logits + row * stride + places * step
+    inside = (picked[:, None] >= 0) & (places < vocabulary)
+    left = tl.load(at, mask=inside, other=float("-inf")).to(tl.float32)
+    left = tl.where(left == left, left, float("-inf"))
+    taken = 0
     total = 0.0
     while taken < wanted:
-        value = tl.max(left, 0)
-        same = (left == value) & (many > 0)
-        count = tl.minimum(tl.sum(tl.where(same, many, 0.0), 0), wanted - taken)
-        # Where nothing is left, which only what is no number can cause, the sum says so already.
-        count = tl.maximum(count, 1.0)
+        value = tl.max(tl.max(left, 1), 0)
+        same = left == value
+        count = tl.minimum(tl.sum(tl.sum(same.to(tl.int32), 1), 0), wanted - taken)
         total += value * count
         taken += count
-        many = tl.where(same, 0.0, many)
         left = tl.where(same, float("-inf"), left)
+        # Nothing is left where a mask left too few: the mean is not finite, and that is all.
+        taken = tl.where(value == float("-inf"), wanted, taken)
     tl.store(confidences + row, whole - total / wanted)

@@ -17,7 +17,7 @@ def _compare(logits: torch.Tensor, ks: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("vocabulary", [1, 7, 4095, 4096, 4097, 13_000])
+@pytest.mark.parametrize("vocabulary", [1, 7, 64, 65, 4095, 4096, 4097, 13_000])
 def test_it_says_what_torch_says(vocabulary: int, dtype: torch.dtype) -> None:
     torch.manual_seed(vocabulary)
     logits = (torch.randn(3, vocabulary) * 4).to(dtype)
@@ -27,6 +27,14 @@ def test_it_says_what_torch_says(vocabulary: int, dtype: torch.dtype) -> None:
 def test_equal_logits_are_all_counted() -> None:
     logits = torch.zeros(2, 9000)
     logits[1, ::3] = 2.0
+    _compare(logits, torch.tensor([20, 20]))
+
+
+def test_the_largest_may_stand_all_together_or_all_apart() -> None:
+    torch.manual_seed(4)
+    logits = torch.randn(2, 9000)
+    logits[0, 4080:4100] += 9.0
+    logits[1, 5::440] += 9.0
     _compare(logits, torch.tensor([20, 20]))
 
 

@@ -1,5 +1,7 @@
 """The kernels compile for the GPUs that vLLM runs on; no GPU is needed for that."""
 
+from typing import Any
+
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
@@ -7,21 +9,13 @@ from triton.compiler import ASTSource
 
 from conviction_gate import kernel
 
-_PARTS = {
-    "logits": "*{dtype}",
-    "stride": "i64",
-    "step": "i32",
-    "vocabulary": "i32",
+_READ = {"logits": "*{dtype}", "stride": "i64", "step": "i32", "vocabulary": "i32"}
+_LOOK = {**_READ, "sums": "*fp32", "peaks": "*fp32", "parts": "i32"}
+_MEASURE = {
+    **_READ,
     "ks": "*i64",
     "sums": "*fp32",
-    "largest": "*fp32",
-    "parts": "i32",
-}
-_JOIN = {
-    "sums": "*fp32",
-    "largest": "*fp32",
-    "ks": "*i64",
-    "vocabulary": "i32",
+    "peaks": "*fp32",
     "confidences": "*fp32",
     "parts": "i32",
 }
@@ -31,26 +25,28 @@ _JOIN = {
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_it_compiles(capability: int, dtype: str) -> None:
     target = GPUTarget("cuda", capability, 32)
-    signature = {name: kind.format(dtype=dtype) for name, kind in _PARTS.items()}
-    looked = triton.compile(
-        ASTSource(
-            kernel._look_at_parts,
-            signature | {"KEPT": "constexpr", "PART": "constexpr"},
-            {"KEPT": 32, "PART": 4096},
-        ),
-        target=target,
-        options={"num_warps": 8},
+    looked = _compiled(kernel._look_at_parts, _LOOK, dtype, target, PART=4096, BLOCK=64)
+    # As for a vocabulary of 151,936 and the 20 largest.
+    measured = _compiled(
+        kernel._measure_rows,
+        _MEASURE,
+        dtype,
+        target,
+        KEPT=32,
+        PARTS=64,
+        PEAKS=4096,
+        PART=4096,
+        BLOCK=64,
     )
-    joined = triton.compile(
-        ASTSource(
-            kernel._join_parts,
-            _JOIN | {"KEPT": "constexpr", "PARTS": "constexpr"},
-            {"KEPT": 32, "PARTS": 64},
-        ),
-        target=target,
-        options={"num_warps": 4},
-    )
-    for compiled in (looked, joined):
+    for compiled in (looked, measured):
         assert compiled.asm["ptx"]
         # Memory of the block, not of single threads: what spills would be read from far away.
         assert ".local" not in compiled.asm["ptx"]
+
+
+def _compiled(
+    function: Any, signature: dict[str, str], dtype: str, target: GPUTarget, **constants: int
+) -> Any:
+    kinds = {name: kind.format(dtype=dtype) for name, kind in signature.items()}
+    source = ASTSource(function, kinds | dict.fromkeys(constants, "constexpr"), constants)
+    return triton.compile(source, target=target, options={"num_warps": 4})
