@@ -78,13 +78,19 @@ def test_what_names_one_trace_cannot_name_several(name: str) -> None:
 class Admitting:
     """As the part of vLLM that admits requests: what the gate must know stands there."""
 
-    def __init__(self, speculative: object = None, ends: object = 2) -> None:
+    def __init__(
+        self, speculative: object = None, ends: object = 2, *, sharded: bool = False
+    ) -> None:
         model = SimpleNamespace(
             get_vocab_size=lambda: 100,
             try_get_generation_config=lambda: {"eos_token_id": ends},
             hf_config=SimpleNamespace(eos_token_id=2),
         )
-        self.vllm_config = SimpleNamespace(speculative_config=speculative, model_config=model)
+        self.vllm_config = SimpleNamespace(
+            speculative_config=speculative,
+            model_config=model,
+            parallel_config=SimpleNamespace(enable_batch_sharded_sampling=sharded),
+        )
         self.tokenizer = Tokenizer()
 
     def admit(self, given: Any) -> None:
@@ -107,6 +113,8 @@ def test_speculative_decoding_is_refused_with_its_reason() -> None:
     Admitting(speculative=object()).admit(params(None))
     with pytest.raises(ValueError, match="speculative decoding"):
         Admitting(speculative=object()).admit(params(GATE))
+    with pytest.raises(ValueError, match="batch-sharded sampling"):
+        Admitting(sharded=True).admit(params(GATE))
 
 
 def test_a_missing_stop_token_is_answered_with_a_fitting_one() -> None:

@@ -101,11 +101,20 @@ def check(params: Any) -> None:
             f"before it is whole; {REPORT} can"
         )
     asking = _asking()
-    if asking is not None and asking.vllm_config.speculative_config is not None:
-        _refuse(
+    if asking is not None and (reason := obstacle(asking.vllm_config)):
+        _refuse(f"{reason}; start vLLM without it, or leave the arguments out")
+
+
+def obstacle(vllm_config: Any) -> str:
+    """Why there can be no gate under these settings of vLLM; empty if there can."""
+    if vllm_config.speculative_config is not None:
+        return (
             "speculative decoding is on, where the gate cannot tell drafts that are rejected from "
-            "tokens; start vLLM without it, or leave the arguments out"
+            "tokens"
         )
+    if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
+        return "batch-sharded sampling is on, where a trace may change from one worker to another"
+    return ""
 
 
 def _whole(given: Mapping[str, object], name: str, low: int, high: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as FirstInterface
 
-from conviction_gate.arguments import check, read
+from conviction_gate.arguments import check, obstacle, read
 from conviction_gate.first_runner import FirstRunner
 from conviction_gate.holding import Holding
 from conviction_gate.second_runner import SecondRunner
@@ -38,7 +38,7 @@ class ConfidenceGate(FirstInterface, SecondInterface):
     token in the place of the token at which its window fell too low, so it has as many tokens as
     `conviction.Gate.stop_position` tells, and `stop_reason` is that token.
 
-    Under speculative decoding it does nothing: drafts that are rejected would count as tokens.
+    Where vLLM's settings leave no way to follow a trace, it does nothing.
     """
 
     @classmethod
@@ -59,7 +59,8 @@ class ConfidenceGate(FirstInterface, SecondInterface):
         self._first: FirstRunner | None = None
         self._second: SecondRunner | None = None
         self._told = False
-        if vllm_config.speculative_config is not None:
+        self._obstacle = obstacle(vllm_config)
+        if self._obstacle:
             # Whoever wants a gate is refused at admission; all others are served as ever.
             return
         ranks = vllm_config.parallel_config.tensor_parallel_size
@@ -112,6 +113,7 @@ class ConfidenceGate(FirstInterface, SecondInterface):
         if not self._told and read(params) is not None:
             self._told = True
             _log.warning(
-                "conviction: a request asks for the gate, and there is none, because speculative "
-                "decoding is on; its trace is neither measured nor stopped"
+                "conviction: a request asks for the gate, and there is none: %s. Its trace is "
+                "neither measured nor stopped",
+                self._obstacle,
             )
