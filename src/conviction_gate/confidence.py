@@ -22,7 +22,7 @@ def row_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torc
     Returns:
         float32, shape (rows,); not finite where one of the k largest is not.
     """
-    kernel = _kernel(most_k) if logits.is_cuda else None
+    kernel = _kernel() if logits.is_cuda else None
     return (kernel or plain_confidences)(logits, ks, most_k)
 
 
@@ -53,10 +53,10 @@ def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
 
 
 @cache
-def _kernel(most_k: int) -> Measure | None:
-    """The kernel; None where Triton is not installed, or it is not made for such a k."""
+def _kernel() -> Measure | None:
+    """The kernel; None where Triton is not installed."""
     try:
-        from conviction_gate.kernel import MOST_K, fused_confidences  # noqa: PLC0415  # heavy
+        from conviction_gate.kernel import fused_confidences  # noqa: PLC0415  # heavy
     except ImportError:
         return None
-    return fused_confidences if most_k <= MOST_K else None
+    return fused_confidences

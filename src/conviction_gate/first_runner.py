@@ -30,14 +30,15 @@ class FirstRunner:
         if change is None:
             return
         concerned = bool(self._running)
-        for row in change.removed:
+        # A request may leave and join in one step, in another row: first all leave, then they join.
+        for row in _emptied(change):
             self._remove(row)
         for row, params, _, output in change.added:
-            self._remove(row)
             wanted = read(params)
-            if wanted is not None:
-                held = self._running[row] = self._holding.take(wanted, params, len(output))
+            held = wanted and self._holding.take(wanted, params, len(output))
+            if held:
                 held.output, held.young = output, True
+                self._running[row] = held
         for origin, target, direction in change.moved:
             self._move(origin, target, swap=direction == MoveDirectionality.SWAP)
         if concerned or self._running:
@@ -88,3 +89,18 @@ class FirstRunner:
         self._holding.rows.set(rows, [one.slot for one in held], [one.wanted for one in held])
         self._young = [one for one in held if one.young]
         self._reported = [(place, one) for place, one in enumerate(held) if one.report]
+
+
+def _emptied(change: Any) -> set[int]:
+    """Rows whose requests left.
+
+    vLLM tells of a row that was emptied only where it stays empty: else it is one that somebody
+    joins, or moves into.
+    """
+    rows = {*change.removed, *(row for row, *_ in change.added)}
+    moved: set[int] = set()
+    for origin, target, direction in change.moved:
+        if direction != MoveDirectionality.SWAP and target not in moved:
+            rows.add(target)
+        moved.add(origin)
+    return rows

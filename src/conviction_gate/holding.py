@@ -69,45 +69,76 @@ class Holding:
         self.rows = Rows(self.windows, self.reports, device)
         self._reporting = reporting
         self._free = list(range(2 * requests))
-        self._absent: dict[object, Held] = {}
+        self._known: dict[object, list[Held]] = {}
+        self._absent: dict[Held, None] = {}
 
-    def take(self, wanted: Arguments, params: Any, seen: int) -> Held:
-        """Hold a request that joins the batch.
+    def known(self, wanted: Arguments, params: Any) -> Held | None:
+        """What is held of a request that comes back.
+
+        Requests may share what they are found by, as with `n` in a vLLM of one process. Where there
+        are several, nobody can tell whose window is whose.
+        """
+        found = self._known.get(key_of(wanted, params), ())
+        return found[0] if len(found) == 1 else None
+
+    def take(self, wanted: Arguments, params: Any, seen: int) -> Held | None:
+        """Hold a request that joins the batch, once all that leave it in the same step have left.
 
         Args:
             wanted: What it wants.
             params: Its parameters.
             seen: Tokens that it has already: more than 0 if it comes back.
+
+        Returns:
+            None if more run than vLLM said there would be.
         """
-        held = self._absent.pop(key_of(wanted, params), None)
-        if held is not None and held.wanted == wanted and seen:
+        held = self.known(wanted, params)
+        if held in self._absent and held.wanted == wanted and seen:
+            del self._absent[held]
             self.windows.resume(held.slot, seen)
             return held
-        if held is not None:
-            self._free.append(held.slot)
+        if not seen:  # It was put aside before its first token, or its id is used again.
+            for before in self._known.get(key_of(wanted, params), [])[:]:
+                if before in self._absent:
+                    self._forget(before)
+        if not self._free and self._absent:
+            self._forget(next(iter(self._absent)))
         if not self._free:
-            self._free.append(self._absent.pop(next(iter(self._absent))).slot)
+            _log.error("conviction: there is no room for a window, so a trace goes without a gate")
+            return None
         if seen and wanted.window:
             _log.warning(
                 "conviction: a trace came back after a preemption at token %d, and its window "
-                "begins anew, as it was not held any more%s",
+                "begins anew, as it could not be found%s",
                 seen,
-                "" if wanted.trace else " (conviction_trace makes it easier to find)",
+                "" if wanted.trace else "; conviction_trace makes it easier to find",
             )
-        report = Report(wanted.report) if wanted.report and self._reporting else None
-        slot = self._free.pop()
-        self.windows.begin(slot, wanted, seen)
-        return Held(wanted, params, slot, report)
+        return self._begin(wanted, params, seen)
 
     def leave(self, held: Held) -> None:
         """Keep the window of a request that left the batch, as long as there is room."""
         self.rest(held)
-        if held.wanted.window and held.key not in self._absent:
-            self._absent[held.key] = held
-        else:  # Of two traces with one id, one can be found again.
-            self._free.append(held.slot)
+        self._absent[held] = None
+        if not held.wanted.window:
+            self._forget(held)
 
     def rest(self, held: Held) -> None:
         """Close the report of a request that is not computed at present."""
         if held.report is not None:
             self.reports.close(held.report)
+
+    def _begin(self, wanted: Arguments, params: Any, seen: int) -> Held:
+        slot = self._free.pop()
+        report = Report(wanted.report) if wanted.report and self._reporting else None
+        held = Held(wanted, params, slot, report)
+        self._known.setdefault(held.key, []).append(held)
+        self.windows.begin(slot, wanted, seen)
+        return held
+
+    def _forget(self, held: Held) -> None:
+        del self._absent[held]
+        self._free.append(held.slot)
+        same = self._known[held.key]
+        same.remove(held)
+        if not same:
+            del self._known[held.key]

@@ -12,17 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-MOST_K = 64
-"""Beyond it, taking the largest out one by one costs more than torch's own `topk`."""
-
 _PART, _BLOCK = 4096, 64
 
 
 def fused_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> torch.Tensor:
-    """`conviction_gate.confidence.row_confidences`, for a `most_k` up to `MOST_K`."""
+    """`conviction_gate.confidence.row_confidences`, for a small `most_k`: one by one is taken."""
     rows, vocabulary = logits.shape
     parts = triton.cdiv(vocabulary, _PART)
-    device = logits.device
+    device, ks = logits.device, ks.contiguous()
     sums = torch.empty((rows, parts, 2), dtype=torch.float32, device=device)
     peaks = torch.empty((rows, parts, _PART // _BLOCK), dtype=torch.float32, device=device)
     confidences = torch.empty(rows, dtype=torch.float32, device=device)

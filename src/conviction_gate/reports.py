@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from math import isnan
 from queue import SimpleQueue
@@ -48,7 +49,8 @@ class Report:
         """Leave the channel."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.close()
+            with suppress(OSError):
+                writer.close()
 
     def _write(self, change: Callable[[Writer], None]) -> None:
         if self._silent:
@@ -120,7 +122,11 @@ class Reports:
 
     def _run(self) -> None:
         while True:
-            self._queue.get()()
+            action = self._queue.get()
+            try:
+                action()
+            except Exception:  # noqa: BLE001  # without the thread all reports would fall silent
+                _log.exception("conviction: a step goes without its reports")
 
 
 def _copied(values: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:

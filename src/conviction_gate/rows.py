@@ -42,11 +42,11 @@ class Rows:
         if not rows:
             return
         numbers = to_device(
-            [[r, s, w.k, w.stop_token] for r, s, w in zip(rows, slots, wanted, strict=True)],
+            [rows, slots, [one.k for one in wanted], [one.stop_token for one in wanted]],
             torch.int64,
             self._device,
         )
-        self._rows, self._slots, self._ks, stops = numbers.unbind(1)
+        self._rows, self._slots, self._ks, stops = numbers.unbind(0)
         self._most_k = max(one.k for one in wanted)
         self._first = rows == list(range(len(rows)))
         gated = [place for place, one in enumerate(wanted) if one.window]

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from conviction_gate.arguments import read
-from conviction_gate.holding import Held, Holding, key_of
+from conviction_gate.arguments import Arguments, read
+from conviction_gate.holding import Held, Holding
 from conviction_gate.reports import Entry
 
 
@@ -27,26 +27,19 @@ class SecondRunner:
         self._gated: Any = torch.zeros(states.max_num_reqs, dtype=torch.bool).numpy()
         self._last: tuple[list[int], list[int]] | None = None
         self._reported: list[tuple[int, Held]] = []
-        self._computed: Any = ()
+        self._joining: dict[int, tuple[Arguments, Any] | None] = {}
         self._idle = False
 
     def add(self, slot: int, params: Any) -> bool:
-        """Take the request of a slot; whether it concerns the gate."""
-        self._leave(slot)
+        """Note the request of a slot; whether it concerns the gate."""
         wanted = read(params)
-        self._gated[slot] = wanted is not None
-        if wanted is None:
-            return False
-        before = self._left_behind(key_of(wanted, params))
-        if before is not None:
-            self._gated[before] = False
-            self._leave(before)
-        seen = int(self._states.prefill_len.np[slot]) - int(self._states.prompt_len.np[slot])
-        self._held[slot] = self._holding.take(wanted, params, seen)
-        return True
+        self._joining[slot] = None if wanted is None else (wanted, params)
+        return wanted is not None
 
     def flush(self) -> None:
-        """Bring to the device what `add` brought; vLLM does so before each step."""
+        """Take those that were noted, and bring them to the device: vLLM does so before a step."""
+        if self._joining:
+            self._join()
         self._holding.windows.flush()
         if self._idle:  # Nothing was computed since the last time, so all may have ended.
             self._set_rows([], [])
@@ -59,7 +52,7 @@ class SecondRunner:
             RuntimeError: there are rows of drafts.
         """
         self._idle = False
-        slots = self._computed = ctx.idx_mapping_np
+        slots = ctx.idx_mapping_np
         if logits.shape[0] != len(slots):
             raise RuntimeError("conviction: drafts are in the batch, though none were to be")
         # A row before the end of its prompt brings no token.
@@ -77,16 +70,32 @@ class SecondRunner:
         ]
         self._holding.rows.step(logits, entries)
 
-    def _left_behind(self, key: object) -> int | None:
-        """The slot that a request had before it was put aside, if no other has taken it.
+    def _join(self) -> None:
+        # Requests may change their slots in one step: first all leave, then they join.
+        joining = {slot: one for slot, one in self._joining.items() if one is not None}
+        for slot in self._joining:
+            self._leave(slot)
+        self._joining.clear()
+        seen = {slot: self._seen(slot) for slot in joining}
+        for slot, (wanted, params) in joining.items():
+            # Without an id, one that has no token yet may as well be another with its parameters.
+            again = seen[slot] or wanted.trace
+            before = self._holding.known(wanted, params) if again else None
+            for other, held in list(self._held.items()):
+                if held is before:  # Nobody took the slot that it had when it was put aside.
+                    self._leave(other)
+        for slot, (wanted, params) in joining.items():
+            held = self._holding.take(wanted, params, seen[slot])
+            if held is not None:
+                self._held[slot] = held
+                self._gated[slot] = True
 
-        One that was computed in the last step is another request with the same parameters.
-        """
-        computed: Any = () if self._idle else self._computed
-        slots = (slot for slot, held in self._held.items() if held.key == key)
-        return next((slot for slot in slots if slot not in computed), None)
+    def _seen(self, slot: int) -> int:
+        """Tokens that the request of a slot came with."""
+        return int(self._states.prefill_len.np[slot]) - int(self._states.prompt_len.np[slot])
 
     def _leave(self, slot: int) -> None:
+        self._gated[slot] = False
         held = self._held.pop(slot, None)
         if held is not None:
             self._holding.leave(held)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
-from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.sample.logits_processor.interface import BatchUpdate
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from conviction import Gate
 from conviction_gate import channel, processor, reports
@@ -93,42 +95,67 @@ class Trace:
         )
 
 
+class Step(NamedTuple):
+    """What happens before a step.
+
+    Attributes:
+        leave: Traces that are put aside, a bit each.
+        reverse: Whether rows are in another order.
+        renew: Whether vLLM makes new lists of what it computes again.
+        drop: Whether the last tokens of those that are put aside come to nothing.
+        again: Whether all are put aside, and resumed in the same step.
+    """
+
+    leave: int = 0
+    reverse: bool = False
+    renew: bool = False
+    drop: bool = False
+    again: bool = False
+
+
 class FirstRunner:
-    """As runner V1 goes about it: rows that move, and requests that leave and come back."""
+    """Runner V1, by vLLM's own batch: rows that move, and requests that leave and come back."""
 
-    def __init__(self) -> None:
-        self.gate = ConfidenceGate(config(), torch.device("cpu"), False)  # noqa: FBT003
-        self.rows: list[Trace] = []
+    def __init__(self, gate: ConfidenceGate | None = None) -> None:
+        self.gate = gate or ConfidenceGate(config(), torch.device("cpu"), False)  # noqa: FBT003
+        self._batch = InputBatch(
+            *(_RUNNING, 64, 64, torch.device("cpu"), VOCABULARY, [16], [8]),
+            logitsprocs=LogitsProcessors([self.gate]),
+        )
+        self._traces: dict[str, Trace] = {}
 
-    def batch(self, wanted: list[Trace], *, reverse: bool) -> None:
-        removed = [row for row, trace in enumerate(self.rows) if trace not in wanted]
-        places: dict[int, Trace] = {
-            row: trace for row, trace in enumerate(self.rows) if trace in wanted
-        }
-        added: list[Any] = []
-        moved: list[Any] = []
-        empty = sorted(removed)
-        for trace in wanted:
-            if trace in places.values():
-                continue
-            row = empty.pop(0) if empty else len(places)
-            if row in removed:
-                removed.remove(row)
-            places[row] = trace
-            added.append((row, trace.params, [1], trace.output))
-        while empty:  # The last rows move into the gaps.
-            last = max(places, default=-1)
-            gap = empty.pop(0)
-            if gap < last:
-                places[gap] = places.pop(last)
-                moved.append((last, gap, MoveDirectionality.UNIDIRECTIONAL))
-        self.rows = [places[row] for row in range(len(places))]
-        if reverse and len(self.rows) > 1:
-            self.rows[0], self.rows[-1] = self.rows[-1], self.rows[0]
-            moved.append((0, len(self.rows) - 1, MoveDirectionality.SWAP))
-        any_change = removed or added or moved
-        change = BatchUpdate(len(self.rows), removed, added, moved) if any_change else None
-        self.gate.update_state(change)
+    def batch(self, wanted: list[Trace], *, reverse: bool = False, again: bool = False) -> None:
+        """Have these run; if `again`, those that run are put aside and resumed in this step."""
+        for name, trace in list(self._traces.items()):
+            if again or trace not in wanted:
+                self._batch.remove_request(name)
+                del self._traces[name]
+        for trace in wanted if not reverse else wanted[::-1]:
+            if trace not in self._traces.values():
+                self._add(trace)
+        self._batch.condense()
+        if reverse and len(wanted) > 1:
+            self._batch.swap_states(0, len(wanted) - 1)
+        self._batch.refresh_metadata()
+
+    def _add(self, trace: Trace) -> None:
+        self._traces[str(id(trace))] = trace
+        self._batch.add_request(
+            CachedRequestState(
+                req_id=str(id(trace)),
+                prompt_token_ids=[1],
+                mm_features=[],
+                sampling_params=trace.params,
+                generator=None,
+                block_ids=([1],),
+                num_computed_tokens=0,
+                output_token_ids=trace.output,
+            )
+        )
+
+    @property
+    def rows(self) -> list[Trace]:
+        return [self._traces[name] for name in self._batch.req_ids]
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         return self.gate.apply(logits)
@@ -137,24 +164,29 @@ class FirstRunner:
 class SecondRunner:
     """As runner V2 goes about it: a slot per request, and another order of rows in every step."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: ConfidenceGate | None = None) -> None:
         self.states = SimpleNamespace(
             device=torch.device("cpu"),
             max_num_reqs=_RUNNING,
             prompt_len=SimpleNamespace(np=np.zeros(_RUNNING, np.int32)),
             prefill_len=SimpleNamespace(np=np.zeros(_RUNNING, np.int32)),
         )
-        self.gate = ConfidenceGate(config(), self.states)
+        self.gate = gate or ConfidenceGate(config(), self.states)
         self.slots: dict[int, Trace] = {}
         self.rows: list[Trace] = []
         self.prompt = 5
+        self._free = list(range(_RUNNING))
 
-    def batch(self, wanted: list[Trace], *, reverse: bool) -> None:
-        self.slots = {slot: trace for slot, trace in self.slots.items() if trace in wanted}
+    def batch(self, wanted: list[Trace], *, reverse: bool = False, again: bool = False) -> None:
+        """Have these run; if `again`, those that run are put aside and resumed in this step."""
+        for slot, trace in sorted(self.slots.items(), key=lambda one: id(one[1])):
+            if again or trace not in wanted:
+                self._free.append(slot)
+                del self.slots[slot]
         for trace in wanted:
             if trace in self.slots.values():
                 continue
-            slot = next(s for s in range(_RUNNING) if s not in self.slots)
+            slot = self._free.pop()
             self.slots[slot] = trace
             self.states.prompt_len.np[slot] = self.prompt
             self.states.prefill_len.np[slot] = self.prompt + len(trace.output)
@@ -181,14 +213,22 @@ class SecondRunner:
         max_size=7,
     ),
     script=st.lists(
-        st.tuples(st.integers(0, 15), st.booleans(), st.booleans(), st.booleans()), max_size=25
+        st.builds(
+            Step,
+            leave=st.integers(0, 15),
+            reverse=st.booleans(),
+            renew=st.booleans(),
+            drop=st.booleans(),
+            again=st.integers(0, 7).map(lambda number: number == 7),
+        ),
+        max_size=25,
     ),
 )
 @settings(deadline=None, max_examples=100)
 def test_every_trace_is_stopped_and_reported_as_if_it_were_alone(
     runner: Callable[[], Any],
     traces: list[tuple[int, int, float, bool]],
-    script: list[tuple[int, bool, bool, bool]],
+    script: list[Step],
 ) -> None:
     folder = channel.folder()
     made = [
@@ -196,6 +236,11 @@ def test_every_trace_is_stopped_and_reported_as_if_it_were_alone(
         for seed, window, threshold, reported in traces
     ]
     try:
+        if runner is SecondRunner:
+            # There, what has no token yet is found again by its id only.
+            for number, trace in enumerate(made):
+                if trace.window:
+                    trace.params.extra_args["conviction_trace"] = str(number)
         _play(runner(), made, script)
         for trace in made:
             _check(trace, folder)
@@ -205,46 +250,49 @@ def test_every_trace_is_stopped_and_reported_as_if_it_were_alone(
                 (folder / trace.report).unlink()
 
 
-def _play(runner: Any, made: list[Trace], script: list[tuple[int, bool, bool, bool]]) -> None:
+def _play(runner: Any, made: list[Trace], script: list[Step]) -> None:
     steps = iter(script)
     running: list[Trace] = []
     while waiting := [trace for trace in made if not trace.over]:
-        leave, reverse, new_list, drop = next(steps, (0, False, False, False))
-        kept = [
-            trace
-            for place, trace in enumerate(running)
-            if not trace.over and not leave >> place & 1
-        ]
-        if drop:  # vLLM may drop the last token of a trace that it puts aside.
-            _drop_a_token([trace for trace in running if trace not in kept and not trace.over])
+        step = next(steps, Step())
+        before = [trace for trace in running if not trace.over]
+        left = [trace for place, trace in enumerate(running) if step.leave >> place & 1]
+        running = [trace for trace in before if trace not in left]
+        put_aside = before if step.again else [trace for trace in before if trace in left]
+        if step.drop:
+            _drop_a_token(put_aside)
         for trace in waiting:
-            if trace not in kept and len(kept) < _RUNNING and (trace not in running or not leave):
-                kept.append(trace)
-                trace.left = trace.prefill  # All that is known is computed again.
-                trace.joined = len(trace.output)
-                if new_list:
-                    trace.output = list(trace.output)
-        running = kept
-        runner.batch(list(running), reverse=reverse)
-        if not running:
+            if trace not in running and len(running) < _RUNNING and trace not in left:
+                running.append(trace)
+                put_aside.append(trace)
+        for trace in put_aside:
+            trace.left = trace.prefill  # All that is known is computed again.
+            trace.joined = len(trace.output)
+            if step.renew:
+                trace.output = list(trace.output)
+        runner.batch(list(running), reverse=step.reverse, again=step.again)
+        if running:
+            _step(runner)
+
+
+def _step(runner: Any) -> None:
+    rows = runner.rows
+    logits = torch.tensor(np.array([_logits(trace) for trace in rows]), dtype=torch.float32)
+    before = logits.clone()
+    after = runner.apply(logits)
+    for row, trace in enumerate(rows):
+        if trace.left:
+            trace.left -= 1
             continue
-        rows = runner.rows
-        logits = torch.tensor(np.array([_logits(trace) for trace in rows]), dtype=torch.float32)
-        before = logits.clone()
-        after = runner.apply(logits)
-        for row, trace in enumerate(rows):
-            if trace.left:
-                trace.left -= 1
-                continue
-            place = len(trace.output)
-            if after[row, STOP] > 1e20:
-                assert trace.window
-                trace.output.append(STOP)
-            else:
-                assert not trace.window or after[row, STOP] == -np.inf
-                trace.output.append(1)
-            same = torch.equal(after[row, :STOP].nan_to_num(7), before[row, :STOP].nan_to_num(7))
-            assert same, place
+        place = len(trace.output)
+        if after[row, STOP] > 1e20:
+            assert trace.window
+            trace.output.append(STOP)
+        else:
+            assert not trace.window or after[row, STOP] == -np.inf
+            trace.output.append(1)
+        same = torch.equal(after[row, :STOP].nan_to_num(7), before[row, :STOP].nan_to_num(7))
+        assert same, place
 
 
 def _drop_a_token(traces: list[Trace]) -> None:
@@ -273,14 +321,14 @@ def test_a_window_that_is_not_held_any_more_begins_anew_with_a_warning(
 ) -> None:
     played = runner()
     away = Trace(1, 3, 0.5, "")
-    played.batch([away], reverse=False)
+    played.batch([away])
     away.output.append(1)
     for seed in range(2 * _RUNNING):  # As many again as there is room for.
-        played.batch([], reverse=False)
-        played.batch([Trace(seed, 3, 0.5, "")], reverse=False)
+        played.batch([])
+        played.batch([Trace(seed, 3, 0.5, "")])
     assert "begins anew" not in caplog.text
-    played.batch([], reverse=False)
-    played.batch([away], reverse=False)
+    played.batch([])
+    played.batch([away])
     assert "at token 1, and its window begins anew" in caplog.text
 
 
@@ -289,12 +337,12 @@ def test_memory_stays_the_same_however_many_traces_come_and_go(runner: Callable[
     played = runner()
     inside = played.gate._first or played.gate._second
     holding = inside._holding
-    played.batch([Trace(1, MOST_WINDOW, 0.5, "")], reverse=False)
+    played.batch([Trace(1, MOST_WINDOW, 0.5, "")])
     most = holding.windows.bytes
     assert most == 16 * (MOST_WINDOW + 1) * _RUNNING
     for seed in range(60):
         traces = [Trace(seed + place, 1 + seed, 0.5, "") for place in range(_RUNNING)]
-        played.batch(traces, reverse=False)
+        played.batch(traces)
         played.apply(torch.zeros(_RUNNING, VOCABULARY))
     assert holding.windows.bytes == most
     assert len(holding._absent) + len(holding._free) == _RUNNING
@@ -308,17 +356,17 @@ def test_channels_of_traces_that_are_not_computed_are_closed(
     played = runner()
     first, second = (Trace(seed, 3, 0.0, make_channel(tmp_path, 14)) for seed in (1, 2))
     first.left = second.left = 0
-    played.batch([first, second], reverse=False)
+    played.batch([first, second])
     played.apply(torch.zeros(2, VOCABULARY))
     assert _opened(tmp_path) == {first.report, second.report}
     for trace in (first, second):
         trace.output.append(1)
-    played.batch([first], reverse=False)
+    played.batch([first])
     played.apply(torch.zeros(1, VOCABULARY))
     assert _opened(tmp_path) == {first.report}
     # vLLM goes through its rows once more where none is left.
-    played.batch([], reverse=False)
-    played.batch([], reverse=False)
+    played.batch([])
+    played.batch([])
     assert _opened(tmp_path) == set()
 
 
@@ -328,18 +376,44 @@ def _opened(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("runner", [FirstRunner, SecondRunner])
-def test_traces_that_share_their_parameters_have_a_window_each(runner: Callable[[], Any]) -> None:
+def test_a_trace_without_an_id_is_found_by_its_parameters(runner: Callable[[], Any]) -> None:
+    played, trace, other = runner(), Trace(1, 3, 1e6, ""), Trace(1, 3, 1e6, "")
+    trace.left = other.left = 0
+    for running in ([trace, other], [trace, other], [other], [other, trace]):
+        played.batch(running)
+        stopped = dict(zip(played.rows, _stopped(played), strict=True))
+        for one in running:
+            one.output.append(1)
+    assert stopped == {trace: True, other: True}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("runner", [FirstRunner, SecondRunner])
+def test_traces_that_share_their_parameters_have_a_window_each(
+    runner: Callable[[], Any], *, at_once: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """As with n, where vLLM runs in one process."""
     played = runner()
     traces = [Trace(1, 3, 1e6, "") for _ in range(3)]
     for trace in traces:
         trace.params, trace.left = traces[0].params, 0
-    for running in (traces[:1], traces[:2], traces):
-        played.batch(running, reverse=False)
-        after = played.apply(torch.zeros(len(running), VOCABULARY))
+    for running in (traces, traces, traces) if at_once else (traces[:1], traces[:2], traces):
+        played.batch(running)
+        after = _stopped(played)
         for trace in running:
             trace.output.append(1)
-    assert (after[:, STOP] > 1e20).tolist() == [True, False, False]
+    assert after == ([True] * 3 if at_once else [True, False, False])
+    # Whose window is whose cannot be told after a preemption, so it begins anew.
+    played.batch(traces[1:])
+    _stopped(played)
+    played.batch(traces)
+    assert not dict(zip(played.rows, _stopped(played), strict=True))[traces[0]]
+    assert "begins anew" in caplog.text
+
+
+def _stopped(played: Any) -> list[bool]:
+    logits = torch.zeros(len(played.rows), VOCABULARY)
+    return (played.apply(logits)[:, STOP] > 1e20).tolist()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -347,12 +421,11 @@ def test_of_a_model_in_parts_the_first_reports_and_all_stop(
     rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "get_tensor_model_parallel_rank", lambda: rank)
-    runner = FirstRunner()
     parts = SimpleNamespace(tensor_parallel_size=2)
-    runner.gate = ConfidenceGate(config(parallel_config=parts), torch.device("cpu"), False)  # noqa: FBT003
+    runner = FirstRunner(ConfidenceGate(config(parallel_config=parts), torch.device("cpu"), False))  # noqa: FBT003
     name = make_channel(channel.folder(), 4)
     try:
-        runner.batch([Trace(1, 1, 1e6, name)], reverse=False)
+        runner.batch([Trace(1, 1, 1e6, name)])
         assert runner.apply(torch.zeros(1, VOCABULARY))[0, STOP] > 1e20
         assert len(read_channel(channel.folder() / name)) == (rank == 0)
     finally:
@@ -411,7 +484,7 @@ def test_under_speculative_decoding_all_others_are_served_as_ever(
 
 def test_a_batch_that_concerns_no_gate_is_left_alone() -> None:
     runner = FirstRunner()
-    runner.batch([Trace(5, 0, 0.0, "")], reverse=False)
+    runner.batch([Trace(5, 0, 0.0, "")])
     logits = torch.full((1, VOCABULARY), float("nan"))
     assert runner.apply(logits) is logits
     assert logits.isnan().all()
