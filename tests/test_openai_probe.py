@@ -82,7 +82,12 @@ async def test_vllm(route: Route) -> None:
     assert (facts.top_k, facts.top_k_reason) == (20, "")
     assert (facts.raw, facts.seeds, facts.incremental, facts.frees) == (True, True, True, True)
     assert facts.vllm_arguments is True
-    assert facts.dialect.filters_off == {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
+    assert facts.dialect.filters_off == {
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
     assert (facts.dialect.limit_name, facts.dialect.counts) == ("max_tokens", "usage")
     assert facts.dialect.token_ids
     assert facts.tokens_after_close is not None

@@ -61,6 +61,7 @@ async def test_the_request_spells_out_filters_that_are_off_and_sends_the_key() -
         "top_k": 40,
         "top_p": 1.0,
         "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "max_tokens": 11,
         "user": "me",
     }

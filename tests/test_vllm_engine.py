@@ -85,11 +85,11 @@ def confidences(chunks: Sequence[Chunk]) -> list[float]:
 # --- What it can do -------------------------------------------------------------------------------
 
 
-async def test_with_the_plugin_it_gates_and_gives_any_k(running: Any) -> None:
+async def test_with_the_plugin_it_gates_and_gives_more_than_vllm_sends(running: Any) -> None:
     async with running() as (engine, fake):
         can = await engine.capabilities()
         assert fake.asked == []  # Asked once.
-    assert (can.gates, can.top_k, can.continues) == (True, 1000, True)
+    assert (can.gates, can.top_k, can.continues) == (True, 64, True)
     assert (can.concurrency, can.context, can.seeds) == (7, 200, True)
     assert can.notes == ()
 

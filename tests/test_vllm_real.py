@@ -57,7 +57,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_vllm_is_found_to_gate_and_to_honour_seeds(seen: dict[str, Any]) -> None:
     assert seen["gates"]
     assert seen["seeds"]
-    assert (seen["context"], seen["concurrency"], seen["top_k"]) == (2048, 32, 1000)
+    assert (seen["context"], seen["concurrency"], seen["top_k"]) == (2048, 32, 64)
     assert seen["health"]
 
 

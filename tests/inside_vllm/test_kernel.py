@@ -50,6 +50,12 @@ def test_rows_of_a_wider_tensor_are_read_where_they_lie() -> None:
     _compare(wide[::2, 500:5500], torch.tensor([20, 3]))
 
 
+def test_each_row_has_its_own_k_wherever_it_lies() -> None:
+    torch.manual_seed(7)
+    columns = torch.tensor([[20, 9], [3, 1], [11, 2], [1, 60]])
+    _compare(torch.randn(4, 5000), columns[:, 0])
+
+
 def test_what_is_masked_or_no_number_makes_its_own_row_unknown() -> None:
     torch.manual_seed(6)
     logits = torch.randn(5, 5000)

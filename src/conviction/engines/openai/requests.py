@@ -17,16 +17,17 @@ Json = Mapping[str, object]
 NOTHING: Json = MappingProxyType({})
 
 FILTERS_OFF: tuple[Mapping[str, float], ...] = (
+    MappingProxyType({"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
     MappingProxyType({"top_p": 1.0, "top_k": -1, "min_p": 0.0}),
     MappingProxyType({"top_p": 1.0, "top_k": 0, "min_p": 0.0}),
     MappingProxyType({"top_p": 1.0}),
     MappingProxyType({}),
 )
-"""Values that switch the filters of sampling off, as servers accept them, the fullest first.
+"""Values that switch filters and penalties off, as servers accept them, the fullest first.
 
-They are sent because servers of open models have filters of their own, which hold where a
-request is silent. Those for a `top_k` of "all" differ, and hosted services refuse what the
-original protocol does not have.
+They are sent because servers of open models have some of their own, which hold where a request is
+silent: vLLM takes them from the model's folder. Those for a `top_k` of "all" differ, and hosted
+services refuse what the original protocol does not have.
 """
 
 
