@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from tens import questions
 
 from conviction.answers import kind
 from conviction.core import FinishReason, Sampling
-from conviction.errors import AllTracesFailedError, EngineStartError, InvalidSettingError
+from conviction.errors import (
+    AllTracesFailedError,
+    EngineError,
+    EngineStartError,
+    InvalidSettingError,
+)
 from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan
 from conviction.evaluation.recording import RecordingPlan, record
@@ -24,6 +30,7 @@ from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.evaluation.workers import Thinking
 from conviction.policies import policy
+from conviction.policies.majority import Majority
 from conviction.ray.pool import Bounds
 from conviction.ray.workers import RayWorkers
 from conviction.recordings import Pool
@@ -304,6 +311,13 @@ async def test_any_error_of_an_engine_of_ones_own_ends_the_waiting(ray_cluster: 
             pass
 
 
+class OfThisMachineAlone(Majority):
+    """A policy that the nodes cannot import."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, ("of_this_machine",)
+
+
 async def test_an_error_of_the_engine_comes_out_as_it_is(ray_cluster: Any) -> None:
     del ray_cluster
     broken = Scripted(broken=True)
@@ -316,3 +330,8 @@ async def test_an_error_of_the_engine_comes_out_as_it_is(ray_cluster: Any) -> No
         with pytest.raises(AllTracesFailedError, match="the engine is gone"), anyio.fail_after(20):
             await started.think(thinking, on_event=heard.append)
         assert [event.trace.finish for event in heard] == [FinishReason.ERROR] * 3
+        homes = started.homes
+        unreadable = replace(thinking, policy=OfThisMachineAlone())
+        with pytest.raises(EngineError, match="No module named 'of_this_machine'"):
+            await started.think(unreadable, on_event=heard.append)
+        assert started.homes == homes
