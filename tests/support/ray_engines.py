@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 import anyio
 import numpy as np
@@ -96,7 +97,7 @@ async def _eat() -> None:
 
 
 class TellingEngine(ScriptedEngine):
-    """Writes a line into the file that TOLD names when a trace begins, and when it has ended."""
+    """Writes a line into the file that TOLD names when a trace begins and has ended; and itself."""
 
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         question = number(request)
@@ -107,6 +108,15 @@ class TellingEngine(ScriptedEngine):
                     yield chunk
         finally:
             _tell("ended", question)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await super().__aexit__(kind, error, traceback)
+        _tell("closed", -1)
 
 
 def _tell(what: str, question: int) -> None:
