@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import aclosing
 from copy import copy
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,8 +55,9 @@ def service(ray_cluster: Any) -> Generator[str]:
     del ray_cluster
     from ray import serve
 
-    from conviction.ray.app import ServiceSettings, build
+    from conviction.ray.app import ServiceSettings
 
+    build = application_of_readme()
     port = free_port()
     settings = ServiceSettings.model_validate(
         {
@@ -71,6 +74,14 @@ def service(ray_cluster: Any) -> Generator[str]:
     serve.run(build(settings))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
+
+
+def application_of_readme() -> Callable[..., Any]:
+    """What the README's command serves; here it gets other settings than its defaults."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [line] = [line for line in text.splitlines() if line.startswith("serve run ")]
+    [module, function] = shlex.split(line, comments=True)[2].split(":")
+    return getattr(import_module(module), function)
 
 
 def body(question: int, **more: object) -> dict[str, Any]:
