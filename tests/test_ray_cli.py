@@ -6,8 +6,9 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import anyio
 import pytest
 import vllm_environment
+from anyio.from_thread import start_blocking_portal
 from completion_events import STOP, event, json_answer, position, stream, usage
 from real_servers import RealServer, vllm_variables
 from scripted_server import Mark, Received, Step, serving
@@ -102,6 +104,16 @@ async def conviction(*arguments: object, cache: Path, **more: str) -> tuple[int,
     return done.returncode, done.stderr.decode()
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Runs a command in this process, which is up already, and connected to the cluster."""
+    for name in [name for name in os.environ if name.startswith("CONVICTION")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    return lambda *arguments: run([str(one) for one in arguments])
+
+
 def of_readme(begins: str) -> list[str]:
     """A command of the README's "Past one machine", as written, without its first word."""
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -117,38 +129,38 @@ def verdicts(folder: Path) -> dict[str, tuple[Any, ...]]:
     }
 
 
-async def test_eval_in_a_cluster_says_what_eval_says(
-    tmp_path: Path, questions: Path, ray_cluster: Any
+def test_eval_in_a_cluster_says_what_eval_says(
+    tmp_path: Path, questions: Path, ray_cluster: Any, here: Callable[..., int]
 ) -> None:
     first, second = Multiplier(), Multiplier()
-    async with serving(first) as one, serving(second) as other:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serving(first)) as one,
+        portal.wrap_async_context_manager(serving(second)) as other,
+    ):
         # All else is as the README says it; what it does not say comes from the settings.
         settings = tmp_path / "settings.toml"
         settings.write_text(
             f'[eval]\nbase-url = ["{one.url}", "{other.url}"]\npolicy = "majority"\n'
             f'record = "{tmp_path / "pool"}"\n'
         )
-        many = await conviction(
+        readme = partial(
+            conviction,
             *of_readme("conviction eval"),
             cache=tmp_path,
             CONVICTION_CONFIG=str(settings),
             RAY_ADDRESS=ray_cluster.address,
         )
-        asked = {number: second.traces[number] for number in range(QUESTIONS)}
+        code, said = portal.call(readme)
+        assert code == 0, said
+        # Gone on with, nothing is asked again.
+        asked = second.traces.copy()
         arguments = ["eval", questions, "--policy", "majority", "--budget", 4]
-        # The address may be given; nothing is asked again.
-        both = ["--base-url", one.url, "--base-url", other.url, "--actors", 1]
-        again = await conviction(
-            *(*arguments, "-o", tmp_path / "runs" / "cluster", *both),
-            *("--record", tmp_path / "pool", "--ray", ray_cluster.address),
-            cache=tmp_path,
-        )
-        assert (many[0], again[0]) == (0, 0), (many, again)
-        assert {number: second.traces[number] for number in range(QUESTIONS)} == asked
-        alone = await conviction(
-            *(*arguments, "-o", tmp_path / "one", "--base-url", one.url), cache=tmp_path
-        )
-        assert alone[0] == 0, alone
+        ended = (*arguments, "-o", tmp_path / "runs" / "cluster", "--record", tmp_path / "pool")
+        cluster = ("--ray", ray_cluster.address, "--actors", 1)
+        assert here(*ended, "--base-url", other.url, *cluster) == 0
+        assert all(second.traces[number] == asked[number] for number in range(QUESTIONS))
+        assert here(*arguments, "-o", tmp_path / "one", "--base-url", one.url) == 0
     assert verdicts(tmp_path / "one") == verdicts(tmp_path / "runs" / "cluster")
     assert len(verdicts(tmp_path / "one")) == QUESTIONS
     assert sum(one.traces for one in Pool.open(tmp_path / "pool").questions) == 4 * QUESTIONS
@@ -226,32 +238,34 @@ def test_too_little_room_is_said_before_anything_is_asked(
     tmp_path: Path,
     questions: Path,
     ray_cluster: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    here: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
-    arguments = [
-        *("eval", str(questions), "-o", str(tmp_path / "run")),
+    code = here(
+        *("eval", questions, "-o", tmp_path / "run"),
         *("--base-url", "http://127.0.0.1:9/v1"),  # where nobody listens
         *("--ray", ray_cluster.address, "--engine-resources", "GPU=4"),
-        *("--placement-timeout", "1"),
-    ]
-    assert run(arguments) == 1
+        *("--placement-timeout", 1),
+    )
+    assert code == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "find room for 1 actor with GPU 4 each" in said
     assert "the cluster has room for none: 2 nodes with CPU 16" in said
 
 
-async def test_vllm_behind_an_actor_makes_a_pool(
-    tmp_path: Path, questions: Path, tiny_vllm_server: RealServer, ray_cluster: Any
+def test_vllm_behind_an_actor_makes_a_pool(
+    tmp_path: Path,
+    questions: Path,
+    tiny_vllm_server: RealServer,
+    ray_cluster: Any,
+    here: Callable[..., int],
 ) -> None:
-    code, said = await conviction(
+    code = here(
         *("record", questions, "-n", 2, "-o", tmp_path / "pool", "--max-tokens", 12),
         *("--limit", 4, "--base-url", tiny_vllm_server.url),
         *("--ray", ray_cluster.address, "--actors", 1),
-        cache=tmp_path,
     )
-    assert code == 0, said
+    assert code == 0
     pool = Pool.open(tmp_path / "pool")
     assert pool.model == tiny_vllm_server.model
     assert [question.traces for question in pool.questions] == [2] * 4
