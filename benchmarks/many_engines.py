@@ -245,19 +245,22 @@ def figure(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     import vl_convert  # noqa: PLC0415
 
     def panel(values: str, title: str, scale: str, pattern: str) -> Any:
-        return (
-            alt.Chart(alt.Data(values=list(rows)))
-            .mark_line(point=True)
-            .encode(
-                x=alt.X("engines:O", title="engines", axis=alt.Axis(labelAngle=0)),
-                y=alt.Y(f"{values}:Q", title=title, scale=alt.Scale(type=scale)).axis(
-                    format=pattern
-                ),
-                color=alt.Color("policy:N", title="policy"),
-                strokeDash=alt.StrokeDash("way:N", title="shared by"),
-            )
-            .properties(width=250, height=200)
+        base = alt.Chart(alt.Data(values=list(rows))).encode(
+            x=alt.X("engines:O", title="engines", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y(f"{values}:Q", title=title, scale=alt.Scale(type=scale)).axis(format=pattern),
+            color=alt.Color("policy:N", title="policy"),
         )
+        # Lines of their own: in a legend of lines with points the dashes are lost.
+        lines = base.mark_line().encode(
+            strokeDash=alt.StrokeDash(
+                "way:N",
+                title="shared by",
+                scale=alt.Scale(domain=[WHOLE, MORE, SPREAD], range=[[1, 0], [6, 3], [2, 2]]),
+                legend=alt.Legend(symbolType="stroke", symbolSize=900),
+            )
+        )
+        points = base.mark_point(filled=True, opacity=1).encode(detail="way:N")
+        return (lines + points).properties(width=250, height=200)
 
     chart = alt.hconcat(
         panel("per_engine", "questions an hour and engine", "linear", ",.0f"),

@@ -4,8 +4,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from tens import questions
 
 from conviction.answers import kind
 from conviction.core import FinishReason, Sampling
-from conviction.errors import AllTracesFailedError, EngineStartError, InvalidSettingError
+from conviction.errors import (
+    AllTracesFailedError,
+    EngineError,
+    EngineStartError,
+    InvalidSettingError,
+)
 from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan
 from conviction.evaluation.recording import RecordingPlan, record
@@ -24,6 +30,7 @@ from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.evaluation.workers import Thinking
 from conviction.policies import policy
+from conviction.policies.majority import Majority
 from conviction.ray.pool import Bounds
 from conviction.ray.workers import RayWorkers
 from conviction.recordings import Pool
@@ -36,6 +43,21 @@ pytestmark = [
 ]
 
 QUICK = Bounds(placement=20.0, start=30.0, silence=3.0)
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One event loop for all, so that they can share actors."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def pair(ray_cluster: Any) -> AsyncGenerator[RayWorkers]:
+    """Two actors to whom nothing happens."""
+    del ray_cluster
+    async with workers(Scripted()) as started:
+        await both_run(started, 2)
+        yield started
 
 
 def plan(count: int, name: str = "majority", budget: int = 8) -> EvaluationPlan:
@@ -59,7 +81,13 @@ async def run(
 ) -> EvaluationProgress:
     with anyio.fail_after(60):
         async with engine as started:
-            return await evaluate(wanted, folder, engine=started, answers=kind("number"), **options)
+            return await evaluated(wanted, folder, started, **options)
+
+
+async def evaluated(
+    wanted: EvaluationPlan, folder: Path, started: Any, **options: Any
+) -> EvaluationProgress:
+    return await evaluate(wanted, folder, engine=started, answers=kind("number"), **options)
 
 
 def by_question(folder: Path) -> dict[str, QuestionResult]:
@@ -76,15 +104,13 @@ def replace_seconds(result: QuestionResult) -> QuestionResult:
 
 
 async def test_an_evaluation_and_its_recording_are_those_of_a_single_process(
-    tmp_path: Path, ray_cluster: Any
+    tmp_path: Path, pair: RayWorkers
 ) -> None:
-    del ray_cluster
     for name in ("settle", "deepconf-low"):
         wanted = plan(12, name, budget=20)
         folders = tmp_path / f"{name}-one", tmp_path / f"{name}-ray"
-        engines = Scripted()(), workers(Scripted())
-        for folder, engine in zip(folders, engines, strict=True):
-            progress = await run(wanted, folder / "run", engine, pool=folder / "pool")
+        for folder, engine in zip(folders, (Scripted()(), pair), strict=True):
+            progress = await evaluated(wanted, folder / "run", engine, pool=folder / "pool")
             assert progress.complete
             assert not progress.notes
         one, many = (by_question(folder / "run") for folder in folders)
@@ -117,15 +143,13 @@ def recorded(folder: Path, *, numbers: bool = True) -> dict[Any, Any]:
     return rows
 
 
-async def test_a_recording_is_that_of_a_single_process(tmp_path: Path, ray_cluster: Any) -> None:
-    del ray_cluster
+async def test_a_recording_is_that_of_a_single_process(tmp_path: Path, pair: RayWorkers) -> None:
     wanted = RecordingPlan(questions(10), 6, Sampling(max_tokens=64), seed=4)
-    for folder, engine in (("one", Scripted()()), ("ray", workers(Scripted()))):
+    for folder, engine in (("one", Scripted()()), ("ray", pair)):
         with anyio.fail_after(60):
-            async with engine as started:
-                progress = await record(
-                    wanted, tmp_path / folder, engine=started, answers=kind("number")
-                )
+            progress = await record(
+                wanted, tmp_path / folder, engine=engine, answers=kind("number")
+            )
         assert progress.complete
         assert progress.recorded == 60
     assert recorded(tmp_path / "one") == recorded(tmp_path / "ray")
@@ -179,6 +203,9 @@ async def test_an_actor_that_is_killed_costs_its_unfinished_questions_and_no_oth
     assert "Begun again 1 time, because the actor was lost" in killed.warnings[-1]
     [note] = progress.notes
     assert note.startswith("Lost 1 actor on the way, and did ")
+    # What the actor had started goes with it: Ray ends all of its process group.
+    [child] = make.children()
+    await until(lambda: not Path(f"/proc/{child}").exists())
     others = [name for name, result in many.items() if "Begun again" not in str(result.warnings)]
     assert len(others) >= 10 - 3  # No more than the actor had at once.
     assert all(one[name] == many[name] for name in others)
@@ -226,12 +253,14 @@ async def test_an_actor_that_falls_silent_is_given_up(tmp_path: Path, ray_cluste
 async def test_a_node_that_goes_leaves_the_work_to_the_others(
     tmp_path: Path, ray_cluster: Any
 ) -> None:
-    node = ray_cluster.add_node(num_cpus=1, resources={"third": 1, "any": 1})
-    rest = ray_cluster.add_node(num_cpus=1, resources={"any": 1})
+    node = ray_cluster.add_node(num_cpus=1, resources={"any": 1})
     wanted = replace(plan(16), questions_at_once=2)
+
+    pids: list[int] = []
 
     def on_progress(progress: EvaluationProgress) -> None:
         if len(progress.results) == 4:
+            pids.extend(home.pid for home in engine.homes)
             # In a thread: the run must go on meanwhile.
             threading.Thread(target=ray_cluster.remove_node, args=(node, False)).start()
 
@@ -240,7 +269,7 @@ async def test_a_node_that_goes_leaves_the_work_to_the_others(
     assert progress.complete
     assert len(by_question(tmp_path / "ray")) == 16
     assert any("Lost 1 actor" in note for note in progress.notes)
-    ray_cluster.remove_node(rest)
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def memory_share(*, more: int) -> float:
@@ -300,19 +329,31 @@ async def test_any_error_of_an_engine_of_ones_own_ends_the_waiting(ray_cluster: 
         raise RuntimeError("no such thing")
 
     with pytest.raises(EngineStartError, match="no such thing"), anyio.fail_after(20):
-        async with workers(broken):
+        async with workers(broken, actors=1):
             pass
+
+
+class OfThisMachineAlone(Majority):
+    """A policy that the nodes cannot import."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, ("of_this_machine",)
 
 
 async def test_an_error_of_the_engine_comes_out_as_it_is(ray_cluster: Any) -> None:
     del ray_cluster
     broken = Scripted(broken=True)
     with pytest.raises(EngineStartError, match="there is no device"), anyio.fail_after(20):
-        async with workers(broken):
+        async with workers(broken, actors=1):
             pass
-    async with workers(Scripted(faulty=True)) as started:
+    async with workers(Scripted(faulty=True), actors=1) as started:
         thinking = Thinking(questions(1)[0].question, policy("majority", budget=3), Sampling())
         heard: list[Any] = []
         with pytest.raises(AllTracesFailedError, match="the engine is gone"), anyio.fail_after(20):
             await started.think(thinking, on_event=heard.append)
         assert [event.trace.finish for event in heard] == [FinishReason.ERROR] * 3
+        homes = started.homes
+        unreadable = replace(thinking, policy=OfThisMachineAlone())
+        with pytest.raises(EngineError, match="No module named 'of_this_machine'"):
+            await started.think(unreadable, on_event=heard.append)
+        assert started.homes == homes

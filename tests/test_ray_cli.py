@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 import anyio
 import pytest
 import vllm_environment
+from anyio.from_thread import start_blocking_portal
 from completion_events import STOP, event, json_answer, position, stream, usage
 from real_servers import RealServer, vllm_variables
 from scripted_server import Mark, Received, Step, serving
 from vllm_models import TINY, model_folder
 
+from conviction.cli.main import run
 from conviction.evaluation.folder import read_run
 from conviction.recordings import Pool
 
@@ -91,9 +95,31 @@ async def conviction(*arguments: object, cache: Path, **more: str) -> tuple[int,
     """Exit code and what was said on stderr."""
     with anyio.fail_after(90):
         done = await anyio.run_process(
-            program(*arguments), env=environment(cache, **more), check=False, stdin=None
+            program(*arguments),
+            env=environment(cache, **more),
+            check=False,
+            stdin=None,
+            cwd=cache,
         )
     return done.returncode, done.stderr.decode()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Runs a command in this process, which is up already, and connected to the cluster."""
+    for name in [name for name in os.environ if name.startswith("CONVICTION")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    return lambda *arguments: run([str(one) for one in arguments])
+
+
+def of_readme(begins: str) -> list[str]:
+    """A command of the README's "Past one machine", as written, without its first word."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    _, _, section = text.partition("\n## Past one machine\n")
+    [line] = [line for line in section.split("\n## ")[0].splitlines() if line.startswith(begins)]
+    return shlex.split(line, comments=True)[1:]
 
 
 def verdicts(folder: Path) -> dict[str, tuple[Any, ...]]:
@@ -103,37 +129,44 @@ def verdicts(folder: Path) -> dict[str, tuple[Any, ...]]:
     }
 
 
-async def test_eval_in_a_cluster_says_what_eval_says(
-    tmp_path: Path, questions: Path, ray_cluster: Any
+def test_eval_in_a_cluster_says_what_eval_says(
+    tmp_path: Path, questions: Path, ray_cluster: Any, here: Callable[..., int]
 ) -> None:
     first, second = Multiplier(), Multiplier()
-    async with serving(first) as one, serving(second) as other:
-        arguments = ["eval", questions, "--policy", "majority", "--budget", 3]
-        alone = await conviction(
-            *arguments, "-o", tmp_path / "one", "--base-url", one.url, cache=tmp_path
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serving(first)) as one,
+        portal.wrap_async_context_manager(serving(second)) as other,
+    ):
+        # All else is as the README says it; what it does not say comes from the settings.
+        settings = tmp_path / "settings.toml"
+        settings.write_text(
+            f'[eval]\nbase-url = ["{one.url}", "{other.url}"]\npolicy = "majority"\n'
+            f'record = "{tmp_path / "pool"}"\n'
         )
-        both = ["--base-url", one.url, "--base-url", other.url]
-        many = await conviction(
-            *(*arguments, "-o", tmp_path / "ray", *both, "--ray", ray_cluster.address),
-            *("--record", tmp_path / "pool"),
+        readme = partial(
+            conviction,
+            *of_readme("conviction eval"),
             cache=tmp_path,
-        )
-        assert (alone[0], many[0]) == (0, 0), (alone, many)
-        # The address may come from the environment; nothing is asked again.
-        asked = {number: second.traces[number] for number in range(QUESTIONS)}
-        again = await conviction(
-            *(*arguments, "-o", tmp_path / "ray", *both, "--ray"),
-            cache=tmp_path,
+            CONVICTION_CONFIG=str(settings),
             RAY_ADDRESS=ray_cluster.address,
         )
-        assert again[0] == 0, again
-        assert {number: second.traces[number] for number in range(QUESTIONS)} == asked
-    assert verdicts(tmp_path / "one") == verdicts(tmp_path / "ray")
-    assert len(verdicts(tmp_path / "ray")) == QUESTIONS
-    assert sum(one.traces for one in Pool.open(tmp_path / "pool").questions) == 3 * QUESTIONS
+        code, said = portal.call(readme)
+        assert code == 0, said
+        # Gone on with, nothing is asked again.
+        asked = second.traces.copy()
+        arguments = ["eval", questions, "--policy", "majority", "--budget", 4]
+        ended = (*arguments, "-o", tmp_path / "runs" / "cluster", "--record", tmp_path / "pool")
+        cluster = ("--ray", ray_cluster.address, "--actors", 1)
+        assert here(*ended, "--base-url", other.url, *cluster) == 0
+        assert all(second.traces[number] == asked[number] for number in range(QUESTIONS))
+        assert here(*arguments, "-o", tmp_path / "one", "--base-url", one.url) == 0
+    assert verdicts(tmp_path / "one") == verdicts(tmp_path / "runs" / "cluster")
+    assert len(verdicts(tmp_path / "one")) == QUESTIONS
+    assert sum(one.traces for one in Pool.open(tmp_path / "pool").questions) == 4 * QUESTIONS
     # All traces of a question went to one server.
     for number in range(QUESTIONS):
-        assert sorted((first.traces[number] - 3, second.traces[number])) == [0, 3]
+        assert sorted((first.traces[number] - 4, second.traces[number])) == [0, 4]
 
 
 async def test_a_driver_that_is_killed_goes_on_and_asks_nothing_twice(
@@ -151,7 +184,7 @@ async def test_a_driver_that_is_killed_goes_on_and_asks_nothing_twice(
         arguments = [
             *("eval", questions, "-o", folder, "--policy", "majority", "--budget", 2),
             *("--questions-at-once", 2, "--base-url", scripted.url),
-            *("--ray", ray_cluster.address),
+            *("--ray", ray_cluster.address, "--actors", 1),
         ]
         process = await anyio.open_process(
             program(*arguments), env=environment(tmp_path), stdin=None, stdout=None, stderr=None
@@ -178,49 +211,61 @@ async def test_a_driver_that_is_killed_goes_on_and_asks_nothing_twice(
     assert again == {int(name) - 1 for name in after[len(before) :]}
 
 
+@pytest.mark.usefixtures("questions")
 async def test_a_server_that_falls_silent_costs_a_trace_and_no_more(
-    tmp_path: Path, questions: Path, ray_cluster: Any
+    tmp_path: Path, ray_cluster: Any
 ) -> None:
     server = Multiplier(hangs={2, 5})
     async with serving(server) as scripted:
+        settings = tmp_path / "settings.toml"
+        settings.write_text(
+            f'[record]\nbase-url = ["{scripted.url}"]\nstall-timeout = 1\nactors = 2\n'
+        )
         code, said = await conviction(
-            *("record", questions, "-n", 3, "-o", tmp_path / "pool", "--stall-timeout", 1),
-            *("--base-url", scripted.url, "--ray", ray_cluster.address, "--actors", 2),
+            *of_readme("conviction record"),
             cache=tmp_path,
+            CONVICTION_CONFIG=str(settings),
+            RAY_ADDRESS=ray_cluster.address,
         )
     assert code == 0, said
-    pool = Pool.open(tmp_path / "pool")
-    assert [question.traces for question in pool.questions] == [3] * QUESTIONS
+    pool = Pool.open(tmp_path / "cluster-pool")
+    assert [question.traces for question in pool.questions] == [4] * QUESTIONS
     lost = sum(int(pool.traces(one.id).lost_tokens.sum()) for one in pool.questions)
     assert lost == 2
 
 
-async def test_what_is_wrong_is_said_before_anything_is_asked(
-    tmp_path: Path, questions: Path, ray_cluster: Any
+def test_too_little_room_is_said_before_anything_is_asked(
+    tmp_path: Path,
+    questions: Path,
+    ray_cluster: Any,
+    here: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    server = Multiplier()
-    async with serving(server) as scripted:
-        code, said = await conviction(
-            *("eval", questions, "-o", tmp_path / "run", "--base-url", scripted.url),
-            *("--ray", ray_cluster.address, "--engine-resources", "GPU=4"),
-            *("--placement-timeout", 1),
-            cache=tmp_path,
-        )
+    code = here(
+        *("eval", questions, "-o", tmp_path / "run"),
+        *("--base-url", "http://127.0.0.1:9/v1"),  # where nobody listens
+        *("--ray", ray_cluster.address, "--engine-resources", "GPU=4"),
+        *("--placement-timeout", 1),
+    )
     assert code == 1
+    said = " ".join(capsys.readouterr().err.split())
     assert "find room for 1 actor with GPU 4 each" in said
     assert "the cluster has room for none: 2 nodes with CPU 16" in said
-    assert not server.traces
 
 
-async def test_vllm_behind_an_actor_makes_a_pool(
-    tmp_path: Path, questions: Path, tiny_vllm_server: RealServer, ray_cluster: Any
+def test_vllm_behind_an_actor_makes_a_pool(
+    tmp_path: Path,
+    questions: Path,
+    tiny_vllm_server: RealServer,
+    ray_cluster: Any,
+    here: Callable[..., int],
 ) -> None:
-    code, said = await conviction(
+    code = here(
         *("record", questions, "-n", 2, "-o", tmp_path / "pool", "--max-tokens", 12),
-        *("--limit", 4, "--base-url", tiny_vllm_server.url, "--ray", ray_cluster.address),
-        cache=tmp_path,
+        *("--limit", 4, "--base-url", tiny_vllm_server.url),
+        *("--ray", ray_cluster.address, "--actors", 1),
     )
-    assert code == 0, said
+    assert code == 0
     pool = Pool.open(tmp_path / "pool")
     assert pool.model == tiny_vllm_server.model
     assert [question.traces for question in pool.questions] == [2] * 4

@@ -2,9 +2,14 @@
 
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
+from contextlib import aclosing
+from copy import copy
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +22,7 @@ from server_process import free_port
 
 from conviction.answers import kind
 from conviction.core import Sampling
+from conviction.engines.base import TraceRequest
 from conviction.policies import policy
 from conviction.prompts import PromptStyle, compose
 from conviction.thinking import deliberate
@@ -29,7 +35,7 @@ pytestmark = [
 
 
 class Told(NamedTuple):
-    """A line that an engine wrote: "begins" or "ended", question, process, time."""
+    """A line that an engine wrote: "begins", "ended" or "closed", question, process, time."""
 
     what: str
     question: int
@@ -49,8 +55,9 @@ def service(ray_cluster: Any) -> Generator[str]:
     del ray_cluster
     from ray import serve
 
-    from conviction.ray.app import ServiceSettings, build
+    from conviction.ray.app import ServiceSettings
 
+    build = application_of_readme()
     port = free_port()
     settings = ServiceSettings.model_validate(
         {
@@ -67,6 +74,14 @@ def service(ray_cluster: Any) -> Generator[str]:
     serve.run(build(settings))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
+
+
+def application_of_readme() -> Callable[..., Any]:
+    """What the README's command serves; here it gets other settings than its defaults."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [line] = [line for line in text.splitlines() if line.startswith("serve run ")]
+    [module, function] = shlex.split(line, comments=True)[2].split(":")
+    return getattr(import_module(module), function)
 
 
 def body(question: int, **more: object) -> dict[str, Any]:
@@ -172,6 +187,52 @@ async def test_an_engine_that_dies_costs_the_tokens_of_its_traces_and_no_answer(
     assert answer["conviction"]["answer"] == "10020"
     assert answer["conviction"]["usage"]["failed"] > 0
     assert len({line.pid for line in told() if line.question == 1002}) == 2
+
+
+async def test_a_full_engine_answers_those_who_ask_about_it_and_ends_with_its_replica(
+    service: str,
+) -> None:
+    del service  # Serve runs
+    from ray import serve
+
+    from conviction.ray.app import EngineSettings, Scale, engine_replicas
+    from conviction.ray.remote import RemoteEngine
+
+    settings = EngineSettings(kind="custom", factory="ray_engines:telling", slots=2)
+    # The engine itself would run 16 traces at once.
+    deploy = partial(serve.run, name="alone", route_prefix=None)
+    handle = await anyio.to_thread.run_sync(deploy, engine_replicas(settings, Scale()))
+    drivers = [RemoteEngine(copy(handle), replicas=1, takes=2) for _ in range(3)]
+
+    async def think(driver: RemoteEngine) -> None:
+        async with aclosing(driver.stream(request(2000))) as chunks:
+            async for _ in chunks:
+                pass
+
+    def count(what: str) -> int:
+        return len([line for line in told() if line.what == what and line.question == 2000])
+
+    async with drivers[0], drivers[1], anyio.create_task_group() as tasks:
+        assert (await drivers[0].capabilities()).concurrency == 2
+        for driver in drivers[:2] * 4:
+            tasks.start_soon(think, driver)
+        await until(lambda: count("begins") == 2)
+        for driver in drivers:
+            with anyio.fail_after(3):
+                async with driver:
+                    await driver.check()
+        await anyio.sleep(0.5)
+        assert count("begins") - count("ended") == 2
+        [pid] = {line.pid for line in told() if line.question == 2000}
+        tasks.cancel_scope.cancel()
+    await until(lambda: count("begins") == count("ended"))
+    await anyio.to_thread.run_sync(serve.delete, "alone")
+    assert [line.what for line in told() if line.pid == pid][-1] == "closed"
+
+
+def request(question: int) -> TraceRequest:
+    asked = compose(f"What is {question} * 10?", kind="number", style=PromptStyle.PLAIN)
+    return TraceRequest(asked.messages, Sampling(), trace=0, seed=1)
 
 
 async def test_wrong_settings_are_refused_before_anything_is_deployed() -> None:

@@ -32,7 +32,7 @@ _SETTINGS = {
 
 @contextmanager
 def two_nodes() -> Generator[Any]:
-    """The cluster, with 8 CPUs on each node; the first has "head", the second "second"."""
+    """The cluster, 8 CPUs on each node; the first has "head", the second "second" and "any"."""
     with NamedTemporaryFile(prefix="told") as told:
         yield from _two_nodes({**_SETTINGS, "TOLD": told.name})
 
@@ -53,7 +53,7 @@ def _two_nodes(settings: dict[str, str]) -> Generator[Any]:
                 "include_dashboard": False,
             },
         )
-        cluster.add_node(num_cpus=8, resources={"second": 8})
+        cluster.add_node(num_cpus=8, resources={"second": 8, "any": 1})
         yield cluster
     finally:
         if cluster is not None:

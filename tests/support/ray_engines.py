@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 import anyio
 import numpy as np
@@ -37,7 +39,7 @@ class Scripted:
     """Makes a scripted engine; `fatal` is the question that ends its process `deaths` times.
 
     It does so by the signal `kill`, or if it `eats`, by taking memory until somebody ends it; the
-    deaths are counted beside the file `events`.
+    deaths are written beside the file `events`, each as a process that it started before.
     """
 
     delay: float = 0.0
@@ -73,17 +75,27 @@ class Scripted:
 
     async def _pace(self, request: TraceRequest) -> None:
         question = number(request)
-        if question == self.fatal and self.events is not None:
-            deaths = self.events.with_suffix(".deaths")
-            times = deaths.stat().st_size if deaths.exists() else 0
-            if times < self.deaths and request.trace == 1:
-                await anyio.sleep(0.3)  # others get on meanwhile
-                with deaths.open("a") as file:
-                    file.write(".")
-                if self.eats:
-                    await _eat()
-                os.kill(os.getpid(), self.kill)
+        fatal = request.trace == 1 and question == self.fatal and self.events is not None
+        if fatal and len(self.children()) < self.deaths:
+            await anyio.sleep(0.3)  # others get on meanwhile
+            self._start_child()
+            if self.eats:
+                await _eat()
+            os.kill(os.getpid(), self.kill)
         await anyio.sleep(self.delay)
+
+    def children(self) -> list[int]:
+        """Processes that were started before a death, one each."""
+        assert self.events is not None
+        path = self.events.with_suffix(".children")
+        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+    def _start_child(self) -> None:
+        """Start a process that does not watch this one, as vLLM's does not."""
+        assert self.events is not None
+        child = subprocess.Popen(["sleep", "100"])
+        with self.events.with_suffix(".children").open("a") as file:
+            file.write(f"{child.pid}\n")
 
 
 async def _eat() -> None:
@@ -96,7 +108,7 @@ async def _eat() -> None:
 
 
 class TellingEngine(ScriptedEngine):
-    """Writes a line into the file that TOLD names when a trace begins, and when it has ended."""
+    """Writes a line into the file that TOLD names when a trace begins and has ended; and itself."""
 
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         question = number(request)
@@ -107,6 +119,15 @@ class TellingEngine(ScriptedEngine):
                     yield chunk
         finally:
             _tell("ended", question)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await super().__aexit__(kind, error, traceback)
+        _tell("closed", -1)
 
 
 def _tell(what: str, question: int) -> None:

@@ -27,6 +27,9 @@ from conviction.server.demonstration import demonstration
 from conviction.server.keys import check_bound
 from conviction.server.settings import Count, Settings
 
+_BESIDE_TRACES = 16
+"""Calls that an engine replica answers beside its traces: what it is, and whether it lives."""
+
 _serve = cast("Any", serve)  # Its types are not those that pyright wants to see.
 
 
@@ -118,10 +121,10 @@ class Scale(BaseModel):
     most: Count = 1
     load: Annotated[float, Field(gt=0, le=1)] = 0.7
 
-    def options(self, takes: int) -> dict[str, Any]:
-        """Serve's options for replicas that take so many requests at once."""
+    def options(self, takes: int, *, beside: int = 0) -> dict[str, Any]:
+        """Serve's options for replicas that take so many requests, and small ones beside them."""
         return {
-            "max_ongoing_requests": takes,
+            "max_ongoing_requests": takes + beside,
             "autoscaling_config": {
                 "min_replicas": self.least,
                 "max_replicas": max(self.least, self.most),
@@ -156,14 +159,7 @@ def build(settings: ServiceSettings) -> Any:
         InvalidSettingError: a setting is wrong, or others could come in without a key.
     """
     check_bound(settings.server.host, settings.server.keys)
-    engines = _serve.deployment(EngineReplica).options(
-        name="Engine",
-        ray_actor_options=actor_options(settings.engine.resources),
-        request_router_config={"request_router_class": PrefixRouter},
-        health_check_period_s=10,
-        graceful_shutdown_timeout_s=20,
-        **settings.engines.options(settings.engine.takes),
-    )
+    engines = engine_replicas(settings.engine, settings.engines)
     queueing = settings.server.queueing
     drivers = _serve.deployment(_serve.ingress()(Driver)).options(
         name="Driver",
@@ -172,26 +168,62 @@ def build(settings: ServiceSettings) -> Any:
         # Those that wait are answered in good time, too, and so are signs of life.
         **settings.drivers.options(2 * (queueing.running + queueing.queued)),
     )
-    handle = engines.bind(settings.engine.maker())
-    return drivers.bind(settings.server, handle, max(settings.engines.least, settings.engines.most))
+    most = max(settings.engines.least, settings.engines.most)
+    return drivers.bind(settings.server, engines, most, settings.engine.takes)
+
+
+def engine_replicas(settings: EngineSettings, scale: Scale) -> Any:
+    """The engine replicas, to be bound to something in front of them.
+
+    Raises:
+        InvalidSettingError: address, model or function of the engine is missing.
+    """
+    takes = settings.takes
+    deployment = _serve.deployment(EngineReplica).options(
+        name="Engine",
+        ray_actor_options=actor_options(settings.resources),
+        request_router_config={
+            "request_router_class": PrefixRouter,
+            "request_router_kwargs": {"takes": takes},
+        },
+        health_check_period_s=10,
+        graceful_shutdown_timeout_s=20,
+        **scale.options(takes, beside=_BESIDE_TRACES),
+    )
+    return deployment.bind(settings.maker(), takes)
 
 
 class EngineReplica:
-    """One engine."""
+    """One engine, and at most `takes` traces on it."""
 
-    async def __init__(self, make: EngineFactory) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, make: EngineFactory, takes: int
+    ) -> None:
+        self._takes = takes
+        self._running = 0
         self._host = EngineHost(make)
         self._started = await self._host.start()
+
+    async def __del__(self) -> None:  # type: ignore[misc]  # Serve awaits it, too
+        """End the engine; Serve calls this when the replica is to go, once its traces are over."""
+        await self._host.stop()
 
     async def started(self) -> Started:
         """What it is."""
         return self._started
 
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Batch, None]:
-        """Batches of one trace; cancelling the call ends the trace."""
-        async with aclosing(batches(self._host.engine, request)) as found:
-            async for batch in found:
-                yield batch
+        """Batches of one trace, or the word that it is one too many; cancelling ends the trace."""
+        if self._running >= self._takes:
+            yield Batch(full=True)
+            return
+        self._running += 1
+        try:
+            async with aclosing(batches(self._host.engine, request)) as found:
+                async for batch in found:
+                    yield batch
+        finally:
+            self._running -= 1
 
     async def check_health(self) -> None:
         """Raise if the engine is gone, so that Serve starts another replica."""
@@ -201,9 +233,9 @@ class EngineReplica:
 class Driver:
     """The API of `conviction serve`, in front of the engine replicas."""
 
-    def __init__(self, settings: Settings, engines: Any, replicas: int) -> None:
+    def __init__(self, settings: Settings, engines: Any, replicas: int, takes: int) -> None:
         self._settings = settings
-        self._engine = RemoteEngine(engines, replicas)
+        self._engine = RemoteEngine(engines, replicas, takes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._settings, self._engine)

@@ -10,7 +10,6 @@ from typing import Any, Self, TypeVar, cast
 import anyio
 import anyio.to_thread
 import ray
-from ray.exceptions import RayError
 
 from conviction.core import require, require_whole
 from conviction.errors import (
@@ -22,6 +21,7 @@ from conviction.errors import (
 )
 from conviction.evaluation.wording import counted
 from conviction.ray.actor import EngineActor, Home
+from conviction.ray.calls import AnsweredError, LostError, told, within
 from conviction.ray.cluster import Cluster, actor_options, wanted
 from conviction.ray.engines import EngineFactory
 from conviction.ray.host import Started
@@ -53,10 +53,6 @@ class Bounds:
     def __post_init__(self) -> None:
         for name in ("placement", "start", "silence"):
             require(name, getattr(self, name), low=1e-3)
-
-
-class LostError(Exception):
-    """An actor is gone, and what it was doing with it; says where it was and why."""
 
 
 @dataclass(eq=False)
@@ -160,21 +156,20 @@ class Pool:
         return self._first
 
     @asynccontextmanager
-    async def taken(self, most: int) -> AsyncGenerator[PooledActor]:
+    async def taken(
+        self, most: int, *, unless: anyio.Event | None = None
+    ) -> AsyncGenerator[PooledActor | None]:
         """A place in the actor with the fewest questions, as soon as one has less than `most`.
+
+        None as soon as `unless` is set, if there was no place before.
 
         Raises:
             ConvictionError: no actor is left, or what was asked for is wrong.
         """
-        async with self._changed:
-            while True:
-                if self._failure is not None:
-                    raise self._failure
-                if free := [one for one in self._actors if one.busy < most]:
-                    break
-                await self._changed.wait()
-            actor = min(free, key=lambda one: one.busy)
-            actor.busy += 1
+        actor = await self._take(most, unless)
+        if actor is None:
+            yield None
+            return
         try:
             yield actor
         finally:
@@ -188,9 +183,12 @@ class Pool:
 
         Raises:
             LostError: it does not, so it is given up.
+            ConvictionError: its answer is an error.
         """
         try:
-            return await _within(self._bounds.silence, answer)
+            return await within(self._bounds.silence, answer)
+        except AnsweredError as error:
+            raise told(error, actor.home) from error
         except LostError as error:
             if not actor.lost.is_set():
                 actor.reason = f"{actor.home}: {error}"
@@ -200,6 +198,28 @@ class Pool:
             if actor in self._actors:
                 self._actors.remove(actor)
             raise LostError(actor.reason) from None
+
+    async def _take(self, most: int, unless: anyio.Event | None) -> PooledActor | None:
+        waking = None if unless is None else asyncio.create_task(self._wake_on(unless))
+        try:
+            async with self._changed:
+                while unless is None or not unless.is_set():
+                    if self._failure is not None:
+                        raise self._failure
+                    if free := [one for one in self._actors if one.busy < most]:
+                        actor = min(free, key=lambda one: one.busy)
+                        actor.busy += 1
+                        return actor
+                    await self._changed.wait()
+        finally:
+            if waking is not None:
+                waking.cancel()
+        return None
+
+    async def _wake_on(self, event: anyio.Event) -> None:
+        await event.wait()
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _keep_all(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -288,8 +308,8 @@ class Pool:
         try:
             home: Home = await self._placed(handle)
             try:
-                started = await _within(self._bounds.start, handle.start.remote())
-            except LostError as error:
+                started = await within(self._bounds.start, handle.start.remote())
+            except (LostError, AnsweredError) as error:
                 raise EngineStartError(
                     tried=f"start an engine in an actor ({home})",
                     found=str(error),
@@ -302,7 +322,7 @@ class Pool:
 
     async def _placed(self, handle: Any) -> Home:
         try:
-            return await _within(self._bounds.placement, handle.home.remote())
+            return await within(self._bounds.placement, handle.home.remote())
         except LostError as error:
             cluster = await anyio.to_thread.run_sync(Cluster)
             needs = f" with {wanted(self._resources)}" if self._resources else ""
@@ -341,8 +361,8 @@ class Pool:
                     self._actors.remove(actor)
                 self._changed.notify_all()
             if not actor.lost.is_set():
-                with suppress(LostError):
-                    await _within(_STOP_SECONDS, actor.handle.stop.remote())
+                with suppress(LostError, AnsweredError):
+                    await within(_STOP_SECONDS, actor.handle.stop.remote())
             _ray.kill(actor.handle)
 
 
@@ -355,25 +375,6 @@ def _trouble(error: Exception) -> ConvictionError:
         found=f"{type(error).__name__}: {error}",
         remedy="Mend the engine, or see the actor's log in Ray's session folder.",
     )
-
-
-async def _within(seconds: float, answer: Awaitable[Result]) -> Result:
-    try:
-        with anyio.fail_after(seconds):
-            return await answer
-    except TimeoutError:
-        raise LostError(f"no answer within {seconds:g} s") from None
-    except RayError as error:
-        raise LostError(_why(error)) from None
-
-
-def _why(error: RayError) -> str:
-    """What Ray says of a loss, in one line: it says it last, after what it was about."""
-    text = str(error)
-    if "OutOfMemory" in type(error).__name__ or "memory pressure" in text or "OOM" in text:
-        return "Ray ended it because its node ran out of memory"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
 
 
 def _no_room(

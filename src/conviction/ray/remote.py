@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from contextvars import Context
+from copy import copy
 from dataclasses import replace
 from typing import Any, Self, cast
 
@@ -16,6 +17,7 @@ from conviction.ray.streams import Batch
 
 _SILENCE_SECONDS = 30.0
 _CHECK_SECONDS = 5.0
+_FULL_SECONDS = 0.05
 
 
 class RemoteEngine(Engine):
@@ -24,12 +26,18 @@ class RemoteEngine(Engine):
     Args:
         handle: Of the deployment of engine replicas.
         replicas: The most replicas that there may be; so many traces more may wait for them.
+        takes: The most traces that a replica runs at once.
         start_timeout: Seconds that the first replica may take to start.
     """
 
-    def __init__(self, handle: Any, replicas: int, *, start_timeout: float = 600.0) -> None:
+    def __init__(
+        self, handle: Any, replicas: int, takes: int, *, start_timeout: float = 600.0
+    ) -> None:
         self._handle = handle
+        # Calls of a handle wait in one line, whatever they call: what is no trace has its own.
+        self._asking = copy(handle)
         self._replicas = replicas
+        self._takes = takes
         self._start_timeout = start_timeout
         self._started: Started | None = None
 
@@ -41,7 +49,7 @@ class RemoteEngine(Engine):
         """
         try:
             with anyio.fail_after(self._start_timeout):
-                self._started = await self._handle.started.remote()
+                self._started = await self._asking.started.remote()
         except (TimeoutError, RayError) as error:
             reason = f"no answer within {self._start_timeout:g} s"
             raise EngineStartError(
@@ -59,7 +67,8 @@ class RemoteEngine(Engine):
     async def capabilities(self) -> Capabilities:
         """What an engine can do; as many traces at once as all replicas run that there may be."""
         known = self._known().capabilities
-        return replace(known, concurrency=known.concurrency * self._replicas, gates=True)
+        each = min(known.concurrency, self._takes)
+        return replace(known, concurrency=each * self._replicas, gates=True)
 
     async def check(self) -> None:
         """See whether any engine replica answers.
@@ -69,7 +78,7 @@ class RemoteEngine(Engine):
         """
         try:
             with anyio.fail_after(_CHECK_SECONDS):
-                await self._handle.started.remote()
+                await self._asking.started.remote()
         except (TimeoutError, RayError):
             raise EngineUnavailableError(
                 tried="reach an engine replica",
@@ -84,17 +93,19 @@ class RemoteEngine(Engine):
             StreamError: the replica was lost; the trace may be begun again elsewhere.
             ConvictionError: as the engine raised it.
         """
-        # Serve would give all calls within one request the same inner id, and a router of our own
-        # tells them apart by it: in an empty context each is a request of its own.
-        begin = self._handle.options(stream=True).stream.remote
-        response: Any = Context().run(begin, request)
-        batches = cast("AsyncGenerator[Batch]", aiter(response))
+        response, batches = self._begin(request)
         over = False
         seconds: float | None = None  # Until its turn comes, the request's own time bounds it.
         try:
             while not over:
                 with anyio.fail_after(seconds):
                     batch = await anext(batches)
+                if batch.full:
+                    # Drivers that do not know of each other sent it more than it takes. It is left
+                    # out as long as Serve remembers that.
+                    await anyio.sleep(_FULL_SECONDS)
+                    response, batches = self._begin(request)
+                    continue
                 seconds = _SILENCE_SECONDS
                 for chunk in batch.chunks:
                     over = over or chunk.finish is not None
@@ -113,6 +124,13 @@ class RemoteEngine(Engine):
             if not over:
                 with suppress(Exception):  # Whatever Serve says: it is as good as gone.
                     response.cancel()
+
+    def _begin(self, request: TraceRequest) -> tuple[Any, AsyncGenerator[Batch]]:
+        # Serve would give all calls within one request the same inner id, and a router of our own
+        # tells them apart by it: in an empty context each is a request of its own.
+        begin = self._handle.options(stream=True).stream.remote
+        response: Any = Context().run(begin, request)
+        return response, cast("AsyncGenerator[Batch]", aiter(response))
 
     def _known(self) -> Started:
         if self._started is None:

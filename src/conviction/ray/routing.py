@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 from ray.serve.request_router import (
     PendingRequest,
@@ -32,7 +32,15 @@ def ranked(request: TraceRequest, replicas: Sequence[str]) -> list[str]:
 
 
 class PrefixRouter(RequestRouter):
-    """Sends a trace to the first replica of its ranking that has room."""
+    """Sends a trace to the first replica of its ranking that has room.
+
+    A replica answers more calls at once than it takes traces, so that questions about it (whether
+    it lives, what it is) never wait behind those.
+    """
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Serve hands over what the deployment says: `takes`, how many traces a replica takes."""
+        self._takes = int(kwargs["takes"])
 
     async def choose_replicas(
         self,
@@ -47,7 +55,21 @@ class PrefixRouter(RequestRouter):
         if not arguments or not isinstance(arguments[0], TraceRequest):
             return [candidate_replicas]
         by_name = {_name(replica.replica_id): replica for replica in candidate_replicas}
-        return [[by_name[name]] for name in ranked(arguments[0], list(by_name))]
+        return [
+            [cast("RunningReplica", _ForTraces(by_name[name], self._takes))]
+            for name in ranked(arguments[0], list(by_name))
+        ]
+
+
+class _ForTraces:
+    """A replica as traces see it: full with as many calls as it takes traces."""
+
+    def __init__(self, replica: RunningReplica, takes: int) -> None:
+        self._replica = replica
+        self.max_ongoing_requests = takes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replica, name)
 
 
 def _name(replica: ReplicaID) -> str:

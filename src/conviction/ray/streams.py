@@ -25,10 +25,12 @@ class Batch:
     Attributes:
         chunks: In order.
         error: Why the stream broke, after these chunks.
+        full: Whether the engine has as many traces as it takes, so this one has not begun.
     """
 
     chunks: tuple[Chunk, ...] = ()
     error: Exception | None = None
+    full: bool = False
 
 
 async def batches(engine: Engine, request: TraceRequest) -> AsyncGenerator[Batch, None]:

@@ -21,8 +21,9 @@ from conviction.evaluation.workers import Generating, Thinking, Workers
 from conviction.events import Event, Listener, TraceFinished
 from conviction.policies.base import Standing
 from conviction.ray.actor import Home, Report
+from conviction.ray.calls import LostError
 from conviction.ray.engines import EngineFactory
-from conviction.ray.pool import Bounds, LostError, Pool
+from conviction.ray.pool import Bounds, Pool, PooledActor
 from conviction.sharing import Place
 from conviction.verdict import Verdict
 
@@ -33,10 +34,17 @@ _QUESTIONS_EACH = 2
 
 @dataclass(eq=False)
 class _Attempt:
-    """What is known of one attempt at a question."""
+    """What is known of one attempt at a question.
+
+    Attributes:
+        listener: Who hears of its traces.
+        handed: Whether an actor that lived was given it: from then on its end may be its doing.
+        tokens: Of traces that ended.
+        running: Tokens of those that run, by id.
+    """
 
     listener: Listener
-    began: bool = False
+    handed: bool = False
     tokens: int = 0
     running: dict[int, int] = field(default_factory=dict[int, int])
 
@@ -53,6 +61,21 @@ class _Attempt:
             failed = Trace(trace, FinishReason.ERROR, tokens, error=reason)
             self.listener(TraceFinished(failed, Standing(Tally())))
         return sum(self.running.values())
+
+
+@dataclass(eq=False)
+class _Losses:
+    """Actors that were lost over one question, or before it was handed to them.
+
+    Attributes:
+        reasons: Why those were lost that had it.
+        before: Why those were lost that did not have it yet.
+        tokens: What came to nothing.
+    """
+
+    reasons: list[str] = field(default_factory=list[str])
+    before: list[str] = field(default_factory=list[str])
+    tokens: int = 0
 
 
 class RayWorkers(Workers):
@@ -148,6 +171,7 @@ class RayWorkers(Workers):
 
         Raises:
             AllTracesFailedError: also if several actors were lost over it, one after another.
+            EngineError: the question, or what came of it, cannot be read in another process.
             InvalidSettingError: it has a place among others.
         """
         if place is not None:
@@ -156,24 +180,28 @@ class RayWorkers(Workers):
                 found="each actor has slots of its own",
                 remedy="Use one engine in this process.",
             )
-        losses: list[str] = []
-        wasted = 0
+        losses = _Losses()
         while True:
             attempt = _Attempt(on_event)
             try:
                 report = await self._attempt(thinking, attempt, None)
             except LostError as error:
-                wasted += self._lose(thinking, attempt, str(error), losses)
+                self._lose(thinking, attempt, str(error), losses)
                 continue
             assert report.verdict is not None  # noqa: S101  # no error, so a verdict
-            return _with_losses(report.verdict, losses, wasted)
+            return _with_losses(report.verdict, losses.reasons, losses.tokens)
 
     async def generate(
         self, generating: Generating, *, on_event: Listener, interrupt: anyio.Event
     ) -> None:
-        """Generate traces in one of the actors; those that ended are not done again."""
+        """Generate traces in one of the actors; those that ended are not done again.
+
+        Raises:
+            AllTracesFailedError: several actors were lost over it, one after another.
+            EngineError: the question, or what came of it, cannot be read in another process.
+        """
         left = list(generating.numbers)
-        losses: list[str] = []
+        losses = _Losses()
 
         def listen(event: Event) -> None:
             if isinstance(event, TraceFinished) and event.trace.id in left:
@@ -193,47 +221,67 @@ class RayWorkers(Workers):
                 return
 
     def _lose(
-        self, work: Thinking | Generating, attempt: _Attempt, reason: str, losses: list[str]
-    ) -> int:
-        """Count a loss; the tokens that came to nothing."""
-        if not attempt.began:
-            return 0
-        losses.append(reason)
-        tokens = attempt.lose(reason)
-        if isinstance(work, Thinking):
-            tokens += attempt.tokens
-        self._redone += 1
-        self._lost_tokens += tokens
-        if len(losses) == _MOST_LOSSES:
+        self, work: Thinking | Generating, attempt: _Attempt, reason: str, losses: _Losses
+    ) -> None:
+        """Count a loss.
+
+        Raises:
+            AllTracesFailedError: it was one too many.
+        """
+        # A node that goes may take idle actors with it, and each is found out by a question.
+        most = _MOST_LOSSES if attempt.handed else _MOST_LOSSES + self._pool.size
+        reasons = losses.reasons if attempt.handed else losses.before
+        reasons.append(reason)
+        if attempt.handed:
+            tokens = attempt.lose(reason)
+            if isinstance(work, Thinking):
+                tokens += attempt.tokens
+            losses.tokens += tokens
+            self._redone += 1
+            self._lost_tokens += tokens
+        if len(reasons) >= most:
             raise AllTracesFailedError(
-                tried=f"think about question {work.question.id!r} in {_MOST_LOSSES} actors, one "
-                "after another",
-                causes=losses,
+                tried=f"think about question {work.question.id!r} in {most} actors, one after "
+                "another",
+                causes=reasons,
                 remedy="See what ends the actors; if it is memory, give them more, or fewer "
                 "questions and traces at once.",
             )
-        return tokens
 
     async def _attempt(
         self, work: Thinking | Generating, attempt: _Attempt, interrupt: anyio.Event | None
     ) -> Report:
-        async with self._pool.taken(self._each) as actor:
-            number = next(self._numbers)
-            report, told = Report(), False
-            try:
-                await self._pool.call(actor, actor.handle.begin.remote(number, work))
-                attempt.began = True
-                while not report.over:
-                    report = await self._pool.call(actor, actor.handle.listen.remote(number))
-                    attempt.hear(report)
-                    if interrupt is not None and interrupt.is_set() and not told:
-                        told = True
-                        actor.handle.interrupt.remote(number)
-            finally:
-                if not report.over and not actor.lost.is_set():
-                    actor.handle.end.remote(number)
+        async with self._pool.taken(self._each, unless=interrupt) as actor:
+            if actor is None:
+                return Report(over=True)
+            await self._pool.call(actor, actor.handle.home.remote())
+            attempt.handed = True
+            report = await self._listen(actor, work, attempt, interrupt)
         if report.error is not None:
             raise report.error
+        return report
+
+    async def _listen(
+        self,
+        actor: PooledActor,
+        work: Thinking | Generating,
+        attempt: _Attempt,
+        interrupt: anyio.Event | None,
+    ) -> Report:
+        """Hand a question over, and hear of it to its end."""
+        number = next(self._numbers)
+        report, told = Report(), False
+        try:
+            await self._pool.call(actor, actor.handle.begin.remote(number, work))
+            while not report.over:
+                report = await self._pool.call(actor, actor.handle.listen.remote(number))
+                attempt.hear(report)
+                if interrupt is not None and interrupt.is_set() and not told:
+                    told = True
+                    actor.handle.interrupt.remote(number)
+        finally:
+            if not report.over and not actor.lost.is_set():
+                actor.handle.end.remote(number)
         return report
 
 
