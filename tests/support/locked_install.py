@@ -1,6 +1,5 @@
 """Installs what a lock file names, with uv: in seconds where pip takes minutes."""
 
-import os
 import re
 import subprocess
 import sys
@@ -36,7 +35,8 @@ def make_environment(folder: Path, lock: Path, what: str, *, seconds: float) -> 
     Raises:
         PreparationError: it cannot be made.
     """
-    run_to_the_end([sys.executable, "-m", "venv", folder], "Making an environment", seconds=120)
+    venv = [sys.executable, "-m", "venv", "--without-pip", folder]
+    run_to_the_end(venv, "Making an environment", seconds=120)
     install(lock, ["--python", folder / "bin" / "python"], what, seconds=seconds)
 
 
