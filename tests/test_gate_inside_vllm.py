@@ -16,13 +16,7 @@ _INSIDE = sorted((_HERE / "inside_vllm").glob("test_*.py"))
 
 @pytest.mark.servers
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(file, id=file.stem, marks=pytest.mark.xdist_group(file.stem))
-        for file in _INSIDE
-    ],
-)
+@pytest.mark.parametrize("file", _INSIDE, ids=[file.stem for file in _INSIDE])
 def test_inside(file: Path, tmp_path: Path) -> None:
     if reason := vllm_environment.unavailable_because():
         pytest.skip(reason)

@@ -31,11 +31,7 @@ from conviction.policies.majority import Majority
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 
-pytestmark = [
-    pytest.mark.servers,
-    pytest.mark.timeout(300),
-    pytest.mark.xdist_group("servers"),
-]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
 QUESTION = "Name one animal."  # Even a model of this size answers that, and ends.
 STORY = Question.ask("Tell me a long story about a farmer and his sheep.")

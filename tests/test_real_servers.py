@@ -16,7 +16,7 @@ from real_servers import RealServer
 from server_process import is_running
 from vllm_environment import unavailable_because
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
+pytestmark = pytest.mark.servers
 
 WITHOUT = unavailable_because() or ""
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]

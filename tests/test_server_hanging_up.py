@@ -167,7 +167,6 @@ async def test_hanging_up_frees_a_real_engine_within_a_second(*, stream: bool) -
 
 
 @pytest.mark.servers
-@pytest.mark.xdist_group("servers")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["llama_server", "vllm_server"])
 async def test_hanging_up_frees_a_server_behind_this_one_within_a_second(

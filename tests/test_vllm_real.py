@@ -134,7 +134,6 @@ def confidences(chunks: list[Chunk]) -> list[float]:
     return np.concatenate([chunk.confidences for chunk in chunks]).tolist()
 
 
-@pytest.mark.xdist_group("servers")
 @pytest.mark.parametrize("route", Route)
 def test_a_server_stops_a_trace_and_its_confidences_come_without_log_probabilities(
     tiny_vllm_server: RealServer, route: Route
@@ -168,7 +167,6 @@ def test_a_server_stops_a_trace_and_its_confidences_come_without_log_probabiliti
     assert "".join(chunk.text for chunk in whole).startswith(text)
 
 
-@pytest.mark.xdist_group("servers")
 def test_any_client_can_turn_the_gate_on_as_the_docs_say(tiny_vllm_server: RealServer) -> None:
     client = openai.OpenAI(
         base_url=tiny_vllm_server.url, api_key="none", http_client=openai.DefaultHttpxClient()
@@ -196,7 +194,6 @@ def test_any_client_can_turn_the_gate_on_as_the_docs_say(tiny_vllm_server: RealS
     assert answer["usage"]["completion_tokens"] == 4
 
 
-@pytest.mark.xdist_group("servers")
 def test_the_command_line_thinks_with_a_gate_inside_the_server(
     vllm_server: RealServer, tmp_path: Path
 ) -> None:
