@@ -21,8 +21,8 @@ _SHARING_SERVERS = {
     "test_server_hanging_up.py",
     "test_vllm_real.py",
 }
-_APART = {"test_gate_inside_vllm.py"}
-"""Files whose tests have nothing in common."""
+_APART = {"test_gate_inside_vllm.py", "test_record_gpu.py"}
+"""Files whose tests have nothing in common, and take long."""
 
 # The machine may be busy: how long an example takes says nothing.
 settings.register_profile("unhurried", deadline=None)
