@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,15 @@ from real_servers import RealServer
 
 # Run where torch and vLLM are, by test_gate_inside_vllm.py.
 collect_ignore = ["inside_vllm"]
+
+_SHARING_SERVERS = {
+    "test_openai_servers.py",
+    "test_real_servers.py",
+    "test_server_hanging_up.py",
+    "test_vllm_real.py",
+}
+_APART = {"test_gate_inside_vllm.py", "test_record_gpu.py"}
+"""Files whose tests have nothing in common, and take long."""
 
 # The machine may be busy: how long an example takes says nothing.
 settings.register_profile("unhurried", deadline=None)
@@ -42,6 +52,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         limit = item.get_closest_marker("timeout")
         seconds = limit.args[0] if limit else float(config.getini("timeout"))
         item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """On several workers, the files that share a server go to the one worker that has it."""
+    if not config.getoption("--servers"):
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).name
+            if file in _SHARING_SERVERS:
+                return "servers"
+            return nodeid if file in _APART else file
+
+    return ByServer(config, log)
 
 
 @pytest.fixture

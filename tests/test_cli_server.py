@@ -1,4 +1,7 @@
-"""The command line with a server of completions: a real process, a scripted server."""
+"""The command line with a server of completions: a real process, a scripted server.
+
+What is refused at once is so in this process: to start one takes longer than all the rest.
+"""
 
 import json
 import os
@@ -8,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from completion_events import KEY, STOP, event, json_answer, position, stream, usage
 from scripted_server import Received, ScriptedServer, Step, serving
 
+from conviction.cli.main import run
 from conviction.recordings import Pool
 
 pytestmark = pytest.mark.anyio
@@ -184,27 +189,41 @@ async def test_the_key_comes_from_the_environment_or_a_file_and_is_never_shown(
     ],
 )
 async def test_wrong_options_are_refused_before_anything_is_asked(
-    options: list[str], environment: dict[str, str], words: str, tmp_path: Path
+    *,
+    options: list[str],
+    environment: dict[str, str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    settled = {"CONVICTION_CACHE": str(tmp_path), "CONVICTION_CONFIG": str(tmp_path / "none.toml")}
+    for name, value in {**settled, **environment}.items():
+        monkeypatch.setenv(name, value)
     async with serving(Told()) as server:
-        done = await conviction(
-            *("think", QUESTION, "--base-url", server.url, *options),
-            cache=tmp_path,
-            **environment,
-        )
-    assert (done.code, done.out) == (2, "")
-    assert words in " ".join(done.err.split())
-    assert "sk-" not in done.err
+        arguments = ["think", QUESTION, "--base-url", server.url, *options]
+        assert await anyio.to_thread.run_sync(run, arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words in " ".join(said.err.split())
+    assert "sk-" not in said.err
     assert not server.requests
 
 
 @pytest.mark.parametrize("command", ["think", "doctor"])
-async def test_options_of_servers_need_a_server(command: str, tmp_path: Path) -> None:
-    arguments = [command, *([QUESTION] if command == "think" else [])]
-    for option in (["--templated"], ["--api-key-file", "key"], ["--concurrency", "3"]):
-        done = await conviction(*arguments, *option, cache=tmp_path)
-        assert done.code == 2
-        assert "--base-url" in done.err
+@pytest.mark.parametrize(
+    "option", [["--templated"], ["--api-key-file", "key"], ["--concurrency", "3"]]
+)
+def test_options_of_servers_need_a_server(
+    command: str,
+    option: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    assert run([command, *([QUESTION] if command == "think" else []), *option]) == 2
+    assert "--base-url" in capsys.readouterr().err
 
 
 # --- What goes wrong ------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The virtual environment of inspect_ai, for tests that run an evaluation through our server.
 
-It brings some 90 packages, so it lives in an environment of its own: 360 MB, a minute to make,
-once. What goes into it is written down in inspect.lock, which uv makes:
+It brings some 90 packages, so it lives in an environment of its own: 360 MB, made once.
+What goes into it is written down in inspect.lock, which uv makes:
 
     echo "inspect-ai>=0.3
     openai>=3" | uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
@@ -12,7 +12,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from kept_folders import kept_folder, run_to_the_end
+from kept_folders import kept_folder
+from locked_install import make_environment
 
 LOCK = Path(__file__).with_name("inspect.lock")
 
@@ -30,10 +31,6 @@ def inspect_python() -> Path:
 
 
 def _make(folder: Path) -> None:
-    run_to_the_end([sys.executable, "-m", "venv", folder], "Making an environment", seconds=120)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--no-cache-dir"]
-    run_to_the_end(
-        [*pip, "--require-hashes", "-r", LOCK],
-        "Installing inspect_ai for tests (360 MB, once)",
-        seconds=_INSTALL_SECONDS,
+    make_environment(
+        folder, LOCK, "Installing inspect_ai for tests (360 MB, once)", seconds=_INSTALL_SECONDS
     )

