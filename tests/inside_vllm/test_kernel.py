@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from conviction_gate import kernel
+from conviction_gate import kernel, rows
+from conviction_gate.arguments import Arguments
 from conviction_gate.confidence import plain_confidences
+from conviction_gate.reports import Entry, Report
+from conviction_gate.windows import Windows
 
 
 def _compare(logits: torch.Tensor, ks: torch.Tensor) -> None:
@@ -66,3 +69,27 @@ def test_what_is_masked_or_no_number_makes_its_own_row_unknown() -> None:
     _compare(logits, torch.tensor([20, 20, 20, 20, 20]))
     found = kernel.fused_confidences(logits, torch.full((5,), 20), 20)
     assert np.isfinite(found.numpy()).tolist() == [False, False, True, False, True]
+
+
+class Told:
+    """In place of reports: what a step would have written."""
+
+    def put(self, entries: list[Entry], confidences: torch.Tensor) -> None:
+        assert entries
+        self.confidences = confidences.tolist()
+
+
+def test_a_batch_is_measured_by_it_as_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(8)
+    logits, told = torch.randn(4, 5000) * 3, Told()
+    wanted = [Arguments(window=2, threshold=0.0, stop_token=9, k=k) for k in (20, 3, 11, 1)]
+    entry: Entry = (Report("nowhere"), 0, 0)
+    cpu, found = torch.device("cpu"), []
+    for measure in (plain_confidences, kernel.fused_confidences):
+        monkeypatch.setattr(rows, "row_confidences", measure)
+        batch = rows.Rows(Windows(4, cpu, room=2), told, cpu)  # type: ignore[arg-type]
+        batch.set([0, 1, 2, 3], [2, 0, 3, 1], wanted)
+        batch.step(logits.clone(), [entry])
+        found.append(told.confidences)
+    assert len(set(found[0])) == 4
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
