@@ -170,7 +170,7 @@ def test_batches_say_what_the_model_says(data: Path) -> None:
 @needs_torch
 def test_a_pool_is_that_of_the_embedded_engine_but_for_rounding(data: Path, tmp_path: Path) -> None:
     ours, usual = tmp_path / "ours", tmp_path / "usual"
-    options = ("-n", 1, "--temperature", 0, "--max-tokens", 60)
+    options = ("-n", 1, "--temperature", 0, "--max-tokens", 40)
 
     recorded(data, ours, *options)
     arguments = ("record", data, "-m", REAL, "-o", usual, "--answer", "number", "-q", *options)
@@ -200,7 +200,7 @@ def test_a_killed_recording_goes_on_and_ends_as_if_it_had_not_been(
     data: Path, tmp_path: Path
 ) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    options = ("-n", 4, "--max-tokens", 40)
+    options = ("-n", 4, "--max-tokens", 20)
     running = subprocess.Popen(
         command(PROGRAM, *record_arguments(data, broken, *options)),
         env=environment(),
