@@ -82,6 +82,8 @@ class FirstRunner:
             self._running[target] = moved
         if other is not None and swap:
             self._running[origin] = other
+        elif other is not None:
+            self._holding.leave(other)
 
     def _set_rows(self) -> None:
         rows = sorted(self._running)
