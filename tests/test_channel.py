@@ -196,11 +196,11 @@ async def test_without_room_there_is_no_channel_a_note_and_no_file(
     monkeypatch.setattr(os, "write", full)
 
     request = TraceRequest((Message("user", "Why?"),), Sampling(), top_k=20)
-    channel, note = channel_for(request, 20)
+    channel, [note] = channel_for(request, 20)
     assert channel is None
     assert os.strerror(errno.ENOSPC) in note
     assert "in place of" not in note
-    channel, note = channel_for(request, 5)
+    channel, [note] = channel_for(request, 5)
     assert channel is None
     assert "means of 5 log-probabilities in place of 20" in note
     assert names(tmp_path) == set()

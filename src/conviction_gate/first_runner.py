@@ -88,9 +88,8 @@ class FirstRunner:
     def _set_rows(self) -> None:
         rows = sorted(self._running)
         held = [self._running[row] for row in rows]
-        self._holding.rows.set(rows, [one.slot for one in held], [one.wanted for one in held])
         self._young = [one for one in held if one.young]
-        self._reported = [(place, one) for place, one in enumerate(held) if one.report]
+        self._reported = self._holding.set_rows(rows, held)
 
 
 def _emptied(change: Any) -> set[int]:

@@ -122,6 +122,15 @@ class Holding:
         if not held.wanted.window:
             self._forget(held)
 
+    def set_rows(self, rows: list[int], held: list[Held]) -> list[tuple[int, Held]]:
+        """Take the rows of the steps to come, and whose they are.
+
+        Returns:
+            Those with a report, and their places among the rows.
+        """
+        self.rows.set(rows, [one.slot for one in held], [one.wanted for one in held])
+        return [(place, one) for place, one in enumerate(held) if one.report]
+
     def rest(self, held: Held) -> None:
         """Close the report of a request that is not computed at present."""
         if held.report is not None:

@@ -110,5 +110,4 @@ class SecondRunner:
             if before not in held:
                 self._holding.rest(before)
         self._last = rows, slots
-        self._holding.rows.set(rows, [one.slot for one in held], [one.wanted for one in held])
-        self._reported = [(place, one) for place, one in enumerate(held) if one.report]
+        self._reported = self._holding.set_rows(rows, held)

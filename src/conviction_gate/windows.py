@@ -4,11 +4,13 @@ A window is a ring of cumulative sums, so that a group's sum is a difference, as
 `conviction.gate.GateMonitor`: both find a stop at the same token.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from conviction_gate.arguments import Arguments
 
-Values = list[int] | list[float] | list[list[int]] | list[tuple[int, int]]
+Values = Sequence[float] | Sequence[Sequence[float]]
 
 USUAL_WINDOW = 2048
 """That of the paper (section 4.1)."""

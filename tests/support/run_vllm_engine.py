@@ -44,11 +44,13 @@ MADE: list[str] = []
 """Names of our channels; other programs may have theirs in the same folder."""
 
 
-def watched_channel(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, str]:
-    channel, note = channel_for(request, most_top_k)
+def watched_channel(
+    request: TraceRequest, most_top_k: int
+) -> tuple[Channel | None, tuple[str, ...]]:
+    channel, notes = channel_for(request, most_top_k)
     assert channel is not None
     MADE.append(channel.name)
-    return channel, note
+    return channel, notes
 
 
 class Watched(VLLMEngine):

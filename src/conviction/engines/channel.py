@@ -157,15 +157,15 @@ class Channel:
             return b""
 
 
-def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, str]:
-    """A channel for a trace; or none, and a note of why.
+def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, tuple[str, ...]]:
+    """A channel for a trace, and no notes; or none, and a note of why.
 
     Args:
         request: The trace.
         most_top_k: The most log-probabilities that can be had in its place.
     """
     try:
-        return Channel(request.sampling.max_tokens), ""
+        return Channel(request.sampling.max_tokens), ()
     except OSError as error:
         why = error.strerror or error
         note = f"No channel could be made for some confidences ({why})."
@@ -174,7 +174,7 @@ def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None,
                 f" They are means of {most_top_k} log-probabilities in place of {request.top_k}, "
                 "which is more than travel."
             )
-        return None, note
+        return None, (note,)
 
 
 def remove_leftovers(folder: Path | None = None) -> int:

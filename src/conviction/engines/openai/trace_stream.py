@@ -44,10 +44,10 @@ async def open_trace(
         EngineError: the server cannot be reached, or refuses.
     """
     facts = server.facts or ServerFacts("", dialect=Dialect(dict(FILTERS_OFF[0])))
-    channel, note, top_k = None, "", request.top_k
+    channel, notes, top_k = None, (), request.top_k
     # The values of generated tokens come only with log-probabilities, so nothing is saved then.
     if facts.channel and request.top_k and not (request.logprobs and facts.top_k >= request.top_k):
-        channel, note = channel_for(request, facts.top_k)
+        channel, notes = channel_for(request, facts.top_k)
         request = replace(request, top_k=0 if channel else min(request.top_k, facts.top_k))
     stop_token = facts.stop_token if facts.gate and request.gate is not None else None
     arguments = gate_arguments(
@@ -69,7 +69,7 @@ async def open_trace(
         stop_token=stop_token,
     )
     return TraceStream(
-        stream, reader, failures=failures, max_tokens=most, channel=channel, note=note
+        stream, reader, failures=failures, max_tokens=most, channel=channel, notes=notes
     )
 
 
@@ -86,7 +86,7 @@ class TraceStream:
         failures: Names what goes wrong.
         max_tokens: The most tokens that were asked for.
         channel: Where confidences come from in place of log-probabilities, if there is one.
-        note: What a reader of the verdict should know, if anything.
+        notes: What a reader of the verdict should know.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TraceStream:
         failures: Failures,
         max_tokens: int,
         channel: Channel | None = None,
-        note: str = "",
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._stream = stream
         self._reader = reader
@@ -105,7 +105,7 @@ class TraceStream:
         self._max_tokens = max_tokens
         self._channel = channel
         self._checked = channel is None
-        self._note = note
+        self._notes = notes
 
     @property
     def informed(self) -> bool:
@@ -137,7 +137,7 @@ class TraceStream:
         chunk = await self._measured(self._reader.finish())
         if self._reader.done:
             await self._stream.drain()
-        notes = self._channel.notes if self._channel else (self._note,) if self._note else ()
+        notes = self._channel.notes if self._channel else self._notes
         return replace(chunk, notes=notes) if notes else chunk
 
     def close(self) -> None:

@@ -186,9 +186,9 @@ class VLLMEngine(Engine):
         running = self._started()
         prompt = await running.prompts.tokens(request)
         self._check_context(running, len(prompt), request.sampling.max_tokens)
-        channel, note = None, ""
+        channel, notes = None, ()
         if gating.reports and request.top_k:
-            channel, note = channel_for(request, running.most_logprobs)
+            channel, notes = channel_for(request, running.most_logprobs)
         # With a channel, the generated token's own value is all that is asked for, if any.
         top_k = 0 if channel is not None else min(request.top_k, running.most_logprobs)
         stop_token = running.stop_token if gating.gates and request.gate is not None else None
@@ -203,7 +203,7 @@ class VLLMEngine(Engine):
             ),
             stop_token=stop_token,
         )
-        reader = _Reader(request, top_k, channel, stop_token, note)
+        reader = _Reader(request, top_k, channel, stop_token, notes)
         try:
             async with aclosing(outputs_of(running.vllm, prompt, parameters)) as outputs:
                 async for output in outputs:
@@ -283,13 +283,13 @@ class _Reader:
         top_k: int,
         channel: Channel | None,
         stop_token: int | None,
-        note: str,
+        notes: tuple[str, ...],
     ) -> None:
         self._wants_logprobs = request.logprobs and request.top_k > 0
         self._top_k = top_k
         self._channel = channel
         self._stop_token = stop_token
-        self._notes = (note,) if note else ()
+        self._notes = notes
 
     async def read(self, completion: Completion, prompt: int, cached: int) -> Chunk:
         """The chunk for one output."""
