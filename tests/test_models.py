@@ -26,10 +26,9 @@ from conviction.models import (
     catalogue,
     resolve,
 )
-from conviction.models.catalogue import parse_catalogue
+from conviction.models.cache import Partial
+from conviction.models.catalogue import HubFile, WebFile, WheelParts, parse_catalogue
 from conviction.models.lock import exclusive
-from conviction.models.partial import Partial
-from conviction.models.sources import HubFile, WebFile, WheelParts
 from conviction.prompts import PromptStyle
 
 
@@ -203,7 +202,7 @@ def test_a_verified_file_is_not_read_again_until_it_changes(
 ) -> None:
     model = filled.resolve("tiny")
     with monkeypatch.context() as patch:
-        patch.setattr("conviction.models.verification.sha256", None)
+        patch.setattr("conviction.models.fetch.sha256", None)
         assert filled.resolve("tiny") == model
     model.path.write_bytes(bytes(len(CONTENT)))
     os.utime(model.path, ns=(1, 1))
@@ -235,7 +234,7 @@ def test_a_cache_that_cannot_be_written_is_still_read(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.access", lambda *_: False)
-    monkeypatch.setattr("conviction.models.verification.write_note", refuse)
+    monkeypatch.setattr("conviction.models.cache.write_note", refuse)
     assert filled.resolve("tiny").path.read_bytes() == CONTENT
     (filled.folder / "tiny-chat.gguf").unlink()
     with pytest.raises(ModelError, match="CONVICTION_CACHE"):

@@ -25,8 +25,8 @@ from conviction.errors import (
     NotAChatModelError,
 )
 from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore
-from conviction.models.partial import Partial
-from conviction.models.sources import WebFile
+from conviction.models.cache import Partial
+from conviction.models.catalogue import WebFile
 from conviction.prompts import PromptStyle
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes

