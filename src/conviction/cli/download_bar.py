@@ -1,5 +1,6 @@
-"""A progress bar for fetching a model; appears only when something is fetched."""
+"""Fetching a model, with a progress bar that appears only when something is fetched."""
 
+import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ from rich.progress import (
 from rich.table import Column
 
 from conviction.cli.terminal import safe
-from conviction.models import ModelFile, catalogue, resolve
+from conviction.errors import InvalidSettingError
+from conviction.models import ModelFile, catalogue, mirrors_setting, resolve
 from conviction.models import Progress as ProgressCallback
 
 
@@ -28,7 +30,7 @@ def whole() -> Column:
 
 @contextmanager
 def download_bar(console: Console) -> Generator[ProgressCallback]:
-    """A callback that draws what it is told on `console`."""
+    """A callback that draws the state of a fetch on `console`."""
     bar = Progress(
         TextColumn(
             "{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -56,6 +58,31 @@ def download_bar(console: Console) -> Generator[ProgressCallback]:
             bar.stop()
 
 
+def model_mirrors() -> bool | None:
+    """Whether mirrors may be used: `CONVICTION_MODEL_MIRRORS`, then the settings file, then None.
+
+    Raises:
+        InvalidSettingError: the variable, or `model_mirrors` in the file, is malformed.
+    """
+    from conviction.cli.main import config_path  # noqa: PLC0415  # main imports the commands
+
+    setting, path = mirrors_setting(), config_path()
+    if setting is None and path.is_file():
+        try:
+            setting = tomllib.loads(path.read_text("utf-8")).get("model_mirrors")
+        except ValueError as error:
+            raise InvalidSettingError(
+                tried=f"read the settings file {path}", found=str(error), remedy="Correct the file."
+            ) from None
+        if not isinstance(setting, bool | None):
+            raise InvalidSettingError(
+                tried=f"read model_mirrors in the settings file {path}",
+                found=f"{setting!r} is neither true nor false",
+                remedy="Write model_mirrors = false to turn mirrors off.",
+            )
+    return setting
+
+
 def fetched(model: str | None, console: Console) -> ModelFile:
     """A model by its name, path or address, fetched with a bar if need be; None for the default.
 
@@ -65,6 +92,7 @@ def fetched(model: str | None, console: Console) -> ModelFile:
     with download_bar(console) as progress:
         return resolve(
             model or catalogue().default,
+            mirrors=model_mirrors(),
             progress=progress,
             notice=lambda text: console.print(escape(safe(text))),
         )

