@@ -463,9 +463,9 @@ def test_removing_an_interrupted_fetch_is_possible(store: ModelStore) -> None:
 def test_removing_what_the_cache_does_not_hold_says_what_it_holds(
     filled: ModelStore, name: str
 ) -> None:
-    with pytest.raises(UnknownNameError, match=r"Known: tiny\.") as caught:
+    with pytest.raises(UnknownNameError, match=r"It holds: tiny\.") as caught:
         filled.remove(name)
-    assert str(filled.folder) in caught.value.tried
+    assert str(filled.folder) in caught.value.found
     assert (filled.folder / "tiny-chat.gguf").exists()
 
 
@@ -513,7 +513,7 @@ def test_rm_says_what_was_removed_and_how_large_it_was(
         file.truncate(model.size)
     run("rm", "smollm2")
     assert capsys.readouterr().out == "Removed SmolLM2-135M-Instruct (98.4 MB).\n"
-    with pytest.raises(UnknownNameError, match="Known: none") as caught:
+    with pytest.raises(UnknownNameError, match="It holds: nothing") as caught:
         run("rm", "smollm2")
     assert caught.value.exit_code == 2
 
@@ -523,7 +523,7 @@ def test_rm_says_what_was_removed_and_how_large_it_was(
 
 @pytest.mark.parametrize(
     ("text", "setting"),
-    [("off", False), ("0", False), ("No", False), ("on", True), ("1", True), ("", None)],
+    [("off", False), ("0", False), ("False", False), ("on", True), ("1", True), ("", None)],
 )
 def test_the_environment_says_whether_mirrors_are_used(
     monkeypatch: pytest.MonkeyPatch, text: str, setting: object

