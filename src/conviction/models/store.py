@@ -36,6 +36,7 @@ from conviction.models.catalogue import (
 )
 from conviction.models.fetch import obtain, sha256_of, verify
 from conviction.models.lock import exclusive
+from conviction.models.packages import remove_leftovers
 from conviction.prompts import PromptStyle
 
 _SWITCH = {"": None, "on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
@@ -196,6 +197,7 @@ class ModelStore:
                     freed = sum(path.stat().st_size for path in left)
                     for path in left:
                         path.unlink()
+                    remove_leftovers(wanted)
             except TimeoutError:
                 raise ModelError(
                     tried=f"remove {wanted.name}",
