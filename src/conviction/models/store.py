@@ -134,11 +134,7 @@ class ModelStore:
         return _model_file(wanted, digest or self._verified(wanted, watcher))
 
     def pull(
-        self,
-        target: str | Path,
-        *,
-        progress: Progress = ignore,
-        notice: Notice = ignore,
+        self, target: str | Path, *, progress: Progress = ignore, notice: Notice = ignore
     ) -> ModelFile:
         """Bring a model into the cache.
 
