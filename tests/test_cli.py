@@ -19,7 +19,7 @@ from cyclopts import App
 from conviction import api
 from conviction.cli import download_bar
 from conviction.cli.main import build, run
-from conviction.cli.whole_numbers import WHOLE
+from conviction.cli.arguments import WHOLE
 from conviction.core import FinishReason
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
+from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import (
     cancel_on_signal,
     check_texts,
@@ -40,7 +41,6 @@ from conviction.cli.think import (
     PolicyOptions,
     facts_of,
 )
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
+from conviction.cli.arguments import WHOLE
 from conviction.cli.lab_progress import question_bar
 from conviction.cli.lab_tables import (
     calibration_table,
@@ -22,7 +23,6 @@ from conviction.cli.lab_tables import (
     table_console,
 )
 from conviction.cli.terminal import escaped, safe
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
+from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import cancel_on_signal, check_texts, embedded, with_prompts
 from conviction.cli.clusters import RayOptions
 from conviction.cli.download_bar import fetched
@@ -20,7 +21,6 @@ from conviction.cli.recording_bar import recording_bar
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
 from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.grading import is_correct

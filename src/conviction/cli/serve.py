@@ -18,12 +18,12 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
+from conviction.cli.arguments import WHOLE
 from conviction.cli.download_bar import fetched
 from conviction.cli.inside_vllm import is_inside
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
 from conviction.cli.trace_options import TraceOptions
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine

@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
+from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import prompt_of
 from conviction.cli.calibration import ABSTAINED, CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.download_bar import fetched
@@ -27,7 +28,6 @@ from conviction.cli.summary import summary
 from conviction.cli.terminal import escaped, safe
 from conviction.cli.trace_options import TraceOptions
 from conviction.cli.view import LiveView, PlainView
-from conviction.cli.whole_numbers import WHOLE
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
