@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.cli.arguments import WHOLE
-from conviction.cli.lab_progress import question_bar
 from conviction.cli.lab_tables import (
     calibration_table,
     filter_table,
@@ -22,6 +21,7 @@ from conviction.cli.lab_tables import (
     study_table,
     table_console,
 )
+from conviction.cli.progress import question_bar
 from conviction.cli.terminal import escaped, safe
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores

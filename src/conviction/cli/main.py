@@ -1,7 +1,4 @@
-"""The command line: answers on stdout, everything else on stderr.
-
-Exit codes: 0 answered, 1 failed, 2 wrong use, 3 abstained, 130 interrupted.
-"""
+"""Which commands there are, how one is called, and how its errors are shown."""
 
 import os
 import sys
@@ -16,12 +13,10 @@ from platformdirs import user_config_path
 from rich.console import Console
 from rich.markup import escape
 
+from conviction.cli import ExitCode
 from conviction.cli.arguments import dash_as_file, repeated
 from conviction.cli.terminal import safe
 from conviction.errors import ConvictionError, InvalidSettingError
-
-USAGE = 2
-INTERRUPTED = 130
 
 COMMANDS = {
     "think": "think:think",
@@ -89,13 +84,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _explain(error: BaseException) -> int:
+def _explain(error: CycloptsError | ConvictionError | OSError | KeyboardInterrupt) -> int:
     """Say on stderr what went wrong and what to do; gives the exit code."""
-    code, remedy = 1, ""
+    code, remedy = int(ExitCode.FAILED), ""
     match error:
         case KeyboardInterrupt():
             Console(stderr=True, highlight=False).print("Interrupted.")
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         case BrokenPipeError():
             # The reader of the answer is gone, so nothing is left to say.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,14 +99,15 @@ def _explain(error: BaseException) -> int:
             code, remedy = error.exit_code, error.remedy
             found = f"{error.tried}: {error.found}".rstrip(".") + "."
         case UnusedCliTokensError():
-            code, found = USAGE, f"unexpected argument: {' '.join(error.unused_tokens or ())}"
+            code = ExitCode.USAGE
+            found = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
             remedy = f"Try {' '.join(('conviction', *(error.command_chain or ())))} --help."
         case CycloptsError():
-            code, found, remedy = USAGE, str(error), "Try conviction --help."
-        case _:
+            code, found, remedy = ExitCode.USAGE, str(error), "Try conviction --help."
+        case OSError():
             # A full disk, a settings file that is a folder, a closed stream: not our bug.
-            where = f" ({error.filename})" if getattr(error, "filename", None) else ""
-            found = f"{getattr(error, 'strerror', None) or error}{where}."
+            where = f" ({error.filename})" if error.filename else ""
+            found = f"{error.strerror or error}{where}."
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     errors.print(f"[bold red]error:[/] {escape(safe(found))}")
     if remedy:

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.download_bar import download_bar
+from conviction.cli.progress import download_bar
 from conviction.models import ModelStore
 
 app = App(name="models", help="List the models that are known by name, and fetch models.")
