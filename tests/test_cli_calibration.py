@@ -10,7 +10,7 @@ import lab_traces
 import pytest
 
 from conviction import api
-from conviction.cli import calibration, download_bar
+from conviction.cli import calibration, progress
 from conviction.cli.main import run
 from conviction.cli.server import ServerOptions
 from conviction.core import Sampling
@@ -38,7 +38,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScriptedEngine:
     monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "cache"))
     scripted = ScriptedEngine([Script.even(f"\\boxed{{{answer}}}") for answer in ANSWERS])
     model = ModelFile(Path("model.gguf"), "scripted", PromptStyle.STEP_BY_STEP)
-    monkeypatch.setattr(download_bar, "resolve", lambda *_, **__: model)
+    monkeypatch.setattr(progress, "resolve", lambda *_, **__: model)
     monkeypatch.setattr(api, "_embedded", lambda *_: scripted)
     return scripted
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from conviction.cli import download_bar
+from conviction.cli import progress
 from conviction.errors import (
     HashMismatchError,
     InvalidSettingError,
@@ -563,10 +563,10 @@ def test_the_settings_file_says_whether_mirrors_are_used(
         path.write_text(text)
     monkeypatch.setenv("CONVICTION_CONFIG", str(path))
     monkeypatch.setenv("CONVICTION_MODEL_MIRRORS", environment)
-    assert download_bar.model_mirrors() is setting
+    assert progress.model_mirrors() is setting
     asked: list[object] = []
-    monkeypatch.setattr(download_bar, "resolve", lambda *_, mirrors, **__: asked.append(mirrors))
-    download_bar.fetched("smollm2", Console(quiet=True))
+    monkeypatch.setattr(progress, "resolve", lambda *_, mirrors, **__: asked.append(mirrors))
+    progress.fetched("smollm2", Console(quiet=True))
     assert asked == [setting]
 
 
@@ -581,5 +581,5 @@ def test_a_setting_of_mirrors_that_is_malformed_is_wrong_use(
     path.write_text(text)
     monkeypatch.setenv("CONVICTION_CONFIG", str(path))
     with pytest.raises(InvalidSettingError, match=found) as caught:
-        download_bar.model_mirrors()
+        progress.model_mirrors()
     assert str(path) in caught.value.tried

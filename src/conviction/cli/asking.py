@@ -1,11 +1,7 @@
 """From a data set and the options of a command to questions, and an engine that holds them."""
 
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-
-import anyio
 
 from conviction.api import check_question
 from conviction.core import Question, Sampling
@@ -95,13 +91,3 @@ def context_for(asked: Sequence[Asked], sampling: Sampling) -> int:
         for one in asked
     )
     return longest + sampling.max_tokens
-
-
-async def cancel_on_signal(scope: anyio.CancelScope) -> None:
-    """Cancel `scope` at the first Ctrl-C, or when somebody asks this program to end."""
-    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
-        return
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import context_for
 from conviction.cli.server import ServerOptions
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, Sampling, require, require_whole
 from conviction.engines.base import Engine
 from conviction.evaluation.recording import Asked

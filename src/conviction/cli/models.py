@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.download_bar import download_bar, model_mirrors
+from conviction.cli.progress import download_bar, model_mirrors
 from conviction.cli.terminal import safe
 from conviction.models import ModelStore
 

@@ -18,12 +18,13 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
-from conviction.cli.download_bar import fetched
+from conviction.cli import ExitCode
+from conviction.cli.arguments import WHOLE
 from conviction.cli.inside_vllm import is_inside
+from conviction.cli.progress import fetched
 from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
 from conviction.cli.trace_options import TraceOptions
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
@@ -35,8 +36,6 @@ from conviction.prompts import PromptStyle
 if TYPE_CHECKING:
     from conviction.server.service import Service
     from conviction.server.settings import Settings
-
-INTERRUPTED = 130
 
 
 @Parameter(name="*", group="Address")
@@ -187,7 +186,7 @@ def serve(
     except Forced:
         # It ends just now: a third Ctrl-C could only make a traceback of that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     finally:
         listener.close()
     return 0

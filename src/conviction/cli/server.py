@@ -8,8 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from conviction.cli.arguments import WHOLE
 from conviction.cli.inside_vllm import inside, is_inside, settings_inside
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError
 from conviction.engines.base import Engine
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts

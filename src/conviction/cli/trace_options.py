@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from conviction.cli.whole_numbers import WHOLE
+from conviction.cli.arguments import WHOLE
 from conviction.core import Sampling
 from conviction.prompts import PromptStyle
 
