@@ -1,4 +1,4 @@
-"""The parent's side of llama.cpp's server: starts the child process, watches it, ends it.
+"""llama.cpp's server: whether a model fits this machine, the process, and requests to it.
 
 The server has a process of its own because native code can crash or be killed for its memory;
 that must cost the user an error message, not the interpreter.
@@ -12,23 +12,43 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
-from typing import IO, NoReturn, Self
+from typing import IO, NoReturn, Self, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from conviction.errors import EngineStartError, EngineUnavailableError
+from conviction.core import Message
+from conviction.engines.openai.failures import quoted
+from conviction.engines.openai.http import HttpClient, Json
+from conviction.engines.openai.shapes import TokenUsage
+from conviction.engines.openai.traces import chat_messages
+from conviction.errors import EngineError, EngineStartError, EngineUnavailableError
+from conviction.gguf import GgufHeader
 
 _CHILD = Path(__file__).with_name("child.py")
+_LOG = "llama.log"
 _MOST_REPORT_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 12
 _TAIL_LINES = 6
 _GRACE_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _DEATH_SECONDS = 1.0
+
+_WORKING_BYTES = 256 << 20
+"""For intermediate results, beside weights and context: seen to suffice for small models."""
+
+_MEMINFO = Path("/proc/meminfo")
+# The limits of a container, where there are any.
+_GROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
+_GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+_GROUP_MEMORY_USED = Path("/sys/fs/cgroup/memory.current")
+
+AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +135,7 @@ class LlamaServer:
         )
 
     async def _launch(self) -> None:
-        with _log_path(self.folder).open("wb") as log:
+        with (self.folder / _LOG).open("wb") as log:
             self._process = await _spawn(log)
         report = await _introduce(
             self._process,
@@ -181,17 +201,155 @@ async def _end_process(process: anyio.abc.Process, grace: float) -> None:
         await process.aclose()
 
 
-def _log_path(folder: Path) -> Path:
-    return folder / "llama.log"
-
-
 def _tail(folder: Path) -> str:
     """The end of the log, as part of a sentence."""
     try:
-        with _log_path(folder).open("rb") as log:
+        with (folder / _LOG).open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = log.read().decode("utf-8", "replace")
     except OSError:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
     return f"; its log ends with: {' / '.join(lines)}" if lines else ""
+
+
+class _Templated(msgspec.Struct):
+    prompt: str
+
+
+class _Tokenised(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Completed(msgspec.Struct):
+    usage: TokenUsage
+
+
+class _Saved(msgspec.Struct):
+    n_written: int
+
+
+class _Restored(msgspec.Struct):
+    n_restored: int
+
+
+class ServerApi:
+    """What llama.cpp's server offers beside traces.
+
+    Args:
+        http: Speaks to the server.
+        url: The server's root.
+    """
+
+    def __init__(self, http: HttpClient, url: str) -> None:
+        self._http = http
+        self._url = url
+
+    async def templated(self, messages: tuple[Message, ...]) -> str:
+        """The prompt that a chat becomes."""
+        body = {"messages": chat_messages(messages)}
+        return (await self._post(_Templated, "/apply-template", body)).prompt
+
+    async def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt."""
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+        return len((await self._post(_Tokenised, "/tokenize", body)).tokens)
+
+    async def prefill(self, slot: int, messages: tuple[Message, ...]) -> int:
+        """Compute a prompt in a slot; gives how many of its tokens the slot had already.
+
+        The server does not stop short of the first token, so it draws one, which is dropped.
+        """
+        body = {"messages": chat_messages(messages), "max_tokens": 1, "id_slot": slot}
+        completed = await self._post(_Completed, "/chat/completions", body)
+        details = completed.usage.prompt_tokens_details
+        return (details and details.cached_tokens) or 0
+
+    async def save(self, slot: int, file: str) -> int:
+        """Save what a slot has computed; gives the bytes written."""
+        saved = await self._post(_Saved, f"/slots/{slot}?action=save", {"filename": file})
+        return saved.n_written
+
+    async def restore(self, slot: int, file: str) -> None:
+        """Load into a slot what was saved."""
+        await self._post(_Restored, f"/slots/{slot}?action=restore", {"filename": file})
+
+    async def _post(self, kind: type[AnswerT], path: str, body: Json) -> AnswerT:
+        answer = await self._http.fetch("POST", self._url + path, body)
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.DecodeError as error:
+            raise EngineError(
+                tried=f"ask llama.cpp for {path}",
+                found=f"an unknown answer: {quoted(answer)}",
+                remedy="Install the version of xllamacpp that conviction names in its extra.",
+            ) from error
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: less than the machine has where it is confined."""
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = (int(part) for part in _GROUP_CORES.read_text().split())
+    except (OSError, ValueError):
+        return cores
+    return max(1, min(cores, ceil(quota / period)))
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that a new process may take; None where the system does not tell."""
+    known = [room for room in (_system_memory(), _group_memory()) if room is not None]
+    return min(known, default=None)
+
+
+def check_memory(path: Path, header: GgufHeader, *, slots: int, context: int) -> None:
+    """Check that a model and its context fit into memory.
+
+    Args:
+        path: The model file.
+        header: Its header.
+        slots: Traces at once.
+        context: Tokens of context for each of them.
+
+    Raises:
+        EngineStartError: they do not fit. Where the need or the memory is unknown, they pass.
+    """
+    available = available_memory()
+    if available is None:
+        return
+    cache = slots * context * (header.kv_bytes_per_token() or 0)
+    needed = header.file_size + cache + _WORKING_BYTES
+    if needed > available:
+        raise EngineStartError(
+            tried=f"load {path.name} with {slots} slots of {context:,} tokens",
+            found=f"it takes about {_gib(needed)} of memory ({_gib(header.file_size)} for the "
+            f"model, {_gib(cache)} for the context), and {_gib(available)} are free",
+            remedy="Use a smaller model, fewer slots, a smaller context or fewer --max-tokens.",
+        )
+
+
+def _system_memory() -> int | None:
+    try:
+        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _group_memory() -> int | None:
+    try:
+        return max(0, int(_GROUP_MEMORY.read_text()) - int(_GROUP_MEMORY_USED.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -5,13 +5,13 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from math import isfinite
 
 import aiohttp
 
-from conviction.engines.openai.events import error_message, quoted
 from conviction.errors import (
     ContextOverflowError,
     EngineError,
@@ -33,29 +33,27 @@ _UNAUTHORISED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
 _OUT_OF_QUOTA = b"insufficient_quota"
 _REDIRECTS = range(300, 400)
-_OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
+_MOST_QUOTED = 300
+OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
 
 
+@dataclass(frozen=True, slots=True)
 class Failures:
     """Names the failures of one server; its key never appears in a message.
 
-    Args:
-        base_url: Address of the server, as in "http://127.0.0.1:8000/v1".
-        api_key: The key that is sent, if any.
-
     Attributes:
-        secret: The same, under the name of what must be done with it.
+        base_url: Address of the server, as in "http://127.0.0.1:8000/v1".
+        secret: The key that is sent, if any.
     """
 
-    def __init__(self, base_url: str, api_key: str | None) -> None:
-        self._base_url = base_url
-        self.secret = api_key
+    base_url: str
+    secret: str | None
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> EngineError:
         """The error for an answer other than 200."""
         if status in _REDIRECTS:
             return EngineUnavailableError(
-                tried=f"ask {self._base_url}",
+                tried=f"ask {self.base_url}",
                 found=f"it sends us on to {self._clean(headers.get('Location', 'nowhere'))}",
                 remedy="Use that address if you trust it; redirects are not followed, because "
                 "they could carry the key to a stranger.",
@@ -64,7 +62,7 @@ class Failures:
         wait = _seconds_to_wait(headers.get("Retry-After", ""))
         asks = "" if wait is None else f"; it asks us to wait {wait:,.0f} s"
         error = kind(
-            tried=f"ask {self._base_url}",
+            tried=f"ask {self.base_url}",
             found=f"status {status}: {_message(body, self.secret) or 'no reason given'}{asks}",
             remedy=remedy,
         )
@@ -106,14 +104,13 @@ class Failures:
 
     def not_a_stream(self, content_type: str, body: bytes) -> EngineError:
         """The error for a 200 that holds no stream of events."""
-        said = _message(body, self.secret)
+        said = _message(body, self.secret) or "nothing"
         # A server that reports its trouble this way may be well again when asked once more;
         # whatever else answers in a page or a file will do so every time.
         in_trouble = content_type.startswith("application/json")
         return (StreamError if in_trouble else EngineUnavailableError)(
-            tried=f"read a stream from {self._base_url}",
-            found=f"it answered with {self._clean(content_type) or 'no content type'}: "
-            f"{said or 'nothing'}",
+            tried=f"read a stream from {self.base_url}",
+            found=f"it answered with {self._clean(content_type) or 'no content type'}: {said}",
             remedy="Check that the address is that of a server of completions.",
         )
 
@@ -122,29 +119,29 @@ class Failures:
         match error:
             case aiohttp.ClientSSLError():
                 return EngineUnavailableError(
-                    tried=f"reach {self._base_url} safely",
+                    tried=f"reach {self.base_url} safely",
                     found=self._reason(error),
                     remedy="Mend the server's certificate, or add its authority to those that "
                     "this machine trusts (SSL_CERT_FILE names a file of them).",
                 )
             case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():
                 return EngineUnavailableError(
-                    tried=f"use {self._base_url!r} as a server's address",
+                    tried=f"use {self.base_url!r} as a server's address",
                     found=self._reason(error),
                     remedy="Give an address such as http://127.0.0.1:8000/v1.",
                 )
             case aiohttp.ClientConnectorDNSError():
                 return EngineUnavailableError(
-                    tried=f"reach {self._base_url}",
+                    tried=f"reach {self.base_url}",
                     found=self._reason(error),
                     remedy="Check the name in the address.",
                 )
             case _:
                 return TemporarilyUnavailableError(
-                    tried=f"reach {self._base_url}",
+                    tried=f"reach {self.base_url}",
                     found=self._reason(error),
                     remedy="Check that the server runs, and its address"
-                    + (", and that it speaks TLS." if self._base_url[:6] == "https:" else "."),
+                    + (", and that it speaks TLS." if self.base_url[:6] == "https:" else "."),
                 )
 
     def broken(self, error: Exception) -> StreamError:
@@ -158,7 +155,7 @@ class Failures:
     def silent(self, seconds: float) -> StreamError:
         """The error for a stream that stalled."""
         return StreamError(
-            tried=f"read a trace from {self._base_url}",
+            tried=f"read a trace from {self.base_url}",
             found=f"not a byte came within {seconds:g} s",
             remedy="If the server is only slow, allow it more time; if something between holds "
             "streams back until they are complete, go around it.",
@@ -174,7 +171,7 @@ class Failures:
 
     def _broken(self, found: str) -> StreamError:
         return StreamError(
-            tried=f"read a trace from {self._base_url}", found=found, remedy=_OTHERS_GO_ON
+            tried=f"read a trace from {self.base_url}", found=found, remedy=OTHERS_GO_ON
         )
 
     def _reason(self, error: Exception) -> str:
@@ -209,6 +206,35 @@ def _seconds_to_wait(value: str) -> float | None:
     with suppress(ValueError, OverflowError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
+
+
+def error_message(error: object, secret: str | None) -> str:
+    """The words in an error object, however the server shapes it."""
+    try:
+        match error:
+            case {"message": str(words)} | {"detail": str(words)} | {"error": str(words)}:
+                return quoted(words, secret)
+            case {"error": object() as inner}:
+                return error_message(inner, secret)
+            case _:
+                return quoted(str(error), secret)
+    except RecursionError:
+        return "a message nested too deeply to be shown"
+
+
+def quoted(text: str | bytes, secret: str | None = None) -> str:
+    """The beginning of what a server sent, fit for a message.
+
+    Args:
+        text: What it sent.
+        secret: What must not be shown; taken out first, as shortening would leave a part of it.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    if secret:
+        text = text.replace(secret, "…")
+    text = " ".join(text.split())
+    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
 
 
 def _message(body: bytes, secret: str | None) -> str:

@@ -5,12 +5,12 @@ response closes the connection at once, which is what tells a server to stop.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from types import TracebackType
+from types import MappingProxyType
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -21,8 +21,11 @@ import msgspec
 
 from conviction.core import require
 from conviction.engines.openai.failures import Failures
-from conviction.engines.openai.requests import Json
-from conviction.errors import EngineError, EngineUnavailableError
+from conviction.errors import EngineError, EngineUnavailableError, TemporarilyUnavailableError
+
+Json = Mapping[str, object]
+
+NOTHING: Json = MappingProxyType({})
 
 _MOST_ANSWER_BYTES = 1 << 22
 _READ_BYTES = 1 << 18
@@ -32,6 +35,7 @@ _KEEP_ALIVE_SECONDS = 4.0
 _CLOSE_SECONDS = 2.0
 _DRAIN_SECONDS = 0.2
 _PAGE_SECONDS = 15.0
+_CHECK_SECONDS = 5.0
 _FAREWELL_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 """Between two looks at a stream, at most."""
@@ -86,7 +90,7 @@ class HttpClient:
 
     async def __aenter__(self) -> Self:
         """Open the client; the server is first spoken to when something is asked."""
-        self._check_address()
+        _check_address(self.base_url)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -97,12 +101,7 @@ class HttpClient:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close all connections."""
         session, self._session = self._session, None
         if session is not None:
@@ -147,21 +146,6 @@ class HttpClient:
             raise self.failures.answered(response.status, response.headers, answer)
         return answer
 
-    def _check_address(self) -> None:
-        # What stands before an @ or behind a ? may be secret, so it is not shown.
-        shown = self.base_url.rpartition("@")[2].partition("?")[0]
-        try:
-            address = urlsplit(self.base_url)
-            problem = _problem(address)
-        except ValueError as error:
-            problem = "it is malformed" if shown != self.base_url else str(error)
-        if problem:
-            raise EngineUnavailableError(
-                tried=f"use {shown!r} as a server's address",
-                found=problem,
-                remedy="Give an address such as http://127.0.0.1:8000/v1.",
-            )
-
     async def _send(self, method: str, url: str, body: Json | None) -> aiohttp.ClientResponse:
         if self._session is None:
             raise EngineUnavailableError(
@@ -191,7 +175,7 @@ class HttpClient:
             raise self.failures.unreachable(error) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """The body, up to a bound; what lies beyond is of no use to anybody."""
+        """The body, up to a bound."""
         body = bytearray()
         try:
             with anyio.fail_after(self.timeouts.first_byte):
@@ -240,7 +224,7 @@ class ByteStream:
         clock = self._loop.time
         try:
             while piece := await read():
-                self._heard = inf  # Until the next piece is asked for, nobody is kept waiting.
+                self._heard = inf  # No read is pending until the next piece is asked for.
                 yield piece
                 self._heard, self._allowed = clock(), self._timeouts.stall
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
@@ -293,11 +277,43 @@ class ByteStream:
         return connection.transport is None or connection.transport.is_closing()
 
 
+async def check(http: HttpClient) -> None:
+    """Ask a server for a sign of life.
+
+    Raises:
+        EngineUnavailableError: it gives none in time.
+    """
+    try:
+        with anyio.fail_after(_CHECK_SECONDS):
+            await http.ask("GET", "/models")
+    except TimeoutError as error:
+        raise http.failures.unreachable(error) from error
+    except TemporarilyUnavailableError:
+        raise
+    except EngineError:
+        return  # It refuses to list its models, but it lives.
+
+
 def _give_back(response: aiohttp.ClientResponse) -> None:
     if response.content.at_eof():
         response.release()
     else:
         response.close()
+
+
+def _check_address(url: str) -> None:
+    # What stands before an @ or behind a ? may be secret, so it is not shown.
+    shown = url.rpartition("@")[2].partition("?")[0]
+    try:
+        problem = _problem(urlsplit(url))
+    except ValueError as error:
+        problem = "it is malformed" if shown != url else str(error)
+    if problem:
+        raise EngineUnavailableError(
+            tried=f"use {shown!r} as a server's address",
+            found=problem,
+            remedy="Give an address such as http://127.0.0.1:8000/v1.",
+        )
 
 
 def _problem(address: SplitResult) -> str:
@@ -313,7 +329,7 @@ def _problem(address: SplitResult) -> str:
 
 
 def _proxy(address: SplitResult) -> str | None:
-    """The proxy that the environment names for the outside world, which knows nothing of loopback.
+    """The proxy that the environment names, but for loopback.
 
     aiohttp would find it, too, but then adds what netrc holds for the server to our own key.
     """

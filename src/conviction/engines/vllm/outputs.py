@@ -1,10 +1,16 @@
-"""The outputs of one request to vLLM: read to its end, or aborted where nobody reads on."""
+"""Requests to vLLM: what they are told, and their outputs as chunks of a trace.
+
+vLLM itself is imported only where it is started; protocols say what is used of it.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from importlib import import_module
 from math import inf, nan
 from secrets import token_hex
+from typing import Any, Protocol
 
 import anyio
 import numpy as np
@@ -12,11 +18,98 @@ from numpy.typing import NDArray
 
 from conviction.confidence import token_confidence
 from conviction.core import FinishReason
-from conviction.engines.vllm.inside import AsyncEngine, Completion, Logprob, Output
+from conviction.engines.base import Chunk, TraceRequest
+from conviction.engines.vllm_gate import Arguments, Channel
 from conviction.errors import EngineError, StreamError
 
 _ABORT_SECONDS = 10.0
 _FINISHES = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+class Logprob(Protocol):
+    """One of the likeliest tokens at a place, or the generated one."""
+
+    @property
+    def logprob(self) -> float:
+        """Natural log of its probability."""
+        ...
+
+    @property
+    def rank(self) -> int | None:
+        """Its place among all tokens, from 1."""
+        ...
+
+
+class Completion(Protocol):
+    """What a step, or several, added to a trace."""
+
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, Logprob]] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class Output(Protocol):
+    """What vLLM says of one request at a time."""
+
+    outputs: Sequence[Completion]
+    prompt_token_ids: Sequence[int] | None
+    num_cached_tokens: int | None
+
+
+class AsyncEngine(Protocol):
+    """vLLM's asynchronous engine. Its core runs in a process of its own."""
+
+    model_config: Any
+    vllm_config: Any
+
+    def generate(
+        self, prompt: Mapping[str, object], sampling_params: object, request_id: str
+    ) -> AsyncGenerator[Output, None]:
+        """Add a request, and give its outputs."""
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request at once; nothing happens if it has ended."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raise if the core has died."""
+        ...
+
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        ...
+
+    def shutdown(self) -> None:
+        """End all its processes."""
+        ...
+
+
+def sampling_parameters(
+    request: TraceRequest,
+    *,
+    logprobs: int | None,
+    arguments: Arguments,
+    stop_token: int | None,
+) -> object:
+    """What vLLM is told of a trace, filters that are off spelled out."""
+    vllm: Any = import_module("vllm.sampling_params")
+    sampling = request.sampling
+    return vllm.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        top_k=sampling.top_k or 0,
+        min_p=sampling.min_p or 0.0,
+        seed=request.seed,
+        max_tokens=sampling.max_tokens,
+        logprobs=logprobs,
+        stop_token_ids=None if stop_token is None else [stop_token],
+        extra_args=dict(arguments) or None,
+        # Each output brings what is new, not all so far: that would be quadratic in the tokens.
+        output_kind=vllm.RequestOutputKind.DELTA,
+    )
 
 
 async def outputs_of(
@@ -72,7 +165,46 @@ async def _end(engine: AsyncEngine, identity: str, task: "asyncio.Task[None]") -
             return
 
 
-def finish_of(completion: Completion, stop_token: int | None) -> FinishReason:
+class OutputReader:
+    """From vLLM's outputs to the chunks of one trace."""
+
+    def __init__(
+        self,
+        request: TraceRequest,
+        top_k: int,
+        channel: Channel | None,
+        stop_token: int | None,
+        notes: tuple[str, ...],
+    ) -> None:
+        self._wants_logprobs = request.logprobs and request.top_k > 0
+        self._top_k = top_k
+        self._channel = channel
+        self._stop_token = stop_token
+        self._notes = notes
+
+    async def read(self, completion: Completion, prompt: int, cached: int) -> Chunk:
+        """The chunk for one output."""
+        if self._channel is None:
+            confidences = _confidences(completion, self._top_k)
+        else:
+            confidences = await self._channel.take(len(completion.token_ids))
+        chunk = Chunk(
+            completion.text,
+            confidences,
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            notes=self._notes,
+            logprobs=_logprobs(completion) if self._wants_logprobs else None,
+        )
+        self._notes = ()
+        if completion.finish_reason is None:
+            return chunk
+        missing = self._channel.notes if self._channel else ()
+        finish = _finish(completion, self._stop_token)
+        return replace(chunk, finish=finish, notes=(*chunk.notes, *missing))
+
+
+def _finish(completion: Completion, stop_token: int | None) -> FinishReason:
     """Why a trace ended.
 
     Args:
@@ -94,7 +226,7 @@ def finish_of(completion: Completion, stop_token: int | None) -> FinishReason:
     )
 
 
-def confidences_of(completion: Completion, top_k: int) -> NDArray[np.float32]:
+def _confidences(completion: Completion, top_k: int) -> NDArray[np.float32]:
     """Token confidences by the log-probabilities that came with the tokens.
 
     Args:
@@ -109,7 +241,7 @@ def confidences_of(completion: Completion, top_k: int) -> NDArray[np.float32]:
     return _padded(values, len(completion.token_ids))
 
 
-def logprobs_of(completion: Completion) -> NDArray[np.float32]:
+def _logprobs(completion: Completion) -> NDArray[np.float32]:
     """The log-probabilities of the generated tokens, shape (tokens,), NaN where unknown."""
     pairs = zip(completion.logprobs or (), completion.token_ids, strict=False)
     values = [

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from conviction.engines.vllm.inside import AsyncEngine
+from conviction.engines.vllm.outputs import AsyncEngine
 from conviction.errors import (
     EngineStartError,
     InvalidSettingError,

@@ -1,14 +1,15 @@
-"""The client's side of a channel: a small file that a server on this machine writes into.
+"""The client's side of the gate inside vLLM: its arguments, and the channel of confidences.
 
-vLLM with the gate loaded writes the confidence of every token there, so that no log-probabilities
-have to travel. One file belongs to one trace. The client makes it, reads it while the trace is
-generated, and unlinks it; the server only fills it, and goes on without where it cannot.
+A channel is a small file. vLLM with the gate loaded writes the confidence of every token there, so
+that no log-probabilities have to travel. One file belongs to one trace: the client makes it, reads
+it while the trace is generated, and unlinks it; a server that cannot fill it goes on without.
 """
 
 import errno
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from math import nan
 from pathlib import Path
@@ -19,8 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.engines.base import TraceRequest
+from conviction.gate import Gate
 from conviction_gate.channel import HEADER, MAGIC, NAME, VALUE, VERSION
 from conviction_gate.channel import folder as channel_folder
+from conviction_gate.names import (
+    MOST_K,
+    MOST_WINDOW,
+    REPORT,
+    STOP_TOKEN,
+    THRESHOLD,
+    TRACE,
+    WINDOW,
+    K,
+)
+
+ABSURD = Gate(window=1, threshold=1e9)
+"""A gate that stops every trace at its first token, which shows whether gates are applied."""
+
+Arguments = Mapping[str, str | int | float]
 
 MOST_TOKENS = 1 << 22
 """Tokens that a channel has room for at most: 16 MiB."""
@@ -34,11 +51,38 @@ _ROUNDING = 1e-3
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 
 
+def gate_arguments(
+    gate: Gate | None, *, top_k: int, stop_token: int | None, report: str | None = None
+) -> dict[str, str | int | float]:
+    """The arguments of a request that stop a trace by its gate, or measure it, or both.
+
+    Args:
+        gate: When to stop; None to measure only. One that the server could not hold is left to
+            the client, which applies the gate as well.
+        top_k: The k of token confidence (eq. 2).
+        stop_token: The reserved token that a stopped trace ends with; without it there is no gate.
+        report: Name of the channel that the confidences go to, if any.
+    """
+    arguments: dict[str, str | int | float] = {}
+    if gate is not None and stop_token is not None and gate.window <= MOST_WINDOW:
+        arguments[WINDOW] = gate.window
+        arguments[THRESHOLD] = float(gate.threshold)
+        arguments[STOP_TOKEN] = stop_token
+    if report is not None:
+        arguments[REPORT] = report
+    elif arguments:
+        # By it the window is found again when vLLM has put a trace aside; a channel names it too.
+        arguments[TRACE] = token_hex(16)
+    if arguments and top_k:
+        arguments[K] = min(top_k, MOST_K)
+    return arguments
+
+
 class Channel:
     """The confidences of one trace, as they arrive. Close it when the trace is over.
 
     Its file is read with plain calls in place of a mapping: a trace then costs one descriptor, and
-    a file that somebody cut short costs confidences, not the process.
+    a file that was cut short costs confidences, not the process.
 
     Args:
         tokens: The most tokens that the trace may generate; more than `MOST_TOKENS` have no room.
@@ -77,7 +121,7 @@ class Channel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is not known of what was taken, in whole sentences; empty if all is."""
+        """Which confidences are missing and why, in whole sentences."""
         notes: list[str] = []
         if self._missed:
             notes.append("Some confidences did not arrive through the gate's channel.")
@@ -144,7 +188,7 @@ class Channel:
         data = self._read(HEADER.size + VALUE.size * begin, size)
         whole = len(data) - len(data) % VALUE.size
         values = np.frombuffer(data[:whole], "<f4").astype(np.float32)
-        # What is no number could not be told; and none is below 0 but by rounding.
+        # NaN marks what is unknown; only rounding makes one negative.
         known = np.isfinite(values) & (values > -_ROUNDING)
         return np.where(known, np.maximum(values, 0), np.float32(nan))
 
@@ -158,7 +202,7 @@ class Channel:
 
 
 def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, tuple[str, ...]]:
-    """A channel for a trace, and no notes; or none, and a note of why.
+    """A channel for a trace; or none, and a note of why.
 
     Args:
         request: The trace.
@@ -178,16 +222,10 @@ def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None,
 
 
 def remove_leftovers(folder: Path | None = None) -> int:
-    """Remove the channels of programs that were killed.
+    """Remove the channels of programs that were killed, and count them.
 
-    A living program holds a lock on each of its channels, and the system lets go of it however
-    the program ends.
-
-    Args:
-        folder: Where to look.
-
-    Returns:
-        How many were removed.
+    A living program holds a lock on each of its channels; the system releases it however the
+    program ends.
     """
     removed = 0
     with suppress(OSError), os.scandir(folder or channel_folder()) as entries:
