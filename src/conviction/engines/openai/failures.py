@@ -21,17 +21,16 @@ from conviction.errors import (
 )
 
 _OVERFLOW_WORDS = (
-    "exceed_context_size",
-    "context_length_exceeded",
-    "context length",
-    "context size",
-    "context window",
-    "maximum context",
-    "max_model_len",
+    b"exceed_context_size",
+    b"context_length_exceeded",
+    b"context length",
+    b"context size",
+    b"context window",
+    b"maximum context",
+    b"max_model_len",
 )
 _UNAUTHORISED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
-_OUT_OF_QUOTA = b"insufficient_quota"
 _REDIRECTS = range(300, 400)
 _MOST_QUOTED = 300
 OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
@@ -73,16 +72,16 @@ class Failures:
 
     def _refusal(self, status: int, body: bytes) -> tuple[type[EngineError], str]:
         kind: type[EngineError] = EngineUnavailableError
-        if status in _UNAUTHORISED:
+        if status in _UNAUTHORISED and self.secret:
+            remedy = "Give the key that belongs to this server."
+        elif status in _UNAUTHORISED:
             remedy = (
-                "Give the key that belongs to this server."
-                if self.secret
-                else "The server wants a key: put it into CONVICTION_API_KEY, or name a file with "
+                "The server wants a key: put it into CONVICTION_API_KEY, or name a file with "
                 "--api-key-file; in a program, give api_key."
             )
         elif status == HTTPStatus.NOT_FOUND:
             remedy = "Check the model's name, and the address: most servers want it to end in /v1."
-        elif status in _BUSY and _OUT_OF_QUOTA in body:
+        elif status in _BUSY and b"insufficient_quota" in body:
             remedy = "Raise the quota of this key, or use another one."
         elif status in _BUSY:
             kind = TemporarilyUnavailableError
@@ -92,7 +91,7 @@ class Failures:
         elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = TemporarilyUnavailableError
             remedy = "Look into the server's log, and try again later."
-        elif _is_overflow(body):
+        elif any(words in body.lower() for words in _OVERFLOW_WORDS):
             kind = ContextOverflowError
             remedy = (
                 "Shorten the question, lower --max-tokens, or give the server a larger context."
@@ -116,41 +115,32 @@ class Failures:
 
     def unreachable(self, error: Exception) -> EngineUnavailableError:
         """The error for a request that got no answer."""
+        kind, tried = EngineUnavailableError, f"reach {self.base_url}"
         match error:
             case aiohttp.ClientSSLError():
-                return EngineUnavailableError(
-                    tried=f"reach {self.base_url} safely",
-                    found=self._reason(error),
-                    remedy="Mend the server's certificate, or add its authority to those that "
-                    "this machine trusts (SSL_CERT_FILE names a file of them).",
+                tried += " safely"
+                remedy = (
+                    "Mend the server's certificate, or add its authority to those that this "
+                    "machine trusts (SSL_CERT_FILE names a file of them)."
                 )
             case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():
-                return EngineUnavailableError(
-                    tried=f"use {self.base_url!r} as a server's address",
-                    found=self._reason(error),
-                    remedy="Give an address such as http://127.0.0.1:8000/v1.",
-                )
+                tried = f"use {self.base_url!r} as a server's address"
+                remedy = "Give an address such as http://127.0.0.1:8000/v1."
             case aiohttp.ClientConnectorDNSError():
-                return EngineUnavailableError(
-                    tried=f"reach {self.base_url}",
-                    found=self._reason(error),
-                    remedy="Check the name in the address.",
-                )
+                remedy = "Check the name in the address."
             case _:
-                return TemporarilyUnavailableError(
-                    tried=f"reach {self.base_url}",
-                    found=self._reason(error),
-                    remedy="Check that the server runs, and its address"
-                    + (", and that it speaks TLS." if self.base_url[:6] == "https:" else "."),
-                )
+                kind = TemporarilyUnavailableError
+                tls = ", and that it speaks TLS" if self.base_url[:6] == "https:" else ""
+                remedy = f"Check that the server runs, and its address{tls}."
+        return kind(tried=tried, found=self._reason(error), remedy=remedy)
 
-    def broken(self, error: Exception) -> StreamError:
-        """The error for a stream that was cut."""
-        return self._broken(self._reason(error))
-
-    def lost(self) -> StreamError:
-        """The error for a stream that ended without a word."""
-        return self._broken("the connection was lost, or something came that is no HTTP")
+    def broken(self, why: str | Exception) -> StreamError:
+        """The error for a stream that was cut, or cannot be read on."""
+        return StreamError(
+            tried=f"read a trace from {self.base_url}",
+            found=why if isinstance(why, str) else self._reason(why),
+            remedy=OTHERS_GO_ON,
+        )
 
     def silent(self, seconds: float) -> StreamError:
         """The error for a stream that stalled."""
@@ -161,24 +151,11 @@ class Failures:
             "streams back until they are complete, go around it.",
         )
 
-    def too_long(self, seconds: float) -> StreamError:
-        """The error for a trace that takes too much time."""
-        return self._broken(f"the trace had not ended after {seconds:g} s")
-
-    def too_large(self, size: int) -> StreamError:
-        """The error for a trace of too many bytes."""
-        return self._broken(f"it sent more than {size:,} bytes for one trace")
-
-    def _broken(self, found: str) -> StreamError:
-        return StreamError(
-            tried=f"read a trace from {self.base_url}", found=found, remedy=OTHERS_GO_ON
-        )
-
     def _reason(self, error: Exception) -> str:
         found = str(error)
         match error:
             case aiohttp.ConnectionTimeoutError():
-                found = "nobody took the connection in time"
+                found = "the connection was not accepted in time"
             case TimeoutError():
                 found = "not a byte came in the time allowed"
             case aiohttp.ClientHttpProxyError(status=status):
@@ -242,8 +219,3 @@ def _message(body: bytes, secret: str | None) -> str:
         return error_message(json.loads(body), secret)
     except (ValueError, RecursionError):
         return quoted(body, secret)
-
-
-def _is_overflow(body: bytes) -> bool:
-    text = body.decode("utf-8", "replace").lower()
-    return any(word in text for word in _OVERFLOW_WORDS)

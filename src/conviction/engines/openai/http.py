@@ -256,11 +256,15 @@ class ByteStream:
     def _look(self) -> None:
         now = self._loop.time()
         if now >= self._began + self._timeouts.trace:
-            self._given_up = self._failures.too_long(self._timeouts.trace)
+            self._given_up = self._failures.broken(
+                f"the trace had not ended after {self._timeouts.trace:g} s"
+            )
         elif now >= self._heard + self._allowed:
             self._given_up = self._failures.silent(self._allowed)
         elif self._is_lost():
-            self._given_up = self._failures.lost()
+            self._given_up = self._failures.broken(
+                "the connection was lost, or something came that is no HTTP"
+            )
         else:
             self._timer = self._loop.call_at(self._next_look(), self._look)
             return

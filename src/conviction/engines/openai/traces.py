@@ -166,7 +166,8 @@ class TraceStream:
                 async for piece in pieces:
                     left -= len(piece)
                     if left < 0:
-                        raise self._failures.too_large(most_bytes)
+                        found = f"it sent more than {most_bytes:,} bytes for one trace"
+                        raise self._failures.broken(found)
                     if chunk := reader.read(parser.feed(piece)):
                         yield chunk
                         reader.check()
