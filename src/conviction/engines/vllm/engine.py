@@ -5,7 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -22,8 +22,8 @@ from conviction.engines.base import (
     seeds_count,
 )
 from conviction.engines.vllm.outputs import (
-    AsyncEngine,
     OutputReader,
+    core_died,
     failure_of,
     outputs_of,
     sampling_parameters,
@@ -32,6 +32,9 @@ from conviction.engines.vllm.starting import check_installed, check_model, start
 from conviction.engines.vllm_gate import ABSURD, channel_for, gate_arguments, remove_leftovers
 from conviction.errors import EngineError, EngineUnavailableError
 from conviction_gate.names import DEFAULT_K, MOST_K, stop_token_of
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 _COUNT = (Message("user", "Count from one to one hundred in words."),)
 _DRAWN = 24
@@ -43,7 +46,7 @@ NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    vllm: AsyncEngine
+    vllm: "AsyncLLM"
     prompts: "Prompts"
     stop_token: int | None
     context: int
@@ -124,7 +127,7 @@ class VLLMEngine(Engine):
                 await anyio.to_thread.run_sync(running.vllm.shutdown)
 
     async def capabilities(self) -> Capabilities:
-        """What it can do: its settings, and the gate and the seeds as a few tokens show them.
+        """What it can do: its settings, and what a few tokens show of the gate and the seeds.
 
         Raises:
             EngineError: it is not started, or generates nothing.
@@ -157,7 +160,7 @@ class VLLMEngine(Engine):
         except EngineError:
             raise
         except Exception as error:
-            raise self._dead(error) from error
+            raise core_died(error, self.name) from error
 
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Generate one trace.
@@ -197,11 +200,11 @@ class VLLMEngine(Engine):
             stop_token=stop_token,
             report=channel and channel.name,
         )
-        logprobs = top_k or (0 if request.logprobs and request.top_k else None)
+        logprobs = request.logprobs and request.top_k > 0
         parameters = sampling_parameters(
-            request, logprobs=logprobs, arguments=arguments, stop_token=stop_token
+            request, top_k or (0 if logprobs else None), arguments, stop_token
         )
-        reader = OutputReader(request, top_k, channel, stop_token, notes)
+        reader = OutputReader(top_k, logprobs, channel, stop_token, notes)
         try:
             async with aclosing(outputs_of(running.vllm, prompt, parameters)) as outputs:
                 async for output in outputs:
@@ -210,7 +213,7 @@ class VLLMEngine(Engine):
         except EngineError:
             raise
         except Exception as error:
-            raise self._failure(error) from error
+            raise failure_of(error, self.name) from error
         finally:
             if channel is not None:
                 channel.close()
@@ -243,21 +246,8 @@ class VLLMEngine(Engine):
             raise not_started(self.name)
         return self._running
 
-    def _failure(self, error: Exception) -> EngineError:
-        if type(error).__name__ == "EngineDeadError":
-            return self._dead(error)
-        return failure_of(error, self.name)
 
-    def _dead(self, error: Exception) -> EngineUnavailableError:
-        return EngineUnavailableError(
-            tried=f"use {self.name}",
-            found=f"its core has died ({error})",
-            remedy="What vLLM wrote above tells why: out of memory, most often. Lower "
-            "gpu_memory_utilization, max_num_seqs or max_model_len, and start it again.",
-        )
-
-
-def _running(vllm: AsyncEngine) -> _Running:
+def _running(vllm: "AsyncLLM") -> _Running:
     """What is known of vLLM once it runs."""
     config = vllm.model_config
     return _Running(

@@ -1,4 +1,4 @@
-"""Starting vLLM: what can be refused before it loads for minutes, and what it says of the rest."""
+"""Starting vLLM: what is refused before it loads for minutes, and why it did not start."""
 
 import dataclasses
 import importlib
@@ -7,14 +7,17 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from conviction.engines.vllm.outputs import AsyncEngine
 from conviction.errors import (
     EngineStartError,
     InvalidSettingError,
     MissingExtraError,
     NotAChatModelError,
 )
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 _OURS = ("model",)
 _MEMORY_WORDS = ("out of memory", "kv cache", "gpu_memory_utilization", "free memory")
@@ -57,7 +60,7 @@ def check_model(model: str) -> None:
     )
 
 
-def start(model: str, options: Mapping[str, object]) -> AsyncEngine:
+def start(model: str, options: Mapping[str, object]) -> "AsyncLLM":
     """Start vLLM, which takes from seconds to minutes.
 
     Args:
@@ -108,17 +111,16 @@ def _not_started(model: str, error: Exception) -> EngineStartError:
         causes.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__ or cause.__context__
     said = causes[0]
+    remedy = (
+        "What vLLM wrote above tells the cause. Most often it is memory (lower "
+        "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
+    )
     memory = any(word in text.lower() for text in causes for word in _MEMORY_WORDS)
     if memory or "OutOfMemory" in said:
         remedy = (
             "The memory does not suffice: lower gpu_memory_utilization if others use the device, "
             "max_model_len or max_num_seqs if vLLM needs less, or take a smaller or quantized "
             "model."
-        )
-    else:
-        remedy = (
-            "What vLLM wrote above tells the cause. Most often it is memory (lower "
-            "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
         )
     return EngineStartError(
         tried=f"start vLLM with the model {model}", found=" ".join(said.split()), remedy=remedy
