@@ -16,7 +16,7 @@ from conviction.core import Message, Sampling
 from conviction.engines.base import TraceRequest, seeds_count
 from conviction.engines.openai.events import decode
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, Route, ServerFacts
-from conviction.engines.openai.http import NOTHING, HttpClient, Json
+from conviction.engines.openai.http import HttpClient, Json
 from conviction.engines.openai.probe_streams import StreamProbe
 from conviction.engines.openai.shapes import (
     Model,
@@ -94,55 +94,33 @@ async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFac
         EngineError: the server cannot be reached, or refuses even the plainest request.
     """
     asking, streams = _Asking(http, route, facts.model), StreamProbe(http, route)
-    dialect, top_k, reason = await asking.find_dialect()
-    asking.dialect, asking.top_k = dialect, top_k
-    vllm_arguments = await asking.knows_token_ids()
-    both = {**asking.body(_COUNT, _SHORT), **count_fields("timings"), **count_fields("usage")}
-    counts = await streams.counts_in_events(both)
-    asking.dialect = dialect = replace(dialect, token_ids=bool(vllm_arguments), counts=counts)
+    asking.dialect, asking.top_k, reason = await asking.find_dialect()
+    top_k, vllm_arguments = asking.top_k, await asking.knows_token_ids()
+    plain = asking.body(_COUNT, _SHORT, top_k=0)
+    counts = await streams.counts_in_events(
+        {**plain, **count_fields("timings"), **count_fields("usage")}
+    )
+    asking.dialect = replace(asking.dialect, token_ids=bool(vllm_arguments), counts=counts)
     # A stream that is only begun leaves room for its prompt.
     tokens = max(1, min(_WATCHED, (facts.context or 2 * _WATCHED) // 2))
-    watched = await streams.watch(
-        lambda seed: asking.body(_INVENT, tokens, top_k=top_k, seed=seed), top_k, tokens
+    facts = await streams.watch(
+        facts, lambda seed: asking.body(_INVENT, tokens, seed=seed), top_k, tokens
     )
-    may_gate = vllm_arguments or facts.software == "vllm"
-    found = await asking.find_gate() if may_gate else None
+    if vllm_arguments or facts.software == "vllm":
+        facts = await asking.find_gate(facts)
     return replace(
         facts,
         top_k=top_k,
         top_k_reason=reason,
         raw=await asking.gives_raw() if top_k else None,
         seeds=await seeds_count(asking.draw),
-        incremental=watched.incremental,
-        frees=watched.frees,
-        tokens_after_close=watched.tokens_after_close,
         vllm_arguments=vllm_arguments,
-        continues=await streams.continues(lambda begun: asking.body(_COUNT, 1, prefix=begun)),
-        gate=found and found.gate,
-        # Where events carry no counts, it is unknown which confidence belongs to which token.
-        channel=found and found.channel and counts == "usage",
-        stop_token=found and found.stop_token,
-        gate_reason=found.reason if found else "",
-        dialect=dialect,
+        continues=await streams.continues(
+            lambda begun: asking.body(_COUNT, 1, top_k=0, prefix=begun)
+        ),
+        dialect=asking.dialect,
         seen=time.time(),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundGate:
-    """What was found out about the gate of a server.
-
-    Attributes:
-        gate: Whether a gate stopped a trace.
-        channel: Whether the confidences arrived through a file on this machine.
-        stop_token: The token that a stopped trace ends with.
-        reason: Why the gate does not work although it is there; empty if that is not so.
-    """
-
-    gate: bool = False
-    channel: bool = False
-    stop_token: int | None = None
-    reason: str = ""
 
 
 @dataclass
@@ -189,8 +167,9 @@ class _Asking:
         """Whether vLLM's own arguments take effect, by one whose effect can be seen."""
         if not self.top_k:
             return None
+        body = self.body(_COUNT, _SHORT)
         try:
-            choice = await self._ask(_COUNT, _SHORT, extra={"return_tokens_as_token_ids": True})
+            choice = await self._ask({**body, "return_tokens_as_token_ids": True})
         except EngineUnavailableError:
             raise
         except EngineError:
@@ -208,7 +187,7 @@ class _Asking:
         """
         spreads: list[dict[str, float]] = []
         for temperature in (_HOT, _COLD):
-            choice = await self._ask(_INVENT, 1, temperature=temperature)
+            choice = await self._ask(self.body(_INVENT, 1, temperature=temperature))
             places = _places(choice.logprobs)
             spreads.append(dict(places[0]) if places else {})
         hot, cold = spreads
@@ -226,13 +205,13 @@ class _Asking:
 
     async def draw(self, seed: int) -> str:
         """A short text that is drawn with a seed."""
-        choice = await self._ask(_INVENT, _DRAWN, seed=seed)
+        choice = await self._ask(self.body(_INVENT, _DRAWN, seed=seed))
         message = choice.message
         if message is None:
             return choice.text or ""
         return f"{message.reasoning or message.reasoning_content}/{message.content}"
 
-    async def find_gate(self) -> _FoundGate:
+    async def find_gate(self, facts: ServerFacts) -> ServerFacts:
         """Find the gate by a request that it must refuse, and one that it must stop.
 
         A gate that is not given the token to end a trace with refuses, and names one of the
@@ -243,35 +222,37 @@ class _Asking:
         """
         arguments = gate_arguments(ABSURD, top_k=DEFAULT_K, stop_token=0)
         del arguments[STOP_TOKEN]
+        facts, reason = replace(facts, gate=False, channel=False), ""
         try:
-            await self._ask(_COUNT, 1, top_k=0, extra={"vllm_xargs": arguments})
+            await self._ask({**self.body(_COUNT, 1, top_k=0), "vllm_xargs": arguments})
         except EngineUnavailableError:
             raise
         except EngineError as error:
             if named := _NAMED_STOP.search(error.found):
-                return await self._try_gate(int(named[1]))
-            return _FoundGate(reason=error.found if "conviction_" in error.found else "")
-        return _FoundGate()
+                return await self._try_gate(facts, int(named[1]))
+            reason = error.found if "conviction_" in error.found else ""
+        return replace(facts, gate_reason=reason)
 
-    async def _try_gate(self, stop_token: int) -> _FoundGate:
+    async def _try_gate(self, facts: ServerFacts, stop_token: int) -> ServerFacts:
         try:
             channel = Channel(_GATED)
         except OSError:
             channel = None
         report = channel and channel.name
+        gate = gate_arguments(ABSURD, top_k=DEFAULT_K, stop_token=stop_token, report=report)
         try:
-            arguments = gate_arguments(
-                ABSURD, top_k=DEFAULT_K, stop_token=stop_token, report=report
-            )
-            choice = await self._ask(_COUNT, _GATED, top_k=0, extra=gate_fields(arguments))
-            stopped = choice.stop_reason == stop_token
+            choice = await self._ask(self.body(_COUNT, _GATED, top_k=0) | gate_fields(gate))
+            if choice.stop_reason != stop_token:
+                return facts
             # They may come a moment after the answer.
             arrived = channel is not None and bool(np.isfinite(await channel.take(1)).all())
-            return _FoundGate(stopped, stopped and arrived, stop_token if stopped else None)
+            # Where events carry no counts, it is unknown which confidence is of which token.
+            usable = arrived and self.dialect.counts == "usage"
+            return replace(facts, gate=True, channel=usable, stop_token=stop_token)
         except EngineUnavailableError:
             raise
         except EngineError as error:
-            return _FoundGate(reason=error.found)
+            return replace(facts, gate_reason=error.found)
         finally:
             if channel is not None:
                 channel.close()
@@ -283,7 +264,7 @@ class _Asking:
             for filters in FILTERS_OFF:
                 dialect = Dialect(filters_off=dict(filters), limit_name=limit_name)
                 try:
-                    await self._ask(_COUNT, _SHORT, dialect=dialect, top_k=0)
+                    await self._ask(self.body(_COUNT, _SHORT, top_k=0, dialect=dialect))
                 except EngineUnavailableError:
                     raise
                 except EngineError as error:
@@ -296,28 +277,16 @@ class _Asking:
     async def _given(self, dialect: Dialect, top_k: int) -> tuple[int, EngineError | None]:
         """Usable log-probabilities a token when asked for `top_k`, or the refusal."""
         try:
-            choice = await self._ask(_COUNT, _SHORT, dialect=dialect, top_k=top_k)
+            choice = await self._ask(self.body(_COUNT, _SHORT, top_k=top_k, dialect=dialect))
         except EngineUnavailableError:
             raise
         except EngineError as error:
             return 0, error
         return min(top_k, max(map(len, _places(choice.logprobs)), default=0)), None
 
-    async def _ask(
-        self,
-        messages: tuple[Message, ...],
-        tokens: int,
-        *,
-        dialect: Dialect | None = None,
-        top_k: int | None = None,
-        temperature: float = 1.0,
-        seed: int = 1,
-        extra: Json = NOTHING,
-    ) -> WholeChoice:
-        top_k = self.top_k if top_k is None else top_k
-        body = self.body(messages, tokens, dialect, top_k=top_k, temperature=temperature, seed=seed)
-        del body["stream_options"]
-        answer = await self.http.ask("POST", self.route, {**body, "stream": False, **extra})
+    async def _ask(self, body: Json) -> WholeChoice:
+        body = {name: value for name, value in body.items() if name != "stream_options"}
+        answer = await self.http.ask("POST", self.route, {**body, "stream": False})
         try:
             choices = decode(answer, _ANSWER).choices
         except ValueError:
@@ -330,15 +299,16 @@ class _Asking:
         self,
         messages: tuple[Message, ...],
         tokens: int,
-        dialect: Dialect | None = None,
         *,
-        top_k: int = 0,
+        top_k: int | None = None,
+        dialect: Dialect | None = None,
         temperature: float = 1.0,
         seed: int = 1,
         prefix: str = "",
     ) -> dict[str, object]:
-        """The request for a streamed trace."""
+        """The request for a streamed trace; by default with the k and in the dialect found."""
         sampling = Sampling(temperature=temperature, max_tokens=tokens)
+        top_k = self.top_k if top_k is None else top_k
         request = TraceRequest(messages, sampling, seed=seed, top_k=top_k, prefix=prefix)
         dialect = dialect or self.dialect
         return trace_body(request, route=self.route, model=self.model, dialect=dialect)

@@ -7,7 +7,7 @@ server, and whether it goes on with a message that it is given the beginning of.
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from conviction.engines.openai.events import EventParser, TraceReader, decode
-from conviction.engines.openai.facts import Route
+from conviction.engines.openai.facts import Route, ServerFacts
 from conviction.engines.openai.http import HttpClient, Json
 from conviction.engines.openai.shapes import Event
 from conviction.errors import EngineError, EngineUnavailableError
@@ -72,21 +72,6 @@ def read_load(metrics: str) -> Load | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
-    """What a stream that was closed early showed; None where it could not be told.
-
-    Attributes:
-        incremental: Whether tokens arrived one by one.
-        frees: Whether the server stopped generating when it was closed.
-        tokens_after_close: Tokens that it went on to generate.
-    """
-
-    incremental: bool | None = None
-    frees: bool | None = None
-    tokens_after_close: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class StreamProbe:
     """Small streamed requests to one server.
 
@@ -122,26 +107,28 @@ class StreamProbe:
             return "usage"
         return "timings" if any(event.timings for event in early) else ""
 
-    async def watch(self, body: Callable[[int], Json], top_k: int, tokens: int) -> Watched:
-        """Whether tokens arrive one by one, and what closing a stream does.
+    async def watch(
+        self, facts: ServerFacts, body: Callable[[int], Json], top_k: int, tokens: int
+    ) -> ServerFacts:
+        """Find out whether tokens arrive one by one, and what closing a stream does.
 
         A trace may end by itself before that can be seen, so there are several attempts. A machine
         that is busy may read late what was sent one by one, so lumps have to be seen twice.
 
         Args:
+            facts: What is known already.
             body: The request for a long trace with a seed.
             top_k: Log-probabilities that it asks for.
             tokens: The most tokens that it asks for.
         """
-        seen = Watched()
         for seed in range(1, 1 + _STREAMS):
-            found = await self._watch_one(body(seed), top_k, tokens)
-            in_lumps_again = found.incremental is False and seen.incremental is False
+            found = await self._watch_one(facts, body(seed), top_k, tokens)
+            in_lumps_again = found.incremental is False and facts.incremental is False
             if found.incremental is not None:
-                seen = found
+                facts = found
             if found.incremental or in_lumps_again:
                 break
-        return seen
+        return facts
 
     async def continues(self, body: Callable[[str], Json]) -> bool | None:
         """Whether the server goes on with a begun message, told by how its prompts grow.
@@ -173,7 +160,9 @@ class StreamProbe:
         none, once, twice = (tokens for tokens, _ in found)
         return once - none == twice - once if 0 < none < once < twice else None
 
-    async def _watch_one(self, body: Json, top_k: int, tokens: int) -> Watched:
+    async def _watch_one(
+        self, facts: ServerFacts, body: Json, top_k: int, tokens: int
+    ) -> ServerFacts:
         before = await self._load()
         stream = await self.http.stream(self.route, body)
         reader, parser, pieces = TraceReader(top_k, tokens), EventParser(), 0
@@ -188,9 +177,9 @@ class StreamProbe:
             stream.close()
         incremental = None if reader.tokens < _ENOUGH_TOKENS else pieces >= _LEAST_PIECES
         if before is None or reader.done:
-            return Watched(incremental)
+            return replace(facts, incremental=incremental, frees=None, tokens_after_close=None)
         frees, after = await self._watch_it_end(before, reader.tokens)
-        return Watched(incremental, frees, after)
+        return replace(facts, incremental=incremental, frees=frees, tokens_after_close=after)
 
     async def _watch_it_end(self, before: Load, read: int) -> tuple[bool, int | None]:
         """Whether the server stops, and how many tokens it generated that were not read."""
