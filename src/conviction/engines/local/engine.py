@@ -23,13 +23,7 @@ from conviction.engines.base import (
     context_overflow,
     not_started,
 )
-from conviction.engines.local.server import (
-    LlamaServer,
-    ServerApi,
-    ServerSettings,
-    check_memory,
-    usable_cores,
-)
+from conviction.engines.local.server import LlamaServer, ServerApi, check_memory, usable_cores
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, Route, ServerFacts
 from conviction.engines.openai.http import HttpClient, Timeouts, check
 from conviction.engines.openai.traces import open_trace
@@ -117,11 +111,17 @@ class LocalEngine(Engine):
                 found="the package xllamacpp is not installed",
                 remedy='Install it: pip install "conviction[local]".',
             )
-        settings = await anyio.to_thread.run_sync(self._settings)
+        await anyio.to_thread.run_sync(self._check_model)
         timeouts = Timeouts(first_byte=_STALL_SECONDS, stall=_STALL_SECONDS)
         async with AsyncExitStack() as stack:
-            server = await LlamaServer.start(settings, self._start_timeout)
-            stack.push_async_callback(server.stop)
+            server = LlamaServer(
+                self._path,
+                slots=self._slots,
+                context=self._context,
+                threads=self._threads,
+                timeout=self._start_timeout,
+            )
+            await stack.enter_async_context(server)
             # At its root, llama.cpp's plain completions have a shape of their own.
             http = HttpClient(f"{server.url}/v1", api_key=server.api_key, timeouts=timeouts)
             await stack.enter_async_context(http)
@@ -179,15 +179,17 @@ class LocalEngine(Engine):
                         # As plain text: in a chat, llama.cpp takes only whole messages.
                         whole = (Message("user", prompt.text),)
                         request = replace(request, messages=whole, templated=True)
-                await self._check_context(running, request, prompt)
+                if prompt is None or request.templated:
+                    text = request.messages[0].content + request.prefix
+                    tokens = await running.prompts.api.count_tokens(text)
+                else:
+                    tokens = prompt.tokens
+                self._check_context(tokens, request.sampling.max_tokens)
                 slot = await stack.enter_async_context(running.slots.take(prompt))
                 cached = await running.prompts.load(prompt, slot)
+                own = {"id_slot": slot.number}
                 trace = await open_trace(
-                    running.http,
-                    self._facts,
-                    request,
-                    route=Route.CHAT,
-                    extra={"id_slot": slot.number},
+                    running.http, self._facts, request, route=Route.CHAT, extra=own
                 )
                 stack.callback(trace.close)
                 chunks = await stack.enter_async_context(aclosing(trace.chunks()))
@@ -198,25 +200,16 @@ class LocalEngine(Engine):
         except (EngineUnavailableError, StreamError) as error:
             raise await running.server.death() or error from error
 
-    async def _check_context(
-        self, running: _Running, request: TraceRequest, prompt: "Prompt | None"
-    ) -> None:
-        if prompt is not None and not request.templated:
-            tokens = prompt.tokens
-        else:
-            text = request.messages[0].content + request.prefix
-            tokens = await running.prompts.api.count_tokens(text)
-        most = request.sampling.max_tokens
-        if tokens + most > self._context:
+    def _check_context(self, prompt: int, max_tokens: int) -> None:
+        if prompt + max_tokens > self._context:
             larger = "start the engine with a larger context"
-            raise context_overflow(tokens, most, self._context, larger)
+            raise context_overflow(prompt, max_tokens, self._context, larger)
 
-    def _settings(self) -> ServerSettings:
+    def _check_model(self) -> None:
         """Check the file and the memory before anything is started."""
         header = check_chat_model(self._path)
         self._context = min(self._context, header.context_length or self._context)
         check_memory(self._path, header, slots=self._slots, context=self._context)
-        return ServerSettings(str(self._path), self._slots, self._context, self._threads)
 
     def _started(self) -> _Running:
         if self._running is None:

@@ -11,10 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
-from typing import IO, NoReturn, Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import anyio
 import anyio.abc
@@ -51,70 +51,64 @@ _GROUP_MEMORY_USED = Path("/sys/fs/cgroup/memory.current")
 AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """What to serve, and how.
+class LlamaServer:
+    """llama.cpp's server. Used as an asynchronous context manager: entering starts it.
 
-    Attributes:
-        model: Path of the model file.
+    Args:
+        model: The model file.
         slots: Traces at once.
         context: Tokens of context per slot.
         threads: Threads that compute.
-    """
-
-    model: str
-    slots: int
-    context: int
-    threads: int
-
-
-class LlamaServer:
-    """A running server. Made by `start`, ended by `stop`.
+        timeout: Seconds that loading the model may take.
 
     Attributes:
-        settings: What it serves.
-        folder: Its own folder, for saved prompts and its log; gone after `stop`.
+        folder: Its own folder, for saved prompts and its log; gone once it ended.
         api_key: The key it wants.
-        url: Where it listens.
+        url: Where it listens; empty until it does.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self.settings = settings
+    def __init__(
+        self, model: Path, *, slots: int, context: int, threads: int, timeout: float
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="conviction-"))
         self.api_key = secrets.token_urlsafe(32)
         self.url = ""
+        self._settings: dict[str, object] = {
+            "model": str(model),
+            "slots": slots,
+            "context": context,
+            "threads": threads,
+            "folder": str(self.folder),
+            "api_key": self.api_key,
+        }
+        self._tried = f"start llama.cpp with {model.name}, {slots} slots of {context:,} tokens"
+        self._timeout = timeout
         self._process: anyio.abc.Process | None = None
 
-    @classmethod
-    async def start(cls, settings: ServerSettings, timeout: float) -> Self:  # noqa: ASYNC109  # its message names it
-        """Start a server and wait until it has loaded its model.
-
-        Args:
-            settings: What to serve.
-            timeout: Seconds that this may take.
+    async def __aenter__(self) -> Self:
+        """Start the process and wait until it has loaded its model.
 
         Raises:
             EngineStartError: it did not start, or not in time.
         """
-        server = cls(settings)
         try:
-            with anyio.move_on_after(timeout):
-                await server._launch()
-            if not server.url:
-                server._fail(f"it was not ready within {timeout:g} s")
+            with anyio.move_on_after(self._timeout):
+                await self._launch()
+            if not self.url:
+                self._fail(f"it was not ready within {self._timeout:g} s")
         except BaseException:
-            await server._end(grace=0)
+            await self._end(grace=0)
             raise
-        return server
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the process and remove its folder; bounded, and not to be cancelled."""
+        await self._end(_GRACE_SECONDS)
 
     @property
     def pid(self) -> int | None:
         """Process id of the child, once it was started."""
         return None if self._process is None else self._process.pid
-
-    async def stop(self) -> None:
-        """End the process and remove its folder; bounded, and not to be cancelled."""
-        await self._end(_GRACE_SECONDS)
 
     async def death(self) -> EngineUnavailableError | None:
         """The error to raise if the process has ended; None if it lives."""
@@ -135,49 +129,48 @@ class LlamaServer:
         )
 
     async def _launch(self) -> None:
+        # Waiting threads sleep rather than spin: where cores are shared with other work, threads
+        # that spin keep the one they wait for from running, and speed falls to a tenth.
+        sleeping = {"OMP_WAIT_POLICY": "PASSIVE"}
         with (self.folder / _LOG).open("wb") as log:
-            self._process = await _spawn(log)
-        report = await _introduce(
-            self._process,
-            {**asdict(self.settings), "folder": str(self.folder), "api_key": self.api_key},
-        )
+            self._process = await anyio.open_process(
+                # As a file, not as a module: nothing of this package has to be found or imported.
+                # -P keeps modules that lie beside it from taking other modules' names.
+                [sys.executable, "-P", str(_CHILD)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**sleeping, **os.environ},
+            )
+        report = await _introduce(self._process, self._settings)
         if "url" not in report:
             self._fail(report.get("error", "it ended at once"))
         self.url = report["url"]
 
     def _fail(self, reason: str) -> NoReturn:
-        settings = self.settings
         raise EngineStartError(
-            tried=f"start llama.cpp with {Path(settings.model).name}, {settings.slots} slots of "
-            f"{settings.context:,} tokens",
+            tried=self._tried,
             found=f"{reason.rstrip('.')}{_tail(self.folder)}",
             remedy="If memory or time ran out, use fewer slots, a smaller context or a smaller "
             "model; if the model is unknown to it, a newer version of xllamacpp.",
         )
 
     async def _end(self, grace: float) -> None:
+        """Close its standard input, which ends it; kill it if it does not end."""
         with anyio.CancelScope(shield=True):
-            if self._process is not None:
-                await _end_process(self._process, grace)
+            if (process := self._process) is not None:
+                with anyio.move_on_after(grace):
+                    if process.stdin is not None:
+                        await process.stdin.aclose()
+                    await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                with anyio.move_on_after(_KILL_SECONDS):
+                    await process.aclose()
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
 
-async def _spawn(log: IO[bytes]) -> anyio.abc.Process:
-    # Waiting threads sleep rather than spin: where cores are shared with other work, threads
-    # that spin keep the one they wait for from running, and speed falls to a tenth.
-    sleeping = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return await anyio.open_process(
-        # As a file, not as a module: nothing of this package has to be found or imported. -P
-        # keeps modules that lie beside it from taking other modules' names.
-        [sys.executable, "-P", str(_CHILD)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env={**sleeping, **os.environ},
-    )
-
-
-async def _introduce(process: anyio.abc.Process, settings: dict[str, object]) -> dict[str, str]:
+async def _introduce(process: anyio.abc.Process, settings: Mapping[str, object]) -> dict[str, str]:
     """Hand over the settings, on a pipe where no other process can read the key."""
     if process.stdin is None or process.stdout is None:
         raise AssertionError
@@ -187,18 +180,6 @@ async def _introduce(process: anyio.abc.Process, settings: dict[str, object]) ->
         return json.loads(await reports.receive_until(b"\n", _MOST_REPORT_BYTES))
     except (anyio.BrokenResourceError, anyio.IncompleteRead, anyio.DelimiterNotFound, ValueError):
         return {}
-
-
-async def _end_process(process: anyio.abc.Process, grace: float) -> None:
-    """Ask the process to end by closing its standard input; kill it if it does not."""
-    with anyio.move_on_after(grace):
-        if process.stdin is not None:
-            await process.stdin.aclose()
-        await process.wait()
-    if process.returncode is None:
-        process.kill()
-    with anyio.move_on_after(_KILL_SECONDS):
-        await process.aclose()
 
 
 def _tail(folder: Path) -> str:
@@ -287,7 +268,7 @@ class ServerApi:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: less than the machine has where it is confined."""
+    """Cores that this process may use: fewer than the machine has where it is confined."""
     if sys.platform == "linux":
         cores = len(os.sched_getaffinity(0))
     else:
@@ -306,16 +287,10 @@ def available_memory() -> int | None:
 
 
 def check_memory(path: Path, header: GgufHeader, *, slots: int, context: int) -> None:
-    """Check that a model and its context fit into memory.
-
-    Args:
-        path: The model file.
-        header: Its header.
-        slots: Traces at once.
-        context: Tokens of context for each of them.
+    """Check that a model with `slots` times `context` tokens fits into memory.
 
     Raises:
-        EngineStartError: they do not fit. Where the need or the memory is unknown, they pass.
+        EngineStartError: it does not. Where the need or the memory is unknown, it passes.
     """
     available = available_memory()
     if available is None:
