@@ -36,7 +36,7 @@ class Round:
 async def load(engine: OpenAIEngine) -> Load:
     http = engine.servers[0].http
     address = urlsplit(http.base_url)
-    page = await http.fetch(
+    page = await http.ask(
         "GET", address._replace(path=address.path.removesuffix("/v1") + "/metrics").geturl()
     )
     found = read_load(page.decode())

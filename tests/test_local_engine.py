@@ -99,13 +99,13 @@ async def counted(engine: LocalEngine, name: str) -> int:
     """A counter of the server's own, once no slot is at work."""
     http, url = running(engine).http, running(engine).server.url
     for _ in range(500):
-        slots = json.loads(await http.fetch("GET", f"{url}/slots"))
+        slots = json.loads(await http.ask("GET", f"{url}/slots"))
         if not any(slot["is_processing"] for slot in slots):
             break
         await anyio.sleep(0.01)
     else:
         pytest.fail("the slots did not come to rest")
-    lines = (await http.fetch("GET", f"{url}/metrics")).decode().splitlines()
+    lines = (await http.ask("GET", f"{url}/metrics")).decode().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{name} "))
 
 

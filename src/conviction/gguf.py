@@ -70,9 +70,7 @@ class GgufHeader:
         architecture: Family of the model, as in "qwen2".
         name: The model's own name.
         context_length: Tokens that it was trained to take, prompt and answer together.
-        total_kv_heads: Key and value heads of all layers together.
-        key_length: Values per key head.
-        value_length: Values per value head.
+        kv_values: Keys and values that one token of context takes in all layers together.
         chat_template: The template that turns a chat into a prompt.
         tensor_count: Tensors that the file holds.
         file_size: Bytes of the file.
@@ -83,9 +81,7 @@ class GgufHeader:
     architecture: str
     name: str | None
     context_length: int | None
-    total_kv_heads: int | None
-    key_length: int | None
-    value_length: int | None
+    kv_values: int | None
     chat_template: str | None
     tensor_count: int
     file_size: int
@@ -105,10 +101,7 @@ class GgufHeader:
         Args:
             bytes_per_value: 2 for a cache of half precision; 34 / 32 for Q8_0.
         """
-        if self.total_kv_heads is None or self.key_length is None or self.value_length is None:
-            return None
-        values = self.total_kv_heads * (self.key_length + self.value_length)
-        return ceil(values * bytes_per_value)
+        return None if self.kv_values is None else ceil(self.kv_values * bytes_per_value)
 
 
 def read_header(path: str | Path) -> GgufHeader:
@@ -313,14 +306,18 @@ def _header(
 
     heads, width = most("attention.head_count"), most("embedding_length")
     head_length = (width // heads or None) if width and heads else None
-    kv_heads = values.get(f"{architecture}.attention.head_count_kv", heads)
+    key_length = most("attention.key_length") or head_length
+    value_length = most("attention.value_length") or head_length
+    per_layer = values.get(f"{architecture}.attention.head_count_kv", heads)
+    kv_heads = _total_kv_heads(per_layer, most("block_count"))
+    kv_values = None
+    if kv_heads is not None and key_length is not None and value_length is not None:
+        kv_values = kv_heads * (key_length + value_length)
     return GgufHeader(
         architecture=architecture,
         name=_text(values, "general.name"),
         context_length=most("context_length"),
-        total_kv_heads=_total_kv_heads(kv_heads, most("block_count")),
-        key_length=most("attention.key_length") or head_length,
-        value_length=most("attention.value_length") or head_length,
+        kv_values=kv_values,
         chat_template=_text(values, "tokenizer.chat_template"),
         tensor_count=tensor_count,
         file_size=file_size,

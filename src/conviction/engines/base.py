@@ -167,14 +167,7 @@ def not_started(name: str) -> EngineUnavailableError:
 def context_overflow(
     prompt: int, max_tokens: int, context: int, larger: str
 ) -> ContextOverflowError:
-    """The error for a trace that does not fit.
-
-    Args:
-        prompt: Tokens of the prompt.
-        max_tokens: The most tokens that the trace may generate.
-        context: Tokens that both may have together.
-        larger: How to have a larger context, as the end of a sentence.
-    """
+    """The error for a trace that does not fit; `larger` tells how to have a larger context."""
     return ContextOverflowError(
         tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt:,}",
         found=f"together that is {prompt + max_tokens:,}, and the context has {context:,}",
@@ -188,13 +181,10 @@ async def seeds_count(draw: Callable[[int], Awaitable[str]]) -> bool | None:
     Also beside other traces: what is computed together may be rounded differently.
 
     Args:
-        draw: The text of a short trace that is drawn with a seed.
+        draw: Gives the text of a short trace that is drawn with a seed; its errors come out.
 
     Returns:
         None if all draws were alike.
-
-    Raises:
-        EngineError: one of the draws failed.
     """
     seeds = (1, 2, 1, 3, 1)
     together = [""] * len(seeds)

@@ -21,18 +21,9 @@ from numpy.typing import NDArray
 
 from conviction.engines.base import TraceRequest
 from conviction.gate import Gate
+from conviction_gate import names
 from conviction_gate.channel import HEADER, MAGIC, NAME, VALUE, VERSION
 from conviction_gate.channel import folder as channel_folder
-from conviction_gate.names import (
-    MOST_K,
-    MOST_WINDOW,
-    REPORT,
-    STOP_TOKEN,
-    THRESHOLD,
-    TRACE,
-    WINDOW,
-    K,
-)
 
 ABSURD = Gate(window=1, threshold=1e9)
 """A gate that stops every trace at its first token, which shows whether gates are applied."""
@@ -49,6 +40,7 @@ _UNWRITTEN = VALUE.pack(nan)
 _LEFTOVER_SECONDS = 60.0
 _ROUNDING = 1e-3
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+_NO_LINKS = 0 if sys.platform == "win32" else os.O_NOFOLLOW
 
 
 def gate_arguments(
@@ -64,17 +56,17 @@ def gate_arguments(
         report: Name of the channel that the confidences go to, if any.
     """
     arguments: dict[str, str | int | float] = {}
-    if gate is not None and stop_token is not None and gate.window <= MOST_WINDOW:
-        arguments[WINDOW] = gate.window
-        arguments[THRESHOLD] = float(gate.threshold)
-        arguments[STOP_TOKEN] = stop_token
+    if gate is not None and stop_token is not None and gate.window <= names.MOST_WINDOW:
+        arguments[names.WINDOW] = gate.window
+        arguments[names.THRESHOLD] = float(gate.threshold)
+        arguments[names.STOP_TOKEN] = stop_token
     if report is not None:
-        arguments[REPORT] = report
+        arguments[names.REPORT] = report
     elif arguments:
         # By it the window is found again when vLLM has put a trace aside; a channel names it too.
-        arguments[TRACE] = token_hex(16)
+        arguments[names.TRACE] = token_hex(16)
     if arguments and top_k:
-        arguments[K] = min(top_k, MOST_K)
+        arguments[names.K] = min(top_k, names.MOST_K)
     return arguments
 
 
@@ -104,12 +96,13 @@ class Channel:
         self._unknown = 0
         self._patience = PATIENCE
         self._file: int | None = None
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _no_links(), 0o600)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o600)
         try:
             _lock(self._file)
-            header = HEADER.pack(MAGIC, VERSION, self._capacity, 0)
             # All of its room is taken at once, so that none is wanting in the middle of a trace.
-            _write(self._file, header + _UNWRITTEN * self._capacity)
+            data = HEADER.pack(MAGIC, VERSION, self._capacity, 0) + _UNWRITTEN * self._capacity
+            if os.write(self._file, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  # closed below
         except BaseException:
             self.close()
             raise
@@ -133,10 +126,7 @@ class Channel:
         return tuple(notes)
 
     async def take(self, tokens: int) -> NDArray[np.float32]:
-        """The confidences of the next tokens, waiting a little for those that are late.
-
-        Args:
-            tokens: How many came since the last call.
+        """The confidences of the next `tokens`, waiting a little for those that are late.
 
         Returns:
             Shape (tokens,), NaN for those that are unknown or did not come.
@@ -202,12 +192,7 @@ class Channel:
 
 
 def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, tuple[str, ...]]:
-    """A channel for a trace; or none, and a note of why.
-
-    Args:
-        request: The trace.
-        most_top_k: The most log-probabilities that can be had in its place.
-    """
+    """A channel for a trace; or none, and a note of why: `most_top_k` values come in its place."""
     try:
         return Channel(request.sampling.max_tokens), ()
     except OSError as error:
@@ -240,7 +225,7 @@ def _removed(path: Path) -> bool:
     with suppress(OSError):
         if time.time() - path.lstat().st_mtime < _LEFTOVER_SECONDS:
             return False
-        file = os.open(path, os.O_RDWR | _no_links())
+        file = os.open(path, os.O_RDWR | _NO_LINKS)
         try:
             _lock(file)
             path.unlink()
@@ -250,18 +235,9 @@ def _removed(path: Path) -> bool:
     return False
 
 
-def _no_links() -> int:
-    return 0 if sys.platform == "win32" else os.O_NOFOLLOW
-
-
 def _lock(file: int) -> None:
     if sys.platform == "win32":
         raise OSError("vLLM does not run here")
     import fcntl  # noqa: PLC0415  # not everywhere
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _write(file: int, data: bytes) -> None:
-    if os.write(file, data) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

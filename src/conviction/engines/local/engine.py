@@ -231,11 +231,7 @@ class Slot:
 
 
 class SlotPool:
-    """Hands out slots, first come, first served.
-
-    Args:
-        count: Slots, at least 1.
-    """
+    """Hands out slots, first come, first served."""
 
     def __init__(self, count: int) -> None:
         self._free = [Slot(number) for number in range(count)]
@@ -321,14 +317,10 @@ class SharedPrompts:
             self._trim()
 
     async def load(self, prompt: Prompt | None, slot: Slot) -> int | None:
-        """Put a prompt into a slot, as cheaply as it goes.
+        """Put a prompt into a slot, as cheaply as it goes; None stands for one that is not shared.
 
         Where sharing fails, the server computes the prompt with the trace; that costs time and
         nothing else, so it is no error.
-
-        Args:
-            prompt: The prompt; None for one that is not shared.
-            slot: Where it is to be.
 
         Returns:
             Where this call computed the prompt: how many of its tokens the server had cached.

@@ -215,12 +215,7 @@ class _Restored(msgspec.Struct):
 
 
 class ServerApi:
-    """What llama.cpp's server offers beside traces.
-
-    Args:
-        http: Speaks to the server.
-        url: The server's root.
-    """
+    """What llama.cpp's server offers beside traces, below its root."""
 
     def __init__(self, http: HttpClient, url: str) -> None:
         self._http = http
@@ -256,7 +251,7 @@ class ServerApi:
         await self._post(_Restored, f"/slots/{slot}?action=restore", {"filename": file})
 
     async def _post(self, kind: type[AnswerT], path: str, body: Json) -> AnswerT:
-        answer = await self._http.fetch("POST", self._url + path, body)
+        answer = await self._http.ask("POST", self._url + path, body)
         try:
             return msgspec.json.decode(answer, type=kind)
         except msgspec.DecodeError as error:

@@ -47,9 +47,6 @@ class EventParser:
 
     Source: the event stream format of the HTML standard, section 9.2. Names, ids and retry times
     of events are skipped, as no server of completions gives them a meaning.
-
-    Args:
-        most_bytes: The most bytes that one event may have.
     """
 
     def __init__(self, most_bytes: int = MOST_EVENT_BYTES) -> None:
@@ -215,9 +212,8 @@ class TraceReader:
         """
         self.check()
         if self._finish is None:
-            raise _broken(
-                f"the stream ended in the middle of the trace, after {self.tokens} tokens"
-            )
+            after = f"after {self.tokens} tokens"
+            raise _broken(f"the stream ended in the middle of the trace, {after}")
         # The token that ends a trace has no text, and on some servers no log-probabilities.
         silent = max(0, self._told() - self.tokens)
         self.tokens += silent
@@ -341,12 +337,7 @@ def _broken(found: str) -> StreamError:
 
 
 def _candidates(logprobs: Logprobs, top_k: int) -> Iterable[Sequence[float]]:
-    """For each token the log-probabilities of the likeliest ones at its place.
-
-    Args:
-        logprobs: Those of an event.
-        top_k: How many were asked for.
-    """
+    """For each token the log-probabilities of the `top_k` likeliest ones at its place."""
     for token in logprobs.content or ():
         values = [
             value

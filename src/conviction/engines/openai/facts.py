@@ -8,7 +8,6 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from types import MappingProxyType
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,18 +18,17 @@ FRESH_SECONDS = 24 * 3600.0
 _SCHEMA = 3
 _MOST_BYTES = 1 << 16
 
-
 FILTERS_OFF: tuple[Mapping[str, float], ...] = (
-    MappingProxyType({"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
-    MappingProxyType({"top_p": 1.0, "top_k": -1, "min_p": 0.0}),
-    MappingProxyType({"top_p": 1.0, "top_k": 0, "min_p": 0.0}),
-    MappingProxyType({"top_p": 1.0}),
-    MappingProxyType({}),
+    {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    {"top_p": 1.0, "top_k": -1, "min_p": 0.0},
+    {"top_p": 1.0, "top_k": 0, "min_p": 0.0},
+    {"top_p": 1.0},
+    {},
 )
 """Values that switch filters and penalties off, as servers accept them, the fullest first.
 
 They are sent because servers of open models have some of their own, which hold where a request is
-silent: vLLM takes them from the model's folder. Those for a `top_k` of "all" differ, and hosted
+silent: vLLM takes them from the model's folder. Servers differ in the `top_k` for "all", and hosted
 services refuse what the original protocol does not have.
 """
 

@@ -200,15 +200,10 @@ def error_message(error: object, secret: str | None) -> str:
 
 
 def quoted(text: str | bytes, secret: str | None = None) -> str:
-    """The beginning of what a server sent, fit for a message.
-
-    Args:
-        text: What it sent.
-        secret: What must not be shown; taken out first, as shortening would leave a part of it.
-    """
+    """The beginning of what a server sent, fit for a message, without the secret."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    if secret:
+    if secret:  # First, as shortening would leave a part of it.
         text = text.replace(secret, "…")
     text = " ".join(text.split())
     return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"

@@ -6,7 +6,7 @@ response closes the connection at once, which is what tells a server to stop.
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -20,6 +20,7 @@ import anyio
 import msgspec
 
 from conviction.core import require
+from conviction.engines.base import not_started
 from conviction.engines.openai.failures import Failures
 from conviction.errors import EngineError, EngineUnavailableError, TemporarilyUnavailableError
 
@@ -79,7 +80,6 @@ class HttpClient:
         self.failures = Failures(self.base_url, api_key)
         self._api_key = api_key
         self._session: aiohttp.ClientSession | None = None
-        self._stack = AsyncExitStack()
 
     @property
     def sends_key_in_the_open(self) -> bool:
@@ -118,7 +118,7 @@ class HttpClient:
         response = await self._send("POST", self.base_url + path, body)
         content_type = response.headers.get("Content-Type", "").lower()
         if response.status == 200 and content_type.startswith("text/event-stream"):
-            return ByteStream(response, self.timeouts, self.failures, began)
+            return ByteStream(self, response, began)
         answer = await self._read(response)
         if response.status == 200:
             raise self.failures.not_a_stream(content_type, answer)
@@ -127,13 +127,15 @@ class HttpClient:
     async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
         """Send a request and give the whole body of its answer.
 
+        Args:
+            method: The HTTP method.
+            path: Where to, below the base URL; or a whole address.
+            body: What to send as JSON.
+
         Raises:
             EngineError: the server cannot be reached, or does not answer with 200.
         """
-        return await self.fetch(method, self.base_url + path, body)
-
-    async def fetch(self, method: str, url: str, body: Json | None = None) -> bytes:
-        """`ask` for an address that is not below the base URL."""
+        url = path if "://" in path else self.base_url + path
         # What needs no tokens needs little time.
         bound = _PAGE_SECONDS if body is None else inf
         try:
@@ -148,11 +150,7 @@ class HttpClient:
 
     async def _send(self, method: str, url: str, body: Json | None) -> aiohttp.ClientResponse:
         if self._session is None:
-            raise EngineUnavailableError(
-                tried=f"ask {self.base_url}",
-                found="the engine is not started",
-                remedy="Use it within `async with engine:`.",
-            )
+            raise not_started(f"the engine of {self.base_url}")
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
         if self._api_key:
@@ -179,9 +177,8 @@ class HttpClient:
         body = bytearray()
         try:
             with anyio.fail_after(self.timeouts.first_byte):
-                while len(body) < _MOST_ANSWER_BYTES and (
-                    piece := await response.content.readany()
-                ):
+                read = response.content.readany
+                while len(body) < _MOST_ANSWER_BYTES and (piece := await read()):
                     body += piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.failures.unreachable(error) from error
@@ -197,19 +194,12 @@ class ByteStream:
     reading the byte.
     """
 
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        timeouts: Timeouts,
-        failures: Failures,
-        began: float,
-    ) -> None:
+    def __init__(self, http: HttpClient, response: aiohttp.ClientResponse, began: float) -> None:
         self._response = response
-        self._timeouts = timeouts
-        self._failures = failures
-        self._began = began
-        self._heard = began
-        self._allowed = timeouts.first_byte
+        self._timeouts = http.timeouts
+        self._failures = http.failures
+        self._began = self._heard = began
+        self._allowed = http.timeouts.first_byte
         self._given_up: EngineError | None = None
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_at(self._next_look(), self._look)
@@ -256,15 +246,13 @@ class ByteStream:
     def _look(self) -> None:
         now = self._loop.time()
         if now >= self._began + self._timeouts.trace:
-            self._given_up = self._failures.broken(
-                f"the trace had not ended after {self._timeouts.trace:g} s"
-            )
+            late = f"the trace had not ended after {self._timeouts.trace:g} s"
+            self._given_up = self._failures.broken(late)
         elif now >= self._heard + self._allowed:
             self._given_up = self._failures.silent(self._allowed)
         elif self._is_lost():
-            self._given_up = self._failures.broken(
-                "the connection was lost, or something came that is no HTTP"
-            )
+            lost = "the connection was lost, or something came that is no HTTP"
+            self._given_up = self._failures.broken(lost)
         else:
             self._timer = self._loop.call_at(self._next_look(), self._look)
             return

@@ -51,11 +51,7 @@ _ANSWER = msgspec.json.Decoder(WholeAnswer)
 
 
 async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
-    """What the server's list says of a model: the first fact, and the cheapest.
-
-    Args:
-        http: Speaks to the server.
-        name: Name of the model; None for the first that is listed.
+    """What the server's list says of a model, by default the first: the cheapest fact.
 
     Raises:
         EngineUnavailableError: the server cannot be reached, or lists no model and none is named.

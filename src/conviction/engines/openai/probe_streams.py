@@ -1,8 +1,4 @@
-"""Finding out what only the streams of a server show, and its metrics.
-
-Whether events carry counts, whether tokens arrive one by one, whether closing a stream frees the
-server, and whether it goes on with a message that it is given the beginning of.
-"""
+"""Finding out what only the streams of a server show, with the help of its metrics."""
 
 import re
 import time
@@ -73,22 +69,13 @@ def read_load(metrics: str) -> Load | None:
 
 @dataclass(frozen=True, slots=True)
 class StreamProbe:
-    """Small streamed requests to one server.
-
-    Attributes:
-        http: Speaks to it.
-        route: Where traces are asked for.
-    """
+    """Small streamed requests to one server."""
 
     http: HttpClient
     route: Route
 
     async def counts_in_events(self, body: Json) -> Literal["", "usage", "timings"]:
-        """Where every event can carry the counts of tokens.
-
-        Args:
-            body: A request that asks for both kinds.
-        """
+        """Where every event can carry the counts of tokens, by a request for both kinds."""
         parser = EventParser()
         try:
             stream = await self.http.stream(self.route, body)
@@ -115,11 +102,7 @@ class StreamProbe:
         A trace may end by itself before that can be seen, so there are several attempts. A machine
         that is busy may read late what was sent one by one, so lumps have to be seen twice.
 
-        Args:
-            facts: What is known already.
-            body: The request for a long trace with a seed.
-            top_k: Log-probabilities that it asks for.
-            tokens: The most tokens that it asks for.
+        `body` gives the request for a trace of `tokens` with a seed.
         """
         for seed in range(1, 1 + _STREAMS):
             found = await self._watch_one(facts, body(seed), top_k, tokens)
@@ -137,8 +120,7 @@ class StreamProbe:
         closed and another one opened: the first time adds the marks of that, too. What the model
         writes tells less: a small one may start over, a good one may go on with a closed message.
 
-        Args:
-            body: The request for one token after a given beginning.
+        `body` gives the request for one token after a given beginning.
 
         Returns:
             None if the server does not count its prompts' tokens.
@@ -210,7 +192,7 @@ class StreamProbe:
         address = urlsplit(self.http.base_url)
         path = address.path.removesuffix("/v1") + "/metrics"
         try:
-            page = await self.http.fetch("GET", address._replace(path=path).geturl())
+            page = await self.http.ask("GET", address._replace(path=path).geturl())
         except EngineError:
             return None
         return read_load(page.decode("utf-8", "replace"))

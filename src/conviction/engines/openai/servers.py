@@ -52,11 +52,7 @@ class Server:
 
 
 def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabilities:
-    """What servers can do together; at least one must work.
-
-    Args:
-        servers: All of them, asked.
-        concurrency: Traces that each gets at once.
+    """What servers can do together that get `concurrency` traces each; at least one must work.
 
     Raises:
         InvalidSettingError: they serve different models.

@@ -30,12 +30,7 @@ async def open_trace(
 ) -> "TraceStream":
     """Ask a server for a trace, with its gate and its channel where the server has them.
 
-    Args:
-        http: Speaks to the server.
-        facts: What is known of it.
-        request: The trace.
-        route: Where it is asked for; a prompt that has its template goes as plain text anyway.
-        extra: Further settings to send.
+    A prompt that has its template goes as plain text, whatever the route.
 
     Raises:
         EngineError: the server cannot be reached, or refuses.
@@ -71,13 +66,8 @@ class SilentChannelError(StreamError):
 class TraceStream:
     """Reads one trace. Close it to tell the server to stop.
 
-    Args:
-        stream: What the server sends.
-        failures: Names what goes wrong.
-        request: What it was asked for; its `top_k` are the log-probabilities that come.
-        stop_token: The token that it ends the trace with where the gate stopped it.
-        channel: Where confidences come from in place of log-probabilities, if there is one.
-        notes: What a reader of the verdict should know.
+    `request` is what was sent: its `top_k` are the log-probabilities that come. With a `channel`,
+    confidences come from there. `stop_token` ends a trace that the gate stopped.
     """
 
     def __init__(
@@ -186,13 +176,7 @@ class TraceStream:
 def trace_body(
     request: TraceRequest, *, route: Route, model: str, dialect: Dialect
 ) -> dict[str, object]:
-    """The request for one trace, streamed.
-
-    Args:
-        request: The trace.
-        route: Where it is asked for.
-        model: Name of the model; empty to leave it to the server.
-        dialect: How the server wants to be spoken to.
+    """The request for one trace, streamed; an empty `model` leaves the choice to the server.
 
     Raises:
         InvalidSettingError: several messages were to go where there is no chat.
@@ -219,9 +203,7 @@ def trace_body(
 def gate_fields(arguments: Arguments, extra: Json = NOTHING) -> dict[str, object]:
     """A gate in a request to vLLM: arguments for the plugin, and the token that marks a stop.
 
-    Args:
-        arguments: Those of the gate; may be empty.
-        extra: Further settings, which may have arguments and such tokens of their own.
+    Beside the arguments and the tokens of the caller's own, which `extra` may hold.
     """
     fields: dict[str, object] = {}
     if arguments:

@@ -262,8 +262,7 @@ def _running(vllm: "AsyncLLM") -> _Running:
 class Prompts:
     """From the messages of a trace to the tokens of its prompt, by the model's own tokenizer.
 
-    Args:
-        tokenizer: The model's; vLLM hands out one that several threads may use.
+    vLLM hands out one that several threads may use.
     """
 
     def __init__(self, tokenizer: Any) -> None:

@@ -175,12 +175,7 @@ def _padded(values: list[float], tokens: int) -> NDArray[np.float32]:
 
 
 def failure_of(error: Exception, name: str) -> EngineError:
-    """An error of vLLM's as one of ours.
-
-    Args:
-        error: The error.
-        name: Name of the engine.
-    """
+    """An error of vLLM's as one of ours."""
     kind, tried = type(error).__name__, f"generate a trace on {name}"
     if kind == "EngineDeadError":
         return core_died(error, name)

@@ -19,16 +19,11 @@ from conviction.errors import (
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_OURS = ("model",)
 _MEMORY_WORDS = ("out of memory", "kv cache", "gpu_memory_utilization", "free memory")
 
 
 def check_installed() -> None:
-    """See whether vLLM is here.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
+    """Raise MissingExtraError where vLLM is not installed."""
     if find_spec("vllm") is None:
         raise MissingExtraError(
             tried="start vLLM in this program",
@@ -61,11 +56,7 @@ def check_model(model: str) -> None:
 
 
 def start(model: str, options: Mapping[str, object]) -> "AsyncLLM":
-    """Start vLLM, which takes from seconds to minutes.
-
-    Args:
-        model: A folder, or the name of a model on the hub.
-        options: vLLM's own settings.
+    """Start vLLM with settings of its own, which takes from seconds to minutes.
 
     Raises:
         InvalidSettingError: vLLM has no such setting, or refuses its value.
@@ -90,17 +81,15 @@ def start(model: str, options: Mapping[str, object]) -> "AsyncLLM":
 
 
 def _check_names(arguments: ModuleType, options: Mapping[str, object]) -> None:
-    known = {field.name for field in dataclasses.fields(arguments.AsyncEngineArgs)}
-    for name in options:
-        if name in known and name not in _OURS:
-            continue
-        near = get_close_matches(name, known - set(_OURS), n=1)
+    fields = dataclasses.fields(arguments.AsyncEngineArgs)
+    known = {field.name for field in fields} - {"model"}
+    for name in options.keys() - known:
+        near = get_close_matches(name, known, n=1)
+        listed = "`vllm serve --help` lists them, with dashes in place of the underscores."
         raise InvalidSettingError(
             tried=f"start vLLM with {name}",
-            found="the model has its own place" if name in _OURS else "it has no such setting",
-            remedy=f"Did you mean {near[0]!r}?"
-            if near
-            else "`vllm serve --help` lists them, with dashes in place of the underscores.",
+            found="the model has its own place" if name == "model" else "it has no such setting",
+            remedy=f"Did you mean {near[0]!r}?" if near else listed,
         )
 
 
