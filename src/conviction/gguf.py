@@ -116,7 +116,12 @@ def read_header(path: str | Path) -> GgufHeader:
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
             if start != _MAGIC:
-                raise _not_gguf(path, start)
+                begins = f"the file begins with {start!r}, not b'GGUF'" if start else "it is empty"
+                raise NotAChatModelError(
+                    tried=f"read the model file {path}",
+                    found=f"{begins}, so it is no GGUF model",
+                    remedy="Use a model file in GGUF format.",
+                )
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
                 return _parse(_Reader(data))
     except _BrokenHeaderError as error:
@@ -168,15 +173,6 @@ class _BrokenHeaderError(Exception):
 
 def _broken(why: str) -> NoReturn:
     raise _BrokenHeaderError(why)
-
-
-def _not_gguf(path: Path, start: bytes) -> NotAChatModelError:
-    found = "the file is empty" if not start else f"the file begins with {start!r}, not b'GGUF'"
-    return NotAChatModelError(
-        tried=f"read the model file {path}",
-        found=f"{found}, so it is no GGUF model",
-        remedy="Use a model file in GGUF format.",
-    )
 
 
 class _Reader:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import anyio
 import numpy as np
@@ -146,28 +146,26 @@ class ScriptedEngine(Engine):
         self._streams.append(generated)
         self.running += 1
         try:
-            total = min(script.confidences.size, request.sampling.max_tokens)
-            cut = total < script.confidences.size
+            size, letters = script.confidences.size, len(script.text)
+            total = min(size, request.sampling.max_tokens)
             last = min(script.fault_after, total) if script.fault else total
             for begin in range(0, last, self._chunk_tokens):
                 await self._pace(request)
                 end = min(begin + self._chunk_tokens, last)
                 generated[0] = end
-                chunk = self._chunk(script, begin, end)
-                yield chunk if logprobs is None else replace(chunk, logprobs=logprobs[begin:end])
+                text = script.text[begin * letters // size : end * letters // size]
+                if self._top_k:
+                    values = script.confidences[begin:end]
+                else:
+                    values = np.full(end - begin, np.nan, np.float32)
+                known = None if logprobs is None else logprobs[begin:end]
+                yield Chunk(text, values, logprobs=known)
             await self._pace(request)
             if script.fault:
                 raise script.fault
             yield Chunk(
-                finish=FinishReason.LENGTH if cut else script.finish,
+                finish=FinishReason.LENGTH if total < size else script.finish,
                 prompt_tokens=script.prompt_tokens,
             )
         finally:
             self.running -= 1
-
-    def _chunk(self, script: Script, begin: int, end: int) -> Chunk:
-        size, letters = script.confidences.size, len(script.text)
-        text = script.text[begin * letters // size : end * letters // size]
-        if self._top_k:
-            return Chunk(text, script.confidences[begin:end])
-        return Chunk(text, np.full(end - begin, np.nan, np.float32))

@@ -187,10 +187,8 @@ class LocalEngine(Engine):
                 self._check_context(tokens, request.sampling.max_tokens)
                 slot = await stack.enter_async_context(running.slots.take(prompt))
                 cached = await running.prompts.load(prompt, slot)
-                own = {"id_slot": slot.number}
-                trace = await open_trace(
-                    running.http, self._facts, request, route=Route.CHAT, extra=own
-                )
+                own, http = {"id_slot": slot.number}, running.http
+                trace = await open_trace(http, self._facts, request, route=Route.CHAT, extra=own)
                 stack.callback(trace.close)
                 chunks = await stack.enter_async_context(aclosing(trace.chunks()))
                 async for chunk in chunks:

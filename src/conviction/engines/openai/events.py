@@ -18,7 +18,14 @@ from conviction.confidence import FILLER, token_confidence
 from conviction.core import FinishReason
 from conviction.engines.base import Chunk
 from conviction.engines.openai.failures import OTHERS_GO_ON, error_message, quoted
-from conviction.engines.openai.shapes import Choice, Delta, Event, Logprobs, Timings, TokenUsage
+from conviction.engines.openai.shapes import (
+    Delta,
+    Event,
+    EventChoice,
+    Logprobs,
+    Timings,
+    TokenUsage,
+)
 from conviction.errors import EngineError, StreamError
 
 MOST_EVENT_BYTES = 1 << 24
@@ -37,6 +44,7 @@ _MOST_TOKENS = 1 << 24
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 _EVENT = msgspec.json.Decoder(Event)
+_NO_USAGE, _NO_TIMINGS = TokenUsage(), Timings()
 
 
 class EventParser:
@@ -163,8 +171,7 @@ class TraceReader:
         self._secret = secret
         self._stop_token = stop_token
         self._finish: FinishReason | None = None
-        self._usage: TokenUsage | None = None
-        self._timings: Timings | None = None
+        self._usage, self._timings = _NO_USAGE, _NO_TIMINGS
         self._thinking = False
         self._failure: EngineError | None = None
         self.tokens = 0
@@ -245,7 +252,7 @@ class TraceReader:
             # Found before room is made for so many tokens: the number may be anything.
             raise _broken(f"the server counts {told:,} tokens, more than were asked for")
 
-    def _read_choice(self, choice: Choice, texts: list[str], confidences: list[float]) -> None:
+    def _read_choice(self, choice: EventChoice, texts: list[str], confidences: list[float]) -> None:
         if choice.finish_reason:
             self._finish = _finish(choice.finish_reason, self._secret)
             if self._stop_token is not None and choice.stop_reason == self._stop_token:
@@ -290,8 +297,7 @@ class TraceReader:
 
     def _told(self) -> int:
         """Tokens of the trace, as far as the server tells."""
-        usage, timings = self._usage, self._timings
-        return max((usage and usage.completion_tokens) or 0, timings.predicted_n if timings else 0)
+        return max(self._usage.completion_tokens or 0, self._timings.predicted_n)
 
     def _chunk(
         self, text: str, confidences: list[float], finish: FinishReason | None = None
@@ -299,19 +305,10 @@ class TraceReader:
         values: NDArray[np.float32] = np.array(confidences, np.float32)
         logprobs = None if self._logprobs is None else self._taken(len(confidences))
         usage, timings = self._usage, self._timings
-        if usage is None and timings is None:
-            return Chunk(text, values, finish, logprobs=logprobs)
-        details = usage and usage.prompt_tokens_details
-        return Chunk(
-            text,
-            values,
-            finish,
-            prompt_tokens=(usage and usage.prompt_tokens)
-            or (timings.prompt_n + timings.cache_n if timings else 0),
-            cached_tokens=(details and details.cached_tokens)
-            or (timings.cache_n if timings else 0),
-            logprobs=logprobs,
-        )
+        details = usage.prompt_tokens_details
+        prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n
+        cached = (details and details.cached_tokens) or timings.cache_n
+        return Chunk(text, values, finish, prompt, cached, logprobs=logprobs)
 
     def _taken(self, tokens: int) -> NDArray[np.float32]:
         """The log-probabilities since the last chunk; silent tokens at the end have none."""

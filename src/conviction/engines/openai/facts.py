@@ -49,8 +49,8 @@ class Dialect:
     Attributes:
         filters_off: What to send for filters that a sampling leaves off.
         limit_name: What the limit of tokens is called.
-        counts: Where every event can carry the counts of tokens so far: in its usage (vLLM,
-            SGLang) or its timings (llama.cpp); empty for nowhere.
+        counts: Where every event can carry the counts of tokens: in its usage (vLLM, SGLang), its
+            timings (llama.cpp), or nowhere.
         token_ids: Whether candidates can be named by number. Plain completions give them as a
             mapping, in which two tokens that read the same would be one.
     """

@@ -18,13 +18,7 @@ from conviction.engines.openai.events import decode
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, Route, ServerFacts
 from conviction.engines.openai.http import HttpClient, Json
 from conviction.engines.openai.probe_streams import StreamProbe
-from conviction.engines.openai.shapes import (
-    Model,
-    Models,
-    NamedLogprobs,
-    WholeAnswer,
-    WholeChoice,
-)
+from conviction.engines.openai.shapes import Model, Models, NamedLogprobs, WholeAnswer, WholeChoice
 from conviction.engines.openai.traces import count_fields, gate_fields, trace_body
 from conviction.engines.vllm_gate import ABSURD, Channel, gate_arguments
 from conviction.errors import EngineError, EngineUnavailableError, TemporarilyUnavailableError

@@ -298,10 +298,7 @@ class Balancer(Generic[ServerT]):
         """Until a place may be free, or a rest is over; `first` of all who wait, or last."""
         ends = [e.rests_until for e in self.endpoints if e.rests_until > now]
         woken = anyio.Event()
-        if first:
-            self._waiting.appendleft(woken)
-        else:
-            self._waiting.append(woken)
+        self._waiting.insert(0 if first else len(self._waiting), woken)
         cancelled = True
         try:
             with anyio.move_on_after(min(ends) - now if ends else None):

@@ -7,7 +7,7 @@ names of tokens, which only probes read.
 import msgspec
 
 
-class Candidate(msgspec.Struct, gc=False):
+class LikelyToken(msgspec.Struct, gc=False):
     """One of the likeliest tokens at a place."""
 
     logprob: float | None = None
@@ -17,7 +17,7 @@ class Token(msgspec.Struct, gc=False):
     """The token at one place of the trace, and the likeliest ones there."""
 
     logprob: float | None = None
-    top_logprobs: list[Candidate] | None = None
+    top_logprobs: list[LikelyToken] | None = None
 
 
 class Logprobs(msgspec.Struct, gc=False):
@@ -41,7 +41,7 @@ class Delta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
 
 
-class Choice(msgspec.Struct, gc=False):
+class EventChoice(msgspec.Struct, gc=False):
     """One event of one trace; vLLM's `stop_reason` is the token or the text that ended it."""
 
     delta: Delta | None = None
@@ -51,7 +51,7 @@ class Choice(msgspec.Struct, gc=False):
     stop_reason: int | str | None = None
 
 
-class PromptDetails(msgspec.Struct, gc=False):
+class CachedPrompt(msgspec.Struct, gc=False):
     """How much of the prompt came from a cache."""
 
     cached_tokens: int | None = None
@@ -62,7 +62,7 @@ class TokenUsage(msgspec.Struct, gc=False):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
+    prompt_tokens_details: CachedPrompt | None = None
 
 
 class Timings(msgspec.Struct, gc=False):
@@ -76,13 +76,13 @@ class Timings(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     """One event of a stream."""
 
-    choices: list[Choice] | None = None
+    choices: list[EventChoice] | None = None
     usage: TokenUsage | None = None
     timings: Timings | None = None
     error: object = None
 
 
-class NamedCandidate(Candidate, gc=False):
+class NamedLikelyToken(LikelyToken, gc=False):
     """A candidate with its text."""
 
     token: str = ""
@@ -92,7 +92,7 @@ class NamedToken(msgspec.Struct):
     """A token with its text, and the likeliest ones at its place."""
 
     token: str = ""
-    top_logprobs: list[NamedCandidate] | None = None
+    top_logprobs: list[NamedLikelyToken] | None = None
 
 
 class NamedLogprobs(msgspec.Struct):

@@ -113,7 +113,13 @@ class TraceStream:
                 yield await self._measured(chunk)
                 if not self._checked and chunk.confidences.size:
                     self._checked = True
-                    self._check_channel()
+                    if not self.informed:
+                        raise SilentChannelError(
+                            tried="read confidences through the gate's channel",
+                            found="tokens came, and no confidences",
+                            remedy="The trace is begun again with log-probabilities. If the server "
+                            "runs without the gate now, `conviction doctor` tells.",
+                        )
 
     async def last(self) -> Chunk:
         """The last chunk, once all others have come.
@@ -137,15 +143,6 @@ class TraceStream:
         if self._channel is None or not chunk.confidences.size:
             return chunk
         return replace(chunk, confidences=await self._channel.take(chunk.confidences.size))
-
-    def _check_channel(self) -> None:
-        if self._channel is not None and self._channel.silent:
-            raise SilentChannelError(
-                tried="read confidences through the gate's channel",
-                found="tokens came, and no confidences",
-                remedy="The trace is begun again with log-probabilities. If the server runs "
-                "without the gate now, `conviction doctor` tells.",
-            )
 
     async def _events(self) -> AsyncGenerator[Chunk, None]:
         """What the stream brings until its trace has ended."""

@@ -45,7 +45,7 @@ NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class _Running:
+class _Started:
     vllm: "AsyncLLM"
     prompts: "Prompts"
     stop_token: int | None
@@ -86,7 +86,7 @@ class VLLMEngine(Engine):
         self._label = folder.resolve().name if folder.is_dir() else self._model
         self._options = dict(options)
         self._templated = templated
-        self._running: _Running | None = None
+        self._running: _Started | None = None
         self._gating = _Gating()
         self._probing = anyio.Lock()
         self._capabilities: Capabilities | None = None
@@ -241,16 +241,16 @@ class VLLMEngine(Engine):
         async with aclosing(self._generate(trace, _Gating())) as chunks:
             return "".join([chunk.text async for chunk in chunks])
 
-    def _started(self) -> _Running:
+    def _started(self) -> _Started:
         if self._running is None:
             raise not_started(self.name)
         return self._running
 
 
-def _running(vllm: "AsyncLLM") -> _Running:
+def _running(vllm: "AsyncLLM") -> _Started:
     """What is known of vLLM once it runs."""
     config = vllm.model_config
-    return _Running(
+    return _Started(
         vllm=vllm,
         prompts=Prompts(vllm.get_tokenizer()),
         stop_token=stop_token_of(vllm.model_config, vllm.get_tokenizer()),
