@@ -377,7 +377,7 @@ def _style(name: PromptStyle | str | None) -> PromptStyle | None:
     if name is None:
         return None
     if name not in set(PromptStyle):
-        raise unknown_name("prompt styles", name, PromptStyle)
+        raise unknown_name("prompt style", name, PromptStyle)
     return PromptStyle(name)
 
 

@@ -4,6 +4,7 @@
     ├── UsageError                 a setting or an input is wrong: nothing was started (exit code 2)
     │   ├── InvalidSettingError
     │   ├── UnknownNameError
+    │   ├── PluginError
     │   └── MissingExtraError
     ├── EngineError                an engine could not do what was asked
     │   ├── EngineStartError
@@ -36,7 +37,7 @@ class ConvictionError(Exception):
 
     Args:
         tried: What was attempted, as in "open model.gguf".
-        found: What happened instead.
+        found: What happened instead; may be empty where `tried` says it all.
         remedy: What the reader can do about it; a whole sentence.
     """
 
@@ -46,7 +47,12 @@ class ConvictionError(Exception):
         self.tried = tried
         self.found = found
         self.remedy = remedy
-        super().__init__(f"{tried}: {found.rstrip('.')}. {remedy}")
+        super().__init__(f"{self.problem}. {remedy}")
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, without the remedy; it does not end in a full stop."""
+        return f"{self.tried}: {self.found}".rstrip(".") if self.found else self.tried
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process borders (workers, Ray), so they must pickle."""
@@ -69,6 +75,10 @@ class InvalidSettingError(UsageError):
 
 class UnknownNameError(UsageError):
     """A name (of a policy, a model, an answer kind, an engine) is not registered."""
+
+
+class PluginError(UsageError):
+    """An installed package brings a policy, answer kind or engine that cannot be used."""
 
 
 class MissingExtraError(UsageError):

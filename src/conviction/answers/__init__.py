@@ -1,37 +1,44 @@
 """Answers: finding them in text, and telling equal ones apart.
 
-An answer kind is a file with one class and one line in the entry points of its package, under
-`conviction.answers`.
+An answer kind is one class. A built-in kind has a line in `KINDS`, a kind of another package an
+entry point under `conviction.answers`.
 """
 
 from conviction.answers.base import AnswerKind
 from conviction.answers.extraction import STRATEGIES, extract_answer
 from conviction.answers.grouping import Grouping
-from conviction.errors import InvalidSettingError
-from conviction.registry import load, names
+from conviction.registry import Registry
 
-__all__ = ["STRATEGIES", "AnswerKind", "Grouping", "extract_answer", "kind", "kinds"]
+__all__ = ["KINDS", "STRATEGIES", "AnswerKind", "Grouping", "extract_answer", "kind", "kinds"]
 
-_GROUP = "conviction.answers"
+KINDS = Registry(
+    "conviction.answers",
+    "answer kind",
+    {
+        "math": "conviction.answers.mathematical:MathematicalAnswers",
+        "choice": "conviction.answers.choice:ChoiceAnswers",
+        "number": "conviction.answers.number:NumberAnswers",
+        "text": "conviction.answers.text:TextAnswers",
+        "json": "conviction.answers.json:JsonAnswers",
+    },
+)
 
 
 def kinds() -> tuple[str, ...]:
     """Names of all answer kinds, sorted."""
-    return names(_GROUP)
+    return KINDS.names()
 
 
 def kind(name: str) -> AnswerKind:
     """A new answer kind by its registered name.
 
     Raises:
-        UnknownNameError: there is none of that name.
-        InvalidSettingError: what is registered under that name is no answer kind.
+        UnknownNameError: no kind has this name.
+        PluginError: a plug-in brings it and cannot be used.
     """
-    found = load(_GROUP, name)
-    if isinstance(found, type) and issubclass(found, AnswerKind):
-        return found()
-    raise InvalidSettingError(
-        tried=f"use {name!r} as a kind of answer",
-        found=f"{found!r} is not a subclass of conviction.answers.AnswerKind",
-        remedy=f"Correct its entry point under {_GROUP!r}, or use one of: {', '.join(kinds())}.",
-    )
+    return kind_class(name)()
+
+
+def kind_class(name: str) -> type[AnswerKind]:
+    """The class of an answer kind by its registered name; raises as `kind` does."""
+    return KINDS.subclass(name, AnswerKind)

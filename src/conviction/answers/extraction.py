@@ -100,7 +100,7 @@ def check_strategies(names: Sequence[str]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in STRATEGIES:
-            raise unknown_name("extraction strategies", name, STRATEGIES)
+            raise unknown_name("extraction strategy", name, STRATEGIES)
     return tuple(names)
 
 

@@ -91,7 +91,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         errors.print("Try [bold]conviction --help[/].")
         return USAGE
     except ConvictionError as error:
-        errors.print(f"[bold red]error:[/] {_plain(f'{error.tried}: {error.found}'.rstrip('.'))}.")
+        errors.print(f"[bold red]error:[/] {_plain(error.problem)}.")
         errors.print(_plain(error.remedy))
         return error.exit_code
     except BrokenPipeError:

@@ -88,7 +88,7 @@ class Catalogue:
         model = self.find(name)
         if model is None:
             known = [n for m in self.models for n in (m.name, *m.aliases)]
-            raise registry.unknown_name("models", name, known)
+            raise registry.unknown_name("model", name, known)
         return model
 
 

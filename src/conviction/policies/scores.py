@@ -11,10 +11,10 @@ def check_metric(metric: str) -> Metric:
     """The metric that a user named.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: no metric has this name.
     """
     if metric not in set(Metric):
-        raise unknown_name("metrics", metric, [known.value for known in Metric])
+        raise unknown_name("metric", metric, [known.value for known in Metric])
     return Metric(metric)
 
 
