@@ -11,8 +11,7 @@ import virtual_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conviction.answers import kind
-from conviction.answers.grouping import Grouping
+from conviction.answers import Grouping, kind
 from conviction.confidence import Metric, measure
 from conviction.core import FinishReason, Question, Tally, Trace
 from conviction.engines.base import TraceRequest

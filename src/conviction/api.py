@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.core import InvalidSettingError, Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -260,7 +259,7 @@ async def _ready(
         chosen = None if engine else await anyio.to_thread.run_sync(_model, model)
         style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
         asked = [
-            compose(question, kind=answer_kind.name, style=style)
+            compose(question, kind=answer_kind, style=style)
             if isinstance(question, str)
             else question
             for question in questions

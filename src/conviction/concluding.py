@@ -8,8 +8,7 @@ import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.grouping import Grouping
+from conviction.answers import AnswerKind, Grouping
 from conviction.confidence import Metric, measure
 from conviction.core import Answer, FinishReason, Question, Sampling, Trace
 from conviction.engines.base import Capabilities, Engine

@@ -15,7 +15,7 @@ from math import inf
 import anyio
 from anyio.abc import TaskGroup
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.concluding import OUT_OF_TOKENS, Conclusions, cannot_continue, no_logprobs
 from conviction.core import FinishReason, Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.characters import fold_words
 from conviction.answers.extraction import check_strategies, extract_answer
-from conviction.answers.formulas.markup import clean
+from conviction.answers.formulas.markup import clean, fold_words
+from conviction.answers.kinds import AnswerKind, PromptEnding
 
 _LABEL = r"[A-Z]|\d{1,2}|[ㄱ-ㅎ]|[가나다라마바사아]"
 _LEAD = re.compile(
@@ -26,6 +25,10 @@ _SEPARATOR = re.compile(r"\s*(?:,|;|&|/|\band\b|\bor\b|및|와|과|그리고)\s*
 _HANGUL_LETTERS = str.maketrans("ᄀᄂᄃᄅᄆᄇᄉᄋᄌᄎᄏᄐᄑᄒ", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
 
 
+_ENGLISH = PromptEnding("Think step by step and put the letter of the right choice in \\boxed{}.")
+_KOREAN = PromptEnding("차근차근 생각한 다음 맞는 보기의 기호를 \\boxed{} 안에 쓰세요.")
+
+
 class ChoiceAnswers(AnswerKind):
     """Choices: "C", "(c)", "C. Paris", "Option C" are one; so are "③", "3" and "3번".
 
@@ -39,9 +42,14 @@ class ChoiceAnswers(AnswerKind):
     """
 
     name = "choice"
+    help = "the letter or number of a choice, or several"
 
     def __init__(self, strategies: Sequence[str] = ("boxed", "marker", "last-line")) -> None:
         self._strategies = check_strategies(strategies)
+
+    def prompt_ending(self, *, korean: bool) -> PromptEnding:
+        """How a prompt asks for it."""
+        return _KOREAN if korean else _ENGLISH
 
     def extract(self, text: str) -> str | None:
         """The last answer that names a choice."""

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, cast
 
-from conviction.answers.base import AnswerKind
 from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.answers.formulas.parsing import exact
+from conviction.answers.kinds import AnswerKind, PromptEnding
+
+_ENGLISH = PromptEnding("Think step by step and finish with the result as JSON in a ```json block.")
+_KOREAN = PromptEnding("차근차근 생각한 다음 결과를 ```json 블록에 JSON으로 쓰세요.")
 
 
 class JsonAnswers(AnswerKind):
@@ -22,9 +25,14 @@ class JsonAnswers(AnswerKind):
     """
 
     name = "json"
+    help = "a JSON value"
 
     def __init__(self, strategies: Sequence[str] = ("fence", "json")) -> None:
         self._strategies = check_strategies(strategies)
+
+    def prompt_ending(self, *, korean: bool) -> PromptEnding:
+        """How a prompt asks for it."""
+        return _KOREAN if korean else _ENGLISH
 
     def extract(self, text: str) -> str | None:
         """The last answer that is JSON."""

@@ -3,12 +3,16 @@
 import re
 from collections.abc import Sequence
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.characters import fold, fold_words
 from conviction.answers.extraction import NUMBER, check_strategies, extract_answer
-from conviction.answers.formulas.differences import certainly_differ, stand_for_the_same
-from conviction.answers.formulas.markup import clean
-from conviction.answers.formulas.shapes import Form, Shape, leaf
+from conviction.answers.formulas.markup import clean, fold, fold_words
+from conviction.answers.formulas.shapes import (
+    Form,
+    Shape,
+    certainly_differ,
+    leaf,
+    stand_for_the_same,
+)
+from conviction.answers.kinds import AnswerKind
 
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
 _POINTS_AND_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d,])")
@@ -32,6 +36,7 @@ class NumberAnswers(AnswerKind):
     """
 
     name = "number"
+    help = "one number, with or without a unit"
 
     def __init__(
         self, strategies: Sequence[str] = ("boxed", "marker", "hashes", "last-number")

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.characters import fold_words
 from conviction.answers.extraction import check_strategies, extract_answer
-from conviction.answers.formulas.markup import clean
+from conviction.answers.formulas.markup import clean, fold_words
+from conviction.answers.kinds import AnswerKind, PromptEnding
+
+_ENGLISH = PromptEnding(
+    'Think step by step and finish with a line that reads "Answer: " and the answer.'
+)
+_KOREAN = PromptEnding('차근차근 생각한 다음 마지막 줄에 "답: "과 함께 답을 쓰세요.')
 
 
 class TextAnswers(AnswerKind):
@@ -19,9 +23,14 @@ class TextAnswers(AnswerKind):
     """
 
     name = "text"
+    help = "a name, a word or a phrase"
 
     def __init__(self, strategies: Sequence[str] = ("boxed", "marker", "last-line")) -> None:
         self._strategies = check_strategies(strategies)
+
+    def prompt_ending(self, *, korean: bool) -> PromptEnding:
+        """How a prompt asks for it."""
+        return _KOREAN if korean else _ENGLISH
 
     def extract(self, text: str) -> str | None:
         """The last answer in a finished trace's text."""
