@@ -1,9 +1,7 @@
 """Answers to multiple-choice questions: the letter, the number, or several of them."""
 
 import re
-from collections.abc import Sequence
 
-from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.answers.formulas.markup import clean, fold_words
 from conviction.answers.kinds import AnswerKind, PromptEnding
 
@@ -33,27 +31,18 @@ class ChoiceAnswers(AnswerKind):
     """Choices: "C", "(c)", "C. Paris", "Option C" are one; so are "③", "3" and "3번".
 
     Several choices ("A and C", "ㄱ, ㄷ") are a set. What holds no choice is no answer.
-
-    Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
     """
 
     name = "choice"
     help = "the letter or number of a choice, or several"
 
-    def __init__(self, strategies: Sequence[str] = ("boxed", "marker", "last-line")) -> None:
-        self._strategies = check_strategies(strategies)
-
     def prompt_ending(self, *, korean: bool) -> PromptEnding:
         """How a prompt asks for it."""
         return _KOREAN if korean else _ENGLISH
 
-    def extract(self, text: str) -> str | None:
-        """The last answer that names a choice."""
-        return extract_answer(text, self._strategies, accept=_choices)
+    def accepts(self, answer: str) -> bool:
+        """Whether it names a choice."""
+        return bool(_choices(answer))
 
     def canonical(self, answer: str) -> str:
         """The labels in upper case, sorted, as in "C" or "A,C"."""

@@ -1,11 +1,9 @@
 """Answers that are JSON: objects, arrays, or single values."""
 
 import json
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, cast
 
-from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.answers.formulas.parsing import exact
 from conviction.answers.kinds import AnswerKind, PromptEnding
 
@@ -14,29 +12,19 @@ _KOREAN = PromptEnding("차근차근 생각한 다음 결과를 ```json 블록�
 
 
 class JsonAnswers(AnswerKind):
-    """JSON values, equal whatever the order of keys, the spacing, and "1" or "1.0".
-
-    Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order. By default
-            the last fenced block, if it is JSON, then the last JSON value in the text.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
-    """
+    """JSON values, equal whatever the order of keys, the spacing, and "1" or "1.0"."""
 
     name = "json"
     help = "a JSON value"
-
-    def __init__(self, strategies: Sequence[str] = ("fence", "json")) -> None:
-        self._strategies = check_strategies(strategies)
+    strategies = ("fence", "json")
 
     def prompt_ending(self, *, korean: bool) -> PromptEnding:
         """How a prompt asks for it."""
         return _KOREAN if korean else _ENGLISH
 
-    def extract(self, text: str) -> str | None:
-        """The last answer that is JSON."""
-        return extract_answer(text, self._strategies, accept=_canonical)
+    def accepts(self, answer: str) -> bool:
+        """Whether it is JSON."""
+        return bool(_canonical(answer))
 
     def canonical(self, answer: str) -> str:
         """The value with sorted keys and exact numbers; other text as it stands."""

@@ -1,10 +1,12 @@
 """Answer kinds: all that one owns, the table of them, and classes of equal answers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import ClassVar, NamedTuple
 
+from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.core import Answer
 from conviction.errors import PluginError
 from conviction.registry import Registry
@@ -89,21 +91,39 @@ class AnswerKind(ABC):
     another thread, and only about pairs of different canonical forms that `decided` leaves open.
 
     A built-in kind has a line in `KINDS`, a kind of another package an entry point under
-    `conviction.answers`.
+    `conviction.answers`. The least that one needs is a name and `canonical`.
+
+    Args:
+        strategies: How answers are found in place of the kind's own way, out of `STRATEGIES`,
+            tried in this order.
+
+    Raises:
+        UnknownNameError: a strategy is not known.
     """
 
     name: ClassVar[str]
     """Its name on the command line and in requests."""
     help: ClassVar[str] = ""
     """What its answers are, in a few words for help texts."""
+    strategies: Sequence[str] = ("boxed", "marker", "last-line")
+    """How answers are found, out of `STRATEGIES`, tried in this order."""
+
+    def __init__(self, strategies: Sequence[str] | None = None) -> None:
+        if strategies is not None:
+            self.strategies = check_strategies(strategies)
 
     def prompt_ending(self, *, korean: bool) -> PromptEnding:
         """How a prompt asks for it; by default, step by step and in a box."""
         return BOXED_KOREAN if korean else BOXED
 
-    @abstractmethod
     def extract(self, text: str) -> str | None:
         """The last answer in a finished trace's text; None if there is none. Never raises."""
+        return extract_answer(text, self.strategies, self.accepts)
+
+    def accepts(self, answer: str) -> bool:
+        """Whether text that a strategy found can be an answer of this kind."""
+        del answer
+        return True
 
     @abstractmethod
     def canonical(self, answer: str) -> str:

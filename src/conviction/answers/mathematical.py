@@ -18,7 +18,6 @@ from typing import IO, Any
 from weakref import finalize
 
 from conviction.answers import worker as worker_program
-from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.answers.formulas.shapes import Form, certainly_differ, read, stand_for_the_same
 from conviction.answers.kinds import AnswerKind
 from conviction.core import require
@@ -35,7 +34,7 @@ class MathematicalAnswers(AnswerKind):
     `formulas.shapes` tells how generously answers are read.
 
     Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
+        strategies: As for every kind.
         seconds_per_pair: Time for one comparison with math-verify.
 
     Raises:
@@ -44,21 +43,18 @@ class MathematicalAnswers(AnswerKind):
 
     name = "math"
     help = "a number, formula, tuple, set, matrix or words"
+    strategies = ("boxed", "marker")
 
     def __init__(
         self,
-        strategies: Sequence[str] = ("boxed", "marker"),
+        strategies: Sequence[str] | None = None,
         *,
         seconds_per_pair: float = 2.0,
     ) -> None:
-        self._strategies = check_strategies(strategies)
+        super().__init__(strategies)
         self._comparer = FormulaComparer(seconds_per_pair=seconds_per_pair)
         self._read = lru_cache(_MOST_KEPT)(read)
         self._forms: dict[str, Form] = {}
-
-    def extract(self, text: str) -> str | None:
-        """The last answer in a finished trace's text."""
-        return extract_answer(text, self._strategies)
 
     def canonical(self, answer: str) -> str:
         """LaTeX in normal form, or words in lower case."""

@@ -1,8 +1,5 @@
 """Short texts as answers: names, words, phrases."""
 
-from collections.abc import Sequence
-
-from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.answers.formulas.markup import clean, fold_words
 from conviction.answers.kinds import AnswerKind, PromptEnding
 
@@ -13,28 +10,14 @@ _KOREAN = PromptEnding('차근차근 생각한 다음 마지막 줄에 "답: "�
 
 
 class TextAnswers(AnswerKind):
-    """Short texts, compared without case, punctuation, articles and ways of typing.
-
-    Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
-    """
+    """Short texts, compared without case, punctuation, articles and ways of typing."""
 
     name = "text"
     help = "a name, a word or a phrase"
 
-    def __init__(self, strategies: Sequence[str] = ("boxed", "marker", "last-line")) -> None:
-        self._strategies = check_strategies(strategies)
-
     def prompt_ending(self, *, korean: bool) -> PromptEnding:
         """How a prompt asks for it."""
         return _KOREAN if korean else _ENGLISH
-
-    def extract(self, text: str) -> str | None:
-        """The last answer in a finished trace's text."""
-        return extract_answer(text, self._strategies)
 
     def canonical(self, answer: str) -> str:
         """Its words in lower case, one space between them."""
