@@ -70,7 +70,7 @@ async def athink(
             (`async with`), so that many questions can share it.
         policy: A policy's name, or a policy with its settings.
         budget: The most traces to start; for policies given by name.
-        answers: Kind of answer: "math", "number", "choice", "text", "json", or your own.
+        answers: Name of an answer kind (`conviction.answers.kinds` lists them), or your own.
         prompt_style: What to add to the question; default: what suits the model.
         sampling: How tokens are drawn.
         seed: Seeds of all traces derive from it.
