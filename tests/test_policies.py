@@ -25,9 +25,9 @@ from conviction.policies import (
     Policy,
     Single,
     Start,
-    may_vote,
     policy,
     policy_names,
+    vote_of,
 )
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.policies.named import written
@@ -174,7 +174,7 @@ class TestEveryPolicy:
         used, played = replay(prototype, traces)
         assert 1 <= len(played) <= used.budget
         voters = used.standing().tally.voters
-        assert voters <= {item.id for item in played if may_vote(item)}
+        assert voters <= {item.id for item in played if vote_of(item)}
 
     @given(prototypes, recordings)
     def test_uses_up_its_budget_unless_it_is_done(
@@ -208,9 +208,9 @@ class TestEveryPolicy:
 
 class TestVoting:
     @pytest.mark.parametrize("finish", FinishReason)
-    def test_only_a_trace_that_ended_itself_may_vote(self, finish: FinishReason) -> None:
-        assert may_vote(trace(0, finish=finish)) == (finish is FinishReason.STOP)
-        assert not may_vote(trace(0, None, finish=finish))
+    def test_only_a_trace_that_ended_itself_vote_of(self, finish: FinishReason) -> None:
+        assert (vote_of(trace(0, finish=finish)) is not None) == (finish is FinishReason.STOP)
+        assert not vote_of(trace(0, None, finish=finish))
 
     @pytest.mark.parametrize(
         "prototype",
@@ -254,7 +254,7 @@ class TestDeepConfOffline:
             budget=len(traces), metric=metric, keep=keep, weighted=weighted, window=window
         )
         standing = feed(prototype, traces)[0].standing()
-        scores = {t.id: measure(metric, t.confidences, window) for t in traces if may_vote(t)}
+        scores = {t.id: measure(metric, t.confidences, window) for t in traces if vote_of(t)}
         known = {number: score for number, score in scores.items() if math.isfinite(score)}
         if not known:
             assert standing.tally.voters == set(scores)

@@ -9,11 +9,14 @@ from typing import Any, Self
 import numpy as np
 
 from conviction.core import FinishReason, Question, Tally, Trace, require
-from conviction.policies.lead import lead_of
+from conviction.voting import lead_of
 
 SCHEMA_VERSION = 1
 """Version of `Verdict.to_dict()`; raised whenever a field changes its meaning."""
 
+
+OUT_OF_TOKENS = "tokens"
+"""`Verdict.ended` of a run that a total of tokens cut short."""
 
 UNSETTLED = frozenset({"budget", "contested", "tokens", "time", "interrupted", "refused", "failed"})
 """Values of `Verdict.ended` that do not stand for a verdict that is settled."""

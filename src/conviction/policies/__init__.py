@@ -11,7 +11,7 @@ from conviction.policies.base import (
     Standing,
     Start,
     Stop,
-    may_vote,
+    vote_of,
 )
 from conviction.policies.deepconf_offline import DeepConfOffline
 from conviction.policies.deepconf_online import DeepConfHigh, DeepConfLow, DeepConfOnline
@@ -39,7 +39,7 @@ __all__ = [
     "Standing",
     "Start",
     "Stop",
-    "may_vote",
     "policy",
     "policy_names",
+    "vote_of",
 ]

@@ -13,7 +13,7 @@ from conviction.policies.base import (
     Policy,
     Start,
     check_budget,
-    may_vote,
+    vote_of,
 )
 from conviction.policies.scores import check_metric
 from conviction.policies.windows import check_window
@@ -48,6 +48,6 @@ class Offline(Policy):
 
     def on_finished(self, trace: Trace) -> Sequence[Action]:
         """Remember it, if it may vote."""
-        if may_vote(trace):
+        if vote_of(trace):
             self._traces.append(trace)
         return []
