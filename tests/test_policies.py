@@ -30,9 +30,9 @@ from conviction.policies import (
     vote_of,
 )
 from conviction.policies.deepconf_online import PAPER_SETTINGS
+from conviction.policies.measures import fitting_window
 from conviction.policies.named import written
 from conviction.policies.settle_confident import SettleConfident
-from conviction.policies.windows import fitting_window
 
 ANYWHERE = Conditions(concurrency=8, max_tokens=1024, top_k=20)
 

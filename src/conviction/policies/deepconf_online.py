@@ -20,8 +20,7 @@ from conviction.policies.base import (
     check_budget,
     vote_of,
 )
-from conviction.policies.scores import score
-from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
+from conviction.policies.measures import PAPER_WINDOW, check_window, fitting_window, score
 from conviction.voting import Ballot, fewest_votes, threshold_for
 
 PAPER_WARMUP = 16

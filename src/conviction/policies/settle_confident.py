@@ -12,9 +12,8 @@ from conviction.confidence import Metric
 from conviction.core import Trace, require, require_whole
 from conviction.gate import Gate
 from conviction.policies.base import Standing, Start, vote_of
-from conviction.policies.scores import check_metric, gain, score
+from conviction.policies.measures import check_metric, check_window, fitting_window, gain, score
 from conviction.policies.settle import Settle
-from conviction.policies.windows import check_window, fitting_window
 from conviction.voting import Ballot, threshold_for
 
 
