@@ -101,7 +101,7 @@ class EngineUnavailableError(EngineError):
     """An engine cannot be reached, or refuses us.
 
     Attributes:
-        busy: Whether it is well, but has too much to do.
+        busy: Whether it works, but has too much to do.
         wait: Seconds that it asks us to wait; None where it names none.
     """
 
@@ -142,7 +142,7 @@ class HashMismatchError(ModelError):
 
 
 class NotAChatModelError(ModelError):
-    """A file is no GGUF, is cut short, or holds no chat model."""
+    """A file is not GGUF, is cut short, or does not hold a chat model."""
 
 
 class AnswerError(ConvictionError):
@@ -174,7 +174,7 @@ class OverloadedError(RefusedError):
 
     Attributes:
         retry_after: Seconds after which it may be worth to ask again.
-        own: Whether those are requests of the same client.
+        own: Whether these requests are of the same client.
     """
 
     def __init__(

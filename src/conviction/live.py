@@ -1,7 +1,7 @@
-"""A trace while it is being generated: what it wrote so far, its gate, and how it began."""
+"""A trace while it is being generated: what it wrote so far, and its gate."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -9,11 +9,9 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import FinishReason, Sampling, Trace
+from conviction.core import FinishReason, Sampling
 from conviction.engines.base import Chunk
-from conviction.errors import InvalidSettingError
 from conviction.gate import Gate, GateMonitor
-from conviction.policies.base import Continue
 
 _FLOAT32 = np.dtype(np.float32)
 _MOST_UNSEEN = 100_000
@@ -150,41 +148,11 @@ def _bytes_to_next_look(monitor: GateMonitor | None) -> int:
     return _FLOAT32.itemsize * tokens
 
 
-def continued_from(action: Continue, traces: Mapping[int, Trace], policy: str) -> tuple[str, int]:
-    """What a continued trace begins with.
-
-    Args:
-        action: Which trace to continue, and how much of it to keep.
-        traces: Those that have ended, by id.
-        policy: Name of the policy that asks for it, for errors.
-
-    Returns:
-        The text, and about how many tokens that is.
-
-    Raises:
-        InvalidSettingError: there is no such complete trace, or it continues another itself.
-    """
-    trace = traces.get(action.trace)
-    if trace is None or not trace.complete or trace.continues is not None:
-        raise InvalidSettingError(
-            tried=f"continue trace {action.trace} for the policy {policy!r}",
-            found="it is not a complete trace of its own",
-            remedy="Correct the policy.",
-        )
-    prefix = beginning(trace.text, action.keep)
-    return prefix, trace.tokens * len(prefix) // max(len(trace.text), 1)
-
-
 def beginning(text: str, share: float) -> str:
-    """The first part of a text, cut where a word ends.
+    """The first part of what a trace wrote, at most `share` of its characters, in (0, 1).
 
-    Args:
-        text: What a trace wrote.
-        share: How much of it to keep at most, by characters, in (0, 1).
-
-    Returns:
-        The longest whole words that fit, without the space behind: models' tokens begin with it.
-        Cut within a word if the first is too long, as in writings without spaces.
+    It is cut where a word ends, without the space behind: models' tokens begin with it. If the
+    first word is too long, as in writings without spaces, it is cut within that.
     """
     most = int(share * len(text))
     ends = (match.end() for match in re.finditer(r"\S+", text))

@@ -34,7 +34,7 @@ from conviction.events import (
     TraceRestarted,
     TraceStarted,
 )
-from conviction.live import LiveTrace, continued_from
+from conviction.live import LiveTrace
 from conviction.policies.base import (
     Action,
     Conditions,
@@ -270,11 +270,8 @@ class _Run:
         if isinstance(action, Continue):
             if not self._capabilities.continues:
                 raise cannot_continue(self._engine, self._policy)
-            self._beginning(action)  # Refuses wrong ones at once.
+            self._builder.beginning_of(action)  # Refuses wrong ones at once.
         self._pending.add(action)
-
-    def _beginning(self, action: Continue) -> tuple[str, int]:
-        return continued_from(action, self._builder.traces, self._policy.name)
 
     def _end(self, reason: str, finish: FinishReason) -> None:
         if self._ended is not None:
@@ -306,7 +303,7 @@ class _Run:
         )
         if isinstance(action, Continue):
             live.continues = action.trace
-            live.prefix, live.kept = self._beginning(action)
+            live.prefix, live.kept = self._builder.beginning_of(action)
         self._started += 1
         self._live[live.id] = live
         self._emit(TraceStarted(live.id, live.gate))

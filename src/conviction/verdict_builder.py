@@ -17,10 +17,11 @@ from conviction.errors import (
     AllTracesFailedError,
     CannotContinueError,
     EngineError,
+    InvalidSettingError,
     MissingLogprobsError,
 )
-from conviction.live import LiveTrace
-from conviction.policies.base import Policy
+from conviction.live import LiveTrace, beginning
+from conviction.policies.base import Continue, Policy
 from conviction.verdict import OUT_OF_TOKENS, Usage, Verdict, caveats
 
 _WRONG_SIGN = (
@@ -95,6 +96,22 @@ class VerdictBuilder:
     def lose(self, error: str, tokens: int) -> None:
         """Count the tokens of an attempt that broke off."""
         self._lost[error] += tokens
+
+    def beginning_of(self, action: Continue) -> tuple[str, int]:
+        """What a continued trace begins with, and about how many tokens that is.
+
+        Raises:
+            InvalidSettingError: there is no such complete trace, or it continues another itself.
+        """
+        trace = self.traces.get(action.trace)
+        if trace is None or not trace.complete or trace.continues is not None:
+            raise InvalidSettingError(
+                tried=f"continue trace {action.trace} for the policy {self._policy.name!r}",
+                found="it is not a complete trace of its own",
+                remedy="Correct the policy.",
+            )
+        prefix = beginning(trace.text, action.keep)
+        return prefix, trace.tokens * len(prefix) // max(len(trace.text), 1)
 
     async def finish(self, live: LiveTrace, running: Iterable[LiveTrace], now: float) -> Trace:
         """Turn a trace that ended into a finished one, with its answer classified.

@@ -140,8 +140,8 @@ def lead_probability(leader: float, runner_up: float) -> float:
 def lead_of(tally: Tally) -> float | None:
     """How likely the leader is to stay the most frequent answer with more samples.
 
-    It comes from whole votes, whatever they weigh, of the leader and of the answer that has most of
-    them beside it; and it holds for a wrong answer as much as for a right one.
+    It comes from whole votes, whatever they weigh, of the leader and of the most frequent answer
+    beside it. It says nothing about the leader being right.
 
     Returns:
         In (0, 1]; below 1/2 if another answer has more votes, though less weight. None without
@@ -157,8 +157,8 @@ def fewest_votes(settle: Callable[[int], bool], most: int) -> int:
     """The fewest further votes for the leader that settle the verdict, from 1 to `most`.
 
     Args:
-        settle: Whether so many would; if some would, so would more.
-        most: How many can still come; the result if not even these would.
+        settle: Whether this many would; if some would, so would more.
+        most: How many can still come; also the result if not even these would.
     """
     low, high = 1, max(most, 1)
     while low < high:

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.core import Answer
-from conviction.errors import PluginError
+from conviction.errors import ConvictionError
 from conviction.registry import Registry
 
 BUDGET_SECONDS = 20.0
@@ -140,7 +140,10 @@ class AnswerKind(ABC):
         return False
 
     def shown(self, answer: str) -> str:
-        """The text to show for an answer that was extracted; by default as the trace wrote it."""
+        """The text that stands for an answer among the votes; by default as the trace wrote it.
+
+        Its canonical form must be that of the answer.
+        """
         return answer
 
     @property
@@ -175,7 +178,7 @@ def kinds_help() -> str:
 def _help(name: str) -> str:
     try:
         words = _class(name).help
-    except PluginError:
+    except ConvictionError:
         words = "cannot be imported"
     return f"{name}: {words}" if words else name
 

@@ -21,14 +21,11 @@ DEFAULT_BUDGET = 16
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start further traces; those that the engine cannot run at once wait their turn.
+    """Start further traces; those that the engine cannot run at once wait.
 
     Attributes:
-        count: How many, at least 1.
+        count: How many, a whole number of at least 1.
         gate: When to stop each of them early; None to let them run.
-
-    Raises:
-        InvalidSettingError: the count is no whole number of at least 1.
     """
 
     count: int
@@ -48,9 +45,6 @@ class Continue:
     Attributes:
         trace: Id of the complete trace.
         keep: How much of its text to keep, by characters, in (0, 1); cut where a word ends.
-
-    Raises:
-        InvalidSettingError: the share lies outside its range.
     """
 
     trace: int
@@ -64,29 +58,19 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Cancel these traces; they end as `FinishReason.CANCELLED`.
-
-    Traces that are not running, because they wait or have ended, are left alone.
-    """
+    """Cancel those of these traces that run; they end as `FinishReason.CANCELLED`."""
 
     traces: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Forget the traces that wait: they never begin and are not reported.
-
-    Against the budget they still count.
-    """
+    """Forget the traces that wait: they never begin, but count against the budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The verdict is settled: cancel everything that runs or waits.
-
-    Attributes:
-        reason: One word for people, as in "consensus".
-    """
+    """The verdict is settled: cancel all that runs or waits; `reason` is a word for people."""
 
     reason: str
 
@@ -197,9 +181,9 @@ class Policy(ABC):
     name: ClassVar[str]
     """Its name on the command line."""
     needs_confidence: ClassVar[bool] = False
-    """Whether it can do nothing without log-probabilities."""
+    """Whether it needs log-probabilities."""
     needs_continuation: ClassVar[bool] = False
-    """Whether it can do nothing with an engine that does not go on with a given beginning."""
+    """Whether it needs an engine that goes on with a given beginning."""
 
     budget: int
     """The most traces that it starts."""
@@ -238,11 +222,7 @@ class Policy(ABC):
 
 
 def check_budget(budget: int) -> None:
-    """Check that a budget lets at least one trace start.
-
-    Raises:
-        InvalidSettingError: the budget is no whole number of at least 1.
-    """
+    """Check that a budget is a whole number of at least 1, or raise InvalidSettingError."""
     require_whole("budget", budget, low=1)
 
 
