@@ -23,8 +23,8 @@ class ColourAnswers(AnswerKind):
     name = "colour"
     help = "a colour by its name"
 
-    def prompt_ending(self, *, korean: bool) -> PromptEnding:
-        return PromptEnding("색을 쓰세요." if korean else "End with the colour in a box.")
+    ending = PromptEnding("End with the colour in a box.")
+    korean_ending = PromptEnding("색을 쓰세요.")
 
     def canonical(self, answer: str) -> str:
         return answer.strip().casefold().replace("grey", "gray") or "none"

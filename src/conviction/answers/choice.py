@@ -23,10 +23,6 @@ _SEPARATOR = re.compile(r"\s*(?:,|;|&|/|\band\b|\bor\b|및|와|과|그리고)\s*
 _HANGUL_LETTERS = str.maketrans("ᄀᄂᄃᄅᄆᄇᄉᄋᄌᄎᄏᄐᄑᄒ", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
 
 
-_ENGLISH = PromptEnding("Think step by step and put the letter of the right choice in \\boxed{}.")
-_KOREAN = PromptEnding("차근차근 생각한 다음 맞는 보기의 기호를 \\boxed{} 안에 쓰세요.")
-
-
 class ChoiceAnswers(AnswerKind):
     """Choices: "C", "(c)", "C. Paris", "Option C" are one; so are "③", "3" and "3번".
 
@@ -35,10 +31,8 @@ class ChoiceAnswers(AnswerKind):
 
     name = "choice"
     help = "the letter or number of a choice, or several"
-
-    def prompt_ending(self, *, korean: bool) -> PromptEnding:
-        """How a prompt asks for it."""
-        return _KOREAN if korean else _ENGLISH
+    ending = PromptEnding("Think step by step and put the letter of the right choice in \\boxed{}.")
+    korean_ending = PromptEnding("차근차근 생각한 다음 맞는 보기의 기호를 \\boxed{} 안에 쓰세요.")
 
     def accepts(self, answer: str) -> bool:
         """Whether it names a choice."""

@@ -7,20 +7,17 @@ from typing import Any, cast
 from conviction.answers.formulas.parsing import exact
 from conviction.answers.kinds import AnswerKind, PromptEnding
 
-_ENGLISH = PromptEnding("Think step by step and finish with the result as JSON in a ```json block.")
-_KOREAN = PromptEnding("차근차근 생각한 다음 결과를 ```json 블록에 JSON으로 쓰세요.")
-
 
 class JsonAnswers(AnswerKind):
     """JSON values, equal whatever the order of keys, the spacing, and "1" or "1.0"."""
 
     name = "json"
     help = "a JSON value"
+    ending = PromptEnding(
+        "Think step by step and finish with the result as JSON in a ```json block."
+    )
+    korean_ending = PromptEnding("차근차근 생각한 다음 결과를 ```json 블록에 JSON으로 쓰세요.")
     strategies = ("fence", "json")
-
-    def prompt_ending(self, *, korean: bool) -> PromptEnding:
-        """How a prompt asks for it."""
-        return _KOREAN if korean else _ENGLISH
 
     def accepts(self, answer: str) -> bool:
         """Whether it is JSON."""

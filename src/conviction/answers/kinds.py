@@ -105,6 +105,8 @@ class AnswerKind(ABC):
     """Its name on the command line and in requests."""
     help: ClassVar[str] = ""
     """What its answers are, in a few words for help texts."""
+    ending: PromptEnding = BOXED
+    korean_ending: PromptEnding = BOXED_KOREAN
     strategies: Sequence[str] = ("boxed", "marker", "last-line")
     """How answers are found, out of `STRATEGIES`, tried in this order."""
 
@@ -113,8 +115,8 @@ class AnswerKind(ABC):
             self.strategies = check_strategies(strategies)
 
     def prompt_ending(self, *, korean: bool) -> PromptEnding:
-        """How a prompt asks for it; by default, step by step and in a box."""
-        return BOXED_KOREAN if korean else BOXED
+        """How a prompt in Korean, or else in English, asks for it."""
+        return self.korean_ending if korean else self.ending
 
     def extract(self, text: str) -> str | None:
         """The last answer in a finished trace's text; None if there is none. Never raises."""
