@@ -5,8 +5,8 @@ wants, and is called back when one of them may begin.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from types import TracebackType
 from typing import Self
 
 from conviction.core import FinishReason, Trace, require_whole
@@ -15,6 +15,7 @@ _TELLING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOW_CONFIDENCE)
 """Traces that end so count for the mean length of a trace."""
 
 
+@dataclass(eq=False)
 class Place:
     """One question's place among those that share an engine; made by `Slots.place`.
 
@@ -34,36 +35,28 @@ class Place:
         spent: Tokens that count towards that, as they come.
     """
 
-    def __init__(
-        self, slots: "Slots", number: int, most: int | None = None, total: int | None = None
-    ) -> None:
-        self.begin: Callable[[], None] = _nothing
-        self.end: Callable[[], None] = _nothing
-        self.number = number
-        self.first: int | None = None
-        self.begun = 0
-        self.running = 0
-        self.waiting = 0
-        self.need: int | None = None
-        self.most = most
-        self.total = total
-        self.spent = 0
-        self._slots = slots
-        # Kept by the slots: tokens of its running traces, further traces that had begun when it
-        # began to wait, and how often it was lined up.
-        self.live = 0
-        self.since = 0
-        self.version = 0
+    _slots: "Slots"
+    number: int
+    most: int | None = None
+    total: int | None = None
+    begin: Callable[[], None] = lambda: None
+    end: Callable[[], None] = lambda: None
+    first: int | None = None
+    begun: int = 0
+    running: int = 0
+    waiting: int = 0
+    need: int | None = None
+    spent: int = 0
+    # Kept by the slots: tokens of its running traces, further traces that had begun when it began
+    # to wait, and how often it was lined up.
+    live: int = 0
+    since: int = 0
+    version: int = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._slots.leave(self)
 
     @property
@@ -101,10 +94,6 @@ class Place:
     def ended(self, trace: Trace) -> None:
         """Give back the slot of a trace; whose turn it is comes out at the next `want`."""
         self._slots.give_back(self, trace)
-
-
-def _nothing() -> None:
-    pass
 
 
 class Slots:
