@@ -29,6 +29,7 @@ from conviction.policies import (
     policy_names,
     vote_of,
 )
+from conviction.policies.base import Continue, PendingStarts
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.policies.measures import fitting_window
 from conviction.policies.named import written
@@ -479,6 +480,33 @@ def test_a_fitting_window_is_a_third_of_the_median_trace_within_bounds(tokens: l
     assert 16 <= window <= 2048
     if tokens and 48 <= np.median(tokens) <= 6144:
         assert window == pytest.approx(np.median(tokens) / 3, abs=0.51)
+
+
+@given(
+    st.lists(
+        st.integers(1, 5).map(Start)
+        | st.integers(0, 3).map(Continue)
+        | st.sampled_from((1, 2, math.inf)),
+        max_size=30,
+    )
+)
+def test_pending_traces_come_out_one_by_one_or_many_at_once_in_the_order_asked_for(
+    steps: list[Start | Continue | float],
+) -> None:
+    pending = PendingStarts(Majority(budget=150))
+    expected: deque[Start | Continue] = deque()
+    for step in steps:
+        if isinstance(step, Start | Continue):
+            pending.add(step)
+            expected.extend([step] * step.count)
+        elif expected:
+            action, count = pending.take(step)
+            assert 1 <= count <= step
+            assert all(expected.popleft() is action for _ in range(count))
+        assert len(pending) == len(expected)
+    assert pending.asked == sum(step.count for step in steps if isinstance(step, Start | Continue))
+    pending.clear()
+    assert not pending
 
 
 class TestSettings:
