@@ -30,7 +30,7 @@ import msgspec
 from event_parsers import found, parsers
 from replaying_server import MODEL, TOP_K, tokens
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Question, Sampling
 from conviction.engines.base import Capabilities, Chunk, TraceRequest
 from conviction.engines.openai import OpenAIEngine

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conviction.answers import AnswerKind, kind, kinds
-from conviction.errors import InvalidSettingError, UnknownNameError
+from conviction.answers import KINDS, AnswerKind, kind, kinds
+from conviction.errors import PluginError, UnknownNameError
 
 
 def same(name: str, *answers: str) -> bool:
@@ -23,8 +23,8 @@ def test_an_unknown_kind_is_named_with_the_nearest_known_one() -> None:
 
 
 def test_something_else_registered_as_a_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conviction.answers.load", lambda *_: dict)
-    with pytest.raises(InvalidSettingError, match="not a subclass"):
+    monkeypatch.setitem(KINDS.builtin, "math", "builtins:dict")
+    with pytest.raises(PluginError, match="not a subclass"):
         kind("math")
 
 

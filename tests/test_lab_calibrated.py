@@ -11,8 +11,7 @@ import virtual_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conviction.answers import kind
-from conviction.answers.grouping import Grouping
+from conviction.answers import Grouping, kind
 from conviction.core import FinishReason, Question
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import InvalidSettingError, RecordingError

@@ -9,7 +9,7 @@ from time import perf_counter
 from batches import Finished, Wanted, generate
 from decoder import Decoder
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Answer, Trace
 from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import (

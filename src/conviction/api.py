@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.core import InvalidSettingError, Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -71,7 +70,7 @@ async def athink(
             (`async with`), so that many questions can share it.
         policy: A policy's name, or a policy with its settings.
         budget: The most traces to start; for policies given by name.
-        answers: Kind of answer: "math", "number", "choice", "text", "json", or your own.
+        answers: Name of an answer kind (`conviction.answers.kinds` lists them), or your own.
         prompt_style: What to add to the question; default: what suits the model.
         sampling: How tokens are drawn.
         seed: Seeds of all traces derive from it.
@@ -260,7 +259,7 @@ async def _ready(
         chosen = None if engine else await anyio.to_thread.run_sync(_model, model)
         style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
         asked = [
-            compose(question, kind=answer_kind.name, style=style)
+            compose(question, kind=answer_kind, style=style)
             if isinstance(question, str)
             else question
             for question in questions
@@ -377,7 +376,7 @@ def _style(name: PromptStyle | str | None) -> PromptStyle | None:
     if name is None:
         return None
     if name not in set(PromptStyle):
-        raise unknown_name("prompt styles", name, PromptStyle)
+        raise unknown_name("prompt style", name, PromptStyle)
     return PromptStyle(name)
 
 

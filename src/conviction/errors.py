@@ -4,6 +4,7 @@
     ├── UsageError                 a setting or an input is wrong: nothing was started (exit code 2)
     │   ├── InvalidSettingError
     │   ├── UnknownNameError
+    │   ├── PluginError
     │   └── MissingExtraError
     ├── EngineError                an engine could not do what was asked
     │   ├── EngineStartError
@@ -36,7 +37,7 @@ class ConvictionError(Exception):
 
     Args:
         tried: What was attempted, as in "open model.gguf".
-        found: What happened instead.
+        found: What happened instead; may be empty where `tried` says it all.
         remedy: What the reader can do about it; a whole sentence.
     """
 
@@ -46,15 +47,24 @@ class ConvictionError(Exception):
         self.tried = tried
         self.found = found
         self.remedy = remedy
-        super().__init__(f"{tried}: {found.rstrip('.')}. {remedy}")
+        super().__init__(f"{self.problem}. {remedy}")
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, without the remedy; it does not end in a full stop."""
+        return f"{self.tried}: {self.found}".rstrip(".") if self.found else self.tried
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process borders (workers, Ray), so they must pickle."""
-        return _rebuild, (type(self), self.tried, self.found, self.remedy)
+        return _rebuild, (type(self), self.args, vars(self))
 
 
-def _rebuild(kind: type[ConvictionError], tried: str, found: str, remedy: str) -> ConvictionError:
-    return kind(tried=tried, found=found, remedy=remedy)
+def _rebuild(
+    kind: type[ConvictionError], args: tuple[object, ...], state: dict[str, object]
+) -> ConvictionError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
 
 
 class UsageError(ConvictionError):
@@ -69,6 +79,10 @@ class InvalidSettingError(UsageError):
 
 class UnknownNameError(UsageError):
     """A name (of a policy, a model, an answer kind, an engine) is not registered."""
+
+
+class PluginError(UsageError):
+    """An installed package brings a policy, answer kind or engine that cannot be used."""
 
 
 class MissingExtraError(UsageError):
@@ -87,7 +101,7 @@ class EngineUnavailableError(EngineError):
     """An engine cannot be reached, or refuses us.
 
     Attributes:
-        busy: Whether it is well, but has too much to do.
+        busy: Whether it works, but has too much to do.
         wait: Seconds that it asks us to wait; None where it names none.
     """
 
@@ -128,7 +142,7 @@ class HashMismatchError(ModelError):
 
 
 class NotAChatModelError(ModelError):
-    """A file is no GGUF, is cut short, or holds no chat model."""
+    """A file is not GGUF, is cut short, or does not hold a chat model."""
 
 
 class AnswerError(ConvictionError):
@@ -146,9 +160,6 @@ class AllTracesFailedError(ConvictionError):
         self.causes = tuple(dict.fromkeys(causes))
         super().__init__(tried=tried, found="; ".join(self.causes), remedy=remedy)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_all_failed, (self.tried, self.causes, self.remedy)
-
 
 class ServerStartError(ConvictionError):
     """Our own server cannot listen where it was told to."""
@@ -163,7 +174,7 @@ class OverloadedError(RefusedError):
 
     Attributes:
         retry_after: Seconds after which it may be worth to ask again.
-        own: Whether those are requests of the same client.
+        own: Whether these requests are of the same client.
     """
 
     def __init__(
@@ -176,7 +187,3 @@ class OverloadedError(RefusedError):
 
 class ShuttingDownError(RefusedError):
     """The server was told to end."""
-
-
-def _rebuild_all_failed(tried: str, causes: Sequence[str], remedy: str) -> AllTracesFailedError:
-    return AllTracesFailedError(tried=tried, causes=causes, remedy=remedy)

@@ -1,46 +1,110 @@
-"""Named things that others may add: policies, answer kinds and engines.
+"""Things that are chosen by name and that packages can add: policies, answer kinds, engines.
 
-A registry is an entry point group. Built-in members are declared in this package's own
-`pyproject.toml`, so a plug-in and a built-in are found in the same way: a file and a line.
+Built-in members stand in a table of names and import paths. Other packages add theirs as entry
+points under the registry's group. Either is imported when it is first asked for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from inspect import isclass
+from pkgutil import resolve_name
+from typing import TypeVar
 
-from conviction.errors import UnknownNameError
+from conviction.errors import ConvictionError, PluginError, UnknownNameError
+
+Member = TypeVar("Member")
+
+
+class Registry:
+    """Named members of one sort.
+
+    Args:
+        group: Entry point group of packages that add members, as in "conviction.policies".
+        noun: What a member is called in messages, as in "policy".
+        builtin: Import path ("module:attribute") of each built-in member, by name.
+    """
+
+    def __init__(self, group: str, noun: str, builtin: Mapping[str, str]) -> None:
+        self.group = group
+        self.noun = noun
+        self.builtin = dict(builtin)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all members, sorted. Nothing is imported."""
+        return tuple(sorted({*self.builtin, *(point.name for point in self._plugins())}))
+
+    def get(self, name: str) -> object:
+        """The member of that name, imported.
+
+        Raises:
+            UnknownNameError: no member has this name; the nearest name is suggested.
+            PluginError: two packages bring this name, or the one that does fails to import.
+        """
+        points = [point for point in self._plugins() if point.name == name]
+        if not points and name in self.builtin:
+            return resolve_name(self.builtin[name])
+        packages = [_package(point) for point in points]
+        if name in self.builtin:
+            packages.insert(0, "conviction")
+        if not packages:
+            raise unknown_name(self.noun, name, self.names())
+        if len(packages) > 1:
+            raise PluginError(
+                tried=f"several packages bring the {self.noun} {name!r}",
+                found=", ".join(packages),
+                remedy="Uninstall all but one of them, or rename the entry point in one.",
+            )
+        try:
+            return points[0].load()
+        except ConvictionError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                tried=f"cannot import the {self.noun} {name!r} of the package {packages[0]!r}",
+                found=f"{type(error).__name__}: {error}",
+                remedy=f"Repair, update or uninstall {packages[0]!r}.",
+            ) from error
+
+    def subclass(self, name: str, base: type[Member]) -> type[Member]:
+        """The member of that name, which must be a subclass of `base`.
+
+        Raises:
+            UnknownNameError: no member has this name; the nearest name is suggested.
+            PluginError: it cannot be imported, or is something else.
+        """
+        member = self.get(name)
+        if isclass(member) and issubclass(member, base):
+            return member
+        raise PluginError(
+            tried=f"cannot use the {self.noun} {name!r}",
+            found=f"{member!r} is not a subclass of {base.__module__}.{base.__qualname__}",
+            remedy=f"Correct the entry point under {self.group!r} in the package that brings it.",
+        )
+
+    def _plugins(self) -> EntryPoints:
+        return _plugins(self.group)
 
 
 @cache
-def _members(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
+def _plugins(group: str) -> EntryPoints:
+    # Metadata of an older installation of conviction itself may list what is built in.
+    points = entry_points(group=group)
+    return EntryPoints(point for point in points if _package(point) != "conviction")
 
 
-def names(group: str) -> tuple[str, ...]:
-    """Names registered under `group` (such as "conviction.policies"), sorted."""
-    return tuple(sorted(_members(group)))
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "unknown"
 
 
-def load(group: str, name: str) -> object:
-    """The object registered as `name` under `group`.
-
-    Raises:
-        UnknownNameError: with the nearest registered name as a suggestion.
-    """
-    members = _members(group)
-    if name not in members:
-        raise unknown_name(group.rpartition(".")[2], name, members)
-    return members[name].load()
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is not among `known`."""
+def unknown_name(noun: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a `noun` (such as "policy") whose name is not among `known`."""
     choices = sorted(known)
     near = get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return UnknownNameError(
-        tried=f"find {name!r} among {what}",
-        found="there is none of that name",
+        tried=f"unknown {noun} {name!r}",
+        found="",
         remedy=f"{hint}Known: {', '.join(choices) or 'none'}.",
     )

@@ -2,7 +2,7 @@
 
 The environment is kept between versions of the package, so it holds none. The sources stand on the
 path in its place, beside a folder with what an installed package says of itself: entry points are
-how vLLM finds its plugins, and how this package finds its policies.
+how vLLM finds its plugins.
 """
 
 import tomllib

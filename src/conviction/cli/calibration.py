@@ -138,7 +138,7 @@ class Calibrator:
         try:
             verdict = self.calibration(facts, [verdict.question], console).applied(verdict)
         except (ConvictionError, KeyboardInterrupt) as error:
-            why = f"{error.tried}: {error.found}" if isinstance(error, ConvictionError) else ""
+            why = error.problem if isinstance(error, ConvictionError) else ""
             note = f"The calibration failed: {why or 'it was interrupted'}."
             verdict = replace(verdict, warnings=(*verdict.warnings, note))
         return verdict if self.below is None else verdict.abstaining(self.below)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from cyclopts import Parameter
+
+from conviction.answers import kinds_help
 from conviction.cli.arguments import WHOLE
 from conviction.core import Sampling
 from conviction.prompts import PromptStyle
@@ -12,8 +15,7 @@ from conviction.prompts import PromptStyle
 class TraceOptions:
     """How a question is put, and how tokens are drawn."""
 
-    answer: str = "math"
-    "Kind of answer: math, number, choice, text or json."
+    answer: Annotated[str, Parameter(help=kinds_help())] = "math"
     prompt_style: PromptStyle | None = None
     "What to add to the question; default: what suits the model."
     max_tokens: Annotated[int, WHOLE] = 1024

@@ -97,7 +97,7 @@ def _chosen(pool: Pool, question: str | None) -> str:
     if question is None:
         return ids[0]
     if question not in ids:
-        raise unknown_name("the questions of the pool", question, ids)
+        raise unknown_name("question", question, ids)
     return question
 
 

@@ -1,6 +1,6 @@
 """Whether an answer is right: by the same equivalence that votes are counted with."""
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Answer
 
 

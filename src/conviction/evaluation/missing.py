@@ -7,7 +7,7 @@ from time import perf_counter
 
 import anyio
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Trace
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 

@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import FinishReason, Question, Sampling, Trace, require_whole
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import (

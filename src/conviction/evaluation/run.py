@@ -9,7 +9,7 @@ from os import PathLike
 import anyio
 import anyio.to_thread
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
 from conviction.errors import (

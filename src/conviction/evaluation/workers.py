@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import anyio
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Question, Sampling
 from conviction.engines.base import Capabilities, Engine
 from conviction.evaluation.missing import MissingTraces, Ungrouped

@@ -10,9 +10,9 @@ from conviction.confidence import Metric
 from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
 from conviction.policies import Policy
+from conviction.policies.measures import PAPER_WINDOW
 from conviction.policies.named import build, read_spec, setting_types, written
 from conviction.policies.offline import Offline
-from conviction.policies.windows import PAPER_WINDOW
 
 WITHOUT_WINDOW = (Metric.MEAN, Metric.HEAD)
 """Metrics of whole traces."""

@@ -229,7 +229,7 @@ class Catalogue:
         """
         if model := self.find(name):
             return model
-        raise registry.unknown_name("models", name, self._names())
+        raise registry.unknown_name("model", name, self._names())
 
     def _names(self) -> list[str]:
         return [name for model in self.models for name in (model.name, *model.aliases)]

@@ -20,10 +20,9 @@ from conviction.policies.base import (
     Standing,
     Start,
     check_budget,
-    may_vote,
+    vote_of,
 )
-from conviction.policies.lead import fewest_votes, lead_probability
-from conviction.voting import Ballot
+from conviction.voting import Ballot, fewest_votes, lead_probability
 
 
 @dataclass
@@ -62,8 +61,8 @@ class _InWaves(Policy):
         return Standing(self._ballot.tally())
 
     def _count(self, trace: Trace) -> None:
-        if may_vote(trace) and trace.answer:
-            self._ballot.cast(trace.id, trace.answer)
+        if answer := vote_of(trace):
+            self._ballot.cast(trace.id, answer)
 
     @property
     def _left(self) -> int:
@@ -149,7 +148,8 @@ class EarlyStoppingConsistency(_InWaves):
 
     def _count(self, trace: Trace) -> None:
         super()._count(trace)
-        self._answers.append(trace.answer.key if may_vote(trace) and trace.answer else None)
+        answer = vote_of(trace)
+        self._answers.append(answer.key if answer else None)
 
     @property
     def need(self) -> int:

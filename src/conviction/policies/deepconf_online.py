@@ -18,12 +18,10 @@ from conviction.policies.base import (
     Standing,
     Start,
     check_budget,
-    may_vote,
+    vote_of,
 )
-from conviction.policies.lead import fewest_votes
-from conviction.policies.scores import score
-from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
-from conviction.voting import Ballot, threshold_for
+from conviction.policies.measures import PAPER_WINDOW, check_window, fitting_window, score
+from conviction.voting import Ballot, fewest_votes, threshold_for
 
 PAPER_WARMUP = 16
 
@@ -100,8 +98,8 @@ class DeepConfOnline(Policy):
 
     def on_finished(self, trace: Trace) -> Sequence[Action]:
         """Collect the warm-up; after it, count the vote and look at the consensus."""
-        if may_vote(trace) and trace.answer:
-            self._unfiltered.cast(trace.id, trace.answer)
+        if answer := vote_of(trace):
+            self._unfiltered.cast(trace.id, answer)
         if self._waiting:
             self._warm.append(trace)
             self._waiting -= 1
@@ -130,11 +128,12 @@ class DeepConfOnline(Policy):
         return score(trace, Metric.LOWEST_GROUP, self.window or PAPER_WINDOW)
 
     def _vote(self, trace: Trace) -> None:
-        if not may_vote(trace) or trace.answer is None:
+        answer = vote_of(trace)
+        if answer is None:
             return
         weight = self._score(trace)
         if np.isfinite(weight):
-            self._ballot.cast(trace.id, trace.answer, weight if self.weighted else 1.0)
+            self._ballot.cast(trace.id, answer, weight if self.weighted else 1.0)
 
     def _settled(self) -> bool:
         quorum = min(self.quorum, self.budget)

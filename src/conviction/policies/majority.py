@@ -13,7 +13,7 @@ from conviction.policies.base import (
     Standing,
     Start,
     check_budget,
-    may_vote,
+    vote_of,
 )
 from conviction.voting import Ballot
 
@@ -41,8 +41,8 @@ class Majority(Policy):
 
     def on_finished(self, trace: Trace) -> Sequence[Action]:
         """Count its vote."""
-        if may_vote(trace) and trace.answer:
-            self._ballot.cast(trace.id, trace.answer)
+        if answer := vote_of(trace):
+            self._ballot.cast(trace.id, answer)
         return []
 
     def standing(self) -> Standing:

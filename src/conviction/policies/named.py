@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from inspect import isclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -18,9 +17,28 @@ import msgspec
 from conviction.core import InvalidSettingError
 from conviction.errors import ConvictionError
 from conviction.policies.base import Policy
-from conviction.registry import load, names, unknown_name
+from conviction.registry import Registry, unknown_name
 
-_GROUP = "conviction.policies"
+POLICIES = Registry(
+    "conviction.policies",
+    "policy",
+    {
+        "single": "conviction.policies.majority:Single",
+        "majority": "conviction.policies.majority:Majority",
+        "adaptive-consistency": "conviction.policies.adaptive:AdaptiveConsistency",
+        "esc": "conviction.policies.adaptive:EarlyStoppingConsistency",
+        "best-of-n": "conviction.policies.offline:BestOfN",
+        "borda": "conviction.policies.offline:Borda",
+        "deepconf-offline": "conviction.policies.offline:DeepConfOffline",
+        "deepconf-low": "conviction.policies.deepconf_online:DeepConfLow",
+        "deepconf-high": "conviction.policies.deepconf_online:DeepConfHigh",
+        "settle": "conviction.policies.settle:Settle",
+        "settle-lean": "conviction.policies.settle:SettleLean",
+        "settle-exact": "conviction.policies.settle:SettleExact",
+        "settle-confident": "conviction.policies.settle_confident:SettleConfident",
+        "settle-regenerate": "conviction.policies.settle_regenerate:SettleRegenerate",
+    },
+)
 
 _PLAIN: dict[Any, str] = {
     int: "a whole number",
@@ -32,7 +50,7 @@ _PLAIN: dict[Any, str] = {
 
 def policy_names() -> tuple[str, ...]:
     """Names of all policies, plug-ins included."""
-    return names(_GROUP)
+    return POLICIES.names()
 
 
 def policy(spec: str, **settings: Any) -> Policy:
@@ -66,7 +84,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Policy:
         UnknownNameError: there is no policy of that name.
         InvalidSettingError: the policy has no such setting, or refuses its value.
     """
-    kind = _kind(name)
+    kind = _class(name)
     known = list(setting_types(name))
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
@@ -85,9 +103,9 @@ def setting_types(name: str) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: there is no policy of that name.
-        InvalidSettingError: what is registered is no policy.
+        PluginError: a plug-in brings it and cannot be used.
     """
-    kind = _kind(name)
+    kind = _class(name)
     if not is_dataclass(kind):
         return {}
     hints = get_type_hints(kind)
@@ -136,15 +154,8 @@ def written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _kind(name: str) -> type[Policy]:
-    kind = load(_GROUP, name)
-    if not (isclass(kind) and issubclass(kind, Policy)):
-        raise InvalidSettingError(
-            tried=f"use the policy {name!r}",
-            found=f"its entry point names {kind!r}, which is no Policy",
-            remedy="Mend the package that registers it.",
-        )
-    return kind
+def _class(name: str) -> type[Policy]:
+    return POLICIES.subclass(name, Policy)
 
 
 def _converted(text: str, kind: Any, setting: str, name: str) -> Any:
@@ -157,7 +168,7 @@ def _converted(text: str, kind: Any, setting: str, name: str) -> Any:
         pass
     for one in kinds:
         if isinstance(one, type) and issubclass(one, Enum):
-            raise unknown_name(f"{setting}s", text, [str(member.value) for member in one])
+            raise unknown_name(setting, text, [str(member.value) for member in one])
     wanted = " or ".join(_PLAIN.get(one, getattr(one, "__name__", str(one))) for one in kinds)
     raise InvalidSettingError(
         tried=f"set {setting} of the policy {name!r} to {text!r}",

@@ -15,10 +15,9 @@ from conviction.policies.base import (
     Standing,
     Start,
     check_budget,
-    may_vote,
+    vote_of,
 )
-from conviction.policies.lead import fewest_votes, lead_probability
-from conviction.voting import Ballot
+from conviction.voting import Ballot, fewest_votes, lead_probability
 
 _LEAST = 2
 """Traces that have to end before anything is settled."""
@@ -101,8 +100,8 @@ class Settle(Policy):
         return self._started - self._ended - self._failed
 
     def _count(self, trace: Trace) -> None:
-        if may_vote(trace) and trace.answer:
-            self._ballot.cast(trace.id, trace.answer)
+        if answer := vote_of(trace):
+            self._ballot.cast(trace.id, answer)
 
     def _settles(self, more: int) -> bool:
         """Whether it would be settled if so many more traces ended, all for the leader."""

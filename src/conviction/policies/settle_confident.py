@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from conviction.confidence import Metric
 from conviction.core import Trace, require, require_whole
 from conviction.gate import Gate
-from conviction.policies.base import Standing, Start, may_vote
-from conviction.policies.scores import check_metric, gain, score
+from conviction.policies.base import Standing, Start, vote_of
+from conviction.policies.measures import check_metric, check_window, fitting_window, gain, score
 from conviction.policies.settle import Settle
-from conviction.policies.windows import check_window, fitting_window
 from conviction.voting import Ballot, threshold_for
 
 
@@ -75,7 +74,7 @@ class SettleConfident(Settle):
             self._warm.append(trace)
             if len(self._warm) == self.warmup:
                 self._set_gate()
-        if may_vote(trace):
+        if vote_of(trace):
             self._voters.append(trace)
         # Each vote changes the mean, and so what all of them weigh.
         weights = vote_weights(self._confidences(), self.power).tolist()

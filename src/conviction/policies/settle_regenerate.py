@@ -9,8 +9,8 @@ from typing import ClassVar
 from conviction.core import FinishReason, Tally, Trace, require, require_whole
 from conviction.errors import InvalidSettingError
 from conviction.policies.base import Action, Continue, Done, Forget, Standing, Stop
-from conviction.policies.lead import lead_probability
 from conviction.policies.settle import Settle
+from conviction.voting import lead_probability
 
 
 @dataclass

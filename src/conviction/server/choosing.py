@@ -216,7 +216,7 @@ def check_model(service: Service, model: str) -> None:
 
 def refused(error: ConvictionError, param: str | None) -> RequestError:
     """A wrong setting as the fault of a field of the request."""
-    text = f"{error.tried}: {error.found}".rstrip(".") + f". {error.remedy}"
+    text = str(error)
     code = "unknown_name" if isinstance(error, UnknownNameError) else "invalid_value"
     return RequestError(text[:1].upper() + text[1:], param=param, code=code)
 

@@ -78,7 +78,7 @@ def status_and_body(error: BaseException) -> tuple[int, dict[str, Any]]:
     if not isinstance(error, ConvictionError):
         return 500, error_body("The server failed.", status=500, code="internal_error")
     status, code = _status_and_code(error)
-    message = f"{error.tried}: {error.found}".rstrip(".") + f". {error.remedy}"
+    message = str(error)
     return status, error_body(message[:1].upper() + message[1:], status=status, code=code)
 
 
