@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate
 from conviction.lab.comparison import runnable
-from conviction.lab.replay import PlayedTrace, replay
+from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import TraceSource, dropping
 from conviction.lab.statistics import any_seed
 from conviction.lab.steps import Steps
@@ -190,13 +190,7 @@ class _Verdicts:
         for repeat in range(REPEATS):
             order = draw(len(traces), size, seed=self.seed, question_id=question_id, repeat=repeat)
             drawn: list[PlayedTrace] = [traces[position] for position in order.tolist()]
-            outcome = replay(
-                self.candidate.policy,
-                drawn,
-                concurrency=self.candidate.concurrency,
-                top_k=source.top_k,
-                max_tokens=source.max_tokens,
-            )
+            outcome = self.candidate.replayed(drawn, source)
             votes = len(outcome.tally.voters)
             runs[repeat] = (_comparable(outcome.tally.share), outcome.correct, votes)
         return runs

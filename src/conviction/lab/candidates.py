@@ -1,4 +1,4 @@
-"""Policies to be compared: specifications with alternatives, budgets and machines."""
+"""Candidates of a comparison: policies with alternatives, budgets and machines."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -9,6 +9,8 @@ from typing import Any
 from conviction.confidence import Metric
 from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
+from conviction.lab.replay import Outcome, PlayedTrace, replay
+from conviction.lab.sources import TraceSource
 from conviction.policies import Policy
 from conviction.policies.named import build, read_spec, setting_types, written
 from conviction.policies.offline import Offline
@@ -16,6 +18,12 @@ from conviction.policies.windows import PAPER_WINDOW
 
 WITHOUT_WINDOW = (Metric.MEAN, Metric.HEAD)
 """Metrics of whole traces."""
+
+WITHOUT_CONFIDENCE = ("majority", "single", "adaptive-consistency", "esc", "settle")
+WITH_CONFIDENCE = ("deepconf-low", "deepconf-high", "deepconf-offline", "best-of-n", "borda")
+
+_KEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
+_PAPER_WARMUP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,16 @@ class Candidate:
         if isinstance(self.policy, Offline) and self.policy.metric in WITHOUT_WINDOW:
             settings.pop("window", None)
         return self.policy.name, self.policy.budget, tuple(settings.items()), self.concurrency
+
+    def replayed(self, traces: Sequence[PlayedTrace], source: TraceSource) -> Outcome:
+        """A replay on traces of one question of a source, in the order given."""
+        return replay(
+            self.policy,
+            traces,
+            concurrency=self.concurrency,
+            top_k=source.top_k,
+            max_tokens=source.max_tokens,
+        )
 
 
 def parse(
@@ -139,3 +157,56 @@ def fitting_windows(tokens: float, most: int = 4) -> tuple[int, ...]:
     last = len(powers) - 1
     picked = {round(step * last / max(most - 1, 1)) for step in range(most)}
     return tuple(powers[i] for i in sorted(picked))
+
+
+def usual_policies(*, confidences: bool, sweep: bool = False) -> tuple[str, ...]:
+    """Policies that are compared by default; majority first, as the baseline.
+
+    Args:
+        confidences: Whether the traces have confidences.
+        sweep: Whether settings are varied: then low and high are the same policy.
+    """
+    if not confidences:
+        return WITHOUT_CONFIDENCE
+    with_confidence = [name for name in WITH_CONFIDENCE if not (sweep and name == "deepconf-high")]
+    return (*WITHOUT_CONFIDENCE, *with_confidence)
+
+
+def usual_grid(budget: int, tokens: float) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    """Values to try for the settings of the policies of this package.
+
+    Args:
+        budget: The largest budget.
+        tokens: Length of a typical trace.
+    """
+    windows = (None, *fitting_windows(tokens))
+    # The published warm-up, and smaller and larger ones; a warm-up that is the budget stops none.
+    warmups = sorted({max(2, budget // 8), max(2, budget // 4), max(2, budget // 2)})
+    warmups = [warmup for warmup in {*warmups, _PAPER_WARMUP} if warmup < budget] or [budget]
+    online = {
+        "keep": _KEEP,
+        "window": windows,
+        "consensus": (0.8, 0.9, 0.95, 1.0),
+        "warmup": sorted(warmups),
+    }
+    ranked = {"metric": tuple(Metric), "window": windows}
+    return {
+        "majority": {"budget": _powers(budget)},
+        "adaptive-consistency": {"bar": (0.8, 0.9, 0.95, 0.99), "wave": (1, 4, 16)},
+        "esc": {"window": (3, 4, 5, 8)},
+        "settle": {
+            "slope": (0.004, 0.006, 0.008, 0.012),
+            "first": (3, 6),
+            "ahead": (1.0, 2.0, 3.0),
+        },
+        "deepconf-low": online,
+        "deepconf-high": online,
+        "deepconf-offline": {"keep": _KEEP, **ranked},
+        "best-of-n": ranked,
+        "borda": {"power": (0.5, 1.0, 2.0), **ranked},
+    }
+
+
+def _powers(budget: int) -> tuple[int, ...]:
+    """1, 2, 4, … and the budget itself, the largest first."""
+    return tuple(sorted({budget, *(2**n for n in range(budget.bit_length()))}, reverse=True))

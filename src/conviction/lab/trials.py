@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from conviction.core import require_whole
 from conviction.errors import InvalidSettingError, RecordingError
 from conviction.lab.candidates import Candidate
-from conviction.lab.replay import PlayedTrace, replay
+from conviction.lab.columns import Measure, measures, run_type
+from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import TraceSource
 from conviction.lab.statistics import any_seed
 from conviction.lab.workers import each_question
@@ -23,36 +24,20 @@ from conviction.lab.workers import each_question
 REPEATS = 64
 """Draws per question, as in the paper."""
 
-RUN = np.dtype(
-    [
-        ("correct", np.bool_),
-        ("tokens", np.int64),
-        ("path", np.float64),
-        ("started", np.int32),
-        ("stopped", np.int32),
-        ("cancelled", np.int32),
-        ("empty", np.bool_),
-        ("share", np.float32),
-        ("full_tokens", np.int64),
-    ]
-)
-"""What one run came to: `Outcome`, the leader's share of the vote, and the tokens of all traces
-of the budget, which is what majority voting takes."""
-
 OnProgress = Callable[[int, int], None]
 """Called with the questions that are done, and their number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """What came of every run.
+    """All runs of a comparison.
 
     Attributes:
-        candidates: What was compared.
-        question_ids: On which questions.
-        runs: Records of `RUN`, shape (candidates, questions, repeats).
+        candidates: The candidates compared.
+        question_ids: The questions.
+        runs: Records of `columns.run_type`, shape (candidates, questions, repeats).
         most_traces: Recorded traces of the question that has most of them.
-        least_traces: Those of the question that has fewest.
+        least_traces: Recorded traces of the question that has fewest.
     """
 
     candidates: tuple[Candidate, ...]
@@ -103,10 +88,10 @@ def run_trials(
             found="there is no policy" if not candidates else "there is no question",
             remedy="Give at least one of each.",
         )
-    work = _Draws(tuple(candidates), repeats, seed, with_replacement)
+    work = _Draws(tuple(candidates), measures(), repeats, seed, with_replacement)
     _check_counts(source, 1 if with_replacement else work.size)
     questions = len(source.question_ids)
-    runs = np.zeros((len(candidates), questions, repeats), RUN)
+    runs = np.zeros((len(candidates), questions, repeats), run_type())
     counts: list[int] = []
     for number, (result, count) in each_question(work, source, processes=processes):
         runs[:, number] = result
@@ -152,6 +137,7 @@ class _Draws:
     """All repeats of one question."""
 
     candidates: tuple[Candidate, ...]
+    measures: tuple[Measure, ...]
     repeats: int
     seed: int
     with_replacement: bool
@@ -167,7 +153,8 @@ class _Draws:
         lengths = np.array([trace.tokens for trace in traces], np.int64)
         # Reference budgets may exceed every policy's own: that of a single trace does.
         size = max(self.size, *(candidate.budget for candidate in self.candidates))
-        runs = np.zeros((len(self.candidates), self.repeats), RUN)
+        runs = np.zeros((len(self.candidates), self.repeats), run_type(self.measures))
+        measuring = [measure.of for measure in self.measures]
         for repeat in range(self.repeats):
             order = draw(
                 len(traces),
@@ -180,10 +167,9 @@ class _Draws:
             drawn: list[PlayedTrace] = [traces[position] for position in order.tolist()]
             full = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths[order])))
             for number, candidate in enumerate(self.candidates):
-                runs[number, repeat] = (
-                    *_run(candidate, drawn, source),
-                    full[min(candidate.budget, len(drawn))],
-                )
+                outcome = candidate.replayed(drawn, source)
+                measured = [of(outcome) for of in measuring]
+                runs[number, repeat] = (*measured, full[min(candidate.budget, len(drawn))])
         return runs, len(traces)
 
 
@@ -225,26 +211,4 @@ def _check_counts(source: TraceSource, size: int) -> None:
         "with replacement (--with-replacement)."
         if count
         else "Record it with `conviction record`, which lets every trace end.",
-    )
-
-
-def _run(
-    candidate: Candidate, drawn: Sequence[PlayedTrace], source: TraceSource
-) -> tuple[Any, ...]:
-    outcome = replay(
-        candidate.policy,
-        drawn,
-        concurrency=candidate.concurrency,
-        top_k=source.top_k,
-        max_tokens=source.max_tokens,
-    )
-    return (
-        outcome.correct,
-        outcome.tokens,
-        outcome.path,
-        outcome.started,
-        outcome.stopped,
-        outcome.cancelled,
-        outcome.empty,
-        outcome.tally.share,
     )
