@@ -19,7 +19,7 @@ from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import RecordingError
 from conviction.evaluation.abstention import abstain
 from conviction.evaluation.results import QuestionResult
-from conviction.lab.calibrated import FEWEST, calibrate
+from conviction.lab.calibration import FEWEST, calibrate
 from conviction.lab.sources import TracesInMemory
 from conviction.models import ModelFile
 from conviction.policies.majority import Majority

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conviction.confidence import Metric
-from conviction.lab.advice import FEWEST_DIFFERENT, advise
-from conviction.lab.calibration import calibration, calibration_error
-from conviction.lab.choosing import (
+from conviction.lab.diagnosis import calibration, calibration_error
+from conviction.lab.selection import (
+    FEWEST_DIFFERENT,
     Choice,
     RankingChoice,
+    advise,
     best_windows,
     choose_filter,
     choose_ranking,

@@ -7,7 +7,7 @@ from typing import Any
 
 from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.summary import estimate_to_dict, finite, proportion
-from conviction.lab.calibrated import Calibration
+from conviction.lab.calibration import Calibration
 from conviction.lab.statistics import Estimate, mean_of
 from conviction.verdict import Right
 

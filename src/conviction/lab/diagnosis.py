@@ -11,21 +11,20 @@ from numpy.typing import NDArray
 from conviction.confidence import Metric, measure_pool
 from conviction.core import FinishReason
 from conviction.errors import InvalidSettingError
-from conviction.lab.advice import advise
-from conviction.lab.calibration import CalibrationBin, calibration, calibration_error
 from conviction.lab.candidates import WITHOUT_WINDOW, Candidate, fitting_windows
-from conviction.lab.choosing import (
+from conviction.lab.comparison import halves, remarks, runnable
+from conviction.lab.selection import (
     Choice,
     Measure,
     RankingChoice,
+    advise,
     best_windows,
     choose_filter,
     choose_ranking,
     filters_of,
 )
-from conviction.lab.comparison import halves, remarks, runnable
 from conviction.lab.sources import TraceSource, dropping, typical_tokens
-from conviction.lab.statistics import Bootstrap, Estimate, any_seed, auroc
+from conviction.lab.statistics import Bootstrap, Estimate, any_seed, auroc, mean_of
 from conviction.lab.study import usual_budget
 from conviction.lab.trials import OnProgress, Trials, run_trials
 from conviction.lab.workers import each_question
@@ -36,6 +35,7 @@ REPEATS = 16
 
 KEPT = (0.1, 0.3, 0.5, 0.7, 0.9)
 _SHOWN = (0.1, 0.5, 0.9)
+_BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,25 @@ class FilterEffect:
     better: Estimate
     worse: Estimate
     difference: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """How often majority is right where its leader has a certain share of the vote.
+
+    Attributes:
+        low: Least share in this bin.
+        high: Its end; the last bin includes it.
+        questions: How many questions fell into it, in the mean over draws.
+        share: Their mean share of the vote.
+        accuracy: Share of them that majority got right.
+    """
+
+    low: float
+    high: float
+    questions: float
+    share: float
+    accuracy: Estimate
 
 
 @dataclass(frozen=True)
@@ -307,6 +326,40 @@ def _effects(
         FilterEffect(policy.metric, policy.window, policy.keep, *estimates)
         for (_, policy), *estimates in zip(shown, better, worse, difference, strict=True)
     )
+
+
+def calibration(trials: Trials) -> tuple[CalibrationBin, ...]:
+    """Majority's share of the vote against how often it is right, by tenths of the share.
+
+    Args:
+        trials: Runs of majority, the first candidate; those in which no trace voted are left out.
+    """
+    runs = trials.runs[0]
+    voted = ~runs["empty"]
+    place = np.minimum((runs["share"] * _BINS).astype(int), _BINS - 1)
+    inside = [voted & (place == number) for number in range(_BINS)]
+    accuracy = Bootstrap(*runs.shape).shares(
+        [np.where(mask, runs["correct"], nan) for mask in inside]
+    )
+    return tuple(
+        CalibrationBin(
+            low=number / _BINS,
+            high=(number + 1) / _BINS,
+            questions=float(mask.sum() / runs.shape[1]),
+            share=mean_of(runs["share"][mask]),
+            accuracy=accuracy[number],
+        )
+        for number, mask in enumerate(inside)
+        if mask.any()
+    )
+
+
+def calibration_error(bins: Sequence[CalibrationBin]) -> float:
+    """Mean distance of share and accuracy over the questions; NaN without any."""
+    total = sum(one.questions for one in bins)
+    if not total:
+        return nan
+    return sum(one.questions * abs(one.share - one.accuracy.value) for one in bins) / total
 
 
 def _without_nan(value: Any) -> Any:
