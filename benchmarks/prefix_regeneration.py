@@ -37,7 +37,7 @@ from conviction.lab.statistics import Bootstrap, auroc
 from conviction.models import resolve
 from conviction.policies import Majority, Policy
 from conviction.policies.base import Action, Conditions, Continue
-from conviction.policies.settle_regenerate import SettleRegenerate
+from conviction.policies.settle import SettleRegenerate
 from conviction.promises import beginning
 from conviction.prompts import PromptStyle, compose
 from conviction.thinking import deliberate

@@ -31,8 +31,8 @@ from conviction.policies import (
 )
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.policies.named import written
-from conviction.policies.settle_confident import SettleConfident
-from conviction.policies.windows import fitting_window
+from conviction.policies.scores import fitting_window
+from conviction.policies.settle import SettleConfident
 
 ANYWHERE = Conditions(concurrency=8, max_tokens=1024, top_k=20)
 

@@ -14,7 +14,7 @@ from conviction.lab.sources import TraceSource
 from conviction.policies import Policy
 from conviction.policies.named import build, read_spec, setting_types, written
 from conviction.policies.offline import Offline
-from conviction.policies.windows import PAPER_WINDOW
+from conviction.policies.scores import PAPER_WINDOW
 
 WITHOUT_WINDOW = (Metric.MEAN, Metric.HEAD)
 """Metrics of whole traces."""

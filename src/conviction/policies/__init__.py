@@ -13,11 +13,10 @@ from conviction.policies.base import (
     Stop,
     may_vote,
 )
-from conviction.policies.deepconf_offline import DeepConfOffline
 from conviction.policies.deepconf_online import DeepConfHigh, DeepConfLow, DeepConfOnline
 from conviction.policies.majority import Majority, Single
 from conviction.policies.named import policy, policy_names
-from conviction.policies.ranked import BestOfN, Borda
+from conviction.policies.offline import BestOfN, Borda, DeepConfOffline
 
 __all__ = [
     "Action",

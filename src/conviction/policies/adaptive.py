@@ -11,27 +11,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from conviction.core import InvalidSettingError, Trace, require, require_whole
-from conviction.policies.base import (
-    DEFAULT_BUDGET,
-    Action,
-    Conditions,
-    Done,
-    Policy,
-    Standing,
-    Start,
-    check_budget,
-    may_vote,
-)
+from conviction.policies.base import Action, Conditions, Done, PlainVote, Start, may_vote
 from conviction.policies.lead import fewest_votes, lead_probability
-from conviction.voting import Ballot
 
 
 @dataclass
-class _InWaves(Policy):
+class _InWaves(PlainVote):
     """Starts waves of traces until a rule says that the verdict is settled."""
 
-    budget: int = DEFAULT_BUDGET
-    _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
     _started: int = field(default=0, init=False, repr=False)
     _running: int = field(default=0, init=False, repr=False)
 
@@ -56,14 +43,6 @@ class _InWaves(Policy):
         if self._running:
             return []
         return [Done("settled")] if self._settled() else self._next_wave()
-
-    def standing(self) -> Standing:
-        """The votes so far."""
-        return Standing(self._ballot.tally())
-
-    def _count(self, trace: Trace) -> None:
-        if may_vote(trace) and trace.answer:
-            self._ballot.cast(trace.id, trace.answer)
 
     @property
     def _left(self) -> int:
@@ -96,7 +75,7 @@ class AdaptiveConsistency(_InWaves):
     wave: int = 1
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        super().__post_init__()
         require("bar", self.bar, low=0.5, high=1.0 - 1e-9)
         if self.bar <= lead_probability(0, 0):
             raise InvalidSettingError(
@@ -140,7 +119,7 @@ class EarlyStoppingConsistency(_InWaves):
     _answers: list[str | None] = field(default_factory=list[str | None], init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        super().__post_init__()
         require_whole("window", self.window, low=2)
 
     @property

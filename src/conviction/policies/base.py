@@ -7,11 +7,12 @@ takes the same actions, so one and the same object steers a live engine and a re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
 from conviction.core import Tally, Trace, require, require_whole
 from conviction.gate import Gate
+from conviction.voting import Ballot
 
 DEFAULT_BUDGET = 16
 """Traces per question unless told otherwise; what a small model on two cores does in seconds."""
@@ -175,6 +176,30 @@ class Policy(ABC):
             if item.init:
                 values[item.name] = getattr(self, item.name)
         return values
+
+
+@dataclass
+class PlainVote(Policy):
+    """What policies share that give the answer of each trace one vote.
+
+    Attributes:
+        budget: The most traces to start.
+    """
+
+    budget: int = DEFAULT_BUDGET
+    _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+
+    def standing(self) -> Standing:
+        """The votes so far."""
+        return Standing(self._ballot.tally())
+
+    def _count(self, trace: Trace) -> None:
+        """Cast the vote of a trace that ended, if it may vote."""
+        if may_vote(trace) and trace.answer:
+            self._ballot.cast(trace.id, trace.answer)
 
 
 def check_budget(budget: int) -> None:

@@ -21,8 +21,7 @@ from conviction.policies.base import (
     may_vote,
 )
 from conviction.policies.lead import fewest_votes
-from conviction.policies.scores import score
-from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
+from conviction.policies.scores import PAPER_WINDOW, check_window, fitting_window, score
 from conviction.voting import Ballot, threshold_for
 
 PAPER_WARMUP = 16
