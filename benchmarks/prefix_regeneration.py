@@ -31,8 +31,8 @@ from conviction.answers.base import AnswerKind
 from conviction.core import Answer, FinishReason, Sampling, Trace
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
+from conviction.evaluation import is_correct
 from conviction.evaluation.datasets import DatasetQuestion, load
-from conviction.evaluation.grading import is_correct
 from conviction.lab.statistics import Bootstrap, auroc
 from conviction.models import resolve
 from conviction.policies import Majority, Policy

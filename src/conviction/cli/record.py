@@ -22,13 +22,12 @@ from conviction.cli.session import Latest, messages, run_on
 from conviction.cli.terminal import safe
 from conviction.cli.think import GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
+from conviction.evaluation import counted, is_correct
 from conviction.evaluation.datasets import Dataset, Fields, load
-from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import RecordingPlan, RecordingProgress
 from conviction.evaluation.recording import (
     record as record_traces,
 )
-from conviction.evaluation.wording import counted
 from conviction.recordings.importing import import_files
 
 if TYPE_CHECKING:

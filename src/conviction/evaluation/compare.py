@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from conviction.errors import InvalidSettingError
+from conviction.evaluation import counted
 from conviction.evaluation.folder import Run
 from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.summary import (
@@ -16,7 +17,6 @@ from conviction.evaluation.summary import (
     proportion,
     without_false_certainty,
 )
-from conviction.evaluation.wording import counted
 from conviction.lab.statistics import Bootstrap, Estimate, sign_test
 
 _Pair = tuple[QuestionResult, QuestionResult]

@@ -98,7 +98,7 @@ def load(
             datasets is not.
         DownloadError: the hub cannot be reached, or what it gives cannot be read.
     """
-    choice = _Choice(fields or Fields(), gold, drop_duplicates, limit)
+    choice = _RowOptions(fields or Fields(), gold, drop_duplicates, limit)
     if isinstance(data, str) and data.startswith(HUB):
         return _from_hub(HubAddress.parse(data), subset, split, choice)
     if subset or split:
@@ -111,7 +111,7 @@ def load(
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class _RowOptions:
     """What to read of each row, and how many."""
 
     fields: Fields
@@ -128,7 +128,7 @@ class _Choice:
         return found
 
 
-def _from_file(path: Path, choice: _Choice) -> Dataset:
+def _from_file(path: Path, choice: _RowOptions) -> Dataset:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         found = "its name does not end in .jsonl, .csv or .parquet"
@@ -138,7 +138,7 @@ def _from_file(path: Path, choice: _Choice) -> Dataset:
 
 
 def _from_hub(
-    address: HubAddress, subset: str | None, split: str | None, choice: _Choice
+    address: HubAddress, subset: str | None, split: str | None, choice: _RowOptions
 ) -> Dataset:
     with hub_rows(address, subset=subset, split=split, limit=choice.limit) as found:
         rows = enumerate(found.rows, start=1)
@@ -148,7 +148,7 @@ def _from_hub(
 class _Loader:
     """Turns rows into questions, and remembers which there were."""
 
-    def __init__(self, choice: _Choice, unit: str, source: object) -> None:
+    def __init__(self, choice: _RowOptions, unit: str, source: object) -> None:
         self._fields = choice.fields
         self._gold = choice.gold
         self._drop = choice.drop_duplicates

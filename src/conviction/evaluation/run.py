@@ -19,12 +19,12 @@ from conviction.errors import (
     InvalidSettingError,
     RecordingError,
 )
+from conviction.evaluation import is_correct
 from conviction.evaluation.folder import RunWriter
-from conviction.evaluation.grading import is_correct
-from conviction.evaluation.plan import EvaluationPlan
-from conviction.evaluation.recording import Asked, pool_source
+from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion
+from conviction.evaluation.recording import pool_source
 from conviction.evaluation.results import QuestionResult, RunDescription
-from conviction.evaluation.workers import OneEngine, Thinking, Workers
+from conviction.evaluation.workers import OneEngine, Thinking, Turns, Workers, recorded
 from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings.recorder import Recorder
@@ -123,7 +123,7 @@ async def evaluate(
             source=pool_source(workers.name, plan.origin),
         )
         async with _recorder(plan, pool, meta, answers) as recorder:
-            run = _Run(
+            run = _Evaluation(
                 plan,
                 writer,
                 workers=workers,
@@ -168,19 +168,13 @@ async def _recorder(
         for asked in plan.asked:
             question = asked.recorded
             writer.check_question(question.id, question.prompt_hash, question.gold)
-        recorder = Recorder(writer, RowMaker(writer, answers, grade=is_correct))
-        recorder.start()
-        try:
+        async with recorded(
+            Recorder(writer, RowMaker(writer, answers, grade=is_correct))
+        ) as recorder:
             yield recorder
-        finally:
-            # What is finished gets onto the disk, also if we are being cancelled.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(recorder.finish)
-        if recorder.failure is not None:
-            raise recorder.failure
 
 
-class _Run:
+class _Evaluation:
     """The state of one evaluation."""
 
     def __init__(
@@ -201,8 +195,7 @@ class _Run:
         self._on_progress = on_progress
         self._failed_in_a_row = 0
         self._failed_traces_in_a_row = 0
-        self._failures: list[Exception] = []
-        self._work = anyio.CancelScope()
+        self._turns = Turns()
         kept = list(writer.kept)
         self.progress = EvaluationProgress(len(plan.asked), kept, len(kept))
 
@@ -223,34 +216,18 @@ class _Run:
         sharing = self.progress.sharing
         # All have their place before the first begins.
         places = [sharing.place() if sharing else None for _ in left]
-        turns = anyio.Semaphore(at_once)
 
-        async def work(asked: Asked, place: Place | None) -> None:
-            try:
-                with place or nullcontext():
-                    await self._question(asked, place)
-            except Exception as error:  # noqa: BLE001  # raised below as it is, not in a group
-                self._fail(error)
-            finally:
-                turns.release()
+        async def work(item: tuple[PromptedQuestion, Place | None]) -> None:
+            asked, place = item
+            with place or nullcontext():
+                await self._question(asked, place)
 
-        with self._work:
-            async with anyio.create_task_group() as tasks:
-                for asked, place in zip(left, places, strict=True):
-                    await turns.acquire()
-                    tasks.start_soon(work, asked, place)
-        if self._failures:
-            raise self._failures[0]
+        await self._turns.each(zip(left, places, strict=True), work, at_once=at_once)
 
     def keep_spent(self) -> None:
         """Keep what was spent on all traces, where there is a total."""
         if self.progress.sharing:
             self._writer.spend(self.progress.sharing.spent)
-
-    def _fail(self, error: Exception) -> None:
-        """End the run with this error."""
-        self._failures.append(error)
-        self._work.cancel()
 
     def _trace_ended(self, trace: Trace) -> None:
         """Keep what was spent, and see whether the engine is still there."""
@@ -259,12 +236,12 @@ class _Run:
         try:
             self.keep_spent()
         except RecordingError as error:
-            self._fail(error)
+            self._turns.fail(error)
         failed = trace.finish is FinishReason.ERROR
         self._failed_traces_in_a_row = self._failed_traces_in_a_row + 1 if failed else 0
         # All questions are under way: an engine that goes would leave each with too few votes.
         if self._failed_traces_in_a_row == _MOST_FAILED * self._plan.policy.budget:
-            self._fail(
+            self._turns.fail(
                 AllTracesFailedError(
                     tried=f"think with {self._failed_traces_in_a_row} traces on "
                     f"{self._workers.name}, one after another",
@@ -274,7 +251,7 @@ class _Run:
             )
         self._tell()
 
-    async def _question(self, asked: Asked, place: Place | None) -> None:
+    async def _question(self, asked: PromptedQuestion, place: Place | None) -> None:
         watch = _Watch(asked, self._recorder, self._trace_ended)
         began = anyio.current_time()
         gone: Exception | None = None
@@ -297,7 +274,9 @@ class _Run:
         if self._recorder is not None and self._recorder.failure is not None:
             raise self._recorder.failure
 
-    async def _verdict(self, asked: Asked, watch: "_Watch", place: Place | None) -> Verdict:
+    async def _verdict(
+        self, asked: PromptedQuestion, watch: "_Watch", place: Place | None
+    ) -> Verdict:
         plan = self._plan
         thinking = Thinking(
             asked.question,
@@ -310,7 +289,7 @@ class _Run:
         )
         return await self._workers.think(thinking, on_event=watch, place=place)
 
-    async def _graded(self, asked: Asked, verdict: Verdict) -> QuestionResult:
+    async def _graded(self, asked: PromptedQuestion, verdict: Verdict) -> QuestionResult:
         gold = asked.recorded.gold
         correct = None
         if gold is not None:
@@ -350,7 +329,7 @@ class _Watch:
     """Listens to one question: records its traces, and knows what a failure cost."""
 
     def __init__(
-        self, asked: Asked, recorder: Recorder | None, on_trace: Callable[[Trace], None]
+        self, asked: PromptedQuestion, recorder: Recorder | None, on_trace: Callable[[Trace], None]
     ) -> None:
         self._asked = asked
         self._recorder = recorder
