@@ -10,12 +10,13 @@ import pytest
 
 from conviction.cli.main import run
 from conviction.lab import Plan, study
-from conviction.lab.columns import COLUMNS, Column, Measure, decimal, mean, share, share_of
+from conviction.lab.columns import COLUMNS, Column, Measure, decimal, mean, proportion, share
 
 NEW = [
     Column(
         "answers",
-        mean(Measure("answers", "i4", lambda outcome: len(outcome.tally.voters))),
+        Measure("answers", "i4", lambda outcome: len(outcome.tally.voters)),
+        mean,
         "votes",
         "traces that voted, per question",
         decimal,
@@ -23,7 +24,8 @@ NEW = [
     ),
     Column(
         "half",
-        share_of(Measure("half", "?", lambda outcome: outcome.tally.share >= 0.5)),
+        Measure("half", "?", lambda outcome: outcome.tally.share >= 0.5),
+        proportion,
         "half %",
         "verdicts with at least half of the vote",
         share,

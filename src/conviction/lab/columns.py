@@ -1,7 +1,7 @@
 """The columns of the lab: one table, which terminal, HTML report, JSON and Parquet files read.
 
-To add a column, add a line to `COLUMNS`: what is measured of every replayed run, the statistic over
-all runs of a candidate, and how it is shown.
+To add a column, add an entry to `COLUMNS`: what is measured of every replayed run, the statistic
+over all runs of a candidate, and how it is shown.
 """
 
 from collections.abc import Callable, Sequence
@@ -126,74 +126,47 @@ class Resampled:
         return self._full[self._budgets[number]]
 
 
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """A figure of one candidate.
-
-    Attributes:
-        measure: What it needs of every run.
-        of: Takes all runs and the candidate's number.
-    """
-
-    measure: Measure
-    of: Callable[[Resampled, int], Figure]
+Statistic = Callable[[Resampled, str, int], Figure]
+"""Computes a figure from all runs, the name of a measure and the number of a candidate."""
 
 
-def share_of(measure: Measure) -> Statistic:
+def proportion(runs: Resampled, field: str, number: int) -> Estimate:
     """The share of the runs in which it holds, with its interval."""
-    field = measure.name
-    return Statistic(
-        measure,
-        lambda runs, number: Estimate.of_share(
-            runs.values(field, number), runs.means(field, number)
-        ),
-    )
+    return Estimate.of_share(runs.values(field, number), runs.means(field, number))
 
 
-def difference_of(measure: Measure) -> Statistic:
-    """Its share less that of the baseline on the same draws, with its interval."""
-    field = measure.name
-
-    def figure(runs: Resampled, number: int) -> Estimate:
-        if number == runs.baseline:
-            return Estimate(0.0, 0.0, 0.0)
-        values = runs.values(field, number).astype(np.float64) - runs.values(field, runs.baseline)
-        resampled = runs.means(field, number) - runs.means(field, runs.baseline)
-        return Estimate.of_difference(values, resampled)
-
-    return Statistic(measure, figure)
+def difference(runs: Resampled, field: str, number: int) -> Estimate:
+    """That share less the baseline's on the same draws, with its interval."""
+    if number == runs.baseline:
+        return Estimate(0.0, 0.0, 0.0)
+    values = runs.values(field, number).astype(np.float64) - runs.values(field, runs.baseline)
+    resampled = runs.means(field, number) - runs.means(field, runs.baseline)
+    return Estimate.of_difference(values, resampled)
 
 
-def amount_of(measure: Measure) -> Statistic:
-    """Its mean with its interval."""
-    field = measure.name
-    return Statistic(
-        measure,
-        lambda runs, number: Estimate.of_amount(
-            mean_of(runs.values(field, number)), runs.means(field, number), runs.questions
-        ),
-    )
+def amount(runs: Resampled, field: str, number: int) -> Estimate:
+    """The mean with its interval."""
+    value = mean_of(runs.values(field, number))
+    return Estimate.of_amount(value, runs.means(field, number), runs.questions)
 
 
-def mean(measure: Measure) -> Statistic:
-    """Its mean without an interval."""
-    return Statistic(measure, lambda runs, number: mean_of(runs.values(measure.name, number)))
+def mean(runs: Resampled, field: str, number: int) -> float:
+    """The mean without an interval."""
+    return mean_of(runs.values(field, number))
 
 
-def total_of(measure: Measure) -> Statistic:
-    """Its mean times the number of questions: what answering each of them once takes."""
-    return Statistic(
-        measure, lambda runs, number: mean_of(runs.values(measure.name, number)) * runs.questions
-    )
+def total(runs: Resampled, field: str, number: int) -> float:
+    """The mean times the number of questions: what answering each of them once takes."""
+    return mean_of(runs.values(field, number)) * runs.questions
 
 
-def _saving(runs: Resampled, number: int) -> Estimate:
-    """Share of the tokens that majority voting with the same budget takes in addition."""
-    tokens, full = (mean_of(runs.values(field, number)) for field in ("tokens", FULL_TOKENS))
+def saving(runs: Resampled, field: str, number: int) -> Estimate:
+    """The share of it that majority voting with the same budget takes in addition."""
+    spent, full = (mean_of(runs.values(one, number)) for one in (field, FULL_TOKENS))
     with np.errstate(invalid="ignore", divide="ignore"):
         return Estimate.of_amount(
-            1 - np.float64(tokens) / full,
-            1 - runs.means("tokens", number) / runs.full_tokens(number),
+            1 - np.float64(spent) / full,
+            1 - runs.means(field, number) / runs.full_tokens(number),
             runs.questions,
         )
 
@@ -205,7 +178,8 @@ class Column:
     Attributes:
         name: Its name in JSON, in Parquet files and as an attribute of a `Row`. A figure with an
             interval is followed there by its ends, `name_low` and `name_high`.
-        statistic: How it is computed.
+        measure: What is kept of every run.
+        statistic: How the figure of a candidate is computed from that.
         heading: Above it in the terminal; "{baseline}" stands for the label of the baseline.
         help: What it is, for `conviction lab --help`.
         text: How it is written in the terminal.
@@ -216,6 +190,7 @@ class Column:
     """
 
     name: str
+    measure: Measure
     statistic: Statistic
     heading: str
     help: str
@@ -224,6 +199,10 @@ class Column:
     page_text: Callable[[Any], str] | None = None
     against: bool = False
     front: bool = False
+
+    def figure(self, runs: Resampled, number: int) -> Figure:
+        """The figure of one candidate."""
+        return self.statistic(runs, self.measure.name, number)
 
     def record(self, figure: Figure) -> dict[str, float | None]:
         """The figure as plain JSON types."""
@@ -238,71 +217,29 @@ class Column:
 
 _points = partial(percentage, signed=True)
 
+# fmt: off
 COLUMNS: list[Column] = [
-    Column(
-        "accuracy",
-        share_of(_CORRECT),
-        "accuracy %",
-        "share of the verdicts that are right",
-        percentage,
-        page_heading="accuracy, %",
-        front=True,
-    ),
-    Column(
-        "difference",
-        difference_of(_CORRECT),
-        "against {baseline}",
-        "accuracy less that of the baseline on the same draws, in points",
-        _points,
-        page_heading="against {baseline}, points",
-        against=True,
-        front=True,
-    ),
-    Column("tokens", amount_of(_TOKENS), "tokens", "generated per question", count, front=True),
-    Column(
-        "saving",
-        Statistic(_TOKENS, _saving),
-        "saved %",
-        "tokens saved against majority voting with the same budget",
-        share,
-        page_heading="saved, %",
-        page_text=percentage,
-        front=True,
-    ),
-    Column(
-        "path",
-        amount_of(_PATH),
-        "path",
-        "tokens generated one after another before the verdict: time",
-        count,
-        front=True,
-    ),
-    Column(
-        "started",
-        mean(_STARTED),
-        "traces",
-        "started per question",
-        decimal,
-        page_heading="started",
-    ),
-    Column("stopped", mean(_STOPPED), "stopped", "of these, for low confidence", decimal),
-    Column("cancelled", mean(_CANCELLED), "cancelled", "of these, at the verdict", decimal),
-    Column(
-        "empty",
-        mean(_EMPTY),
-        "no vote",
-        "percentage of the runs in which no trace voted",
-        share,
-        page_heading="no vote, %",
-    ),
-    Column(
-        "tokens_in_total",
-        total_of(_TOKENS),
-        "tokens in total",
-        "generated to answer every question once",
-        count,
-    ),
+    Column("accuracy", _CORRECT, proportion, "accuracy %", "share of the verdicts that are right",
+           percentage, page_heading="accuracy, %", front=True),
+    Column("difference", _CORRECT, difference, "against {baseline}",
+           "accuracy less that of the baseline on the same draws, in points",
+           _points, page_heading="against {baseline}, points", against=True, front=True),
+    Column("tokens", _TOKENS, amount, "tokens", "generated per question", count, front=True),
+    Column("saving", _TOKENS, saving, "saved %",
+           "tokens saved against majority voting with the same budget",
+           share, page_heading="saved, %", page_text=percentage, front=True),
+    Column("path", _PATH, amount, "path",
+           "tokens generated one after another before the verdict: time", count, front=True),
+    Column("started", _STARTED, mean, "traces", "started per question",
+           decimal, page_heading="started"),
+    Column("stopped", _STOPPED, mean, "stopped", "of these, for low confidence", decimal),
+    Column("cancelled", _CANCELLED, mean, "cancelled", "of these, at the verdict", decimal),
+    Column("empty", _EMPTY, mean, "no vote", "percentage of the runs in which no trace voted",
+           share, page_heading="no vote, %"),
+    Column("tokens_in_total", _TOKENS, total, "tokens in total",
+           "generated to answer every question once", count),
 ]
+# fmt: on
 """In order of display; narrow terminals leave out the last ones."""
 
 ELSEWHERE = ("accuracy", "accuracy_low", "accuracy_high", "tokens", "path")
@@ -311,7 +248,7 @@ ELSEWHERE = ("accuracy", "accuracy_low", "accuracy_high", "tokens", "path")
 
 def measures() -> tuple[Measure, ...]:
     """What is kept of every run: for the columns, and for the diagnosis."""
-    needed = (_CORRECT, _EMPTY, _SHARE, *(column.statistic.measure for column in COLUMNS))
+    needed = (_CORRECT, _EMPTY, _SHARE, *(column.measure for column in COLUMNS))
     return tuple({measure.name: measure for measure in needed}.values())
 
 

@@ -70,7 +70,7 @@ def compare(
     runs = trials.runs if questions is None else trials.runs[:, questions]
     resampled = Resampled(runs, [candidate.budget for candidate in trials.candidates], baseline)
     return tuple(
-        Row(candidate, {one.name: one.statistic.of(resampled, number) for one in COLUMNS})
+        Row(candidate, {one.name: one.figure(resampled, number) for one in COLUMNS})
         for number, candidate in enumerate(trials.candidates)
     )
 
