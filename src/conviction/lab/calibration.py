@@ -1,8 +1,7 @@
 """How probable it is that a verdict is right, learned from recorded questions with known answers.
 
-The policy that gives the verdict is replayed on a recording, and the share of the vote that its
-verdicts have is set against how often they were right. The share was chosen by how well it tells
-right from wrong on questions that taught nothing: see docs/results/calibration.md.
+The policy is replayed on a recording, and the share of the vote of its verdicts is set against how
+often they were right. Why the share: docs/results/calibration.md.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,13 +37,13 @@ _UNCALIBRATED = (
 )
 
 _RESOLVING = 60
-"""Questions from which on nobody has to be warned."""
+"""Fewer questions than this come with a note."""
 
 _CUT_SHORT = ("interrupted", "time", "tokens")
-"""How runs end that no replay can follow."""
+"""Endings that no replay has."""
 
 _NEARLY = 0.75
-"""Of the fewest votes of any replay, what a verdict needs to be told of."""
+"""Part of the fewest votes of any replay that a verdict needs to be calibrated."""
 
 _RUN = np.dtype([("share", "f8"), ("right", "?"), ("votes", "i4")])
 
@@ -118,16 +117,6 @@ class Calibration:
             )
 
 
-def check_source(source: TraceSource, policy: Policy) -> None:
-    """Refuse a recording from which nothing can be learned about a policy, before it is replayed.
-
-    Raises:
-        InvalidSettingError: it has too few questions with so many complete traces as the policy's
-            budget, or no confidences where the policy needs them.
-    """
-    _enough(source, policy)
-
-
 def calibrate(
     source: TraceSource,
     policy: Policy,
@@ -143,21 +132,20 @@ def calibrate(
     It takes seconds, so call it outside of an event loop, or in a thread.
 
     Args:
-        source: Recorded traces of questions with right answers, made with the model, the prompt and
-            the sampling that the verdicts come from, and of questions like theirs.
-        policy: What gives the verdicts, with its settings and its budget.
+        source: Recorded traces of similar questions with right answers, made with the model, the
+            prompt and the sampling of the verdicts.
+        policy: The policy of the verdicts, with its settings and its budget.
         pool: Name of the recording, for people.
         concurrency: Traces that run at once where the verdicts come from; infinity for all.
         seed: Makes the draws reproducible.
-        processes: How many processes at most; they are started where that pays.
-        on_progress: Told how far it is.
+        processes: Processes at most; they are started where that pays.
+        on_progress: Called after every question.
 
     Raises:
-        InvalidSettingError: too few questions have so many complete traces, or the policy needs
-            confidences and the recording has none.
+        InvalidSettingError: as `check_source` raises.
         RecordingError: the traces cannot be read.
     """
-    ids = _enough(source, policy)
+    ids = check_source(source, policy)
     work = _Verdicts(Candidate(policy, policy.budget, concurrency), any_seed(seed))
     runs = np.zeros((len(ids), REPEATS), _RUN)
     chosen = source.only(ids)
@@ -179,7 +167,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Verdicts:
-    """The verdicts on one question: share of the vote, whether they are right, votes."""
+    """Replays one question: share of the vote, whether the verdict is right, number of votes."""
 
     candidate: Candidate
     seed: int
@@ -204,8 +192,13 @@ def _comparable(share: float) -> float:
     return round(share, 9)
 
 
-def _enough(source: TraceSource, policy: Policy) -> tuple[str, ...]:
-    """The questions of which enough traces were recorded."""
+def check_source(source: TraceSource, policy: Policy) -> tuple[str, ...]:
+    """The questions of which enough traces were recorded to replay a policy.
+
+    Raises:
+        InvalidSettingError: they are too few, or the policy needs confidences that were not
+            recorded.
+    """
     tried = f"calibrate {policy.name} with a budget of {policy.budget}"
     _, refused = runnable([Candidate(policy, policy.budget)], source)
     if refused:
@@ -253,17 +246,14 @@ def mismatches(
     prompt: Callable[[str], Question],
     needs_confidence: bool,
 ) -> tuple[str, ...]:
-    """What a reader should know before taking a recording for what a run would have been.
+    """In what a recording differs from the run that it calibrates; whole sentences.
 
     Args:
         pool: The recording.
         run: What would stand in a recording of the run.
         asked: The questions of the run, as the model gets them.
-        prompt: Puts the run's prompt around the words of any question.
+        prompt: Puts the run's prompt around any question.
         needs_confidence: Whether the run's policy reads confidences.
-
-    Returns:
-        Whole sentences; none where nothing differs.
     """
     notes: list[str] = []
     different = list(_differences(pool, run, needs_confidence=needs_confidence))

@@ -97,7 +97,7 @@ def parse(
         specs: "name" or "name:setting=value,…", with alternatives as "value/value".
         budgets: Traces to start, for policies whose specification does not say.
         concurrencies: Machines to run them on.
-        grid: Further values to try, by policy and setting, for settings that are not specified.
+        grid: Further values to try, by policy and setting, where the specification gives none.
 
     Raises:
         UnknownNameError: there is no such policy, or no such value.
@@ -138,19 +138,16 @@ def _default(item: Any) -> object:
 
 
 def _check_concurrency(concurrency: float) -> None:
-    if concurrency == inf:
-        return
-    require("concurrency", concurrency, low=1)
-    if not float(concurrency).is_integer():
-        require_whole("concurrency", concurrency, low=1)
+    if concurrency != inf:
+        require("concurrency", concurrency, low=1)
+        if not float(concurrency).is_integer():
+            require_whole("concurrency", concurrency, low=1)
 
 
 def fitting_windows(tokens: float, most: int = 4) -> tuple[int, ...]:
-    """Windows worth trying: powers of two from 16 to half a trace or the paper's 2048.
+    """At most `most` windows worth trying on traces of `tokens` tokens.
 
-    Args:
-        tokens: Length of a typical trace.
-        most: How many at most.
+    They are powers of two from 16 to half a trace or the paper's 2048.
     """
     longest = min(max(tokens / 2, 16), PAPER_WINDOW)
     powers = [2**exponent for exponent in range(4, 12) if 2**exponent <= longest]
@@ -160,25 +157,16 @@ def fitting_windows(tokens: float, most: int = 4) -> tuple[int, ...]:
 
 
 def usual_policies(*, confidences: bool, sweep: bool = False) -> tuple[str, ...]:
-    """Policies that are compared by default; majority first, as the baseline.
-
-    Args:
-        confidences: Whether the traces have confidences.
-        sweep: Whether settings are varied: then low and high are the same policy.
-    """
+    """Policies that are compared by default; majority first, as the baseline."""
     if not confidences:
         return WITHOUT_CONFIDENCE
+    # A sweep varies the setting in which low and high differ.
     with_confidence = [name for name in WITH_CONFIDENCE if not (sweep and name == "deepconf-high")]
     return (*WITHOUT_CONFIDENCE, *with_confidence)
 
 
 def usual_grid(budget: int, tokens: float) -> Mapping[str, Mapping[str, Sequence[Any]]]:
-    """Values to try for the settings of the policies of this package.
-
-    Args:
-        budget: The largest budget.
-        tokens: Length of a typical trace.
-    """
+    """Values to try, by policy and setting, for a largest budget and traces of a typical length."""
     windows = (None, *fitting_windows(tokens))
     # The published warm-up, and smaller and larger ones; a warm-up that is the budget stops none.
     warmups = sorted({max(2, budget // 8), max(2, budget // 4), max(2, budget // 2)})
@@ -189,9 +177,10 @@ def usual_grid(budget: int, tokens: float) -> Mapping[str, Mapping[str, Sequence
         "consensus": (0.8, 0.9, 0.95, 1.0),
         "warmup": sorted(warmups),
     }
+    powers = sorted({budget, *(2**n for n in range(budget.bit_length()))}, reverse=True)
     ranked = {"metric": tuple(Metric), "window": windows}
     return {
-        "majority": {"budget": _powers(budget)},
+        "majority": {"budget": powers},
         "adaptive-consistency": {"bar": (0.8, 0.9, 0.95, 0.99), "wave": (1, 4, 16)},
         "esc": {"window": (3, 4, 5, 8)},
         "settle": {
@@ -205,8 +194,3 @@ def usual_grid(budget: int, tokens: float) -> Mapping[str, Mapping[str, Sequence
         "best-of-n": ranked,
         "borda": {"power": (0.5, 1.0, 2.0), **ranked},
     }
-
-
-def _powers(budget: int) -> tuple[int, ...]:
-    """1, 2, 4, … and the budget itself, the largest first."""
-    return tuple(sorted({budget, *(2**n for n in range(budget.bit_length()))}, reverse=True))

@@ -96,12 +96,7 @@ class Front:
 
 
 def find_front(trials: Trials, *, baseline: int = 0, seed: int = 0) -> Front:
-    """The Pareto front of accuracy and tokens.
-
-    Args:
-        trials: What came of every run.
-        baseline: Number of the candidate that the others are compared to.
-        seed: Decides which half of the questions chooses.
+    """The Pareto front of accuracy and tokens; `seed` decides which half of the questions chooses.
 
     Raises:
         InvalidSettingError: there are fewer than two questions.
@@ -133,9 +128,9 @@ def halves(questions: int, *, seed: int = 0) -> NDArray[np.bool_]:
 
 
 def distinct(trials: Trials) -> Trials:
-    """Without candidates that came to the same in every run as one before on the same machine.
+    """Without candidates whose every run equals that of one before on the same machine.
 
-    Of a sweep's settings some do the same, such as waves of 8 and of 16 with a budget of 8.
+    Some settings of a sweep do the same, such as waves of 8 and of 16 with a budget of 8.
     """
     first: dict[tuple[float, bytes], int] = {}
     for number, candidate in enumerate(trials.candidates):

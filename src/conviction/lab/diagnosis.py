@@ -1,4 +1,4 @@
-"""Does confidence help here? How well it ranks traces, and what filtering by it changes."""
+"""Whether confidence helps: how well it ranks traces, and what filtering by it changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import WITHOUT_WINDOW, Candidate, fitting_windows
 from conviction.lab.comparison import halves, remarks, runnable
 from conviction.lab.selection import (
-    Choice,
+    FilterChoice,
     Measure,
     RankingChoice,
     advise,
@@ -57,13 +57,11 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class LogprobRanking:
-    """The same of plain likelihood: a trace's mean log-probability, minus the log of perplexity.
-
-    For comparison with the metrics alone: no policy filters by it, and it is never recommended.
+    """AUROC of a trace's mean log-probability, for comparison only: no policy filters by it.
 
     Attributes:
-        votes: Among the traces that vote, mean over the questions that have both kinds.
-        all: Among all complete traces; those without an answer count as wrong.
+        votes: As in `Ranking`.
+        all: As in `Ranking`.
     """
 
     votes: Estimate
@@ -72,9 +70,7 @@ class LogprobRanking:
 
 @dataclass(frozen=True, slots=True)
 class FilterEffect:
-    """What keeping only the most confident traces does to majority's verdicts.
-
-    On the half of the questions that did not choose the window.
+    """What keeping the most confident traces changes, on the half that did not choose the window.
 
     Attributes:
         metric: How a trace's confidence is measured.
@@ -82,7 +78,7 @@ class FilterEffect:
         keep: Share of the traces that are kept.
         better: Share of the questions whose verdict becomes right.
         worse: Share of the questions whose verdict becomes wrong.
-        difference: The one less the other: the gain in accuracy.
+        difference: The gain in accuracy.
     """
 
     metric: Metric
@@ -95,12 +91,12 @@ class FilterEffect:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """How often majority is right where its leader has a certain share of the vote.
+    """How often majority is right where its leader has a share of the vote from low to high.
 
     Attributes:
         low: Least share in this bin.
         high: Its end; the last bin includes it.
-        questions: How many questions fell into it, in the mean over draws.
+        questions: Questions in it, mean over draws.
         share: Their mean share of the vote.
         accuracy: Share of them that majority got right.
     """
@@ -145,7 +141,7 @@ class Diagnosis:
     filters: tuple[FilterEffect, ...]
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float
-    choice: Choice
+    choice: FilterChoice
     ranking: RankingChoice | None
     advice: str
     use: str
@@ -172,8 +168,8 @@ def diagnose(
         budget: Traces of each draw; None for as many as the questions have, at most 64.
         repeats: Draws per question.
         seed: Makes the draws and the halves reproducible.
-        processes: How many processes at most.
-        on_progress: Told how far it is.
+        processes: Processes at most.
+        on_progress: Called with questions done, counted twice, as each is read twice.
 
     Raises:
         InvalidSettingError: the traces have no confidences, or a question has too few traces.
@@ -245,11 +241,9 @@ def _measures(windows: Sequence[int]) -> tuple[Measure, ...]:
 
 
 class _Areas(NamedTuple):
-    """AUROC of one question: among the votes, and among all traces; NaN where there is none.
+    """AUROC of one question among the votes and among all traces, NaN where there is none.
 
-    Attributes:
-        measures: Of each measure, shape (measures, 2).
-        logprob: Of the mean log-probability, shape (2,); None where that was not recorded.
+    Of each measure, shape (measures, 2), and of the mean log-probability, shape (2,), if recorded.
     """
 
     measures: NDArray[np.float64]
@@ -331,8 +325,7 @@ def _effects(
 def calibration(trials: Trials) -> tuple[CalibrationBin, ...]:
     """Majority's share of the vote against how often it is right, by tenths of the share.
 
-    Args:
-        trials: Runs of majority, the first candidate; those in which no trace voted are left out.
+    Majority is the first candidate; runs in which no trace voted are left out.
     """
     runs = trials.runs[0]
     voted = ~runs["empty"]

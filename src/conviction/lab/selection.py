@@ -1,7 +1,6 @@
-"""The best of many on one half of the questions, reported on the other.
+"""The best of many on one half of the questions, reported on the other, and the advice from it.
 
-The best of many looks better than it is on the questions that made it the best; what it does on
-others is what there is to expect.
+On the questions that chose it, the best of many looks better than it is.
 """
 
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ _NOTHING_TO_TELL = (
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class FilterChoice:
     """The filter that is best on one half of the questions, and what it does on the other.
 
     Attributes:
@@ -42,10 +41,10 @@ class Choice:
         keep: Share of the traces that are kept.
         spec: The filter as a policy on the command line.
         questions: Questions that chose it, and the others.
-        where_chosen: Its accuracy less majority's on those that chose it: too good to be true.
+        where_chosen: Its accuracy less majority's on those that chose it: in-sample, optimistic.
         elsewhere: The same on the others.
-        better: How many of the others it answers rightly more often than majority does.
-        worse: How many of the others less often.
+        better: Others that it answers rightly more often than majority does.
+        worse: Others that it answers rightly less often.
         p: Two-sided p of the exact sign test of these two.
     """
 
@@ -68,7 +67,7 @@ class RankingChoice:
     Attributes:
         metric: How a trace's confidence is measured.
         window: Tokens in a group; None where the metric has none.
-        where_chosen: Its AUROC among the votes on those that chose it: too good to be true.
+        where_chosen: Its AUROC among the votes on those that chose it: in-sample, optimistic.
         elsewhere: The same on the others; NaN where none has both right and wrong votes.
         mixed: Questions with both right and wrong votes, of those that chose and of the others.
     """
@@ -80,12 +79,10 @@ class RankingChoice:
     mixed: tuple[int, int]
 
 
-def choose_filter(trials: Trials, half: NDArray[np.bool_]) -> Choice:
+def choose_filter(trials: Trials, half: NDArray[np.bool_]) -> FilterChoice:
     """The filter with the best accuracy on one half; among equals the one that drops least.
 
-    Args:
-        trials: Runs of majority, the first candidate, and of filters.
-        half: The questions that choose, shape (questions,).
+    The first candidate is majority, the others are filters; `half` has shape (questions,).
     """
     right = trials["correct"].astype(float)
     there = right[1:, half].mean(axis=(1, 2))
@@ -99,7 +96,7 @@ def choose_filter(trials: Trials, half: NDArray[np.bool_]) -> Choice:
     per_question = gain[~half].sum(axis=1)
     better, worse = int((per_question > 0).sum()), int((per_question < 0).sum())
     policy = filters[best]
-    return Choice(
+    return FilterChoice(
         metric=policy.metric,
         window=policy.window,
         keep=policy.keep,
@@ -162,17 +159,11 @@ def filters_of(trials: Trials) -> list[DeepConfOffline]:
     return [policy for policy in policies if isinstance(policy, DeepConfOffline)]
 
 
-def advise(choice: Choice, ranking: RankingChoice | None, mixed: int) -> tuple[str, str]:
-    """What to do, and with which policy.
+def advise(choice: FilterChoice, ranking: RankingChoice | None, mixed: int) -> tuple[str, str]:
+    """What to do, and with which policy, given the number of questions with right and wrong votes.
 
     A filter is advised only if, on the questions that did not choose it, both the interval and an
     exact paired test show a gain: resampled intervals of few questions are too narrow.
-
-    Args:
-        choice: The best filter of one half, on the other half.
-        ranking: The measure that ranks best on one half, on the other; None where none could be
-            chosen.
-        mixed: Questions with both right and wrong traces.
     """
     if not mixed:
         return _NOTHING_TO_TELL, _MAJORITY
@@ -197,7 +188,7 @@ def advise(choice: Choice, ranking: RankingChoice | None, mixed: int) -> tuple[s
     return f"Use majority: no gain from confidence could be shown. {found}", _MAJORITY
 
 
-def _found(choice: Choice) -> str:
+def _found(choice: FilterChoice) -> str:
     chose, others = choice.questions
     there = f"The best filter on {chose} of the questions ({choice.spec}, "
     there += f"{_points(choice.where_chosen.value)} there)"

@@ -131,7 +131,7 @@ class Study:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse what no recording could make right, before one is read.
+    """Refuse a plan that is wrong for any recording.
 
     Raises:
         UnknownNameError: a policy or one of its values does not exist.
@@ -150,13 +150,7 @@ def study(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Study:
-    """Compare policies on recorded traces.
-
-    Args:
-        source: The traces.
-        plan: What to compare, and how.
-        processes: How many processes at most.
-        on_progress: Called with the progress.
+    """Compare policies on recorded traces, in `processes` processes at most.
 
     Raises:
         UnknownNameError: a policy or one of its values does not exist.

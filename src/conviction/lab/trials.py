@@ -1,7 +1,6 @@
-"""Every candidate on the same random draws of recorded traces.
+"""Every candidate on the same random draws of recorded traces, so that differences are paired.
 
-One trial is one question and one repeat: traces are drawn from those that were recorded, and all
-candidates are replayed on that draw, in the same order, so their differences are paired.
+One trial is one question and one repeat: one draw of recorded traces, replayed by all candidates.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ REPEATS = 64
 """Draws per question, as in the paper."""
 
 OnProgress = Callable[[int, int], None]
-"""Called with the questions that are done, and their number."""
+"""Called with the number of questions done, and of all questions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +62,7 @@ def run_trials(
 ) -> Trials:
     """Replay every candidate on the same draws.
 
-    The draws depend on the seed, the question's id and the number of the repeat alone: not on the
-    other questions, nor on the candidates, nor on the number of processes.
+    The draws depend only on the seed, the question's id and the number of the repeat.
 
     Args:
         source: The recorded traces.
@@ -72,13 +70,12 @@ def run_trials(
         repeats: Draws per question, at least 1.
         seed: Makes the draws reproducible.
         with_replacement: Whether one trace may be drawn several times.
-        processes: How many processes at most; they are started where that pays.
-        on_progress: Told how far it is.
+        processes: Processes at most; they are started where that pays.
+        on_progress: Called after every question.
 
     Raises:
         InvalidSettingError: a candidate starts more traces than a question has.
-        RecordingError: the traces cannot be read, or a candidate needs confidence and not one
-            token of a question has any.
+        RecordingError: the traces cannot be read, or lack confidences that a candidate needs.
     """
     require_whole("repeats", repeats, low=1)
     require_whole("processes", processes, low=1)
@@ -110,18 +107,9 @@ def draw(
     repeat: int,
     with_replacement: bool = False,
 ) -> NDArray[np.int64]:
-    """Which traces a trial takes, in order; a smaller draw is the beginning of a larger one.
+    """Which of `count` recorded traces a trial takes, in order: positions, shape (size,).
 
-    Args:
-        count: Recorded traces.
-        size: Traces to draw.
-        seed: Seed of the whole comparison.
-        question_id: The question.
-        repeat: Number of the repeat.
-        with_replacement: Whether one trace may come several times.
-
-    Returns:
-        Positions from 0 to count - 1, shape (size,).
+    A smaller draw is the beginning of a larger one.
     """
     digest = sha256(question_id.encode()).digest()
     random = np.random.default_rng(
@@ -176,15 +164,10 @@ class _Draws:
 def check_confidences(
     candidates: Sequence[Candidate], question_id: str, traces: Sequence[PlayedTrace]
 ) -> None:
-    """Refuse what a live run refuses: an engine that gave no log-probabilities at all.
-
-    Args:
-        candidates: What is to be replayed.
-        question_id: On which question of a recording with confidences.
-        traces: All its traces.
+    """Refuse a question without a single known confidence, where a candidate needs confidence.
 
     Raises:
-        RecordingError: a candidate needs confidence, and not one token has any.
+        RecordingError: as a live run refuses an engine that gives no log-probabilities.
     """
     needing = [one for one in candidates if one.policy.needs_confidence]
     known = any(trace.confidences is not None for trace in traces)

@@ -1,8 +1,7 @@
 """Stopping rules that look at answers alone: Adaptive-Consistency and Early-Stopping Consistency.
 
-Both run in waves: as many traces as the wave holds are started together, and the rule is asked
-when all of them have ended. A wave of one is the published, sequential rule. Asking earlier would
-favour answers that are found fast.
+Both run in waves: a wave of traces is started together, and the rule is applied when all have ended;
+earlier it would favour answers that are found fast. A wave of one is the published, sequential rule.
 """
 
 from abc import abstractmethod
@@ -17,7 +16,7 @@ from conviction.policies.lead import fewest_votes, lead_probability
 
 @dataclass
 class _InWaves(PlainVote):
-    """Starts waves of traces until a rule says that the verdict is settled."""
+    """Starts waves of traces until the verdict is settled."""
 
     _started: int = field(default=0, init=False, repr=False)
     _running: int = field(default=0, init=False, repr=False)
@@ -37,7 +36,7 @@ class _InWaves(PlainVote):
         return self._next_wave()
 
     def on_finished(self, trace: Trace) -> Sequence[Action]:
-        """Count its vote; when its wave has ended, ask the rule."""
+        """Count its vote; when its wave has ended, apply the rule."""
         self._count(trace)
         self._running -= 1
         if self._running:

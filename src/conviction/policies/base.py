@@ -25,9 +25,6 @@ class Start:
     Attributes:
         count: How many, at least 1.
         gate: When to stop each of them early; None to let them run.
-
-    Raises:
-        InvalidSettingError: the count is no whole number of at least 1.
     """
 
     count: int
@@ -41,15 +38,12 @@ class Start:
 class Continue:
     """Start a trace with the beginning of one that is complete, to see where it goes from there.
 
-    It is a trace like others, with an id of its own and against the budget, but never an
-    independent one: `Trace.continues` tells, and `may_vote` says no. It runs without a gate.
+    It has an id of its own and counts against the budget, but is not independent: `Trace.continues`
+    names its source, and it may not vote. It runs without a gate.
 
     Attributes:
         trace: Id of the complete trace.
         keep: How much of its text to keep, by characters, in (0, 1); cut where a word ends.
-
-    Raises:
-        InvalidSettingError: the share lies outside its range.
     """
 
     trace: int
@@ -72,10 +66,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Forget the traces that wait: they never begin and are not reported.
-
-    Against the budget they still count.
-    """
+    """Forget the traces that wait: they count against the budget, but never begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +85,7 @@ Action = Start | Continue | Stop | Forget | Done
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a policy may know of where it runs, before it starts anything.
+    """What a policy knows of the engine before it starts anything.
 
     Attributes:
         concurrency: Traces that run at once.
@@ -138,9 +129,9 @@ class Policy(ABC):
     name: ClassVar[str]
     """Its name on the command line."""
     needs_confidence: ClassVar[bool] = False
-    """Whether it can do nothing without log-probabilities."""
+    """Whether it needs log-probabilities."""
     needs_continuation: ClassVar[bool] = False
-    """Whether it can do nothing with an engine that does not go on with a given beginning."""
+    """Whether it needs an engine that continues a given beginning."""
 
     budget: int
     """The most traces that it starts."""
@@ -203,11 +194,7 @@ class PlainVote(Policy):
 
 
 def check_budget(budget: int) -> None:
-    """Check that a budget lets at least one trace start.
-
-    Raises:
-        InvalidSettingError: the budget is no whole number of at least 1.
-    """
+    """Check that a budget is a whole number of at least 1."""
     require_whole("budget", budget, low=1)
 
 

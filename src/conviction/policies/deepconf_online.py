@@ -39,10 +39,9 @@ PAPER_SETTINGS: dict[str, Any] = {
 class DeepConfOnline(Policy):
     """Warm up with complete traces, set a threshold, stop later traces that fall below it.
 
-    The paper's algorithm draws traces one after another; here as many run as the engine can,
-    the consensus is looked at after each that ends, and when it is reached the running ones
-    are cancelled. The paper's own settings are `PAPER_SETTINGS`; the defaults
-    scale down to small budgets and short traces.
+    The paper draws traces one after another; here as many run as the engine can, and consensus
+    cancels the running ones. Its own settings are `PAPER_SETTINGS`; the defaults scale down to
+    small budgets and short traces.
 
     Attributes:
         keep: Share of the warm-up traces that pass the threshold, in (0, 1].

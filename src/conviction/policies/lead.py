@@ -16,17 +16,11 @@ def lead_probability(leader: float, runner_up: float) -> float:
     """P(p > 1/2) under Beta(leader + 1, runner_up + 1): that the leader is ahead for good.
 
     For whole votes it is 2^-(n+1) times the sum of C(n+1, k) over k from 0 to `leader`, n being
-    the sum of both; votes may also carry weights.
-
-    It is the regularised incomplete beta function at 1/2, by its continued fraction (Numerical
-    methods for special functions, e.g. DLMF 8.17.22, evaluated by Lentz's scheme); good to 1e-10
-    up to ten thousand votes.
+    the sum of both; votes, at least 0, may also carry weights. It is the regularised incomplete
+    beta function at 1/2, by its continued fraction (DLMF 8.17.22, evaluated by Lentz's scheme);
+    good to 1e-10 up to ten thousand votes.
 
     Source: Adaptive-Consistency, arXiv 2305.11860 (its Beta criterion).
-
-    Args:
-        leader: Votes of the leading answer, at least 0.
-        runner_up: Votes of the second answer, at least 0.
     """
     # The fraction converges fast for the smaller of both tails.
     if runner_up > leader:
@@ -35,14 +29,10 @@ def lead_probability(leader: float, runner_up: float) -> float:
 
 
 def lead_of(tally: Tally) -> float | None:
-    """How probable it is that asking on and on would leave the leader the most frequent answer.
+    """How likely the leader is to stay the most frequent answer with more samples, right or wrong.
 
-    It comes from whole votes, whatever they weigh, of the leader and of the answer that has most of
-    them beside it; and it holds for a wrong answer as much as for a right one.
-
-    Returns:
-        In (0, 1]; below 1/2 if another answer has more votes, though less weight. None without
-        votes.
+    It counts whole votes, not weights, of the leader and of the most frequent other answer, so it
+    lies in (0, 1], below 1/2 if another answer has more votes. None without votes.
     """
     if tally.leader is None:
         return None
@@ -51,11 +41,9 @@ def lead_of(tally: Tally) -> float | None:
 
 
 def fewest_votes(settle: Callable[[int], bool], most: int) -> int:
-    """The fewest further votes for the leader that settle the verdict, from 1 to `most`.
+    """The fewest further votes that settle the verdict, from 1 to `most`; `most` if none do.
 
-    Args:
-        settle: Whether so many would; if some would, so would more.
-        most: How many can still come; the result if not even these would.
+    If a number of votes settles it, so do more.
     """
     low, high = 1, max(most, 1)
     while low < high:

@@ -33,15 +33,10 @@ def check_metric(metric: str) -> Metric:
 
 
 def score(trace: Trace, metric: Metric, window: int) -> float:
-    """The trace's confidence (eqs. 3, 5, 6, 7); NaN if no token's confidence is known.
+    """The trace's confidence (eqs. 3, 5, 6, 7), by groups of `window` tokens; NaN if unknown.
 
     Kept with the trace: policies ask again after every trace that ends, and recordings replay the
     same trace thousands of times.
-
-    Args:
-        trace: The trace.
-        metric: How it is measured.
-        window: Tokens in a group, at least 1.
     """
     key = (metric.value, window)
     known = trace.scores.get(key)
@@ -59,11 +54,7 @@ def gain(trace: Trace) -> float:
 
 
 def check_window(window: int | None) -> None:
-    """Check a window that a user set.
-
-    Raises:
-        InvalidSettingError: it is no whole number from 1 to 131,072.
-    """
+    """Check that a window is a whole number from 1 to 131,072."""
     if window is not None:
         require_whole("window", window, low=1)
         require("window", window, low=1, high=_MOST_WINDOW)

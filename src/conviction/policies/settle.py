@@ -43,9 +43,8 @@ class Settle(PlainVote):
     """Stop when the lead is safe enough for what was spent; keep running what may be needed.
 
     Adaptive-Consistency's probability that the leader stays ahead is held against a bar that
-    falls with every trace that ends: an open question is given up rather than bought dearly.
-    Traces without an answer count there, too. How many run at once follows the need: the fewest
-    further votes for the leader that would settle it, times `ahead`.
+    falls with every trace that ends, also without an answer. How many run at once follows the
+    need: the fewest further votes for the leader that would settle it, times `ahead`.
 
     Attributes:
         budget: The most traces to start.
@@ -109,7 +108,7 @@ class Settle(PlainVote):
         return self._started - self._ended - self._failed
 
     def _settles(self, more: int) -> bool:
-        """Whether it would be settled if so many more traces ended, all for the leader."""
+        """Whether `more` traces, all for the leader, would settle it."""
         leader, runner_up = self._ballot.front_runners
         bar = self.bar - self.slope * (self._ended + more)
         return lead_probability(leader + more, runner_up) > bar
@@ -124,7 +123,7 @@ class Settle(PlainVote):
 
 @dataclass
 class SettleLean(Settle):
-    """Settling that gives up contested questions sooner."""
+    """Settling that gives up on contested questions sooner."""
 
     name: ClassVar[str] = "settle-lean"
 
@@ -232,15 +231,10 @@ class SettleConfident(Settle):
 
 
 def vote_weights(confidences: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """What votes weigh by confidence: powers of it, scaled to a mean of 1.
+    """Weights of votes: powers of their confidences, scaled to a mean of 1; both shape (votes,).
 
-    Args:
-        confidences: Shape (votes,). Negative ones count as 0; where none is positive, all votes
-            weigh the same.
-        power: At least 0.
-
-    Returns:
-        Shape (votes,), at least 0; 1 where the confidence is not finite.
+    Negative confidences count as 0, and those that are not finite weigh 1. Where none is positive,
+    all votes weigh the same.
     """
     weights = np.ones(confidences.size)
     known = np.isfinite(confidences)
@@ -257,9 +251,9 @@ class SettleRegenerate(Settle):
     """Settling that regenerates the ends of traces where the vote stays contested.
 
     It settles like `settle`, with as many traces fewer as it may regenerate. If the leader's lead
-    is not safe then, traces that voted for the two front-runners are continued in turns, from most
-    of their text on, and a vote weighs how often its answer came again: (again + 1) / (tried + 2).
-    Other answers weigh like the front-runner that came again less often: none wins untried.
+    is not safe then, traces that voted for the two front-runners are continued in turns, and a vote
+    weighs how often its answer came again: (again + 1) / (tried + 2). Other answers weigh like the
+    front-runner that came again less often: none wins untried.
 
     It needs an engine that continues a given beginning, and recordings cannot replay it.
 
