@@ -50,11 +50,7 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an address; "hf://datasets/openai/gsm8k", as the hub itself writes it, is the same.
-
-        Raises:
-            InvalidSettingError: it is none.
-        """
+        """Read an address, also as the hub itself writes it: "hf://datasets/openai/gsm8k"."""
         found = _ADDRESS.fullmatch(text)
         if found is None:
             raise InvalidSettingError(
@@ -85,14 +81,7 @@ class HubRows:
 
 
 class _Failures:
-    """The errors of reading one data set.
-
-    Args:
-        name: Owner and name of the data set.
-        address: Its address, as it was given.
-        datasets: The library that reads it.
-        client: The library that asks the hub.
-    """
+    """What keeps a data set from being read, as errors that say what to do."""
 
     def __init__(self, name: str, address: str, datasets: Any, client: Any) -> None:
         self._tried = f"read {address}"
@@ -351,11 +340,7 @@ class _Hub:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """The library, and the client of the hub that it brings along.
-
-    Raises:
-        MissingExtraError: it is not installed, or too old.
-    """
+    """The library, and the client of the hub that it brings along."""
     try:
         datasets, client = import_module("datasets"), import_module("huggingface_hub")
         version = str(datasets.__version__)

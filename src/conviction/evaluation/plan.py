@@ -101,14 +101,13 @@ class EvaluationPlan:
         time_limit: Seconds after which the votes of a question so far decide it.
         path: Where the questions were read, for people.
         origin: What to type to read the same questions of the hub again; None for a file.
-        questions_at_once: Questions that are thought about at once; None for just as many as keep
-            the engine busy.
-        total_tokens: Tokens that all questions share, which are then thought about all at once;
-            None for any number.
+        questions_at_once: None for as many as keep the engine busy.
+        total_tokens: Tokens that all questions share, which are then all asked at once; None for
+            any number.
 
     Raises:
-        InvalidSettingError: a value lies outside its range, or a total of tokens comes with what
-            would keep questions from sharing it.
+        InvalidSettingError: a value lies outside its range, or a total of tokens comes with a
+            setting that keeps questions from sharing it.
     """
 
     asked: Sequence[PromptedQuestion]
@@ -133,7 +132,12 @@ class EvaluationPlan:
             require_whole("total_tokens", self.total_tokens, low=1)
             for name in ("questions_at_once", "time_limit"):
                 if getattr(self, name) is not None:
-                    raise _cannot_share(name)
+                    raise InvalidSettingError(
+                        tried=f"use total_tokens and {name}",
+                        found="questions that share a total are all thought about from beginning "
+                        "to end",
+                        remedy="Leave one of them out.",
+                    )
 
     def description(self, engine: str, capabilities: Capabilities | None) -> RunDescription:
         """The run that this plan makes on an engine, of which nothing may be known yet."""
@@ -162,9 +166,8 @@ class EvaluationPlan:
     def at_once(self, capabilities: Capabilities) -> int:
         """How many questions to think about at once.
 
-        With one more than fills the engine with first traces it is never short of work; the
-        engine queues whatever is too much. Questions that share a total all take part from the
-        beginning.
+        One more than fills the engine with first traces, so that it is never short of work;
+        questions that share a total all take part from the beginning.
         """
         if self.total_tokens is not None:
             return len(self.asked)
@@ -181,14 +184,6 @@ class EvaluationPlan:
         """Results in the order of the questions; they come and are kept as they end."""
         places = {asked.recorded.id: place for place, asked in enumerate(self.asked)}
         return sorted(results, key=lambda result: places[result.id])
-
-
-def _cannot_share(name: str) -> InvalidSettingError:
-    return InvalidSettingError(
-        tried=f"use total_tokens and {name}",
-        found="questions that share a total are all thought about from beginning to end",
-        remedy="Leave one of them out.",
-    )
 
 
 def check_plan(plan: EvaluationPlan, path: str | PathLike[str]) -> None:

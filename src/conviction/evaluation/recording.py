@@ -82,13 +82,10 @@ async def record(
     Args:
         plan: What to record.
         path: The pool's folder; made if need be.
-        engine: Generates the traces; already started. Or workers on many engines.
+        engine: A started engine, or workers on many.
         answers: Finds and compares answers.
         on_progress: Called after traces were recorded, from another thread.
         time_limit: Seconds after which no more is generated.
-
-    Returns:
-        How far it came.
 
     Raises:
         RecordingError: the pool cannot be used, or belongs to other questions or settings.
@@ -109,13 +106,10 @@ async def record(
     )
     writer = await anyio.to_thread.run_sync(PoolWriter, path, meta)
     with writer:
+        # One question more than fills an engine, so that it is never short of traces.
+        at_once = workers.places(ceil(capabilities.concurrency / plan.traces) + 1)
         run = _Recording(
-            plan,
-            writer,
-            workers=workers,
-            concurrency=capabilities.concurrency,
-            answers=answers,
-            on_progress=on_progress,
+            plan, writer, workers, at_once=at_once, answers=answers, on_progress=on_progress
         )
         async with recorded(run.recorder):
             with anyio.move_on_after(time_limit):
@@ -126,12 +120,7 @@ async def record(
 
 
 def pool_source(engine: str, origin: str | None) -> str:
-    """Where the traces of a pool come from, for people.
-
-    Args:
-        engine: Name of what generates them.
-        origin: Where on the hub their questions come from; None for a file.
-    """
+    """Where the traces of a pool come from: the engine, and the hub, if the questions do."""
     return f"{engine}; questions of {origin}" if origin else engine
 
 
@@ -151,15 +140,15 @@ class _Recording:
         self,
         plan: RecordingPlan,
         writer: PoolWriter,
-        *,
         workers: Workers,
-        concurrency: int,
+        *,
+        at_once: int,
         answers: AnswerKind,
         on_progress: ProgressListener | None,
     ) -> None:
         self._plan = plan
         self._workers = workers
-        self._concurrency = concurrency
+        self._at_once = at_once
         self._confidences = writer.meta.top_k > 0
         self._on_progress = on_progress
         self._missing: list[tuple[PromptedQuestion, tuple[int, ...]]] = []
@@ -179,13 +168,11 @@ class _Recording:
         """Generate everything that is missing."""
         if self._on_progress:
             self._on_progress(self.progress)
-        # One question more than fills an engine, so that it is never short of traces.
-        each = ceil(self._concurrency / self._plan.traces) + 1
 
         async def work(item: tuple[PromptedQuestion, tuple[int, ...]]) -> None:
             await self._question(*item)
 
-        await Turns().each(self._missing, work, at_once=self._workers.places(each))
+        await Turns().each(self._missing, work, at_once=self._at_once)
 
     def check(self) -> None:
         """Note what was left out.

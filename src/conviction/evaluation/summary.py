@@ -16,7 +16,7 @@ from conviction.verdict import Right
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """What became of questions that shared a total of tokens; those that failed are left out.
+    """Outcomes of questions that shared a total of tokens; those that failed are left out.
 
     Attributes:
         total: Tokens that they shared.
@@ -99,13 +99,9 @@ class Summary:
 def summarise(
     results: Sequence[QuestionResult], questions: int, *, failures_wrong: bool = False
 ) -> Summary:
-    """The figures of a run.
+    """The figures of a run over `questions` questions.
 
-    Args:
-        results: Its results.
-        questions: Questions of its data.
-        failures_wrong: Whether failed questions count as wrong; else they are left out of the
-            accuracy.
+    Questions that failed are left out of the accuracy, or count as wrong with `failures_wrong`.
     """
     finished = [result for result in results if not result.failed]
     failed = [result for result in results if result.failed]
@@ -131,13 +127,7 @@ def summarise(
 
 
 def summarise_sharing(results: Sequence[QuestionResult], total: int, spent: int) -> Sharing:
-    """What became of questions that shared a total of tokens.
-
-    Args:
-        results: Their results.
-        total: Tokens that they shared.
-        spent: Tokens that were spent.
-    """
+    """Outcomes of questions that shared a total of tokens, of which some were spent."""
     answered = [result for result in results if result.answer is not None]
     return Sharing(
         total=total,
@@ -159,10 +149,7 @@ def accuracy_counts(
 
 
 def proportion(successes: int, total: int) -> Estimate:
-    """A share with its 95% interval, which holds for small numbers and near 0 and 1, too.
-
-    Source: the score interval, Wilson 1927.
-    """
+    """A share with its Wilson interval; NaN of nothing."""
     if not total:
         return Estimate(nan, nan, nan)
     share = successes / total
@@ -170,10 +157,9 @@ def proportion(successes: int, total: int) -> Estimate:
 
 
 def without_false_certainty(estimate: Estimate) -> Estimate:
-    """A figure from a bootstrap, without an interval where the questions show no spread.
+    """A figure from a bootstrap, without its interval where that has no width.
 
-    Resampling questions that all agree, or a single one, gives an interval of no width. That says
-    nothing about other questions, so there is none.
+    Resampling questions that all agree, or a single one, says nothing about other questions.
     """
     if isclose(estimate.low, estimate.high, rel_tol=1e-9):
         return Estimate(estimate.value, nan, nan)
@@ -244,13 +230,7 @@ class Abstention:
 def abstain(
     results: Sequence[QuestionResult], calibration: Calibration, below: float | None
 ) -> Abstention:
-    """Withhold the answers of a run that are not probable enough to be right.
-
-    Args:
-        results: The results of the run.
-        calibration: Made with its policy.
-        below: Least probability of an answer that is given; None to give all.
-    """
+    """Withhold the answers of a run whose calibrated probability lies below a limit, if any."""
     finished = [result for result in results if not result.failed]
     answers = [result for result in finished if result.answer is not None]
     found = {one.id: calibration.right(one.share, one.votes, one.ended) for one in answers}

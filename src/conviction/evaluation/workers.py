@@ -1,7 +1,6 @@
-"""Workers that think about the questions of a run: one engine in this process, or many elsewhere.
+"""Workers that think about whole questions: one engine in this process, or many elsewhere.
 
-A run hands over whole questions, and keeps what comes back. So the traces of a question share one
-engine, one prefix cache and one policy, wherever that is.
+The traces of a question so share one engine, one prefix cache and one policy.
 """
 
 from abc import ABC, abstractmethod
@@ -34,13 +33,12 @@ class Thinking:
 
     Attributes:
         question: What to ask.
-        policy: Decides which traces to start, stop and count; a prototype.
+        policy: A prototype of the policy.
         sampling: How tokens are drawn.
         seed: Seeds of all traces derive from it and the question's id.
         restarts: How often a trace whose stream broke is begun again.
         time_limit: Seconds after which the votes so far decide.
-        whole: Whether the listener wants texts and confidences of the traces; without, they may
-            be left out of events and verdict.
+        whole: Whether events and verdict must hold texts and confidences.
     """
 
     question: Question
@@ -90,11 +88,7 @@ class Workers(ABC):
 
     @abstractmethod
     async def capabilities(self) -> Capabilities:
-        """What each engine can do.
-
-        Raises:
-            EngineError: none can be used.
-        """
+        """What each engine can do; an `EngineError` where none can be used."""
 
     @abstractmethod
     def places(self, each: int) -> int:
@@ -104,43 +98,30 @@ class Workers(ABC):
     async def think(
         self, thinking: Thinking, *, on_event: Listener, place: Place | None = None
     ) -> Verdict:
-        """Think about a question; cancelling the caller ends its traces.
+        """Think about a question; cancelling the caller ends its traces. Raises like `deliberate`.
 
         Args:
             thinking: The question.
-            on_event: Called at least with every trace that ended, in order. If a worker was lost
-                on the way, also with those of the attempt that was lost; their tokens count as
-                failed in the verdict.
+            on_event: Called at least with every trace that ended, in order; also with those of an
+                attempt whose worker was lost, and whose tokens count as failed in the verdict.
             place: Its place among questions that share a total of tokens.
-
-        Raises:
-            ConvictionError: as `deliberate` raises.
         """
 
     @abstractmethod
     async def generate(
         self, generating: Generating, *, on_event: Listener, interrupt: anyio.Event
     ) -> None:
-        """Generate traces; cancelling the caller ends them.
+        """Generate traces; cancelling the caller ends them. Raises like `deliberate`.
 
         Args:
             generating: Which.
             on_event: Called with every trace that ended; its id is its number.
             interrupt: When set, no more is generated.
-
-        Raises:
-            AllTracesFailedError: none came to an end.
-            ConvictionError: as `deliberate` raises.
         """
 
 
 class OneEngine(Workers):
-    """One engine in this process.
-
-    Args:
-        engine: Generates the traces; already started.
-        answers: Finds and compares answers.
-    """
+    """One engine in this process, already started, and the kind of its answers."""
 
     def __init__(self, engine: Engine, answers: AnswerKind) -> None:
         self._engine = engine
@@ -264,19 +245,13 @@ async def recorded(recorder: Recorder) -> AsyncGenerator[Recorder]:
 
 
 class _MissingTraces(Engine):
-    """Generates some numbers of a question's traces, as one of many users of an engine.
+    """Generates the missing numbers of a question's traces, as one of many users of an engine.
 
-    Args:
-        engine: Generates them.
-        capabilities: What it can do.
-        slots: Admits as many traces at once as the engine can run, over all questions.
+    `slots` admits as many traces at once as the engine can run, over all questions.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        capabilities: Capabilities,
-        slots: anyio.CapacityLimiter,
+        self, engine: Engine, capabilities: Capabilities, slots: anyio.CapacityLimiter
     ) -> None:
         self._engine = engine
         self._capabilities = capabilities
@@ -318,7 +293,7 @@ class _MissingTraces(Engine):
 
 
 class _Ungrouped(AnswerKind):
-    """Finds answers and compares nothing: the recorder compares, with what is recorded already."""
+    """Finds answers without comparing them: the recorder does, with what is recorded already."""
 
     def __init__(self, answers: AnswerKind) -> None:
         self._answers = answers

@@ -1,7 +1,7 @@
 """Stopping rules that look at answers alone: Adaptive-Consistency and Early-Stopping Consistency.
 
-Both run in waves: a wave of traces is started together, and the rule is applied when all have ended;
-earlier it would favour answers that are found fast. A wave of one is the published, sequential rule.
+Traces start in waves, and the rule is applied when all of a wave have ended: earlier it would
+favour answers that are found fast. A wave of one is the published, sequential rule.
 """
 
 from abc import abstractmethod
