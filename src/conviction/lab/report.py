@@ -41,12 +41,7 @@ svg { max-width: 100%; height: auto; overflow: visible; }
 
 
 def study_page(study: Study, *, model: str, source: str) -> str:
-    """A comparison as a page.
-
-    Args:
-        study: The comparison.
-        model: Name of the model whose traces were replayed.
-        source: Where the traces come from.
+    """A comparison of replays of a model's traces from some source as a page.
 
     Raises:
         MissingExtraError: what draws the figures is not installed.
@@ -90,12 +85,7 @@ def study_page(study: Study, *, model: str, source: str) -> str:
 
 
 def diagnosis_page(diagnosis: Diagnosis, *, model: str, source: str) -> str:
-    """A diagnosis as a page.
-
-    Args:
-        diagnosis: The diagnosis.
-        model: Name of the model whose traces were looked at.
-        source: Where the traces come from.
+    """A diagnosis of a model's traces from some source as a page.
 
     Raises:
         MissingExtraError: what draws the figures is not installed.
