@@ -11,13 +11,8 @@ from conviction.errors import InvalidSettingError
 from conviction.evaluation import counted
 from conviction.evaluation.folder import Run
 from conviction.evaluation.results import QuestionResult
-from conviction.evaluation.summary import (
-    estimate_to_dict,
-    finite,
-    proportion,
-    without_false_certainty,
-)
-from conviction.lab.statistics import Bootstrap, Estimate, sign_test
+from conviction.evaluation.summary import proportion, without_false_certainty
+from conviction.lab.statistics import Bootstrap, Estimate, finite, sign_test
 
 _Pair = tuple[QuestionResult, QuestionResult]
 
@@ -77,12 +72,12 @@ class Comparison:
             "only_first_right": self.only_first_right,
             "only_second_right": self.only_second_right,
             "neither_right": self.neither_right,
-            "accuracies": [estimate_to_dict(accuracy) for accuracy in self.accuracies],
-            "difference": estimate_to_dict(self.difference),
+            "accuracies": [accuracy.to_dict() for accuracy in self.accuracies],
+            "difference": self.difference.to_dict(),
             "mcnemar_p": self.p,
             "worse": self.worse,
             "tokens_per_question": [finite(tokens) for tokens in self.tokens],
-            "tokens_ratio": estimate_to_dict(self.tokens_ratio),
+            "tokens_ratio": self.tokens_ratio.to_dict(),
             "notes": list(self.notes),
         }
 

@@ -85,8 +85,7 @@ class _Failures:
 
     def __init__(self, name: str, address: str, datasets: Any, client: Any) -> None:
         self._tried = f"read {address}"
-        self._name = name
-        self._page = f"{client.constants.ENDPOINT}/datasets/{name}"
+        self.page = f"{client.constants.ENDPOINT}/datasets/{name}"
         self._datasets = datasets
         self._client = client
 
@@ -105,35 +104,9 @@ class _Failures:
         listed = ", ".join(names[:_MOST_LISTED]) or "none"
         if len(names) > _MOST_LISTED:
             listed += f", and {len(names) - _MOST_LISTED} more"
-        if wanted is None:
-            self._refuse(f"it has several {what}s: {listed}", f"Name one of them: --{what}.")
-        self._refuse(
-            f"it has no {what} {wanted!r}; it has {listed}", f"Name one of them: --{what}."
-        )
-
-    def refuse_program(self, file: str) -> NoReturn:
-        """Refuse a data set that needs a program of its own."""
-        copy = f"{self._page}/tree/refs%2Fconvert%2Fparquet"
-        self._refuse(
-            f"it needs a program of its own, {file}, and programs of data sets are never run",
-            f"Download a file of its Parquet copy, and name that in its place: {copy}",
-        )
-
-    def refuse_offline(self, subset: str | None) -> NoReturn:
-        """Refuse to go on without a copy where the hub must not be asked."""
-        what = f"no copy of its subset {subset!r}" if subset else "no single copy of it"
-        self._refuse(
-            f"HF_HUB_OFFLINE forbids to ask the hub, and {what} is on disk",
-            "Run the command once without HF_HUB_OFFLINE and without --limit, which keeps a copy. "
-            + _DOWNLOAD,
-        )
-
-    def refuse_other_copy(self, commit: str) -> NoReturn:
-        """Refuse a copy that may not be of the revision that was asked for."""
-        self._refuse(
-            f"HF_HUB_OFFLINE forbids to ask the hub, and the copy on disk is of commit {commit}",
-            f"Name that one, hf://{self._name}@{commit}, or go without HF_HUB_OFFLINE.",
-        )
+        several = f"it has several {what}s: {listed}"
+        found = several if wanted is None else f"it has no {what} {wanted!r}; it has {listed}"
+        self.refuse(found, f"Name one of them: --{what}.")
 
     def failed(self, found: str) -> DownloadError:
         """An error for what may work at another time."""
@@ -152,31 +125,32 @@ class _Failures:
         causes = _causes(error)
         login = "log in with `hf auth login` or set HF_TOKEN"
         if _among(causes, errors.GatedRepoError):
-            self._refuse(
+            self.refuse(
                 "it is gated: the hub shows it to those whom its owner lets in",
-                f"Ask for access on {self._page}, and {login}.",
+                f"Ask for access on {self.page}, and {login}.",
             )
         if _among(causes, errors.RevisionNotFoundError):
-            self._refuse("it has no such revision", f"Its commits: {self._page}/commits/main")
+            self.refuse("it has no such revision", f"Its commits: {self.page}/commits/main")
         if _among(causes, (errors.RepositoryNotFoundError, library.DatasetNotFoundError)):
-            self._refuse(
+            self.refuse(
                 "the hub has no such data set, or it is private",
                 f"Look at its name. For a private one, {login}.",
             )
         if _among(causes, errors.HFValidationError):
-            self._refuse("no data set can have this name", "Write hf://OWNER/NAME.")
+            self.refuse("no data set can have this name", "Write hf://OWNER/NAME.")
         if answer := _among(causes, errors.HfHubHTTPError):
             status = answer.response.status_code
             if status in (401, 403):
-                self._refuse(f"the hub does not let us (status {status})", f"Rather {login}.")
+                self.refuse(f"the hub does not let us (status {status})", f"Rather {login}.")
             raise self.failed(f"the hub answered with status {status}") from None
         empty = import_module(f"{self._datasets.__name__}.data_files").EmptyDatasetError
         if _among(causes, (library.DataFilesNotFoundError, empty)):
-            files = f"{self._page}/tree/main"
-            self._refuse("it holds no file that can be read", f"Look at its files: {files}")
+            files = f"{self.page}/tree/main"
+            self.refuse("it holds no file that can be read", f"Look at its files: {files}")
         raise self.failed(f"it cannot be read ({self.text(causes[-1])})") from None
 
-    def _refuse(self, found: str, remedy: str) -> NoReturn:
+    def refuse(self, found: str, remedy: str) -> NoReturn:
+        """Refuse what no repetition would mend."""
         raise InvalidSettingError(tried=self._tried, found=found, remedy=remedy) from None
 
 
@@ -299,7 +273,12 @@ class _Hub:
             api.auth_check(self._name, repo_type="dataset")
         program = f"{self._name.partition('/')[2]}.py"
         if any(file.rfilename == program for file in info.siblings or ()):
-            self.failures.refuse_program(program)
+            self.failures.refuse(
+                f"it needs a program of its own, {program}, and programs of data sets are never "
+                "run",
+                "Download a file of its Parquet copy, and name that in its place: "
+                f"{self.failures.page}/tree/refs%2Fconvert%2Fparquet",
+            )
         return str(info.sha)
 
     def _kept(self, subset: str | None) -> Any:
@@ -307,9 +286,18 @@ class _Hub:
         try:
             builder = self._datasets.load_dataset_builder(self._path, subset)
         except Exception:  # noqa: BLE001  # whatever the reason is, there is no copy to read
-            self.failures.refuse_offline(subset)
+            what = f"no copy of its subset {subset!r}" if subset else "no single copy of it"
+            self.failures.refuse(
+                f"HF_HUB_OFFLINE forbids to ask the hub, and {what} is on disk",
+                "Run the command once without HF_HUB_OFFLINE and without --limit, which keeps a "
+                f"copy. {_DOWNLOAD}",
+            )
         if self._revision not in (None, builder.hash):
-            self.failures.refuse_other_copy(builder.hash)
+            self.failures.refuse(
+                "HF_HUB_OFFLINE forbids to ask the hub, and the copy on disk is of commit "
+                f"{builder.hash}",
+                f"Name that one, {HUB}{self._name}@{builder.hash}, or go without HF_HUB_OFFLINE.",
+            )
         return builder
 
     @contextmanager

@@ -9,8 +9,7 @@ import numpy as np
 
 from conviction.evaluation.results import QuestionResult
 from conviction.lab.calibration import Calibration
-from conviction.lab.columns import finite
-from conviction.lab.statistics import Bootstrap, Estimate, mean_of, wilson
+from conviction.lab.statistics import Bootstrap, Estimate, finite, mean_of, wilson
 from conviction.verdict import Right
 
 
@@ -85,9 +84,9 @@ class Summary:
             "failed": self.failed,
             "right": self.right,
             "counted": self.counted,
-            "accuracy": estimate_to_dict(self.accuracy),
+            "accuracy": self.accuracy.to_dict(),
             "no_answer": self.no_answer,
-            "tokens_per_question": estimate_to_dict(self.tokens),
+            "tokens_per_question": self.tokens.to_dict(),
             "tokens": self.all_tokens,
             "traces_per_question": finite(self.traces),
             "seconds_per_question": finite(self.seconds),
@@ -166,15 +165,6 @@ def without_false_certainty(estimate: Estimate) -> Estimate:
     return estimate
 
 
-def estimate_to_dict(estimate: Estimate) -> dict[str, float | None]:
-    """A figure and its interval as plain JSON types."""
-    return {
-        "value": finite(estimate.value),
-        "low": finite(estimate.low),
-        "high": finite(estimate.high),
-    }
-
-
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else nan
 
@@ -217,12 +207,12 @@ class Abstention:
             "told": self.told,
             "untold": self.untold,
             "expected": finite(self.expected),
-            "observed": estimate_to_dict(self.observed),
+            "observed": self.observed.to_dict(),
             "abstain_below": self.below,
             "answered": self.answered,
             "abstained": len(self.abstained),
-            "coverage": estimate_to_dict(self.coverage),
-            "accuracy_of_answered": estimate_to_dict(self.accuracy),
+            "coverage": self.coverage.to_dict(),
+            "accuracy_of_answered": self.accuracy.to_dict(),
             "abstained_questions": list(self.abstained),
         }
 

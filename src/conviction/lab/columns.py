@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from conviction.lab.replay import Outcome
-from conviction.lab.statistics import Bootstrap, Estimate, Numbers, mean_of
+from conviction.lab.statistics import Bootstrap, Estimate, Numbers, finite, mean_of
 
 Figure = Estimate | float
 """What a column says of a candidate: a figure with its interval, or a plain number."""
@@ -24,11 +24,6 @@ Figure = Estimate | float
 def value_of(figure: Figure) -> float:
     """The figure without its interval."""
     return figure.value if isinstance(figure, Estimate) else figure
-
-
-def finite(value: float) -> float | None:
-    """The value as JSON has it: None where there is none."""
-    return float(value) if isfinite(value) else None
 
 
 def percentage(figure: Estimate, *, signed: bool = False) -> str:
@@ -208,11 +203,8 @@ class Column:
         """The figure as plain JSON types."""
         if not isinstance(figure, Estimate):
             return {self.name: finite(figure)}
-        return {
-            self.name: finite(figure.value),
-            f"{self.name}_low": finite(figure.low),
-            f"{self.name}_high": finite(figure.high),
-        }
+        names = (self.name, f"{self.name}_low", f"{self.name}_high")
+        return dict(zip(names, figure.to_dict().values(), strict=True))
 
 
 _points = partial(percentage, signed=True)

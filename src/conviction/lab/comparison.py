@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate
-from conviction.lab.columns import COLUMNS, Figure, Resampled, finite
+from conviction.lab.columns import COLUMNS, Figure, Resampled
 from conviction.lab.replay import CONTINUES, RUN_LIVE
 from conviction.lab.sources import TraceSource
-from conviction.lab.statistics import any_seed, pareto_front
+from conviction.lab.statistics import any_seed, finite, pareto_front
 from conviction.lab.trials import Trials
 
 _ANSWERS_ONLY = "it needs token confidences, and this pool holds answers only"

@@ -177,7 +177,6 @@ def diagnose(
     """
     budget = usual_budget(source) if budget is None else budget
     half = halves(len(source.question_ids), seed=seed)
-    majority = Candidate(Majority(budget), budget)
     measures = _measures(fitting_windows(typical_tokens(source)) if source.top_k else ())
     filters = [
         Candidate(DeepConfOffline(budget, metric, window, keep=keep), budget)
@@ -200,14 +199,23 @@ def diagnose(
             on_progress(len(ranked), total)
     trials = run_trials(
         source,
-        [majority, *filters],
+        [Candidate(Majority(budget), budget), *filters],
         repeats=repeats,
         seed=any_seed(seed),
         processes=processes,
         on_progress=on_progress and (lambda done, _: on_progress(total // 2 + done, total)),
     )
-    found = [ranked[number] for number in range(len(ranked))]
-    areas = np.stack([one.measures for one in found], axis=-1)
+    return _concluded(source, trials, measures, [ranked[one] for one in range(len(ranked))], half)
+
+
+def _concluded(
+    source: TraceSource,
+    trials: Trials,
+    measures: Sequence[Measure],
+    ranked: Sequence["_Areas"],
+    half: NDArray[np.bool_],
+) -> Diagnosis:
+    areas = np.stack([one.measures for one in ranked], axis=-1)
     votes = areas[:, 0]
     mixed = int(np.isfinite(votes).any(axis=0).sum())
     choice = choose_filter(trials, half)
@@ -217,10 +225,10 @@ def diagnose(
     return Diagnosis(
         questions=len(source.question_ids),
         mixed=mixed,
-        budget=budget,
-        repeats=repeats,
+        budget=trials.candidates[0].budget,
+        repeats=trials.runs.shape[2],
         rankings=_rankings(measures, areas),
-        log_probability=_logprob_ranking([one.logprob for one in found]),
+        log_probability=_logprob_ranking([one.logprob for one in ranked]),
         filters=_effects(trials, best_windows(measures, votes, half), ~half),
         calibration=bins,
         calibration_error=calibration_error(bins),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from statistics import NormalDist
 from typing import Self
 
@@ -32,6 +32,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain JSON types; None where there is nothing to tell."""
+        return {name: finite(getattr(self, name)) for name in ("value", "low", "high")}
 
     @classmethod
     def of(cls, value: float, resampled: Numbers) -> Self:
@@ -154,6 +158,11 @@ class Bootstrap:
         within += taken * self.repeats + np.arange(count)[:, None, None] * size
         flat = np.bincount(within.ravel(), minlength=count * size)
         return flat.reshape(count, size).astype(np.float64)
+
+
+def finite(value: float) -> float | None:
+    """The value as JSON has it: None where there is none."""
+    return float(value) if isfinite(value) else None
 
 
 def mean_of(values: ArrayLike) -> float:

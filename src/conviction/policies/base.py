@@ -181,7 +181,7 @@ class PlainVote(Policy):
     _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        require_whole("budget", self.budget, low=1)
 
     def standing(self) -> Standing:
         """The votes so far."""
@@ -191,11 +191,6 @@ class PlainVote(Policy):
         """Cast the vote of a trace that ended, if it may vote."""
         if may_vote(trace) and trace.answer:
             self._ballot.cast(trace.id, trace.answer)
-
-
-def check_budget(budget: int) -> None:
-    """Check that a budget is a whole number of at least 1."""
-    require_whole("budget", budget, low=1)
 
 
 def may_vote(trace: Trace) -> bool:

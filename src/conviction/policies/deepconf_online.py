@@ -17,7 +17,6 @@ from conviction.policies.base import (
     Policy,
     Standing,
     Start,
-    check_budget,
     may_vote,
 )
 from conviction.policies.lead import fewest_votes
@@ -75,7 +74,7 @@ class DeepConfOnline(Policy):
     _longest: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        require_whole("budget", self.budget, low=1)
         check_window(self.window)
         require("keep", self.keep, low=1e-9, high=1.0)
         require("consensus", self.consensus, low=1e-9, high=1.0)

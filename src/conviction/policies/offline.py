@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from conviction.confidence import Metric
-from conviction.core import Trace, require
+from conviction.core import Trace, require, require_whole
 from conviction.policies.base import (
     DEFAULT_BUDGET,
     Action,
@@ -19,7 +19,6 @@ from conviction.policies.base import (
     Policy,
     Standing,
     Start,
-    check_budget,
     may_vote,
 )
 from conviction.policies.scores import check_metric, check_window, fitting_window, score
@@ -44,7 +43,7 @@ class Offline(Policy):
     _traces: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        require_whole("budget", self.budget, low=1)
         check_window(self.window)
         self.metric = check_metric(self.metric)
 
