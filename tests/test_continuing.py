@@ -21,7 +21,7 @@ from conviction.lab.sources import PoolTraces
 from conviction.lab.study import Plan, study
 from conviction.live import beginning
 from conviction.policies import Action, Conditions, Continue, Majority, Start, Stop
-from conviction.policies.settle_regenerate import SettleRegenerate
+from conviction.policies.settle import SettleRegenerate
 from conviction.recordings import Pool, recording_listener
 from conviction.sharing import Slots
 from conviction.thinking import deliberate

@@ -39,7 +39,7 @@ from conviction.policies import (
     Stop,
 )
 from conviction.policies.base import Action
-from conviction.policies.settle_confident import SettleConfident
+from conviction.policies.settle import SettleConfident
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 

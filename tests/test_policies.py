@@ -33,7 +33,7 @@ from conviction.policies.base import Continue, PendingStarts
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.policies.measures import fitting_window
 from conviction.policies.named import written
-from conviction.policies.settle_confident import SettleConfident
+from conviction.policies.settle import SettleConfident
 
 ANYWHERE = Conditions(concurrency=8, max_tokens=1024, top_k=20)
 

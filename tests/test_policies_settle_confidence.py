@@ -14,8 +14,7 @@ from conviction.errors import UnknownNameError
 from conviction.gate import Gate
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.policies import Conditions, Done, Start
-from conviction.policies.settle import Settle
-from conviction.policies.settle_confident import SettleConfident, vote_weights
+from conviction.policies.settle import Settle, SettleConfident, vote_weights
 from conviction.voting import lead_probability
 
 ANYWHERE = Conditions(concurrency=64, max_tokens=100, top_k=20)

@@ -45,7 +45,7 @@ from conviction.policies import (
     Start,
     Stop,
 )
-from conviction.policies.settle_confident import SettleConfident
+from conviction.policies.settle import SettleConfident
 from conviction.thinking import RESTARTS, deliberate
 from conviction.verdict import Verdict
 

@@ -9,7 +9,7 @@ from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.recording import Asked
+from conviction.evaluation.plan import PromptedQuestion
 from conviction.models import ModelFile
 from conviction.prompts import PromptStyle, compose
 
@@ -41,7 +41,7 @@ def with_prompts(
     style: PromptStyle | None,
     model: ModelFile | None,
     templated: bool,
-) -> tuple[Asked, ...]:
+) -> tuple[PromptedQuestion, ...]:
     """The questions in the words that the model gets.
 
     Args:
@@ -52,9 +52,9 @@ def with_prompts(
         templated: Whether they are sent as they stand in the file.
     """
     if templated:
-        return tuple(map(Asked.as_it_is, questions))
+        return tuple(map(PromptedQuestion.as_it_is, questions))
     chosen = _style(style, model)
-    return tuple(Asked.of(item, answers=answers, style=chosen) for item in questions)
+    return tuple(PromptedQuestion.of(item, answers=answers, style=chosen) for item in questions)
 
 
 def prompt_of(
@@ -77,13 +77,15 @@ def _style(style: PromptStyle | None, model: ModelFile | None) -> PromptStyle:
     return style or (model.prompt_style if model else PromptStyle.STEP_BY_STEP)
 
 
-def embedded(model: ModelFile | None, asked: Sequence[Asked], sampling: Sampling) -> Engine:
+def embedded(
+    model: ModelFile | None, asked: Sequence[PromptedQuestion], sampling: Sampling
+) -> Engine:
     """The embedded engine with room for the longest question and its traces."""
     assert model is not None  # noqa: S101  # there is a model where there is no server
     return LocalEngine(model.path, context=context_for(asked, sampling))
 
 
-def context_for(asked: Sequence[Asked], sampling: Sampling) -> int:
+def context_for(asked: Sequence[PromptedQuestion], sampling: Sampling) -> int:
     """Tokens that hold the longest question and its traces."""
     # No tokenizer is at hand yet, but no token is shorter than a byte.
     longest = max(

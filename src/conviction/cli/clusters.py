@@ -12,7 +12,7 @@ from conviction.cli.asking import context_for
 from conviction.cli.server import ServerOptions
 from conviction.core import InvalidSettingError, Sampling, require, require_whole
 from conviction.engines.base import Engine
-from conviction.evaluation.recording import Asked
+from conviction.evaluation.plan import PromptedQuestion
 from conviction.ray.cluster import check_extra, connected, parse_resources
 from conviction.ray.engines import EngineFactory, LocalFactory
 
@@ -69,7 +69,7 @@ class RayOptions:
         *,
         server: ServerOptions,
         model: str | None,
-        asked: Sequence[Asked],
+        asked: Sequence[PromptedQuestion],
         sampling: Sampling,
         answers: str,
     ) -> "Engine | RayWorkers":

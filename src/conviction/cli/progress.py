@@ -23,7 +23,7 @@ from rich.table import Column
 
 from conviction.cli.terminal import duration, safe
 from conviction.errors import InvalidSettingError
-from conviction.evaluation.wording import counted
+from conviction.evaluation import counted
 from conviction.models import ModelFile, catalogue, mirrors_setting, resolve
 from conviction.models import Progress as OnDownload
 

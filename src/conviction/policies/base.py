@@ -8,12 +8,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
 from conviction.core import Answer, Tally, Trace, require, require_whole
 from conviction.errors import InvalidSettingError
 from conviction.gate import Gate
+from conviction.voting import Ballot
 
 DEFAULT_BUDGET = 16
 """Traces per question unless told otherwise; what a small model on two cores does in seconds."""
@@ -39,8 +40,8 @@ class Start:
 class Continue:
     """Start a trace with the beginning of one that is complete, to see where it goes from there.
 
-    It is a trace like others, with an id of its own and against the budget, but never an
-    independent one: `Trace.continues` tells, and `vote_of` gives it no vote. It has no gate.
+    It has an id of its own and counts against the budget, but is not independent: `Trace.continues`
+    names its source, and it may not vote. It runs without a gate.
 
     Attributes:
         trace: Id of the complete trace.
@@ -65,7 +66,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Forget the traces that wait: they never begin, but count against the budget."""
+    """Forget the traces that wait: they count against the budget, but never begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ Action = Start | Continue | Stop | Forget | Done
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a policy may know of where it runs, before it starts anything.
+    """What a policy knows of the engine before it starts anything.
 
     Attributes:
         concurrency: Traces that run at once.
@@ -183,7 +184,7 @@ class Policy(ABC):
     needs_confidence: ClassVar[bool] = False
     """Whether it needs log-probabilities."""
     needs_continuation: ClassVar[bool] = False
-    """Whether it needs an engine that goes on with a given beginning."""
+    """Whether it needs an engine that continues a given beginning."""
 
     budget: int
     """The most traces that it starts."""
@@ -221,9 +222,28 @@ class Policy(ABC):
         return values
 
 
-def check_budget(budget: int) -> None:
-    """Check that a budget is a whole number of at least 1, or raise InvalidSettingError."""
-    require_whole("budget", budget, low=1)
+@dataclass
+class PlainVote(Policy):
+    """What policies share that give the answer of each trace one vote.
+
+    Attributes:
+        budget: The most traces to start.
+    """
+
+    budget: int = DEFAULT_BUDGET
+    _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require_whole("budget", self.budget, low=1)
+
+    def standing(self) -> Standing:
+        """The votes so far."""
+        return Standing(self._ballot.tally())
+
+    def _count(self, trace: Trace) -> None:
+        """Cast the vote of a trace that ended, if it may vote."""
+        if answer := vote_of(trace):
+            self._ballot.cast(trace.id, answer)
 
 
 def vote_of(trace: Trace) -> Answer | None:

@@ -17,7 +17,6 @@ from conviction.policies.base import (
     Policy,
     Standing,
     Start,
-    check_budget,
     vote_of,
 )
 from conviction.policies.measures import PAPER_WINDOW, check_window, fitting_window, score
@@ -38,10 +37,9 @@ PAPER_SETTINGS: dict[str, Any] = {
 class DeepConfOnline(Policy):
     """Warm up with complete traces, set a threshold, stop later traces that fall below it.
 
-    The paper's algorithm draws traces one after another; here as many run as the engine can,
-    the consensus is looked at after each that ends, and when it is reached the running ones
-    are cancelled. The paper's own settings are `PAPER_SETTINGS`; the defaults
-    scale down to small budgets and short traces.
+    The paper draws traces one after another; here as many run as the engine can, and consensus
+    cancels the running ones. Its own settings are `PAPER_SETTINGS`; the defaults scale down to
+    small budgets and short traces.
 
     Attributes:
         keep: Share of the warm-up traces that pass the threshold, in (0, 1].
@@ -75,7 +73,7 @@ class DeepConfOnline(Policy):
     _longest: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        require_whole("budget", self.budget, low=1)
         check_window(self.window)
         require("keep", self.keep, low=1e-9, high=1.0)
         require("consensus", self.consensus, low=1e-9, high=1.0)

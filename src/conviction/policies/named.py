@@ -35,8 +35,8 @@ POLICIES = Registry(
         "settle": "conviction.policies.settle:Settle",
         "settle-lean": "conviction.policies.settle:SettleLean",
         "settle-exact": "conviction.policies.settle:SettleExact",
-        "settle-confident": "conviction.policies.settle_confident:SettleConfident",
-        "settle-regenerate": "conviction.policies.settle_regenerate:SettleRegenerate",
+        "settle-confident": "conviction.policies.settle:SettleConfident",
+        "settle-regenerate": "conviction.policies.settle:SettleRegenerate",
     },
 )
 

@@ -1,6 +1,6 @@
-"""Policies that let the whole budget finish and weigh the votes by confidence.
+"""Policies that let the whole budget finish, and then weigh votes by confidence.
 
-DeepConf offline (METHOD section 3) filters and weighs; best of n and Borda rank.
+DeepConf offline (METHOD section 3), and votes by rank of confidence: best of n, and Borda.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from conviction.confidence import Metric
-from conviction.core import Trace, require
+from conviction.core import Trace, require, require_whole
 from conviction.policies.base import (
     DEFAULT_BUDGET,
     Action,
@@ -19,7 +19,6 @@ from conviction.policies.base import (
     Policy,
     Standing,
     Start,
-    check_budget,
     vote_of,
 )
 from conviction.policies.measures import check_metric, check_window, fitting_window, score
@@ -44,7 +43,7 @@ class Offline(Policy):
     _traces: list[Trace] = field(default_factory=list[Trace], init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        require_whole("budget", self.budget, low=1)
         check_window(self.window)
         self.metric = check_metric(self.metric)
 
