@@ -1,4 +1,4 @@
-"""One trace on the tape.
+"""One trace on the tape, with its group confidence as a line of few points, however long it is.
 
 A trace within a frame (what is not new is left out):
 
@@ -16,45 +16,127 @@ A trace within a frame (what is not new is left out):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
+from math import floor, inf, isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.confidence import Floats
+from conviction.confidence import Floats, GroupWindow
 from conviction.engines.base import Chunk
-from conviction.server.lines import Line
 from conviction.server.passages import Passages, Sureness
+
+MOST_POINTS = 192
+"""Points of a line; when they are reached, each pair becomes one."""
+
+SCALE = 100
+"""Points are whole hundredths."""
+
+_FEWEST = 8
+"""Known tokens that the first point takes: fewer say nothing of a trace."""
 
 _MOST_WAITING = 256
 """Chunks that wait to be drawn; drawing many at once takes a fraction of drawing each."""
 
 
+class ConfidenceLine:
+    """The line of one trace: every `stride` tokens a point, and the stride doubles as it grows.
+
+    A point is the lowest *full* group that ended within its stride, rounded down, so that a fall
+    below a threshold is never lost. Until the first group is full, points are means of what there
+    is; those are the first `partial` points, and no gate looks at them.
+
+    Args:
+        window: Tokens in a group, at least 1.
+
+    Attributes:
+        window: As given.
+        points: Hundredths; None where no confidence is known.
+        times: When each stride was complete, in whole milliseconds of the run.
+        halvings: How often pairs became points; the stride is two to the power of it.
+        partial: Leading points before the first full group.
+    """
+
+    __slots__ = (
+        "_groups", "_least", "_since", "halvings", "partial", "points", "times", "window",
+    )  # fmt: skip
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.points: list[int | None] = []
+        self.times: list[int] = []
+        self.halvings = 0
+        self.partial = 0
+        self._groups: GroupWindow | None = GroupWindow(window)
+        self._least = inf
+        self._since = 0
+
+    @property
+    def stride(self) -> int:
+        """Tokens from one point to the next."""
+        return 1 << self.halvings
+
+    def push(self, confidences: Floats, times: NDArray[np.int64]) -> None:
+        """Take the next tokens.
+
+        Args:
+            confidences: Token confidences, shape (tokens,), NaN where unknown.
+            times: When each came, in milliseconds of the run, shape (tokens,).
+        """
+        begin = 0
+        while self._groups is not None and begin < confidences.size:
+            end = min(begin + self.stride - self._since, confidences.size)
+            self._least = min(self._least, self._groups.push(confidences[begin:end]))
+            self._since += end - begin
+            begin = end
+            if self._since == self.stride:
+                self._point(self._groups, int(times[end - 1]))
+                if len(self.points) == MOST_POINTS:
+                    self._halve()
+
+    def end(self, at: int) -> None:
+        """The trace ended at `at`: what is left becomes the last point."""
+        if self._groups is not None and self._since:
+            self._point(self._groups, at)
+        self._groups = None  # A window of 2048 takes 34 kB.
+
+    def _point(self, groups: GroupWindow, at: int) -> None:
+        value = self._least
+        if not isfinite(value):
+            value = groups.current if groups.count >= min(_FEWEST, self.window) else inf
+            if groups.count < self.window:
+                self.partial += 1
+        self.points.append(floor(value * SCALE) if isfinite(value) else None)
+        self.times.append(at)
+        self._least, self._since = inf, 0
+
+    def _halve(self) -> None:
+        points, partial = self.points, self.partial
+        self.points = [
+            merged(points[place], points[place + 1], later_counts=place < partial)
+            for place in range(0, len(points), 2)
+        ]
+        self.times = self.times[1::2]
+        self.partial //= 2
+        self.halvings += 1
+
+
 @dataclass(slots=True)
 class _Shown:
-    """What the frames so far have told."""
+    """What is in the frames so far."""
 
-    line: Line | None = None
+    line: ConfidenceLine | None = None
     points: int = 0
     halvings: int = 0
     partial: int = 0
-    tokens: int = 0
     lost: int = 0
     begun: bool = False
     ended: bool = False
 
 
-@dataclass(slots=True)
-class _Kept:
-    """Confidences of all tokens so far, and when they came: for another window."""
-
-    confidences: list[Floats] = field(default_factory=list[Floats])
-    times: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
-
-
-class Track:
+class TapedTrace:
     """One trace, as far as it has come.
 
     Args:
@@ -64,41 +146,37 @@ class Track:
         window: Tokens in a group of its line.
         sureness: Of the run.
         keep: Whether its line may have to be drawn again with another window.
+
+    Attributes:
+        number: As given.
+        tokens: Tokens so far.
+        passages: What it wrote.
     """
 
     __slots__ = (
-        "_began", "_end", "_gated", "_kept", "_line", "_lost", "_passages", "_shown", "_sureness",
-        "_tokens", "_waiting", "number", "text_bytes",
+        "_began", "_end", "_gated", "_kept", "_line", "_lost", "_shown", "_sureness", "_waiting",
+        "number", "passages", "tokens",
     )  # fmt: skip
 
     def __init__(
         self, number: int, at: int, *, gated: bool, window: int, sureness: Sureness, keep: bool
     ) -> None:
         self.number = number
-        self.text_bytes = 0
+        self.tokens = 0
+        self.passages = Passages(sureness)
         self._began = at
         self._gated = gated
         self._sureness = sureness
-        self._line = Line(window)
-        self._passages = Passages(sureness)
-        self._kept = _Kept() if keep else None
+        self._line = ConfidenceLine(window)
+        # Confidences of all tokens so far, and when they came: for another window.
+        self._kept: list[tuple[Floats, NDArray[np.int64]]] | None = [] if keep else None
         self._waiting: list[tuple[int, Chunk]] = []
-        self._tokens = self._lost = 0
+        self._lost = 0
         self._end: dict[str, Any] | None = None
         self._shown = _Shown()
 
-    @property
-    def tokens(self) -> int:
-        """Tokens so far."""
-        return self._tokens
-
-    @property
-    def passages(self) -> Passages:
-        """What it wrote."""
-        return self._passages
-
     def advance(self, chunk: Chunk, at: int) -> bool:
-        """It grew; whether it is time to `draw`."""
+        """Take a chunk; whether it is time to `draw`."""
         self._waiting.append((at, chunk))
         return len(self._waiting) >= _MOST_WAITING
 
@@ -118,23 +196,20 @@ class Track:
         confidences = np.concatenate([chunk.confidences for chunk in chunks])
         times = np.repeat(np.array([at for at, _ in self._waiting], np.int64), sizes)
         self._waiting.clear()
-        self._tokens += confidences.size
+        self.tokens += confidences.size
         self._line.push(confidences, times)
         if self._kept is not None:
-            self._kept.confidences.append(confidences)
-            self._kept.times.append(times)
+            self._kept.append((confidences, times))
         if not with_text:
             return 0
-        grown = sum(self._passages.push(chunk.text, chunk.confidences) for chunk in chunks)
-        self.text_bytes += grown
-        return grown
+        return sum(self.passages.push(chunk.text, chunk.confidences) for chunk in chunks)
 
     def redraw(self, window: int) -> None:
         """Draw its line again with another window, as far as its tokens were kept."""
         if self._kept is None or self._line.window == window:
             return
-        line = Line(window)
-        for confidences, times in zip(self._kept.confidences, self._kept.times, strict=True):
+        line = ConfidenceLine(window)
+        for confidences, times in self._kept:
             line.push(confidences, times)
         if self._end is not None:
             line.end(self._end["at"])
@@ -148,18 +223,18 @@ class Track:
         """It broke off and begins again from nothing."""
         self._waiting.clear()
         self._lost += lost
-        self._tokens = 0
-        self._line = Line(self._line.window)
-        self._passages = Passages(self._sureness)
+        self.tokens = 0
+        self._line = ConfidenceLine(self._line.window)
+        self.passages = Passages(self._sureness)
         if self._kept is not None:
-            self._kept = _Kept()
+            self._kept = []
 
     def finish(self, end: dict[str, Any]) -> None:
-        """It ended; `end` is what a frame says of that."""
+        """It ended; `end` is its entry in a frame."""
         self._end = end
-        self._tokens = end["tokens"]
+        self.tokens = end["tokens"]
         self._line.end(end["at"])
-        self._passages.end()
+        self.passages.end()
 
     @property
     def running(self) -> bool:
@@ -173,7 +248,7 @@ class Track:
 
     @property
     def told(self) -> bool:
-        """Whether a frame has told of it."""
+        """Whether it is in a frame."""
         return self._shown.begun
 
     def news(self) -> dict[str, Any] | None:
@@ -185,7 +260,6 @@ class Track:
             points=len(line.points),
             halvings=line.halvings,
             partial=line.partial,
-            tokens=self._tokens,
             lost=self._lost,
             begun=True,
             ended=self._end is not None,
@@ -193,7 +267,7 @@ class Track:
         return told
 
     def everything(self) -> dict[str, Any]:
-        """All that was told by `news` so far, at once."""
+        """All that `news` has returned so far, at once."""
         return self._changes(_Shown()) or {}
 
     def _changes(self, shown: _Shown) -> dict[str, Any] | None:
@@ -202,7 +276,7 @@ class Track:
             told |= {"from": self._began, "gated": self._gated}
         line, points, partial = self._line, shown.points, shown.partial
         if line is not shown.line:
-            told |= {"window": line.window, "tokens": self._tokens}
+            told |= {"window": line.window, "tokens": self.tokens}
             points, partial = 0, 0
         if self._lost != shown.lost:
             told["lost"] = self._lost
@@ -216,13 +290,22 @@ class Track:
                 "gaps": _gaps(
                     line.times[points:], line.times[points - 1] if points else self._began
                 ),
-                "tokens": self._tokens,
+                "tokens": self.tokens,
             }
         if line.partial != partial:
             told["partial"] = line.partial
         if self._end is not None and not shown.ended:
             told["end"] = self._end
         return {"id": self.number} | told if told else None
+
+
+def merged(first: int | None, second: int | None, *, later_counts: bool) -> int | None:
+    """Two points as one: the lower; or the later, where the first is of a group not yet full."""
+    if second is None:
+        return first
+    if first is None or later_counts:
+        return second
+    return min(first, second)
 
 
 def _gaps(times: Sequence[int], before: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shape, as the documentation of the API has them."""
+"""Answers in OpenAI's format, for the documentation of the API."""
 
 from typing import Any, Final, Literal
 
@@ -20,14 +20,14 @@ class Failure(BaseModel):
     error: ErrorDetail
 
 
-class PromptDetails(BaseModel):
+class PromptTokens(BaseModel):
     """Prompt tokens that the engine took from its cache."""
 
     cached_tokens: int
 
 
-class CompletionDetails(BaseModel):
-    """Generated tokens by what became of their traces; those that are not shown are reasoning."""
+class CompletionTokens(BaseModel):
+    """Generated tokens by the fate of their traces; those that are not shown are reasoning."""
 
     reasoning_tokens: int
     voted_tokens: int
@@ -43,8 +43,8 @@ class UsageAnswer(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
-    completion_tokens_details: CompletionDetails
+    prompt_tokens_details: PromptTokens
+    completion_tokens_details: CompletionTokens
 
 
 class TallyAnswer(BaseModel):
@@ -160,16 +160,33 @@ class HealthAnswer(BaseModel):
 
 
 Answers = dict[int | str, dict[str, Any]]
+"""Descriptions of responses by HTTP status."""
 
 
-def failures(**texts: str) -> Answers:
-    """What the documentation says of failures, by status ("s400")."""
+def _failures(**texts: str) -> Answers:
+    """Descriptions of failures, by status ("s400")."""
     return {
         int(status[1:]): {"model": Failure, "description": text} for status, text in texts.items()
     }
 
 
-_ASKED: Final = failures(
+def _completions(model: type[BaseModel]) -> Answers:
+    data = {"type": "string", "description": "A chunk as JSON, an error as JSON, or [DONE]."}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    events = {"schema": {**event, "description": "With `stream`: each server-sent event."}}
+    whole: dict[str, Any] = {
+        "model": model,
+        "description": "The answer.",
+        "content": {"text/event-stream": events},
+    }
+    return {200: whole, **_COMPLETION_FAILURES}
+
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_HOST_FAILURES: Final = _failures(s421="The server is not called that.")
+_KEY_FAILURES: Final = _failures(s401="The key is missing or wrong.") | _HOST_FAILURES
+_COMPLETION_FAILURES: Final = _failures(
     s400="Something in the request is unknown, out of range, or not done here.",
     s401="The key is missing or wrong.",
     s403="The request comes from a web page that may not use this server.",
@@ -183,18 +200,15 @@ _ASKED: Final = failures(
     s503="Too many requests wait, or the server is about to end; see Retry-After.",
 )
 
-
-def _answers(model: type[BaseModel]) -> Answers:
-    data = {"type": "string", "description": "A chunk as JSON, an error as JSON, or [DONE]."}
-    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
-    events = {"schema": {**event, "description": "With `stream`: each server-sent event."}}
-    whole: dict[str, Any] = {
-        "model": model,
-        "description": "The answer.",
-        "content": {"text/event-stream": events},
-    }
-    return {200: whole, **_ASKED}
-
-
-CHAT_ANSWERS: Final = _answers(ChatAnswer)
-COMPLETION_ANSWERS: Final = _answers(CompletionAnswer)
+CHAT_ANSWERS: Final = _completions(ChatAnswer)
+COMPLETION_ANSWERS: Final = _completions(CompletionAnswer)
+MODELS_ANSWERS: Final = _KEY_FAILURES
+MODEL_ANSWERS: Final = _failures(s400="It names no policy.", s404="There is none.") | _KEY_FAILURES
+HEALTH_ANSWERS: Final[Answers] = {
+    503: {"model": HealthAnswer, "description": "It cannot."},
+    **_HOST_FAILURES,
+}
+METRICS_ANSWERS: Final[Answers] = {
+    200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}},
+    **_KEY_FAILURES,
+}
