@@ -103,39 +103,41 @@ def client_of(request: HTTPConnection) -> str:
     return request.scope.get("conviction.client", "")
 
 
-class Guard:
-    """Refuses the requests for which `check` raises a `RequestError`.
+class Middleware:
+    """Stands in front of an application; only requests of HTTP go through `handle`.
 
     Args:
-        app: Gets all others.
+        app: The application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] == "http":
-            try:
-                self.check(scope, Headers(scope=scope))
-            except RequestError as error:
-                await failure_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        """Handle a request, or pass on what is none."""
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request if `check` raises, else pass it on."""
+        try:
+            self.check(scope, Headers(scope=scope))
+        except RequestError as error:
+            await failure_response(error)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
     def check(self, scope: Scope, headers: Headers) -> None:
-        """Raise if a request is refused."""
-        raise NotImplementedError
+        """Raise a `RequestError` if a request is refused."""
 
 
-class NameGuard(Guard):
+class NameGuard(Middleware):
     """Refuses requests that call the server by a name that is not its own.
 
     A web page can make its own name point to this machine (DNS rebinding); its requests then carry
     that name.
 
     Args:
-        app: Gets all others.
+        app: The application.
         names: The names, without ports.
     """
 
@@ -155,11 +157,11 @@ class NameGuard(Guard):
             )
 
 
-class OriginGuard(Guard):
+class OriginGuard(Middleware):
     """Refuses requests that change something and come from web pages of other addresses.
 
     Args:
-        app: Gets all others.
+        app: The application.
         origins: Web pages that may, as in "https://chat.example.org".
     """
 
@@ -181,11 +183,11 @@ class OriginGuard(Guard):
             )
 
 
-class KeyGuard(Guard):
-    """Refuses requests without a valid key, and notes the names of the keys of others.
+class KeyGuard(Middleware):
+    """Refuses requests without a valid key, and notes the name of the key of others.
 
     Args:
-        app: Gets all others.
+        app: The application.
         keys: The keys, and the name of each.
     """
 
@@ -210,28 +212,25 @@ class KeyGuard(Guard):
         scope["conviction.client"] = names[-1]
 
 
-class BodyGuard:
+class BodyGuard(Middleware):
     """Reads the whole body of a request before anything else, and refuses one that is too large.
 
     Args:
-        app: Gets all others.
+        app: The application.
         most_bytes: The most bytes of a body.
     """
 
     def __init__(self, app: ASGIApp, most_bytes: int) -> None:
-        self._app = app
+        super().__init__(app)
         self._most_bytes = most_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its body, or refuse it."""
+        late = RequestError("The request did not come whole.", code="timeout", status=408)
         try:
             with anyio.fail_after(_BODY_SECONDS):
                 messages = await self._read(scope, receive)
         except (TimeoutError, RequestError) as error:
-            late = RequestError("The request did not come whole.", code="timeout", status=408)
             refusal = error if isinstance(error, RequestError) else late
             await failure_response(refusal)(scope, receive, send)
             return
@@ -239,7 +238,7 @@ class BodyGuard:
         async def replay() -> Message:
             return messages.pop() if messages else await receive()
 
-        await self._app(scope, replay, send)
+        await self.app(scope, replay, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> list[Message]:
         """One message with the whole body, or the news that the client disconnected."""
@@ -261,18 +260,11 @@ class BodyGuard:
                 return [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
 
-class SecurityHeaders:
-    """Tells browsers to load nothing from elsewhere; a route may set headers of its own instead.
+class SecurityHeaders(Middleware):
+    """Tells browsers to load nothing from elsewhere; a route may set headers of its own instead."""
 
-    Args:
-        app: Answers the requests.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and add headers to its answer."""
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and add headers to its response."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -281,43 +273,41 @@ class SecurityHeaders:
                     headers.setdefault(name, value)
             await send(message)
 
-        await self._app(scope, receive, with_headers)
+        await self.app(scope, receive, with_headers)
 
 
-class AccessLog:
+class AccessLog(Middleware):
     """Logs every request once it was answered, and takes up the OpenTelemetry trace it belongs to.
 
     Args:
-        app: Answers the requests.
+        app: The application.
         metrics: Counts the time to the first byte.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
+        super().__init__(app)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and log it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         began = perf_counter()
         status = _DISCONNECTED
-        first: float | None = None
+        answered = False
 
         async def watch(message: Message) -> None:
-            nonlocal status, first
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
-            if first is None and message["type"] == "http.response.body":
-                first = perf_counter() - began
+            elif message["type"] == "http.response.body" and not answered:
+                answered = True
                 if status == 200 and scope["path"] in _TIMED_PATHS:
-                    self._metrics.first_byte(first, stream=message.get("more_body", False))
+                    seconds = perf_counter() - began
+                    self._metrics.first_byte(seconds, stream=message.get("more_body", False))
             await send(message)
 
         token = context.attach(extract(dict(Headers(scope=scope))))
         try:
-            await self._app(scope, receive, watch)
+            await self.app(scope, receive, watch)
         except Exception:
             status = 500  # Its response is made outside of this.
             raise

@@ -94,22 +94,22 @@ class AssistantMessage(BaseModel):
     reasoning_content: str | None = None
 
 
-class ChatChoice(BaseModel):
+class _Choice(BaseModel):
+    index: Literal[0]
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatChoice(_Choice):
     """The only choice."""
 
-    index: Literal[0]
     message: AssistantMessage
-    logprobs: None
-    finish_reason: Literal["stop", "length"]
 
 
-class TextChoice(BaseModel):
+class TextChoice(_Choice):
     """The only choice."""
 
-    index: Literal[0]
     text: str
-    logprobs: None
-    finish_reason: Literal["stop", "length"]
 
 
 class _Answer(BaseModel):
@@ -159,56 +159,48 @@ class HealthAnswer(BaseModel):
     queued: int
 
 
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
 Answers = dict[int | str, dict[str, Any]]
 """Descriptions of responses by HTTP status."""
 
+_FAILURES: Final = {
+    400: "Something in the request is unknown, out of range, or not done here.",
+    401: "The key is missing or wrong.",
+    403: "The request comes from a web page that may not use this server.",
+    404: "There is no such model.",
+    408: "The request did not come whole.",
+    413: "The request is too large.",
+    421: "The server is not called that.",
+    429: "Too many requests of this client wait; Retry-After tells how long to wait.",
+    500: "The server failed.",
+    502: "The engine failed.",
+    503: "Too many requests wait, or the server is about to end; see Retry-After.",
+}
 
-def _failures(**texts: str) -> Answers:
-    """Descriptions of failures, by status ("s400")."""
-    return {
-        int(status[1:]): {"model": Failure, "description": text} for status, text in texts.items()
-    }
+
+def _failures(*statuses: int) -> Answers:
+    return {one: {"model": Failure, "description": _FAILURES[one]} for one in statuses}
 
 
 def _completions(model: type[BaseModel]) -> Answers:
     data = {"type": "string", "description": "A chunk as JSON, an error as JSON, or [DONE]."}
     event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     events = {"schema": {**event, "description": "With `stream`: each server-sent event."}}
-    whole: dict[str, Any] = {
-        "model": model,
-        "description": "The answer.",
-        "content": {"text/event-stream": events},
-    }
-    return {200: whole, **_COMPLETION_FAILURES}
+    content = {"text/event-stream": events}
+    whole = {"model": model, "description": "The answer.", "content": content}
+    return {200: whole, **_failures(*_FAILURES)}
 
-
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
-_HOST_FAILURES: Final = _failures(s421="The server is not called that.")
-_KEY_FAILURES: Final = _failures(s401="The key is missing or wrong.") | _HOST_FAILURES
-_COMPLETION_FAILURES: Final = _failures(
-    s400="Something in the request is unknown, out of range, or not done here.",
-    s401="The key is missing or wrong.",
-    s403="The request comes from a web page that may not use this server.",
-    s404="There is no such model.",
-    s408="The request did not come whole.",
-    s413="The request is too large.",
-    s421="The server is not called that.",
-    s429="Too many requests of this client wait; Retry-After tells how long to wait.",
-    s500="The server failed.",
-    s502="The engine failed.",
-    s503="Too many requests wait, or the server is about to end; see Retry-After.",
-)
 
 CHAT_ANSWERS: Final = _completions(ChatAnswer)
 COMPLETION_ANSWERS: Final = _completions(CompletionAnswer)
-MODELS_ANSWERS: Final = _KEY_FAILURES
-MODEL_ANSWERS: Final = _failures(s400="It names no policy.", s404="There is none.") | _KEY_FAILURES
-HEALTH_ANSWERS: Final[Answers] = {
-    503: {"model": HealthAnswer, "description": "It cannot."},
-    **_HOST_FAILURES,
-}
+MODELS_ANSWERS: Final = _failures(401, 421)
+MODEL_ANSWERS: Final = _failures(400, 404, 401, 421)
 METRICS_ANSWERS: Final[Answers] = {
     200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}},
-    **_KEY_FAILURES,
+    **_failures(401, 421),
+}
+HEALTH_ANSWERS: Final[Answers] = {
+    503: {"model": HealthAnswer, "description": "It cannot."},
+    **_failures(421),
 }

@@ -106,101 +106,88 @@ class Completion:
         }
 
 
+Fields = dict[str, Any]
+
+
 class CompletionFormat(Protocol):
-    """How OpenAI writes one kind of completion: its names, and its choices."""
+    """How OpenAI writes one kind of completion: its names, and the fields of its choices."""
 
-    id_prefix: ClassVar[str]
-    whole: ClassVar[str]
+    id_prefix: str
+    whole: str
     """OpenAI's name of a whole answer."""
-    chunk: ClassVar[str]
+    chunk: str
     """OpenAI's name of an event of a stream."""
+    first: ClassVar[Fields]
+    """Of a stream's first event."""
+    last: ClassVar[Fields]
+    """Of the event with the finish reason."""
 
-    def answer(self, completion: Completion) -> dict[str, Any]:
-        """The choice of a whole answer."""
+    def answer(self, completion: Completion) -> Fields:
+        """Of a whole answer."""
         ...
 
-    def first(self) -> dict[str, Any]:
-        """The choice of a stream's first event."""
+    def piece(self, text: str) -> Fields:
+        """Of an event with a piece of the answer."""
         ...
 
-    def reasoning(self, text: str) -> dict[str, Any] | None:
-        """The choice of an event with reasoning or progress; None if there is no field for it."""
-        ...
-
-    def piece(self, text: str) -> dict[str, Any]:
-        """The choice of an event with a piece of the answer."""
-        ...
-
-    def last(self, completion: Completion) -> dict[str, Any]:
-        """The choice of the event that says why it ended."""
+    def reasoning(self, text: str) -> Fields | None:
+        """Of an event with reasoning or progress; None if there is no field for it."""
         ...
 
 
-class ChatFormat:
-    """A chat's completion; progress is reasoning, under both names that clients look for."""
+class ChatFormat(CompletionFormat):
+    """A chat's completion; reasoning has both names that clients look for."""
 
-    id_prefix: ClassVar[str] = "chatcmpl"
-    whole: ClassVar[str] = "chat.completion"
-    chunk: ClassVar[str] = "chat.completion.chunk"
+    id_prefix = "chatcmpl"
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+    first: ClassVar[Fields] = {"delta": {"role": "assistant", "content": ""}}
+    last: ClassVar[Fields] = {"delta": {}}
 
-    def answer(self, completion: Completion) -> dict[str, Any]:
+    def answer(self, completion: Completion) -> Fields:
         """A message."""
         message = {"role": "assistant", "content": completion.text, "refusal": None}
         if completion.reasoning:
-            message |= _reasoning(completion.reasoning)
-        return _choice({"message": message}, completion.finish)
+            message |= _both_names(completion.reasoning)
+        return {"message": message}
 
-    def first(self) -> dict[str, Any]:
-        """The role, at once."""
-        return _choice({"delta": {"role": "assistant", "content": ""}})
-
-    def reasoning(self, text: str) -> dict[str, Any]:
-        """Reasoning."""
-        return _choice({"delta": _reasoning(text)})
-
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, text: str) -> Fields:
         """Content."""
-        return _choice({"delta": {"content": text}})
+        return {"delta": {"content": text}}
 
-    def last(self, completion: Completion) -> dict[str, Any]:
-        """The finish reason."""
-        return _choice({"delta": {}}, completion.finish)
+    def reasoning(self, text: str) -> Fields:
+        """Reasoning."""
+        return {"delta": _both_names(text)}
 
 
-class TextFormat:
-    """The completion of a prompt, which has no field for progress."""
+class TextFormat(CompletionFormat):
+    """The completion of a prompt, which has no field for progress: only pings show it."""
 
-    id_prefix: ClassVar[str] = "cmpl"
-    whole: ClassVar[str] = "text_completion"
-    chunk: ClassVar[str] = "text_completion"
+    id_prefix = "cmpl"
+    whole = chunk = "text_completion"
+    first: ClassVar[Fields] = {"text": ""}
+    last: ClassVar[Fields] = {"text": ""}
 
-    def answer(self, completion: Completion) -> dict[str, Any]:
+    def answer(self, completion: Completion) -> Fields:
         """The text."""
-        return _choice({"text": completion.text}, completion.finish)
+        return self.piece(completion.text)
 
-    def first(self) -> dict[str, Any]:
-        """An empty piece, at once."""
-        return self.piece("")
+    def piece(self, text: str) -> Fields:
+        """Text."""
+        return {"text": text}
 
     def reasoning(self, text: str) -> None:
-        """Nothing: only pings show that the run goes on."""
+        """Nothing."""
         del text
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """Text."""
-        return _choice({"text": text})
 
-    def last(self, completion: Completion) -> dict[str, Any]:
-        """The finish reason."""
-        return _choice({"text": ""}, completion.finish)
+def choice(fields: Fields, finish: str | None = None) -> Fields:
+    """The only choice of an answer or an event."""
+    return {"index": 0, **fields, "logprobs": None, "finish_reason": finish}
 
 
-def _choice(content: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    return {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-
-
-def _reasoning(text: str) -> dict[str, Any]:
-    return {"reasoning": text, "reasoning_content": text}
+def _both_names(reasoning: str) -> Fields:
+    return {"reasoning": reasoning, "reasoning_content": reasoning}
 
 
 def _split_reasoning(text: str) -> tuple[str, str]:

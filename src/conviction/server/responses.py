@@ -10,7 +10,7 @@ import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from conviction.server.answers import Completion, CompletionFormat
+from conviction.server.answers import Completion, CompletionFormat, Fields, choice
 from conviction.server.failures import LOGGER, error_body, log_failure, status_and_body
 from conviction.server.run_options import RunOptions
 from conviction.server.service import PendingRun, Service
@@ -62,7 +62,7 @@ async def whole_answer(
         verdict: Verdict = await _until_gone(receive, pending.think)
     completion = _completion(service, options, verdict)
     body = _envelope(pending, format.id_prefix, format.whole) | {
-        "choices": [format.answer(completion)],
+        "choices": [choice(format.answer(completion), completion.finish)],
         "usage": completion.usage(),
         "conviction": completion.conviction(pending.run.id),
     }
@@ -108,14 +108,15 @@ class StreamedAnswer(Response):
         write, run = self._format, pending.run
         envelope = _envelope(pending, write.id_prefix, write.chunk)
 
-        async def send(choice: dict[str, Any] | None, **more: Any) -> None:
-            if choice is not None:
-                await emit(event({**envelope, "choices": [choice], **self._nothing, **more}))
+        async def send(fields: Fields | None, finish: str | None = None, **more: Any) -> None:
+            if fields is not None:
+                choices = [choice(fields, finish)]
+                await emit(event({**envelope, "choices": choices, **self._nothing, **more}))
 
         async def send_progress(line: str) -> None:
             await send(write.reasoning(f"{line}\n"))
 
-        await send(write.first())
+        await send(write.first)
         async with helpers() as tasks:
             tasks.start_soon(self._report_progress, pending, send_progress)
             verdict = await pending.think()
@@ -125,7 +126,7 @@ class StreamedAnswer(Response):
             await send(write.reasoning(f"\n{completion.reasoning}\n"))
         for begin in range(0, len(completion.text), _PIECE):
             await send(write.piece(completion.text[begin : begin + _PIECE]))
-        await send(write.last(completion), conviction=completion.conviction(run.id))
+        await send(write.last, completion.finish, conviction=completion.conviction(run.id))
         if self._nothing:
             await emit(event({**envelope, "choices": [], "usage": completion.usage()}))
         await emit(DONE)

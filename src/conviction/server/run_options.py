@@ -1,6 +1,6 @@
 """From a request to the options of its run: policy, prompt, sampling and bounds."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -195,7 +195,13 @@ class RequestResolver:
 
     def _answer_kind(self, request: RunRequest) -> str:
         kind = request.conviction.answers or self._defaults.answers
-        return _known("answers", kind, kinds())
+        if kind not in kinds():
+            raise RequestError(
+                f"There is no answers {kind!r}. Known: {', '.join(kinds())}.",
+                param="conviction.answers",
+                code="unknown_name",
+            )
+        return kind
 
     def _sampling(self, options: SamplingOptions) -> Sampling:
         given = options.model_dump(exclude_none=True, exclude={"seed"})
@@ -236,16 +242,6 @@ def _refused(error: ConvictionError, param: str | None) -> RequestError:
     """A wrong setting as the fault of a field of the request."""
     code = "unknown_name" if isinstance(error, UnknownNameError) else "invalid_value"
     return RequestError(sentence(error), param=param, code=code)
-
-
-def _known(name: str, value: str, known: Collection[str]) -> str:
-    if value in known:
-        return value
-    raise RequestError(
-        f"There is no {name} {value!r}. Known: {', '.join(known)}.",
-        param=f"conviction.{name}",
-        code="unknown_name",
-    )
 
 
 def _check_ceiling(

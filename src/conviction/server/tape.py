@@ -82,18 +82,19 @@ class Tape:
         gold: The right answer, where it is known.
 
     Attributes:
+        number: Number of the newest frame.
         tokens: Tokens generated so far, those of attempts that broke off too.
         finishes: Traces that ended, by finish reason.
         tally: The latest vote.
     """
 
     def __init__(self, question: str = "", gold: str | None = None) -> None:
+        self.number = 0
         self.tokens = 0
         self.finishes: Counter[FinishReason] = Counter()
         self.tally = Tally()
         self._question = question
         self._gold = gold
-        self._number = 0
         self._at = 0
         self._traces: dict[int, TapedTrace] = {}
         self._changed: dict[int, TapedTrace] = {}
@@ -106,20 +107,15 @@ class Tape:
         self._voters: frozenset[int] = frozenset()
         self._run: Frame = {}
         self._ending: Frame = {}
-        # Histories grow only; `_told` is how much of each is in the frames so far.
+        # Histories grow only; `_framed` is how much of each is in the frames so far.
         self._histories: dict[str, list[Any]] = {"gates": [], "answers": [], "votes": []}
-        self._told: dict[str, int] = dict.fromkeys(self._histories, 0)
-        self._told_run = self._told_ending = False
+        self._framed: dict[str, int] = dict.fromkeys(self._histories, 0)
+        self._run_framed = self._ending_framed = False
 
     @property
     def over(self) -> bool:
         """Whether the run has ended."""
         return bool(self._ending)
-
-    @property
-    def number(self) -> int:
-        """Number of the newest frame."""
-        return self._number
 
     def hear(self, event: Event, at: float) -> None:
         """Take note of an event, `at` seconds after the run began."""
@@ -139,7 +135,7 @@ class Tape:
             case RunStarted():
                 self._begin(event)
             case RunFinished(verdict):
-                self._end({"verdict": _told_verdict(verdict), "over": True})
+                self._end({"verdict": _verdict(verdict), "over": True})
 
     def fail(self, reason: str, at: float) -> None:
         """The run ended without a verdict, `at` seconds after it began."""
@@ -154,17 +150,16 @@ class Tape:
         new = self._news()
         if not new:
             return None
-        self._number += 1
-        return {"n": self._number, "at": self._at, **new}
+        self.number += 1
+        return {"n": self.number, "at": self._at, **new}
 
     def snapshot(self) -> Frame:
         """The content of all frames so far, as one."""
-        told: Frame = {"n": self._number, "at": self._at, "whole": True}
-        if self._told_run:
-            told["run"] = self._run
-        told |= {name: list(self._histories[name][:count]) for name, count in self._told.items()}
-        told["traces"] = [trace.everything() for trace in self._traces.values() if trace.told]
-        return told | (self._ending if self._told_ending else {})
+        run = {"run": self._run} if self._run_framed else {}
+        histories = {name: self._histories[name][:count] for name, count in self._framed.items()}
+        traces = [trace.everything() for trace in self._traces.values() if trace.framed]
+        frame = {"n": self.number, "at": self._at, "whole": True, **run, **histories}
+        return {**frame, "traces": traces, **(self._ending if self._ending_framed else {})}
 
     def passages(self, trace: int) -> Passages | None:
         """What a trace wrote so far; None if there is no such trace."""
@@ -294,7 +289,7 @@ class Tape:
             gates.append({"at": self._at, "threshold": threshold, "window": window})
 
     def _vote(self, tally: Tally) -> None:
-        told = [
+        rows = [
             [self._class(entry.key, entry.text), entry.weight, entry.count]
             for entry in tally.entries[:_ROWS]
         ]
@@ -302,14 +297,14 @@ class Tape:
         more = [len(others), sum(one.weight for one in others), sum(one.count for one in others)]
         voters, before = tally.voters, self._voters
         votes = self._histories["votes"]
-        same = voters == before and (not votes or votes[-1]["rows"] == told)
-        if same or not (told or votes):
+        same = voters == before and (not votes or votes[-1]["rows"] == rows)
+        if same or not (rows or votes):
             return
         self._voters = voters
         votes.append(
             {
                 "at": self._at,
-                "rows": told,
+                "rows": rows,
                 "more": more,
                 "lead": lead_of(tally),
                 "joined": sorted(voters - before),
@@ -325,27 +320,27 @@ class Tape:
 
     def _news(self) -> Frame:
         new: Frame = {}
-        if self._run and not self._told_run:
+        if self._run and not self._run_framed:
             new["run"] = self._run
-            self._told_run = True
+            self._run_framed = True
         for name, history in self._histories.items():
-            if len(history) > self._told[name]:
-                new[name] = history[self._told[name] :]
-                self._told[name] = len(history)
-        traces = [told for trace in self._changed.values() if (told := trace.news())]
+            if len(history) > self._framed[name]:
+                new[name] = history[self._framed[name] :]
+                self._framed[name] = len(history)
+        traces = [changes for trace in self._changed.values() if (changes := trace.news())]
         self._changed.clear()
         if traces:
             new["traces"] = traces
-        if self._ending and not self._told_ending:
+        if self._ending and not self._ending_framed:
             new |= self._ending
-            self._told_ending = True
+            self._ending_framed = True
         return new
 
 
-def _told_verdict(verdict: Verdict) -> Frame:
-    told = verdict.to_dict()
-    del told["traces"], told["question"]
-    return told | {
+def _verdict(verdict: Verdict) -> Frame:
+    whole = verdict.to_dict()
+    del whole["traces"], whole["question"]
+    return whole | {
         "voters": sorted(verdict.tally.voters),
         "started": len(verdict.traces),
         "finishes": {str(reason): count for reason, count in verdict.finishes().items()},

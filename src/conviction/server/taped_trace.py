@@ -247,13 +247,13 @@ class TapedTrace:
         return len(self._line.points)
 
     @property
-    def told(self) -> bool:
+    def framed(self) -> bool:
         """Whether it is in a frame."""
         return self._shown.begun
 
     def news(self) -> dict[str, Any] | None:
         """What is new since the last call; None if nothing is."""
-        told = self._changes(self._shown)
+        changes = self._changes(self._shown)
         line = self._line
         self._shown = _Shown(
             line=line,
@@ -264,28 +264,28 @@ class TapedTrace:
             begun=True,
             ended=self._end is not None,
         )
-        return told
+        return changes
 
     def everything(self) -> dict[str, Any]:
         """All that `news` has returned so far, at once."""
         return self._changes(_Shown()) or {}
 
     def _changes(self, shown: _Shown) -> dict[str, Any] | None:
-        told: dict[str, Any] = {}
+        new: dict[str, Any] = {}
         if not shown.begun:
-            told |= {"from": self._began, "gated": self._gated}
+            new |= {"from": self._began, "gated": self._gated}
         line, points, partial = self._line, shown.points, shown.partial
         if line is not shown.line:
-            told |= {"window": line.window, "tokens": self.tokens}
+            new |= {"window": line.window, "tokens": self.tokens}
             points, partial = 0, 0
         if self._lost != shown.lost:
-            told["lost"] = self._lost
+            new["lost"] = self._lost
         halved = line.halvings - (shown.halvings if line is shown.line else 0)
         points, partial = points >> halved, partial >> halved
         if halved:
-            told["halved"] = halved
+            new["halved"] = halved
         if len(line.points) > points:
-            told |= {
+            new |= {
                 "points": line.points[points:],
                 "gaps": _gaps(
                     line.times[points:], line.times[points - 1] if points else self._began
@@ -293,10 +293,10 @@ class TapedTrace:
                 "tokens": self.tokens,
             }
         if line.partial != partial:
-            told["partial"] = line.partial
+            new["partial"] = line.partial
         if self._end is not None and not shown.ended:
-            told["end"] = self._end
-        return {"id": self.number} | told if told else None
+            new["end"] = self._end
+        return {"id": self.number} | new if new else None
 
 
 def merged(first: int | None, second: int | None, *, later_counts: bool) -> int | None:
