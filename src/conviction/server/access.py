@@ -57,20 +57,17 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
     try:
         with file.open("rb") as stream:
             text = stream.read(_MOST_KEY_BYTES + 1).decode()
+        keys = _parsed(text, f"the file {file}")
+        if keys and len(text) <= _MOST_KEY_BYTES:
+            return keys
+        problem = "it is too large" if keys else "there is none in it"
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSettingError(
-            tried=f"read the keys of clients from {file}",
-            found=getattr(error, "strerror", None) or "it is not text",
-            remedy="Name a file with one key a line.",
-        ) from None
-    keys = _parsed(text, f"the file {file}")
-    if not keys or len(text) > _MOST_KEY_BYTES:
-        raise InvalidSettingError(
-            tried=f"read the keys of clients from {file}",
-            found="there is none in it" if not keys else "it is too large",
-            remedy="Put one key a line there.",
-        )
-    return keys
+        problem = getattr(error, "strerror", None) or "it is not text"
+    raise InvalidSettingError(
+        tried=f"read the keys of clients from {file}",
+        found=problem,
+        remedy="Name a file with one key a line.",
+    )
 
 
 def check_bound(host: str, keys: Mapping[str, str]) -> None:

@@ -1,10 +1,9 @@
-"""Who thinks now, who waits, and who is sent away."""
+"""Which requests run, which wait, and which are refused."""
 
 from collections import deque
 from collections.abc import Callable
 from math import ceil
 from time import monotonic
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -13,7 +12,7 @@ from conviction.errors import OverloadedError
 from conviction.server.settings import Queueing
 
 _FIRST_GUESS = 10.0
-"""Seconds of a verdict before any was seen."""
+"""Assumed seconds of a verdict before the first one."""
 _WEIGHT_OF_NEWEST = 0.1
 _LONGEST_WAIT = 120
 
@@ -24,7 +23,7 @@ class Ticket:
     Leaving its context gives the turn to the next; it can be left more than once.
 
     Attributes:
-        client: Who asks.
+        client: Name of the client's key.
         called: Set when it is its turn.
         began: When that was, by the clock of the admission.
         left: Whether its turn is over.
@@ -40,12 +39,11 @@ class Ticket:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Give the turn to the next, once."""
         if not self.left:
             self.left = True
             self._admission.leave(self)
@@ -60,7 +58,7 @@ class Admission:
 
     Args:
         queueing: The bounds.
-        clock: Tells seconds.
+        clock: Returns seconds.
 
     Attributes:
         running: Verdicts that are being thought about.
@@ -72,7 +70,7 @@ class Admission:
         self.queued = 0
         self._bounds = queueing
         self._clock = clock
-        # In order of turns: who was served goes to the end; who waits for nothing is left out.
+        # In order of turns: a client that was served goes to the end, unless nothing of it waits.
         self._waiting: dict[str, deque[Ticket]] = {}
         self._mean_seconds: float | None = None
 
@@ -89,7 +87,7 @@ class Admission:
         if self.queued >= self._bounds.queued:
             raise self._overloaded("the queue", self._bounds.queued, own=False)
         own = self._waiting.get(client, deque[Ticket]())
-        # Without keys nobody can be told from others, so all share the one bound.
+        # Without keys clients cannot be told apart, so all share the one bound.
         if client and len(own) >= self._bounds.queued_per_client:
             raise self._overloaded("your queue", self._bounds.queued_per_client, own=True)
         own.append(ticket)

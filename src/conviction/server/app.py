@@ -13,30 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from conviction.engines.base import Engine
 from conviction.errors import ConvictionError
-from conviction.server import documentation, page_routes
-from conviction.server.access import (
-    LOOPBACK_NAMES,
-    AccessLog,
-    BodyGuard,
-    KeyGuard,
-    NameGuard,
-    OriginGuard,
-    SecurityHeaders,
-    client_of,
-    is_loopback,
-)
-from conviction.server.answer_schema import (
-    CHAT_ANSWERS,
-    COMPLETION_ANSWERS,
-    HEALTH_ANSWERS,
-    METRICS_ANSWERS,
-    METRICS_TYPE,
-    MODEL_ANSWERS,
-    MODELS_ANSWERS,
-    HealthAnswer,
-    ModelAnswer,
-    ModelsAnswer,
-)
+from conviction.server import access, documentation, page_routes
+from conviction.server import answer_schema as schema
+from conviction.server.access import client_of
 from conviction.server.answers import ChatFormat, CompletionFormat, TextFormat
 from conviction.server.failures import error_body, failure_response, log_failure, validation_error
 from conviction.server.request_schema import ChatRequest, CompletionRequest, ConvictionOptions
@@ -49,19 +28,23 @@ router = APIRouter()
 """The routes of the API."""
 
 
-@router.post("/v1/chat/completions", tags=["OpenAI"], responses=CHAT_ANSWERS, response_model=None)
+@router.post(
+    "/v1/chat/completions", tags=["OpenAI"], responses=schema.CHAT_ANSWERS, response_model=None
+)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Think about a chat many times in parallel, vote, and answer.
 
     The policy is picked by the model's name (`NAME@policy`), by the `conviction` object, or as
-    the server was told. With `stream`, progress comes as reasoning until the answer does.
+    by the server's default. With `stream`, progress comes as reasoning until the answer does.
     """
     messages = [message.message for message in body.messages]
     options = service_of(request).resolver.chat(messages, body.run_request(client_of(request)))
     return await _answer(body, options, request, ChatFormat())
 
 
-@router.post("/v1/completions", tags=["OpenAI"], responses=COMPLETION_ANSWERS, response_model=None)
+@router.post(
+    "/v1/completions", tags=["OpenAI"], responses=schema.COMPLETION_ANSWERS, response_model=None
+)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Think about a prompt that is sent to the model as it is, vote, and answer."""
     options = service_of(request).resolver.prompt(body.text, body.run_request(client_of(request)))
@@ -80,13 +63,18 @@ async def _answer(
     return await whole_answer(service, options, request.receive, format)
 
 
-@router.get("/health", tags=["Operation"], responses=HEALTH_ANSWERS, response_model=HealthAnswer)
+@router.get(
+    "/health",
+    tags=["Operation"],
+    responses=schema.HEALTH_ANSWERS,
+    response_model=schema.HealthAnswer,
+)
 async def health(request: Request) -> Response:
     """Whether the server can think just now: it is not about to end, and its engine lives."""
     service = service_of(request)
     trouble = await service.trouble()
     closing = service.closing.is_set()
-    answer = HealthAnswer(
+    answer = schema.HealthAnswer(
         status="closing" if closing else "unwell" if trouble else "ok",
         model=service.model,
         running=service.admission.running,
@@ -95,24 +83,28 @@ async def health(request: Request) -> Response:
     return JSONResponse(answer.model_dump(), 503 if closing or trouble else 200)
 
 
-@router.get("/metrics", tags=["Operation"], response_class=Response, responses=METRICS_ANSWERS)
+@router.get(
+    "/metrics", tags=["Operation"], response_class=Response, responses=schema.METRICS_ANSWERS
+)
 async def metrics(request: Request) -> Response:
     """What was counted, for Prometheus."""
     counted = service_of(request).metrics.exposition()
-    return Response(counted, headers={"content-type": METRICS_TYPE})
+    return Response(counted, headers={"content-type": schema.METRICS_TYPE})
 
 
-@router.get("/v1/models", tags=["OpenAI"], responses=MODELS_ANSWERS)
-async def models(request: Request) -> ModelsAnswer:
+@router.get("/v1/models", tags=["OpenAI"], responses=schema.MODELS_ANSWERS)
+async def models(request: Request) -> schema.ModelsAnswer:
     """The model's name alone, for the server's own policy, and with every policy behind it."""
-    return ModelsAnswer(data=[ModelAnswer(id=name) for name in service_of(request).resolver.models])
+    return schema.ModelsAnswer(
+        data=[schema.ModelAnswer(id=name) for name in service_of(request).resolver.models]
+    )
 
 
-@router.get("/v1/models/{model:path}", tags=["OpenAI"], responses=MODEL_ANSWERS)
-async def model(model: str, request: Request) -> ModelAnswer:
+@router.get("/v1/models/{model:path}", tags=["OpenAI"], responses=schema.MODEL_ANSWERS)
+async def model(model: str, request: Request) -> schema.ModelAnswer:
     """One of the names; with settings behind its policy, too, as in `NAME@esc:window=5`."""
     service_of(request).resolver.policy(model, ConvictionOptions())
-    return ModelAnswer(id=model)
+    return schema.ModelAnswer(id=model)
 
 
 def create_app(
@@ -156,8 +148,8 @@ def create_app(
 def _add_guards(app: FastAPI, service: Service) -> None:
     """The innermost first; a request passes them from the last to the first."""
     settings = service.settings
-    app.add_middleware(BodyGuard, most_bytes=settings.ceilings.body_bytes)
-    app.add_middleware(KeyGuard, keys=settings.keys)
+    app.add_middleware(access.BodyGuard, most_bytes=settings.ceilings.body_bytes)
+    app.add_middleware(access.KeyGuard, keys=settings.keys)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -166,13 +158,13 @@ def _add_guards(app: FastAPI, service: Service) -> None:
             allow_headers=["authorization", "content-type"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(OriginGuard, origins=settings.origins)
+    app.add_middleware(access.OriginGuard, origins=settings.origins)
     # Where others reach the server they need a key, which no foreign page has.
-    if is_loopback(settings.host) or settings.hosts:
-        names = [*LOOPBACK_NAMES, settings.host, *settings.hosts]
-        app.add_middleware(NameGuard, names=names)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(AccessLog, metrics=service.metrics)
+    if access.is_loopback(settings.host) or settings.hosts:
+        names = [*access.LOOPBACK_NAMES, settings.host, *settings.hosts]
+        app.add_middleware(access.NameGuard, names=names)
+    app.add_middleware(access.SecurityHeaders)
+    app.add_middleware(access.AccessLog, metrics=service.metrics)
 
 
 def _answer_failures(app: FastAPI, settings: Settings) -> None:

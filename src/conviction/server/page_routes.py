@@ -8,7 +8,6 @@ import anyio.to_thread
 from fastapi import APIRouter, Header, Request
 from pydantic import Field
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from conviction.answers import kinds
 from conviction.core import Message
@@ -26,7 +25,7 @@ from conviction.server.request_schema import (
 )
 from conviction.server.responses import Emit, EventStream
 from conviction.server.runs import Run
-from conviction.server.service import Service, service_of
+from conviction.server.service import service_of
 from conviction.server.tape import encode
 
 _JSON = "application/json"
@@ -122,7 +121,13 @@ async def events(
     run: str, request: Request, last_event_id: Annotated[int | None, Header()] = None
 ) -> Response:
     """The frames of a run until it is over."""
-    return _FrameStream(_found(run, request), last_event_id, service_of(request))
+    service, known = service_of(request), _found(run, request)
+
+    async def send_frames(emit: Emit) -> None:
+        async for frame in known.frames(last_event_id, service.closing):
+            await emit(b"data: " + frame + b"\n\n")
+
+    return EventStream(send_frames, ping_seconds=service.settings.ping_seconds)
 
 
 @router.get("/api/runs/{run}/traces/{trace}")
@@ -145,25 +150,6 @@ async def export(run: str, request: Request) -> Response:
     name = f'attachment; filename="conviction-{known.id[:8]}.html"'
     headers = {"content-type": TYPES[".html"], "content-disposition": name}
     return Response(page.encode(), headers=headers)
-
-
-class _FrameStream(Response):
-    """Streams the frames of a run until it is over."""
-
-    def __init__(self, run: Run, last: int | None, service: Service) -> None:
-        super().__init__()
-        self._run = run
-        self._last = last
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything."""
-        seconds = self._service.settings.ping_seconds
-        await EventStream(self._produce, ping_seconds=seconds)(scope, receive, send)
-
-    async def _produce(self, emit: Emit) -> None:
-        async for frame in self._run.frames(self._last, self._service.closing):
-            await emit(b"data: " + frame + b"\n\n")
 
 
 def _found(run: str, request: Request) -> Run:

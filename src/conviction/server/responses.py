@@ -69,87 +69,8 @@ async def whole_answer(
     return JSONResponse(body, headers={"x-request-id": pending.run.id})
 
 
-class StreamedAnswer(Response):
-    """Runs, and streams progress and then the answer.
-
-    Args:
-        service: Runs the policy.
-        options: Of the run.
-        format: How events are written.
-        with_usage: Whether the last event has the tokens.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        options: RunOptions,
-        format: CompletionFormat,  # noqa: A002
-        *,
-        with_usage: bool,
-    ) -> None:
-        super().__init__()
-        self._service = service
-        self._options = options
-        self._format = format
-        self._nothing = {"usage": None} if with_usage else {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything; what can be refused is refused before a stream begins."""
-        settings = self._service.settings
-        with self._service.join(self._options) as pending:
-            stream = EventStream(
-                partial(self._produce, pending),
-                ping_seconds=settings.ping_seconds,
-                on_failure=partial(log_failure, content=settings.log_content),
-            )
-            await stream(scope, receive, send)
-
-    async def _produce(self, pending: PendingRun, emit: Emit) -> None:
-        write, run = self._format, pending.run
-        envelope = _envelope(pending, write.id_prefix, write.chunk)
-
-        async def send(fields: Fields | None, finish: str | None = None, **more: Any) -> None:
-            if fields is not None:
-                choices = [choice(fields, finish)]
-                await emit(event({**envelope, "choices": choices, **self._nothing, **more}))
-
-        async def send_progress(line: str) -> None:
-            await send(write.reasoning(f"{line}\n"))
-
-        await send(write.first)
-        async with helpers() as tasks:
-            tasks.start_soon(self._report_progress, pending, send_progress)
-            verdict = await pending.think()
-        await send_progress(f"{run.tape.progress} Ended by {verdict.ended}.")
-        completion = _completion(self._service, self._options, verdict)
-        if completion.reasoning:
-            await send(write.reasoning(f"\n{completion.reasoning}\n"))
-        for begin in range(0, len(completion.text), _PIECE):
-            await send(write.piece(completion.text[begin : begin + _PIECE]))
-        await send(write.last, completion.finish, conviction=completion.conviction(run.id))
-        if self._nothing:
-            await emit(event({**envelope, "choices": [], "usage": completion.usage()}))
-        await emit(DONE)
-
-    async def _report_progress(
-        self, pending: PendingRun, send: Callable[[str], Awaitable[None]]
-    ) -> None:
-        tape, sent, tokens, at = pending.run.tape, (0, 0), 0, -_TOKENS_SECONDS
-        if pending.waits:
-            await send("Waiting for a turn.")
-        while True:
-            now = anyio.current_time()
-            traces = len(tape.traces), tape.finishes.total()
-            if traces[0] and (
-                traces != sent or (tape.tokens != tokens and now - at >= _TOKENS_SECONDS)
-            ):
-                sent, tokens, at = traces, tape.tokens, now
-                await send(tape.progress)
-            await anyio.sleep(self._service.settings.progress_seconds)
-
-
-class EventStream:
-    """An answer of server-sent events, as an application that a route returns.
+class EventStream(Response):
+    """A response of server-sent events.
 
     While nothing is sent there are pings. If the client disconnects, everything is cancelled; if
     anything fails, the last event is the error.
@@ -167,6 +88,7 @@ class EventStream:
         ping_seconds: float,
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
+        super().__init__()
         self._produce = produce
         self._ping_seconds = ping_seconds
         self._on_failure = on_failure
@@ -222,6 +144,83 @@ class EventStream:
                 await self._emit(PING)
                 silent = 0.0
             await anyio.sleep(self._ping_seconds - silent)
+
+
+class StreamedAnswer(EventStream):
+    """Runs, and streams progress and then the answer.
+
+    Args:
+        service: Runs the policy.
+        options: Of the run.
+        format: How events are written.
+        with_usage: Whether the last event has the tokens.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        options: RunOptions,
+        format: CompletionFormat,  # noqa: A002
+        *,
+        with_usage: bool,
+    ) -> None:
+        settings = service.settings
+        super().__init__(
+            self._send_answer,
+            ping_seconds=settings.ping_seconds,
+            on_failure=partial(log_failure, content=settings.log_content),
+        )
+        self._service = service
+        self._options = options
+        self._format = format
+        self._nothing = {"usage": None} if with_usage else {}
+        self._pending: PendingRun
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything; what can be refused is refused before a stream begins."""
+        with self._service.join(self._options) as self._pending:
+            await super().__call__(scope, receive, send)
+
+    async def _send_answer(self, emit: Emit) -> None:
+        write, pending, run = self._format, self._pending, self._pending.run
+        envelope = _envelope(pending, write.id_prefix, write.chunk)
+
+        async def send(fields: Fields | None, finish: str | None = None, **more: Any) -> None:
+            if fields is not None:
+                choices = [choice(fields, finish)]
+                await emit(event({**envelope, "choices": choices, **self._nothing, **more}))
+
+        async def send_progress(line: str) -> None:
+            await send(write.reasoning(f"{line}\n"))
+
+        await send(write.first)
+        async with helpers() as tasks:
+            tasks.start_soon(self._report_progress, send_progress)
+            verdict = await pending.think()
+        await send_progress(f"{run.tape.progress} Ended by {verdict.ended}.")
+        completion = _completion(self._service, self._options, verdict)
+        if completion.reasoning:
+            await send(write.reasoning(f"\n{completion.reasoning}\n"))
+        for begin in range(0, len(completion.text), _PIECE):
+            await send(write.piece(completion.text[begin : begin + _PIECE]))
+        await send(write.last, completion.finish, conviction=completion.conviction(run.id))
+        if self._nothing:
+            await emit(event({**envelope, "choices": [], "usage": completion.usage()}))
+        await emit(DONE)
+
+    async def _report_progress(self, send: Callable[[str], Awaitable[None]]) -> None:
+        tape, sent, tokens, at = self._pending.run.tape, (0, 0), 0, -_TOKENS_SECONDS
+        if self._pending.waits:
+            await send("Waiting for a turn.")
+        while True:
+            now = anyio.current_time()
+            traces = len(tape.traces), tape.finishes.total()
+            if traces[0] and (
+                traces != sent or (tape.tokens != tokens and now - at >= _TOKENS_SECONDS)
+            ):
+                sent, tokens, at = traces, tape.tokens, now
+                await send(tape.progress)
+            await anyio.sleep(self._service.settings.progress_seconds)
 
 
 async def _until_gone(receive: Receive, call: Callable[[], Awaitable[Any]]) -> Any:

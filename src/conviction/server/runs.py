@@ -17,12 +17,6 @@ from conviction.verdict import Verdict
 
 State = Literal["waiting", "running", "over"]
 
-MOST_KEPT = 200
-"""Runs that are kept after their end."""
-
-MOST_BYTES = 256 << 20
-"""Memory that they may take, about."""
-
 _RECENT = 64
 """Frames that are kept for pages whose connection broke."""
 
@@ -159,7 +153,7 @@ class Runs:
         most_bytes: Memory that they may take, about.
     """
 
-    def __init__(self, most: int = MOST_KEPT, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most: int = 200, most_bytes: int = 256 << 20) -> None:
         self._most = most
         self._most_bytes = most_bytes
         self._all: OrderedDict[str, Run] = OrderedDict()

@@ -2,7 +2,6 @@
 
 from asyncio import CancelledError
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -88,12 +87,7 @@ class Service:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End what runs, and the engine."""
         await self._stack.aclose()
 
@@ -124,7 +118,7 @@ class Service:
         return PendingRun(self, options, ticket)
 
     def begin(self, options: RunOptions) -> Run:
-        """Begin a run in the background, whoever follows it.
+        """Begin a run in the background: it goes on without a client that waits for it.
 
         Raises:
             RefusedError: too many wait already, or the server is about to end.
@@ -220,13 +214,8 @@ class PendingRun:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ticket.__exit__(kind, error, traceback)
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._ticket.leave()
         if not self.run.finished:
             self.run.finish(error or CancelledError())
 
