@@ -223,21 +223,24 @@ class BodyGuard(Middleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its body, or refuse it."""
-        late = RequestError("The request did not come whole.", code="timeout", status=408)
-        try:
-            with anyio.fail_after(_BODY_SECONDS):
-                messages = await self._read(scope, receive)
-        except (TimeoutError, RequestError) as error:
-            refusal = error if isinstance(error, RequestError) else late
-            await failure_response(refusal)(scope, receive, send)
-            return
+        messages: list[Message] = []
 
         async def replay() -> Message:
             return messages.pop() if messages else await receive()
 
-        await self.app(scope, replay, send)
+        try:
+            with anyio.fail_after(_BODY_SECONDS):
+                messages.append(await self._read(scope, receive))
+        except TimeoutError:
+            refusal = RequestError("The request did not come whole.", code="timeout", status=408)
+        except RequestError as error:
+            refusal = error
+        else:
+            await self.app(scope, replay, send)
+            return
+        await failure_response(refusal)(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> list[Message]:
+    async def _read(self, scope: Scope, receive: Receive) -> Message:
         """One message with the whole body, or the news that the client disconnected."""
         declared = Headers(scope=scope).get("content-length", "0")
         size = int(declared) if declared.isdecimal() else 0
@@ -251,10 +254,10 @@ class BodyGuard(Middleware):
                 )
             message = await receive()
             if message["type"] != "http.request":
-                return [message]
+                return message
             body += message.get("body", b"")
             if not message.get("more_body", False) and len(body) <= self._most_bytes:
-                return [{"type": "http.request", "body": bytes(body), "more_body": False}]
+                return {"type": "http.request", "body": bytes(body), "more_body": False}
 
 
 class SecurityHeaders(Middleware):

@@ -34,8 +34,8 @@ router = APIRouter()
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Think about a chat many times in parallel, vote, and answer.
 
-    The policy is picked by the model's name (`NAME@policy`), by the `conviction` object, or as
-    by the server's default. With `stream`, progress comes as reasoning until the answer does.
+    The policy is picked by the model's name (`NAME@policy`), by the `conviction` object, or by
+    the server's default. With `stream`, progress comes as reasoning until the answer does.
     """
     messages = [message.message for message in body.messages]
     options = service_of(request).resolver.chat(messages, body.run_request(client_of(request)))

@@ -71,42 +71,36 @@ class Strict(BaseModel):
 class ConvictionOptions(Strict):
     """The `conviction` object of a request; the server's defaults hold for what it leaves out."""
 
-    policy: Annotated[
-        str | None,
-        Field(
-            description="Name of a policy, with settings if wanted, as in `esc:window=5`.",
-            min_length=1,
-            max_length=MOST_NAME,
-        ),
-    ] = None
-    budget: Annotated[Positive | None, Field(description="The most traces to start.")] = None
-    answers: Annotated[
-        str | None,
-        Field(description="Kind of answer: math, number, choice, text or json."),
-    ] = None
-    prompt_style: Annotated[
-        Literal["plain", "step-by-step", "worked-examples"] | None,
-        Field(description="What is added to the question."),
-    ] = None
-    content: Annotated[
-        Content | None,
-        Field(description="What the message holds: the best trace's text, or only the answer."),
-    ] = None
-    time_limit: Annotated[
-        float | None,
-        Field(
-            description="Seconds, once its turn has come, after which the votes so far decide.",
-            gt=0,
-            allow_inf_nan=False,
-        ),
-    ] = None
-    concurrency: Annotated[
-        Positive | None, Field(description="The most traces of this request at once.")
-    ] = None
-    total_tokens: Annotated[
-        Positive | None,
-        Field(description="Tokens of all traces together, after which the votes so far decide."),
-    ] = None
+    policy: str | None = Field(
+        default=None,
+        description="Name of a policy, with settings if wanted, as in `esc:window=5`.",
+        min_length=1,
+        max_length=MOST_NAME,
+    )
+    budget: Positive | None = Field(default=None, description="The most traces to start.")
+    answers: str | None = Field(
+        default=None, description="Kind of answer: math, number, choice, text or json."
+    )
+    prompt_style: Literal["plain", "step-by-step", "worked-examples"] | None = Field(
+        default=None, description="What is added to the question."
+    )
+    content: Content | None = Field(
+        default=None,
+        description="What the message holds: the best trace's text, or only the answer.",
+    )
+    time_limit: float | None = Field(
+        default=None,
+        description="Seconds, once its turn has come, after which the votes so far decide.",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    concurrency: Positive | None = Field(
+        default=None, description="The most traces of this request at once."
+    )
+    total_tokens: Positive | None = Field(
+        default=None,
+        description="Tokens of all traces together, after which the votes so far decide.",
+    )
 
 
 class SamplingOptions(Strict):

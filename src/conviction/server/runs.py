@@ -5,7 +5,7 @@ from asyncio import CancelledError
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 
@@ -14,8 +14,6 @@ from conviction.server.failures import status_and_body
 from conviction.server.run_options import RunOptions
 from conviction.server.tape import Frame, Tape, encode
 from conviction.verdict import Verdict
-
-State = Literal["waiting", "running", "over"]
 
 _RECENT = 64
 """Frames that are kept for pages whose connection broke."""
@@ -37,7 +35,6 @@ class Run:
     Args:
         options: Of the run.
         on_finish: Called when it has ended.
-        clock: Returns seconds.
 
     Attributes:
         id: Its name, which cannot be guessed.
@@ -46,12 +43,7 @@ class Run:
         finished: Whether `finish` was called.
     """
 
-    def __init__(
-        self,
-        options: RunOptions,
-        on_finish: Callable[["Run"], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, options: RunOptions, on_finish: Callable[["Run"], None]) -> None:
         self.id = token_hex(12)
         self.client = options.client
         self.tape = Tape(options.text)
@@ -59,29 +51,21 @@ class Run:
         self._created = time.time()
         self._facts = {"question": options.text[:_QUESTION], "policy": options.policy.name}
         self._on_finish = on_finish
-        self._clock = clock
         self._began: float | None = None
         self._outcome: Frame = {"answer": None, "share": None}
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
         self._recent_bytes = 0
 
-    @property
-    def state(self) -> State:
-        """Whether it waits for its turn, runs, or is over."""
-        if self.tape.over:
-            return "over"
-        return "waiting" if self._began is None else "running"
-
     def on_event(self, event: Event) -> None:
         """Take note of an event of the driver."""
         if self._began is None or isinstance(event, RunStarted):
-            self._began = self._clock()
-        self.tape.hear(event, self._clock() - self._began)
+            self._began = time.monotonic()
+        self.tape.hear(event, time.monotonic() - self._began)
 
     def finish(self, outcome: Verdict | BaseException) -> None:
         """Take note of its verdict, or of the error or the cancellation that it ended with."""
         self.finished = True
-        elapsed = 0.0 if self._began is None else self._clock() - self._began
+        elapsed = 0.0 if self._began is None else time.monotonic() - self._began
         if isinstance(outcome, Verdict):
             if not self.tape.over:
                 self.tape.hear(RunFinished(outcome), elapsed)
@@ -94,7 +78,8 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """Its entry in the list of runs."""
-        facts = {"id": self.id, "created": self._created, "state": self.state}
+        state = "over" if self.tape.over else "waiting" if self._began is None else "running"
+        facts = {"id": self.id, "created": self._created, "state": state}
         return facts | self._facts | self._outcome
 
     def snapshot(self) -> Frame:

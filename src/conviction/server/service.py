@@ -33,13 +33,11 @@ class Service:
     """What all requests share. Entering it starts the engine; leaving it ends all that runs.
 
     Args:
-        settings: Of the server.
-        engine: Generates the traces; not started yet.
+        settings: Of the server; also an attribute.
+        engine: Generates the traces; not started yet; also an attribute.
         tracing: Where spans go; None for what the process has set up, which may be nowhere.
 
     Attributes:
-        settings: As given.
-        engine: As given.
         capabilities: What the engine can do, from when the service was entered.
         resolver: Finds the run options of requests, from when the service was entered.
         admission: The queue.

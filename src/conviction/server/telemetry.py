@@ -35,27 +35,37 @@ class Metrics:
 
     def __init__(self, admission: Admission, traces: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
-        self._verdicts = self._counter("verdicts", "Verdicts by why they ended.", "ended")
-        self._failures = self._counter("failures", "Runs without a verdict, by error.", "error")
-        self._refusals = self._counter("refusals", "Requests that were sent away.", "reason")
-        self._traces = self._counter("traces", "Traces by how they ended.", "finish")
-        self._tokens = self._counter("tokens", "Generated tokens by what became of them.", "fate")
-        self._prompt = self._counter("prompt_tokens", "Prompt tokens of all traces.", "cached")
-        self._saved = self._counter(
-            "saved_tokens_estimate", "Tokens below what the whole budgets would have taken."
+        to: dict[str, Any] = {"namespace": "conviction", "registry": self._registry}
+        self._verdicts = Counter("verdicts", "Verdicts by why they ended.", ("ended",), **to)
+        self._failures = Counter("failures", "Runs without a verdict, by error.", ("error",), **to)
+        self._refusals = Counter("refusals", "Requests that were sent away.", ("reason",), **to)
+        self._traces = Counter("traces", "Traces by how they ended.", ("finish",), **to)
+        self._tokens = Counter(
+            "tokens", "Generated tokens by what became of them.", ("fate",), **to
         )
-        self._seconds = self._histogram(
-            "verdict_seconds", "Time from a request's turn to its verdict.", _VERDICT_SECONDS
+        self._prompt = Counter("prompt_tokens", "Prompt tokens of all traces.", ("cached",), **to)
+        self._saved = Counter(
+            "saved_tokens_estimate", "Tokens below what the whole budgets would have taken.", **to
         )
-        self._first_byte = self._histogram(
+        self._seconds = Histogram(
+            "verdict_seconds",
+            "Time from a request's turn to its verdict.",
+            buckets=_VERDICT_SECONDS,
+            **to,
+        )
+        self._first_byte = Histogram(
             "first_byte_seconds",
             "Time from a request to the first byte of its answer.",
-            _FIRST_BYTE_SECONDS,
-            "stream",
+            ("stream",),
+            buckets=_FIRST_BYTE_SECONDS,
+            **to,
         )
-        self._gauge("running", "Verdicts being thought about.", lambda: admission.running)
-        self._gauge("queued", "Verdicts that wait for their turn.", lambda: admission.queued)
-        self._gauge("traces_running", "Traces being generated.", traces)
+        for name, what, value in (
+            ("running", "Verdicts being thought about.", lambda: admission.running),
+            ("queued", "Verdicts that wait for their turn.", lambda: admission.queued),
+            ("traces_running", "Traces being generated.", traces),
+        ):
+            Gauge(name, what, **to).set_function(value)
 
     def refuse(self, reason: str) -> None:
         """Count a request that was sent away."""
@@ -89,19 +99,6 @@ class Metrics:
     def exposition(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self._registry)
-
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(f"conviction_{name}", what, labels, registry=self._registry)
-
-    def _histogram(
-        self, name: str, what: str, buckets: tuple[float, ...], *labels: str
-    ) -> Histogram:
-        return Histogram(
-            f"conviction_{name}", what, labels, registry=self._registry, buckets=buckets
-        )
-
-    def _gauge(self, name: str, what: str, value: Callable[[], int]) -> None:
-        Gauge(f"conviction_{name}", what, registry=self._registry).set_function(value)
 
 
 class Tracing:
