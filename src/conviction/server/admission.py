@@ -48,10 +48,6 @@ class Ticket:
             self.left = True
             self._admission.leave(self)
 
-    async def turn(self) -> None:
-        """Wait until it is its turn."""
-        await self.called.wait()
-
 
 class Admission:
     """A bounded queue in front of a bounded number of verdicts; clients take turns.
@@ -98,9 +94,15 @@ class Admission:
     def leave(self, ticket: Ticket) -> None:
         """Give the turn of a ticket to the next."""
         if not ticket.called.is_set():
-            self._forget(ticket)
+            tickets = self._waiting[ticket.client]
+            tickets.remove(ticket)
+            self.queued -= 1
+            if not tickets:
+                del self._waiting[ticket.client]
             return
-        self._learn(self._clock() - ticket.began)
+        seconds = self._clock() - ticket.began
+        mean = seconds if self._mean_seconds is None else self._mean_seconds
+        self._mean_seconds = mean + _WEIGHT_OF_NEWEST * (seconds - mean)
         self.running -= 1
         while self._waiting and self.running < self._bounds.running:
             self._call_next()
@@ -125,17 +127,6 @@ class Admission:
         self.running += 1
         ticket.began = self._clock()
         ticket.called.set()
-
-    def _forget(self, ticket: Ticket) -> None:
-        tickets = self._waiting[ticket.client]
-        tickets.remove(ticket)
-        self.queued -= 1
-        if not tickets:
-            del self._waiting[ticket.client]
-
-    def _learn(self, seconds: float) -> None:
-        before = seconds if self._mean_seconds is None else self._mean_seconds
-        self._mean_seconds = before + _WEIGHT_OF_NEWEST * (seconds - before)
 
     def _overloaded(self, queue: str, most: int, *, own: bool) -> OverloadedError:
         wait = self.retry_after

@@ -94,25 +94,25 @@ class AssistantMessage(BaseModel):
     reasoning_content: str | None = None
 
 
-class _Choice(BaseModel):
+class _ChoiceBase(BaseModel):
     index: Literal[0]
     logprobs: None
     finish_reason: Literal["stop", "length"]
 
 
-class ChatChoice(_Choice):
+class ChatChoice(_ChoiceBase):
     """The only choice."""
 
     message: AssistantMessage
 
 
-class TextChoice(_Choice):
+class TextChoice(_ChoiceBase):
     """The only choice."""
 
     text: str
 
 
-class _Answer(BaseModel):
+class _AnswerBase(BaseModel):
     id: str
     created: int
     model: str
@@ -120,14 +120,14 @@ class _Answer(BaseModel):
     conviction: VerdictAnswer
 
 
-class ChatAnswer(_Answer):
+class ChatAnswer(_AnswerBase):
     """Answer of `POST /v1/chat/completions`."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
 
-class CompletionAnswer(_Answer):
+class CompletionAnswer(_AnswerBase):
     """Answer of `POST /v1/completions`."""
 
     object: Literal["text_completion"]

@@ -16,7 +16,7 @@ _THOUGHT = re.compile(r"\A\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class ServedAnswer:
     """What a client gets for a verdict.
 
     Attributes:
@@ -36,8 +36,8 @@ class Completion:
     trace: int
 
     @classmethod
-    def of(cls, verdict: Verdict, content: Content) -> "Completion":
-        """The completion for a verdict.
+    def of(cls, verdict: Verdict, content: Content) -> "ServedAnswer":
+        """The answer for a verdict.
 
         It shows the most confident of the traces that voted for the answer; without an answer the
         most confident of those that are whole and have any text, else the longest.
@@ -122,7 +122,7 @@ class CompletionFormat(Protocol):
     last: ClassVar[Fields]
     """Of the event with the finish reason."""
 
-    def answer(self, completion: Completion) -> Fields:
+    def message(self, answer: ServedAnswer) -> Fields:
         """Of a whole answer."""
         ...
 
@@ -144,11 +144,11 @@ class ChatFormat(CompletionFormat):
     first: ClassVar[Fields] = {"delta": {"role": "assistant", "content": ""}}
     last: ClassVar[Fields] = {"delta": {}}
 
-    def answer(self, completion: Completion) -> Fields:
+    def message(self, answer: ServedAnswer) -> Fields:
         """A message."""
-        message = {"role": "assistant", "content": completion.text, "refusal": None}
-        if completion.reasoning:
-            message |= _both_names(completion.reasoning)
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message |= _both_names(answer.reasoning)
         return {"message": message}
 
     def piece(self, text: str) -> Fields:
@@ -168,9 +168,9 @@ class TextFormat(CompletionFormat):
     first: ClassVar[Fields] = {"text": ""}
     last: ClassVar[Fields] = {"text": ""}
 
-    def answer(self, completion: Completion) -> Fields:
+    def message(self, answer: ServedAnswer) -> Fields:
         """The text."""
-        return self.piece(completion.text)
+        return self.piece(answer.text)
 
     def piece(self, text: str) -> Fields:
         """Text."""

@@ -24,7 +24,7 @@ from conviction.server.request_schema import (
     Strict,
 )
 from conviction.server.responses import Emit, EventStream
-from conviction.server.runs import Run
+from conviction.server.runs import ServedRun
 from conviction.server.service import service_of
 from conviction.server.tape import encode
 
@@ -152,7 +152,7 @@ async def export(run: str, request: Request) -> Response:
     return Response(page.encode(), headers=headers)
 
 
-def _found(run: str, request: Request) -> Run:
+def _found(run: str, request: Request) -> ServedRun:
     known = service_of(request).runs.find(run, client_of(request))
     if known is None:
         raise RequestError(

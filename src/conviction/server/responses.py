@@ -10,7 +10,7 @@ import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from conviction.server.answers import Completion, CompletionFormat, Fields, choice
+from conviction.server.answers import CompletionFormat, Fields, ServedAnswer, choice
 from conviction.server.failures import LOGGER, error_body, log_failure, status_and_body
 from conviction.server.run_options import RunOptions
 from conviction.server.service import PendingRun, Service
@@ -60,11 +60,11 @@ async def whole_answer(
     """
     with service.join(options) as pending:
         verdict: Verdict = await _until_gone(receive, pending.think)
-    completion = _completion(service, options, verdict)
+    answer = _served_answer(service, options, verdict)
     body = _envelope(pending, format.id_prefix, format.whole) | {
-        "choices": [choice(format.answer(completion), completion.finish)],
-        "usage": completion.usage(),
-        "conviction": completion.conviction(pending.run.id),
+        "choices": [choice(format.message(answer), answer.finish)],
+        "usage": answer.usage(),
+        "conviction": answer.conviction(pending.run.id),
     }
     return JSONResponse(body, headers={"x-request-id": pending.run.id})
 
@@ -198,14 +198,14 @@ class StreamedAnswer(EventStream):
             tasks.start_soon(self._report_progress, send_progress)
             verdict = await pending.think()
         await send_progress(f"{run.tape.progress} Ended by {verdict.ended}.")
-        completion = _completion(self._service, self._options, verdict)
-        if completion.reasoning:
-            await send(write.reasoning(f"\n{completion.reasoning}\n"))
-        for begin in range(0, len(completion.text), _PIECE):
-            await send(write.piece(completion.text[begin : begin + _PIECE]))
-        await send(write.last, completion.finish, conviction=completion.conviction(run.id))
+        answer = _served_answer(self._service, self._options, verdict)
+        if answer.reasoning:
+            await send(write.reasoning(f"\n{answer.reasoning}\n"))
+        for begin in range(0, len(answer.text), _PIECE):
+            await send(write.piece(answer.text[begin : begin + _PIECE]))
+        await send(write.last, answer.finish, conviction=answer.conviction(run.id))
         if self._nothing:
-            await emit(event({**envelope, "choices": [], "usage": completion.usage()}))
+            await emit(event({**envelope, "choices": [], "usage": answer.usage()}))
         await emit(DONE)
 
     async def _report_progress(self, send: Callable[[str], Awaitable[None]]) -> None:
@@ -243,13 +243,13 @@ async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
             return
 
 
-def _completion(service: Service, options: RunOptions, verdict: Verdict) -> Completion:
-    """The completion of a verdict, which is logged if the settings say so."""
-    completion = Completion.of(verdict, options.content)
+def _served_answer(service: Service, options: RunOptions, verdict: Verdict) -> ServedAnswer:
+    """The answer for a verdict, which is logged if the settings say so."""
+    answer = ServedAnswer.of(verdict, options.content)
     if service.settings.log_content:
         LOGGER.info("asked: %s", options.text)
-        LOGGER.info("answered: %s", completion.text)
-    return completion
+        LOGGER.info("answered: %s", answer.text)
+    return answer
 
 
 def _envelope(pending: PendingRun, id_prefix: str, kind: str) -> dict[str, Any]:

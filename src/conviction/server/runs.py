@@ -29,7 +29,7 @@ _QUESTION = 300
 """Characters of a question in the list."""
 
 
-class Run:
+class ServedRun:
     """One run, and the tape of it.
 
     Args:
@@ -43,7 +43,7 @@ class Run:
         finished: Whether `finish` was called.
     """
 
-    def __init__(self, options: RunOptions, on_finish: Callable[["Run"], None]) -> None:
+    def __init__(self, options: RunOptions, on_finish: Callable[["ServedRun"], None]) -> None:
         self.id = token_hex(12)
         self.client = options.client
         self.tape = Tape(options.text)
@@ -98,10 +98,7 @@ class Run:
         """
         while not closing.is_set():
             self._publish()
-            since = self._since(last)
-            if since is None:
-                since = [(self.tape.number, encode(self.tape.snapshot()))]
-            for number, data in since:
+            for number, data in self._since(last):
                 yield data
                 last = number
             if self.tape.over and last == self.tape.number:
@@ -120,14 +117,12 @@ class Run:
         while self._recent_bytes > _RECENT_BYTES:
             self._recent_bytes -= len(self._recent.popleft()[1])
 
-    def _since(self, last: int | None) -> list[tuple[int, bytes]] | None:
-        """Frames after one; None if they are not all there."""
-        if last is None or last > self.tape.number:
-            return None
-        missing = self.tape.number - last
-        if missing > len(self._recent):
-            return None
-        return list(self._recent)[len(self._recent) - missing :] if missing else []
+    def _since(self, last: int | None) -> list[tuple[int, bytes]]:
+        """Frames after one, with their numbers; one with all of it if they are no longer kept."""
+        number, kept = self.tape.number, len(self._recent)
+        if last is None or not 0 <= number - last <= kept:
+            return [(number, encode(self.tape.snapshot()))]
+        return list(self._recent)[kept - (number - last) :]
 
 
 class Runs:
@@ -141,26 +136,26 @@ class Runs:
     def __init__(self, most: int = 200, most_bytes: int = 256 << 20) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._all: OrderedDict[str, Run] = OrderedDict()
+        self._all: OrderedDict[str, ServedRun] = OrderedDict()
         self._ended: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
 
-    def begin(self, options: RunOptions) -> Run:
+    def begin(self, options: RunOptions) -> ServedRun:
         """A new run."""
-        run = Run(options, self._keep)
+        run = ServedRun(options, self._keep)
         self._all[run.id] = run
         return run
 
-    def of(self, client: str) -> list[Run]:
+    def of(self, client: str) -> list[ServedRun]:
         """A client's runs, the newest first."""
         return [run for run in reversed(self._all.values()) if run.client == client]
 
-    def find(self, run: str, client: str) -> Run | None:
+    def find(self, run: str, client: str) -> ServedRun | None:
         """A client's run of that id."""
         found = self._all.get(run)
         return found if found is not None and found.client == client else None
 
-    def _keep(self, run: Run) -> None:
+    def _keep(self, run: ServedRun) -> None:
         """Keep a run that has ended, in place of older ones."""
         size = run.tape.size
         self._ended[run.id] = size

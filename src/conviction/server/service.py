@@ -16,7 +16,7 @@ from conviction.errors import ConvictionError, EngineError, OverloadedError, Shu
 from conviction.events import Event, Listener
 from conviction.server.admission import Admission, Ticket
 from conviction.server.run_options import RequestResolver, RunOptions
-from conviction.server.runs import Run, Runs
+from conviction.server.runs import Runs, ServedRun
 from conviction.server.settings import Settings
 from conviction.server.telemetry import Metrics, Tracing
 from conviction.sharing import Slots
@@ -115,7 +115,7 @@ class Service:
             raise
         return PendingRun(self, options, ticket)
 
-    def begin(self, options: RunOptions) -> Run:
+    def begin(self, options: RunOptions) -> ServedRun:
         """Begin a run in the background: it goes on without a client that waits for it.
 
         Raises:
@@ -253,7 +253,7 @@ class PendingRun:
 
     async def _turn(self, interrupt: anyio.Event) -> None:
         seconds = self._service.settings.queueing.seconds
-        _, ended = await unless_ended(self._ticket.turn, seconds, interrupt)
+        _, ended = await unless_ended(self._ticket.called.wait, seconds, interrupt)
         if ended == "time":
             wait = self._service.admission.retry_after
             raise OverloadedError(

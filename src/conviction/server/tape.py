@@ -157,7 +157,7 @@ class Tape:
         """The content of all frames so far, as one."""
         run = {"run": self._run} if self._run_framed else {}
         histories = {name: self._histories[name][:count] for name, count in self._framed.items()}
-        traces = [trace.everything() for trace in self._traces.values() if trace.framed]
+        traces = [known for trace in self._traces.values() if (known := trace.everything())]
         frame = {"n": self.number, "at": self._at, "whole": True, **run, **histories}
         return {**frame, "traces": traces, **(self._ending if self._ending_framed else {})}
 

@@ -246,11 +246,6 @@ class TapedTrace:
         """Points of its line."""
         return len(self._line.points)
 
-    @property
-    def framed(self) -> bool:
-        """Whether it is in a frame."""
-        return self._shown.begun
-
     def news(self) -> dict[str, Any] | None:
         """What is new since the last call; None if nothing is."""
         changes = self._changes(self._shown)
@@ -267,8 +262,8 @@ class TapedTrace:
         return changes
 
     def everything(self) -> dict[str, Any]:
-        """All that `news` has returned so far, at once."""
-        return self._changes(_Shown()) or {}
+        """All that `news` has returned so far, at once; empty before its first call."""
+        return (self._changes(_Shown()) or {}) if self._shown.begun else {}
 
     def _changes(self, shown: _Shown) -> dict[str, Any] | None:
         new: dict[str, Any] = {}
