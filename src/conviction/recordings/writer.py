@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from conviction.errors import RecordingError
-from conviction.models.lock import exclusive
+from conviction.lock import exclusive
 from conviction.recordings.folder import explained, journal_path, part_path, sync_folder
 from conviction.recordings.index import Entry, Index
 from conviction.recordings.journal import Journal
