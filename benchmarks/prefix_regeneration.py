@@ -28,11 +28,11 @@ import numpy as np
 
 from conviction.answers import kind
 from conviction.answers.base import AnswerKind
+from conviction.answers.grading import is_correct
 from conviction.core import Answer, FinishReason, Sampling, Trace
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
 from conviction.evaluation.datasets import DatasetQuestion, load
-from conviction.evaluation.grading import is_correct
 from conviction.lab.statistics import Bootstrap, auroc
 from conviction.models import resolve
 from conviction.policies import Majority, Policy

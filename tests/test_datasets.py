@@ -12,7 +12,7 @@ from conviction.core import Answer
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.datasets import DatasetQuestion, Fields
 from conviction.evaluation.datasets import load as load_dataset
-from conviction.evaluation.grading import is_correct
+from conviction.answers.grading import is_correct
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "questions"
 

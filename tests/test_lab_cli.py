@@ -284,7 +284,6 @@ def test_a_recording_is_not_replaced_by_what_was_found_in_it(
 ) -> None:
     folder = lab_traces.on_disk(tmp_path / "pool")
     with PoolWriter(folder, PoolMeta("a model <b>", 20, "number")) as writer:
-        writer.compact()
     (part,) = folder.glob("part-*")
     before = part.read_bytes()
     for recording in (folder, part):
@@ -306,8 +305,7 @@ def test_a_pool_of_mixed_k_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     other = lab_traces.on_disk(tmp_path / "other", top_k=5)
     for folder, k in ((mixed, 20), (other, 5)):
         with PoolWriter(folder, PoolMeta("a model <b>", k, "number")) as writer:
-            writer.compact()
-    shutil.copy(other / "part-000000.parquet", mixed / "part-000001.parquet")
+        shutil.copy(other / "part-000000.parquet", mixed / "part-000001.parquet")
     assert run(["lab", str(mixed)]) == 1
     assert "k 5 against 20" in capsys.readouterr().err.replace("20 against 5", "5 against 20")
 

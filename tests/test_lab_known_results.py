@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from conviction.answers import kind
-from conviction.evaluation.grading import is_correct
+from conviction.answers.grading import is_correct
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import Row, compare
 from conviction.lab.sources import PoolTraces
 from conviction.lab.trials import run_trials
-from conviction.recordings.importing import import_files
+from conviction.recordings import import_files
 
 POOLS = Path(__file__).parents[2] / "shared" / "data" / "pools"
 

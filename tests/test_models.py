@@ -27,7 +27,7 @@ from conviction.models import (
     resolve,
 )
 from conviction.models.catalogue import parse_catalogue
-from conviction.lock import exclusive
+from conviction.files import exclusive
 from conviction.models.partial import Partial
 from conviction.models.sources import HubFile, WebFile, WheelParts
 from conviction.prompts import PromptStyle
@@ -331,7 +331,7 @@ def test_a_file_that_is_no_chat_model_is_refused(store: ModelStore, tmp_path: Pa
 HOLDS = """
 import sys, time
 from pathlib import Path
-from conviction.lock import exclusive
+from conviction.files import exclusive
 with exclusive(Path(sys.argv[1]), 5, lambda: None):
     print("held", flush=True)
     time.sleep(60)

@@ -15,13 +15,13 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import pytest
 from append_traces import QUESTIONS
+from conviction.recordings.journal import read_journal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import META, made_up
 
 from conviction.errors import RecordingError
 from conviction.recordings import Pool, PoolWriter
-from conviction.recordings.journal import read_journal
 
 SUPPORT = Path(__file__).parent / "support"
 KILLS = 25
@@ -135,17 +135,17 @@ def test_nothing_is_left_of_a_torn_append_behind_a_shorter_one(
     whole, sizes = journal
     path = tmp_path / "journal-000000"
     # What was torn holds whole traces further on, as after a copy of which a piece is missing.
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("long", 0, tokens=400))
     torn = path.read_bytes()[sizes[0] : -1]
     path.write_bytes(whole[: sizes[1]] + torn)
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         assert path.stat().st_size == sizes[1]
         writer.append(made_up("a", 1, tokens=1))
         size = path.stat().st_size
     assert size < sizes[1] + len(torn)
     assert read_journal(path).size == size
-    assert Pool.open(tmp_path).traces("a").ids.tolist() == [0, 1]
+    assert Pool.open(tmp_path / "pool").traces("a").ids.tolist() == [0, 1]
 
 
 class FailsOnce:
@@ -173,7 +173,7 @@ def test_an_append_that_failed_leaves_nothing_and_the_same_writer_goes_on(
     tmp_path: Path, kept: int
 ) -> None:
     path = tmp_path / "journal-000000"
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
         size = path.stat().st_size
         file = writer._journal._file
@@ -181,12 +181,12 @@ def test_an_append_that_failed_leaves_nothing_and_the_same_writer_goes_on(
         with pytest.raises(RecordingError, match="no room left"):
             writer.append(made_up("a", 1, tokens=50))
         assert path.stat().st_size == size
-        assert Pool.open(tmp_path).traces("a").ids.tolist() == [0]
+        assert Pool.open(tmp_path / "pool").traces("a").ids.tolist() == [0]
         writer.append(made_up("a", 2))
-        assert Pool.open(tmp_path).traces("a").ids.tolist() == [0, 2]
-    with PoolWriter(tmp_path, META) as writer:
+        assert Pool.open(tmp_path / "pool").traces("a").ids.tolist() == [0, 2]
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 1))
-    assert Pool.open(tmp_path).traces("a").ids.tolist() == [0, 1, 2]
+    assert Pool.open(tmp_path / "pool").traces("a").ids.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("offset", [1, 5, 9, 30])
@@ -198,7 +198,7 @@ def test_damage_in_the_middle_is_an_error_and_never_costs_the_traces_behind_it(
     damaged[sizes[1] + offset] ^= 0xFF
     path = tmp_path / "journal-000000"
     path.write_bytes(damaged)
-    for use in (lambda: Pool.open(tmp_path), lambda: PoolWriter(tmp_path, META)):
+    for use in (lambda: Pool.open(tmp_path / "pool"), lambda: PoolWriter(tmp_path / "pool", META)):
         with pytest.raises(RecordingError, match=f"damaged at byte {sizes[1]:,}") as error:
             use()
         assert str(path) in str(error.value)
@@ -211,56 +211,53 @@ def test_a_journal_of_a_newer_version_is_refused(
     whole, _ = journal
     (tmp_path / "journal-000000").write_bytes(whole[:7] + b"\x02" + whole[8:])
     with pytest.raises(RecordingError, match="version 2") as refused:
-        Pool.open(tmp_path)
+        Pool.open(tmp_path / "pool")
     assert "Upgrade" in refused.value.remedy
 
 
 def test_a_journal_that_became_a_part_does_not_count_any_more(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
         before = (tmp_path / "journal-000000").read_bytes()
-        writer.compact()
     # As if the writer was killed after it named the part, and before it removed the journal.
     (tmp_path / "journal-000000").write_bytes(before)
     (tmp_path / "journal-000001").unlink()
-    assert len(Pool.open(tmp_path).traces("a")) == 1
-    with PoolWriter(tmp_path, META) as writer:
+    assert len(Pool.open(tmp_path / "pool").traces("a")) == 1
+    with PoolWriter(tmp_path / "pool", META) as writer:
         assert writer.numbers("a") == {0}
         writer.append(made_up("a", 1))
     assert not (tmp_path / "journal-000000").exists()
-    assert len(Pool.open(tmp_path).traces("a")) == 2
+    assert len(Pool.open(tmp_path / "pool").traces("a")) == 2
 
 
 def test_a_part_that_was_never_finished_is_not_read_and_goes_away(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
     unfinished = tmp_path / "part-000000.parquet.unfinished"
     unfinished.write_bytes(b"PAR1 and no more")
-    assert len(Pool.open(tmp_path).traces("a")) == 1
-    with PoolWriter(tmp_path, META):
+    assert len(Pool.open(tmp_path / "pool").traces("a")) == 1
+    with PoolWriter(tmp_path / "pool", META):
         assert not unfinished.exists()
 
 
 def test_a_lost_part_is_noticed(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
         kept = (tmp_path / "journal-000000").read_bytes()
-        writer.compact()
         writer.append(made_up("a", 1))
-        writer.compact()
     (tmp_path / "part-000000.parquet").rename(tmp_path / "elsewhere")
     (tmp_path / "journal-000000").write_bytes(kept)
     with pytest.raises(RecordingError, match="journal-000000"):
-        Pool.open(tmp_path)
+        Pool.open(tmp_path / "pool")
 
 
 def test_only_one_writer_at_a_time(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
         with pytest.raises(RecordingError, match="another program is recording there"):
-            PoolWriter(tmp_path, META)
+            PoolWriter(tmp_path / "pool", META)
         writer.append(made_up("a", 1))
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         assert writer.numbers("a") == {0, 1}
 
 
@@ -274,7 +271,7 @@ folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 done = 0
-with PoolWriter(folder, META, journal_bytes=1 << 30) as writer:
+with PoolWriter(folder, META) as writer:
     try:
         while True:
             writer.append(made_up("a", done, tokens=5_000))
@@ -283,7 +280,6 @@ with PoolWriter(folder, META, journal_bytes=1 << 30) as writer:
         first = str(error)
     writer.append(made_up("b", 0, tokens=1))  # there is room for a little
     try:
-        writer.compact()
         second = ""
     except RecordingError as error:
         second = str(error)
@@ -314,7 +310,6 @@ def check_after_it_was_full(folder: Path, done: object, first: object) -> None:
     assert len(Pool.open(folder).traces("b")) == 1
     with PoolWriter(folder, META) as writer:
         writer.append(made_up("a", done, tokens=5_000))
-        writer.compact()
     traces = Pool.open(folder).traces("a").confidences
     assert traces is not None
     assert len(traces) == done + 1
@@ -352,12 +347,11 @@ def test_a_full_disk_keeps_every_recorded_trace(tmp_path: Path) -> None:
 
 
 def test_a_part_that_cannot_be_written_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
         (tmp_path / "part-000000.parquet.unfinished").mkdir()
         with pytest.raises(RecordingError):
-            writer.compact()
-        (tmp_path / "part-000000.parquet.unfinished").rmdir()
+            (tmp_path / "part-000000.parquet.unfinished").rmdir()
         writer.append(made_up("a", 1))
     assert len(read_journal(tmp_path / "journal-000000").rows) == 2
-    assert len(Pool.open(tmp_path).traces("a")) == 2
+    assert len(Pool.open(tmp_path / "pool").traces("a")) == 2

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from conviction.answers import kind
+from conviction.answers.grading import is_correct
 from conviction.core import FinishReason, Sampling
 from conviction.errors import RecordingError
-from conviction.evaluation.grading import is_correct
-from conviction.recordings import Pool
-from conviction.recordings.importing import import_files
+from conviction.recordings import Pool, import_files
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "pools"
 

@@ -255,7 +255,7 @@ async def test_a_trace_that_failed_is_not_recorded(tmp_path: Path) -> None:
         for number in range(3)
     ]
     scripts[1] = replace(scripts[1], fault_after=4)
-    with recording_listener(tmp_path, sampling=SAMPLING, answers="number") as listener:
+    with recording_listener(tmp_path / "pool", sampling=SAMPLING, answers="number") as listener:
         verdict = await deliberate(
             Question.ask("How many?"),
             engine=ScriptedEngine(scripts),
@@ -267,7 +267,7 @@ async def test_a_trace_that_failed_is_not_recorded(tmp_path: Path) -> None:
         )
     failed = verdict.traces[1]
     assert (failed.finish, failed.tokens) == (FinishReason.ERROR, 4)
-    traces = Pool.open(tmp_path).traces(verdict.question.id)
+    traces = Pool.open(tmp_path / "pool").traces(verdict.question.id)
     assert set(traces.seeds.tolist()) == {verdict.traces[i].seed for i in (0, 2)}
 
 

@@ -63,7 +63,7 @@ def test_reading_a_large_question_takes_little_more_than_its_values(
     packed: bool,  # noqa: FBT001  # pytest gives it by name
 ) -> None:
     path = tmp_path / "pool"
-    with PoolWriter(path, META, journal_bytes=1 << 24) as writer:
+    with PoolWriter(path, META) as writer:
         writer.append(made_up("small", 0, logprobs=np.full(12, -1.0, np.float32)))
         # From the last to the first, so that nothing is read in the order in which it is wanted.
         for first in reversed(range(0, TRACES, 20)):
@@ -106,7 +106,6 @@ def test_traces_are_found_wherever_their_rows_lie(
     place = tmp_path_factory.mktemp("pool")
     with PoolWriter(place, META) as writer:
         writer.append(*rows[:in_part])
-        writer.compact()
         writer.append(*rows[in_part:])
     for part in place.glob("part-*"):
         # As another program may write it: questions mixed within a row group, and torn apart.
@@ -165,11 +164,9 @@ FINE = [4.0] * 12
 def test_bad_confidences_are_refused_naming_file_row_and_trace(
     tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
 ) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(*(made_up(question, number) for question, number in product("ab", (0, 1))))
-        writer.compact()
         writer.append(*(made_up("b", number) for number in range(2, 6)))
-        writer.compact()
     tables = [pq.read_table(part) for part in sorted(tmp_path.glob("part-*"))]
     table = change(pa.concat_tables(tables))
     path = tmp_path / "whole.parquet"
@@ -180,13 +177,12 @@ def test_bad_confidences_are_refused_naming_file_row_and_trace(
 
 
 def test_a_pool_of_answers_that_has_confidences_is_refused(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, replace(META, top_k=0)) as writer:
+    with PoolWriter(tmp_path / "pool", replace(META, top_k=0)) as writer:
         writer.append(*(made_up("a", number, confidences=None) for number in range(4)))
-        writer.compact()
     part = tmp_path / "part-000000.parquet"
     pq.write_table(rewritten(lambda row: [1.0] if row == 2 else None)(pq.read_table(part)), part)
     with pytest.raises(RecordingError, match=r"row 3 of .*has confidences, and the pool's k is 0"):
-        Pool.open(tmp_path).traces("a")
+        Pool.open(tmp_path / "pool").traces("a")
 
 
 FEWEST = 5
@@ -315,17 +311,16 @@ def early(question: str, number: int, finish: FinishReason) -> RecordedTrace:
 
 
 def test_traces_that_ended_early_are_read_and_counted_and_not_played(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(
             made_up("a", 0),
             early("a", 1, FinishReason.CANCELLED),
             made_up("b", 0, finish=FinishReason.LENGTH),
             early("b", 1, FinishReason.LOW_CONFIDENCE),
         )
-        writer.compact()
         writer.append(made_up("a", 2), early("b", 2, FinishReason.CONSENSUS))
-    assert len(Pool.open(tmp_path).traces("a")) == 3
-    source = PoolTraces.open(tmp_path)
+    assert len(Pool.open(tmp_path / "pool").traces("a")) == 3
+    source = PoolTraces.open(tmp_path / "pool")
     for question, complete in (("a", 2), ("b", 1)):
         assert source.count(question) == len(source.traces(question)) == complete
     assert source.dropped == 3
@@ -337,11 +332,11 @@ def test_traces_that_ended_early_are_read_and_counted_and_not_played(tmp_path: P
 def test_a_pool_of_a_policy_that_stops_traces_is_replayed_with_those_that_completed(
     tmp_path: Path,
 ) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(*(made_up("a", number) for number in range(8)))
         writer.append(*(made_up("b", number) for number in range(6)))
         writer.append(*(early("b", number, FinishReason.CANCELLED) for number in (6, 7)))
-    source = PoolTraces.open(tmp_path)
+    source = PoolTraces.open(tmp_path / "pool")
     result = study(source, Plan(repeats=2))
     assert (result.trials.least_traces, result.trials.most_traces) == (6, 8)
     assert {row.candidate.budget for row in result.rows} == {6}
@@ -359,10 +354,10 @@ UNKNOWN = np.full(12, np.nan, np.float32)
 def test_one_trace_of_unknown_confidence_hinders_no_policy_and_no_diagnosis(
     tmp_path: Path, odd: RecordedTrace
 ) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(*(made_up("a", number) for number in range(4)), odd)
         writer.append(*(made_up("b", number) for number in range(5)))
-    source = PoolTraces.open(tmp_path)
+    source = PoolTraces.open(tmp_path / "pool")
     assert [trace.confidences is None for trace in source.traces("a")] == [*[False] * 4, True]
     run_trials(source, parse(["majority", "deepconf-low", "borda"], budgets=[5]), repeats=2)
     assert diagnose(source, repeats=1).questions == 2
@@ -371,11 +366,11 @@ def test_one_trace_of_unknown_confidence_hinders_no_policy_and_no_diagnosis(
 def test_a_question_of_unknown_confidence_is_refused_to_those_who_need_it_alone(
     tmp_path: Path,
 ) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(*(made_up("a", number) for number in range(4)))
         writer.append(*(made_up("b", number, confidences=UNKNOWN) for number in range(4)))
         writer.append(*(made_up("c", number, tokens=0) for number in range(4)))
-    source = PoolTraces.open(tmp_path)
+    source = PoolTraces.open(tmp_path / "pool")
     run_trials(source, parse(["majority", "esc"], budgets=[4]), repeats=2)
     with pytest.raises(RecordingError, match="deepconf-low@4 on question 'b': not one") as refused:
         run_trials(source, parse(["majority", "deepconf-low"], budgets=[4]), repeats=2)
@@ -392,9 +387,8 @@ def test_mean_log_probabilities_are_those_of_complete_traces_and_read_no_confide
         made_up("a", number, logprobs=np.full(12, -1.0 - number, np.float32)) for number in range(4)
     ]
     rows[1] = replace(rows[1], finish=FinishReason.CANCELLED)
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(*rows, made_up("a", 4, tokens=0))
-        writer.compact()
-    source = PoolTraces.open(tmp_path)
+    source = PoolTraces.open(tmp_path / "pool")
     monkeypatch.setattr(pool, "read_confidences", None)
     np.testing.assert_allclose(source.mean_logprobs("a"), [-1.0, -3.0, -4.0, np.nan])

@@ -10,8 +10,8 @@ from batches import Finished, Wanted, generate
 from decoder import Decoder
 
 from conviction.answers.base import AnswerKind
+from conviction.answers.grading import is_correct
 from conviction.core import Answer, Trace
-from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import (
     Asked,
     ProgressListener,
@@ -74,7 +74,6 @@ def record(
         on_progress(run.progress)
         if run.missing:
             run.record(load(), batch)
-        writer.compact()
     return run.progress
 
 

@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 
 from conviction.errors import RecordingError
-from conviction.lock import TemporaryLock
+from conviction.files import TemporaryLock
 
 _SECONDS_TO_WAIT = 30.0
 _TRIES = 25

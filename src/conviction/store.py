@@ -29,7 +29,7 @@ import msgspec
 
 from conviction import database
 from conviction.errors import InvalidSettingError, RecordingError
-from conviction.lock import TemporaryLock
+from conviction.files import TemporaryLock
 
 Row = dict[str, Any]
 """A row by column: int, float, str, bytes or None."""

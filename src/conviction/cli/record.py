@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
+from conviction.answers.grading import is_correct
 from conviction.cli.asking import cancel_on_signal, check_texts, embedded, with_prompts
 from conviction.cli.clusters import RayOptions
 from conviction.cli.download_bar import fetched
@@ -23,7 +24,6 @@ from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
 from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.evaluation.datasets import Dataset, Fields, load
-from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import (
     ProgressListener,
     RecordingPlan,
@@ -33,7 +33,7 @@ from conviction.evaluation.recording import (
     record as record_traces,
 )
 from conviction.evaluation.wording import counted
-from conviction.recordings.importing import import_files
+from conviction.recordings import import_files
 from conviction.tasks import helpers
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import anyio.to_thread
 import numpy as np
 
 from conviction.answers.base import AnswerKind
+from conviction.answers.grading import is_correct
 from conviction.core import FinishReason, Question, Sampling, Trace, require_whole
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import (
@@ -19,7 +20,6 @@ from conviction.errors import (
     MissingLogprobsError,
 )
 from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.grading import is_correct
 from conviction.evaluation.wording import counted
 from conviction.evaluation.workers import Generating, OneEngine, Workers
 from conviction.events import Event, TraceFinished
@@ -147,7 +147,7 @@ async def record(
 
     Args:
         plan: What to record.
-        path: The pool's folder; made if need be.
+        path: The pool's file; made if need be.
         engine: Generates the traces; already started. Or workers on many engines.
         answers: Finds and compares answers.
         on_progress: Called after traces were recorded, from another thread.
@@ -191,7 +191,6 @@ async def record(
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(run.recorder.finish)
         run.check()
-        await anyio.to_thread.run_sync(writer.compact)
     return run.progress
 
 

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from conviction.answers.base import AnswerKind
+from conviction.answers.grading import is_correct
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -20,7 +21,6 @@ from conviction.errors import (
     RecordingError,
 )
 from conviction.evaluation.folder import RunWriter
-from conviction.evaluation.grading import is_correct
 from conviction.evaluation.plan import EvaluationPlan
 from conviction.evaluation.recording import Asked, pool_source
 from conviction.evaluation.results import QuestionResult, RunDescription

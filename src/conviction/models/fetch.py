@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from conviction.errors import DownloadError, HashMismatchError, ModelError
-from conviction.lock import exclusive
+from conviction.files import exclusive
 from conviction.models.base import Limits, SourceFailedError, Wanted, Watcher, WrongBytesError
 from conviction.models.disk import explained, prepare_folder, require_room
 from conviction.models.download import download

@@ -1,4 +1,7 @@
-"""Locks between processes that end with their owner, however the owner ends."""
+"""Files that several programs use: locks, and files that are there as a whole or not at all.
+
+Locks end with their owner, however the owner ends.
+"""
 
 import os
 import socket
@@ -108,3 +111,31 @@ def _taken(file: IO[bytes]) -> BlockingIOError:
         file.seek(0)
         owner = file.read(200)
     return BlockingIOError(owner.decode(errors="replace") or "it has just begun")
+
+
+@contextmanager
+def finished_file(path: Path) -> Generator[Path]:
+    """A path to write to; what was written there gets its own name at the end, durably.
+
+    If the block fails, nothing is left.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
