@@ -145,10 +145,12 @@ class StoredPiece:
             for (row, _, there), size in zip(
                 self.places, self.columns.tokens.tolist(), strict=True
             ):
-                found: NDArray[np.float32] | None = np.empty(size, np.float32) if there else None
-                if found is not None:
-                    self._unpack(store, "logprobs", row, found)
-                values.append(found)
+                if not there:
+                    values.append(None)
+                    continue
+                into = np.empty(size, np.float32)
+                self._unpack(store, "logprobs", row, into)
+                values.append(into)
         return values
 
     def texts(self) -> list[str | None]:

@@ -148,7 +148,7 @@ class ParquetPiece:
 
     def _lists(self, name: str) -> Iterator[tuple[int, NDArray[np.float32] | None]]:
         """The place of each trace, and its values in a column of lists; None for null."""
-        compute, types = arrow("pyarrow.compute"), arrow("pyarrow.types")
+        compute = arrow("pyarrow.compute")
         # By what is stored: other questions of these groups may have far longer traces.
         typical = np.float32().nbytes * max(self._stored(name) / self._mask.size, 1.0)
         seen = place = 0
@@ -159,7 +159,7 @@ class ParquetPiece:
                 continue
             mine = lists if mask.all() else lists.filter(arrow().array(mask))
             valid = mine.is_valid().to_numpy(zero_copy_only=False)
-            if valid.any() and not types.is_float32(getattr(mine.type, "value_type", None)):
+            if valid.any() and getattr(mine.type, "value_type", None) != arrow().float32():
                 words = name.replace("logprobs", "log-probabilities")
                 raise self._unreadable(place, f"has {words} of type {mine.type}")
             sizes = compute.list_value_length(mine).fill_null(0).to_numpy(zero_copy_only=False)
@@ -221,7 +221,7 @@ def _check_row(row: dict[str, Any], part: Part, number: int) -> None:
     if not found and row["gold"] is not None and row["correct"] is None:
         found = "it has no correct, which tells whether it is right, and its question has a gold"
     if not found and row["finish"] not in set(FinishReason):
-        found = f"its finish is {row['finish']!r}: was it written by a newer version?"
+        found = f"its 'finish' is {row['finish']!r}: was it written by a newer version?"
     if found:
         raise RecordingError(
             tried=f"read row {number + 1} of {part.path}",
