@@ -101,7 +101,7 @@ async def test_every_trace_of_every_question_is_recorded_and_graded(tmp_path: Pa
 
     wanted = plan()
     reached = await record(
-        wanted, tmp_path, engine=scripted(), answers=NUMBERS, on_progress=listener
+        wanted, tmp_path / "pool", engine=scripted(), answers=NUMBERS, on_progress=listener
     )
     assert reached.complete
     assert (reached.recorded, reached.complete_questions, reached.notes) == (12, 3, [])

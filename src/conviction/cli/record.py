@@ -33,7 +33,8 @@ from conviction.evaluation.recording import (
     record as record_traces,
 )
 from conviction.evaluation.wording import counted
-from conviction.recordings import import_files
+from conviction.lab.export import writable
+from conviction.recordings import Pool, import_files, pack
 from conviction.tasks import helpers
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ def record(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     traces: Annotated[int, Parameter(alias="-n"), WHOLE] = 16,
-    import_: Annotated[list[Path] | None, Parameter(name="--import", negative="")] = None,
+    import_: Annotated[
+        list[Path] | None, Parameter(name="--import", negative="", consume_multiple=True)
+    ] = None,
+    export: Path | None = None,
     text: bool = True,
     answers_only: Annotated[bool, Parameter(negative="")] = False,
     logprobs: Annotated[bool, Parameter(negative="")] = False,
@@ -126,9 +130,10 @@ def record(
     Args:
         data: A .jsonl, .csv or .parquet file with one question a row; or a data set on the
             Hugging Face hub, hf://OWNER/NAME, with @REVISION for a certain version.
-        output: The pool: a folder, made if need be.
+        output: The pool: a file, made if need be.
         traces: Traces of each question.
-        import_: Bring in a file of another program instead of generating; repeat for several.
+        import_: Bring in files of other programs, pools, or folders of such, instead of generating.
+        export: Then also write the pool to this Parquet file; without DATA, that alone.
         text: Keep what the traces wrote.
         answers_only: Go without token confidences.
         logprobs: Also keep the log-probability of each token, about 3 bytes a token, where the
@@ -141,13 +146,17 @@ def record(
     """
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     if import_:
-        return _import(import_, output, data, generation, console, keep_text=text)
+        _import(import_, output, data, generation, console, keep_text=text)
+    if export and data is None:
+        return _export(output, export, console, keep_text=text)
+    if import_:
+        return 0
     if data is None:
         raise InvalidSettingError(
             tried="record traces",
             found="no data set is named",
             remedy="Name one: conviction record questions.jsonl -n 16 -o pool. Or import a file: "
-            "--import FILE.",
+            "--import FILE. Or write a pool as Parquet: --export FILE.parquet.",
         )
     # Everything that can be refused is refused before anything is fetched or started.
     ray.check()
@@ -191,7 +200,8 @@ def record(
         reached = _Reached(listener)
         work = partial(_record, plan, output, workers, generation, reached)
         interrupted = anyio.run(work)
-    return _report(reached.progress, output, console, interrupted=interrupted)
+    code = _report(reached.progress, output, console, interrupted=interrupted)
+    return code or (_export(output, export, console, keep_text=text) if export else 0)
 
 
 class _Reached:
@@ -255,7 +265,7 @@ def _import(
     console: Console,
     *,
     keep_text: bool,
-) -> int:
+) -> None:
     if data is not None:
         raise InvalidSettingError(
             tried=f"record {data} and import {paths[0]}",
@@ -277,4 +287,17 @@ def _import(
     known = f"; there before: {before:,}" if before else ""
     place = escape(safe(str(output)))
     console.print(f"Imported {counted(imported, 'trace')} into {place}{known}.")
+
+
+def _export(output: Path, target: Path, console: Console, *, keep_text: bool) -> int:
+    found, pool = writable(target), Pool.open(output)
+    if output.resolve() in (found, *found.parents):
+        raise InvalidSettingError(
+            tried=f"write {target}",
+            found="it is the pool itself, or a part of it",
+            remedy="Name another file.",
+        )
+    pack(pool, found, keep_text=keep_text)
+    traces = sum(question.traces for question in pool.questions)
+    console.print(f"Wrote {counted(traces, 'trace')} to {escape(safe(str(target)))}.")
     return 0

@@ -42,8 +42,16 @@ def read_file(path: Path) -> Imported:
     """Read a file of any of the shapes above.
 
     Raises:
-        RecordingError: it has none of them, or a part of it cannot be used; it names the place.
+        RecordingError: it has none of them, holds no trace, or a part of it cannot be used; it
+            names the place.
     """
+    found = _read(path)
+    if not any(question.traces for question in found.questions):
+        raise refused(path, "it holds no trace", "Name a file with traces.")
+    return found
+
+
+def _read(path: Path) -> Imported:
     with explained(f"read {path}", path):
         if is_zipfile(path):
             return read_inspect_zip(path)
