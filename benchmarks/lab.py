@@ -135,7 +135,6 @@ def record(source: Generated, path: Path) -> None:
                     confidences=trace.confidences,
                 )
                 writer.append(row)
-        writer.compact()
 
 
 def pack_whole(path: Path, target: Path) -> None:

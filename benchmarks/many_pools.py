@@ -21,13 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from conviction.answers import kind
-from conviction.evaluation import is_correct
+from conviction.answers import is_correct, kind
 from conviction.lab.candidates import Candidate, parse
 from conviction.lab.sources import PoolTraces
 from conviction.lab.statistics import Bootstrap, Estimate, mean_of
 from conviction.lab.trials import Trials, run_trials
-from conviction.recordings.importing import import_files
+from conviction.recordings import import_files
 
 NAMES = {
     "majority": "majority",

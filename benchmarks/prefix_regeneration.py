@@ -26,11 +26,10 @@ from typing import Any
 import anyio
 import numpy as np
 
-from conviction.answers import AnswerKind, kind
+from conviction.answers import AnswerKind, is_correct, kind
 from conviction.core import Answer, FinishReason, Sampling, Trace
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
-from conviction.evaluation import is_correct
 from conviction.evaluation.datasets import DatasetQuestion, load
 from conviction.lab.statistics import Bootstrap, auroc
 from conviction.live import beginning

@@ -207,6 +207,39 @@ async def test_a_pool_of_other_settings_is_left_alone(tmp_path: Path, questions:
     assert "does not fit what is there: sampling" in done.err
 
 
+def test_files_folders_and_pools_are_imported_and_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    for number in range(4):
+        line = {"problem_num": number, "gold_answer": "4", "all_answers": [["4", 9], ["5", 7]]}
+        (folder / f"{number}.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    pools = [tmp_path / name for name in ("pool", "second", "third")]
+    common = ["--answer", "number", "-m", "some-model"]
+    several = [str(folder / "0.jsonl"), str(folder / "1.jsonl")]
+    assert run(["record", "--import", *several, "-o", str(pools[0]), *common]) == 0
+    assert "Imported 4 traces" in " ".join(capsys.readouterr().err.split())
+    assert run(["record", "--import", str(folder), "-o", str(pools[0]), *common]) == 0
+    assert "Imported 4 traces" in " ".join(capsys.readouterr().err.split())
+    parquet = tmp_path / "pool.parquet"
+    export = ["record", "-o", str(pools[0]), "--export", str(parquet)]
+    assert run(export) == 0
+    assert "Wrote 8 traces" in " ".join(capsys.readouterr().err.split())
+    assert run(["record", "-o", str(parquet), "--import", str(pools[0])]) == 1
+    assert f"--import {parquet} -o" in " ".join(capsys.readouterr().err.split())
+    for source, pool in ((parquet, pools[1]), (pools[0], pools[2])):
+        assert run(["record", "--import", str(source), "-o", str(pool)]) == 0
+        one, other = Pool.open(pools[0]), Pool.open(pool)
+        assert one.meta == other.meta
+        assert one.questions == other.questions
+        assert one.traces("2").answers == other.traces("2").answers
+    for target in (pools[0], folder):
+        assert run([*export[:-1], str(target)]) == 2
+    assert run(["record", "-o", str(tmp_path / "nowhere"), "--export", str(parquet)]) == 2
+    assert run(["record", "-o", str(pools[0]), "--import", str(tmp_path / "nowhere")]) in (1, 2)
+
+
 @pytest.mark.anyio
 async def test_an_import_says_what_it_brought(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"

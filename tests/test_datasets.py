@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conviction.answers import kind
+from conviction.answers import is_correct, kind
 from conviction.core import Answer
 from conviction.errors import InvalidSettingError
-from conviction.evaluation import is_correct
 from conviction.evaluation.datasets import DatasetQuestion, Fields
 from conviction.evaluation.datasets import load as load_dataset
 

@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import re
-import shutil
 import stat
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from conviction.cli import progress as cli_progress
 from conviction.cli.main import run
-from conviction.recordings import PoolMeta, PoolWriter
+from conviction.recordings import Pool, pack
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,8 @@ def test_wrong_use_is_refused_before_any_work(
 def test_what_no_recording_could_make_right_is_wrong_use_before_one_is_read(
     tmp_path: Path, arguments: list[str]
 ) -> None:
-    missing = str(tmp_path / "missing")
+    missing = str(tmp_path / "empty")
+    Path(missing).touch()
     assert run(["lab", missing]) == 1
     assert run(["lab", *(missing if one == "POOL" else one for one in arguments)]) == 2
 
@@ -241,7 +242,7 @@ def test_a_page_on_a_full_disk_is_written_whole_or_not_at_all(
         del descriptor
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("conviction.recordings.folder.os.fsync", full)
+    monkeypatch.setattr("conviction.files.os.fsync", full)
     assert run([*command, str(pool), "--repeats", "1", "--html", str(page)]) == 1
     out, err = capsys.readouterr()
     assert f"write {page}: No space left on device" in " ".join(err.split())
@@ -282,16 +283,16 @@ def test_a_link_stays_and_what_it_points_to_is_written(
 def test_a_recording_is_not_replaced_by_what_was_found_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = lab_traces.on_disk(tmp_path / "pool")
-    with PoolWriter(folder, PoolMeta("a model <b>", 20, "number")) as writer:
-        writer.compact()
-    (part,) = folder.glob("part-*")
-    before = part.read_bytes()
-    for recording in (folder, part):
+    pool = lab_traces.on_disk(tmp_path / "pool")
+    (tmp_path / "old").mkdir()
+    part = tmp_path / "old" / "part-000000.parquet"
+    pack(Pool.open(pool), part)
+    for recording, target in ((pool, pool), (part, part), (part.parent, part)):
+        before = target.read_bytes()
         command = ["lab", str(recording), "--repeats", "1", "--policy", "majority"]
-        assert run([*command, "--out", str(part)]) == 2
+        assert run([*command, "--out", str(target)]) == 2
         assert "it is the recording" in " ".join(capsys.readouterr().err.split())
-    assert part.read_bytes() == before
+        assert target.read_bytes() == before
 
 
 def test_help_shows_no_default_that_is_not_a_value(capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,14 +303,62 @@ def test_help_shows_no_default_that_is_not_a_value(capsys: pytest.CaptureFixture
 
 
 def test_a_pool_of_mixed_k_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mixed = lab_traces.on_disk(tmp_path / "mixed")
-    other = lab_traces.on_disk(tmp_path / "other", top_k=5)
-    for folder, k in ((mixed, 20), (other, 5)):
-        with PoolWriter(folder, PoolMeta("a model <b>", k, "number")) as writer:
-            writer.compact()
-    shutil.copy(other / "part-000000.parquet", mixed / "part-000001.parquet")
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number, k in enumerate((20, 5)):
+        pool = lab_traces.on_disk(tmp_path / f"of {k}", top_k=k)
+        pack(Pool.open(pool), mixed / f"part-00000{number}.parquet")
     assert run(["lab", str(mixed)]) == 1
     assert "k 5 against 20" in capsys.readouterr().err.replace("20 against 5", "5 against 20")
+
+
+ANSWERS = """
+{"problem_num": 1, "gold_answer": "4", "all_answers": [["4", 10], ["4.0", 20], ["5", 30]]}
+{"problem_num": 2, "gold_answer": "7", "all_answers": [["7", 15], ["6", 25], ["7", 35]]}
+"""
+
+
+@pytest.mark.parametrize("command", [["lab"], ["lab", "diagnose"]])
+def test_recorded_answers_are_read_as_they_are_without_pyarrow(
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    file, pool = tmp_path / "answers.jsonl", tmp_path / "pool"
+    file.write_text(ANSWERS.strip(), encoding="utf-8")
+    arguments = ["--repeats", "4", "--answer", "number", "--json"]
+    code = run([*command, str(file), *arguments])
+    direct = capsys.readouterr()
+    importing = ["record", "--import", str(file), "-o", str(pool), "--answer", "number"]
+    assert run([*importing, "-m", "answers"]) == 0
+    capsys.readouterr()
+    assert run([*command, str(pool), *arguments]) == code
+    imported = capsys.readouterr()
+    assert direct.out == imported.out
+    assert direct.out if command == ["lab"] else "confidence" in direct.err + direct.out
+
+
+def test_a_missing_pool_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["lab"], ["lab", "diagnose"], ["view"]):
+        assert run([*command, str(tmp_path / "nowhere")]) == 2
+        assert "nothing of that name" in " ".join(capsys.readouterr().err.split())
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    pool: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack(Pool.open(pool), tmp_path / "pool.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert run(["lab", str(tmp_path / "pool.parquet")]) == 2
+    assert 'pip install "conviction[lab]"' in " ".join(capsys.readouterr().err.split())
+    export = ["record", "-o", str(pool), "--export", str(tmp_path / "other.parquet")]
+    assert run(export) == 2
+    assert 'pip install "conviction[lab]"' in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_narrow_terminal_loses_columns_and_says_so(

@@ -219,9 +219,9 @@ def test_likelihood_is_ranked_if_all_complete_traces_of_a_pool_have_it(
         for question in ("a", "b")
         for number in range(6)
     ]
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(*rows)
-    plain = diagnose(PoolTraces.open(tmp_path), budget=4, repeats=1).log_probability
+    plain = diagnose(PoolTraces.open(tmp_path / "pool"), budget=4, repeats=1).log_probability
     assert (plain is not None) == ranked
     if plain is not None:
         assert (plain.votes.value, plain.all.value) == (1.0, 1.0)

@@ -11,13 +11,12 @@ from random import Random
 import pytest
 from recorded_answers import STRONG, WEAKER, Model, lines, write
 
-from conviction.answers import kind
-from conviction.evaluation import is_correct
+from conviction.answers import is_correct, kind
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import Row, compare
 from conviction.lab.sources import PoolTraces
 from conviction.lab.trials import run_trials
-from conviction.recordings.importing import import_files
+from conviction.recordings import import_files
 
 BUDGET = 64
 BY_NEED = "settle:bar=0.95,slope=0,first=4,ahead=1"

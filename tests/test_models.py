@@ -18,6 +18,7 @@ from conviction.errors import (
     NotAChatModelError,
     UnknownNameError,
 )
+from conviction.files import exclusive
 from conviction.models import (
     Catalogue,
     CatalogueModel,
@@ -31,7 +32,6 @@ from conviction.models import (
 )
 from conviction.models.cache import Partial
 from conviction.models.catalogue import HubFile, WebFile, WheelParts, parse_catalogue
-from conviction.models.lock import exclusive
 from conviction.prompts import PromptStyle
 
 
@@ -333,7 +333,7 @@ def test_a_file_that_is_no_chat_model_is_refused(store: ModelStore, tmp_path: Pa
 HOLDS = """
 import sys, time
 from pathlib import Path
-from conviction.models.lock import exclusive
+from conviction.files import exclusive
 with exclusive(Path(sys.argv[1]), 5, lambda: None):
     print("held", flush=True)
     time.sleep(60)

@@ -171,9 +171,8 @@ def test_the_page_is_written_with_the_recording_in_it(
         (["--policy", "majority:budget=2/4"], "Give one"),
         (["--slots", "0"], "slots must be"),
         (["--tokens-per-second", "0"], "tokens_per_second must be"),
-        (["--html", "{pool}"], "it is a folder"),
-        (["--html", "{pool}/part-1.parquet"], "part of it"),
-        (["--html", "{pool}/../nowhere/page.html"], "does not exist"),
+        (["--html", "{pool}"], "part of it"),
+        (["--html", "{pool}.nowhere/page.html"], "does not exist"),
         (["--port", "70000"], "listen on port 70000"),
     ],
 )

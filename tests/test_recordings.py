@@ -1,43 +1,49 @@
 """What is appended to a pool is read from it again, whatever becomes of it on disk."""
 
 import json
+import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from old_pools import old_pool, write_journal
 from recorded import META, made_up
 
 from conviction.answers import kind
 from conviction.core import FinishReason, Question, Sampling
-from conviction.errors import RecordingError
+from conviction.errors import InvalidSettingError, RecordingError
 from conviction.recordings import (
     Pool,
     PoolMeta,
     PoolWriter,
     RecordedTrace,
-    journal,
+    import_files,
     pack,
     prompt_hash,
 )
-from conviction.recordings.journal import _encoded as encoded
 from conviction.recordings.rows import Labels
 
 
-def recorded(folder: Path, *rows: RecordedTrace, meta: PoolMeta = META) -> Path:
-    """A pool of these rows, all of them in a part."""
-    with PoolWriter(folder, meta) as writer:
+def recorded(path: Path, *rows: RecordedTrace, meta: PoolMeta = META) -> Path:
+    """A pool of these rows."""
+    with PoolWriter(path, meta) as writer:
         writer.append(*rows)
-        writer.compact()
-    return folder
+    return path
+
+
+def packed(path: Path, *rows: RecordedTrace, meta: PoolMeta = META) -> Path:
+    """A folder of an earlier version with these rows in one part; the part."""
+    old_pool(path, rows, meta=meta)
+    return path / "part-000000.parquet"
 
 
 def assert_same(pool: Pool, rows: list[RecordedTrace]) -> None:
@@ -73,17 +79,15 @@ def logprobs(tokens: int, *, some: bool = True) -> np.ndarray | None:
     return values if some else None
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     order=st.permutations([(question, number) for question in "ab" for number in range(5)]),
     cuts=st.lists(st.integers(1, 9), max_size=3),
-    journal_bytes=st.sampled_from([1, 900, 1 << 20]),
     with_logprobs=st.lists(st.booleans(), min_size=10, max_size=10),
 )
-def test_traces_come_back_however_appends_and_parts_are_cut(
+def test_traces_come_back_however_appends_are_cut(
     order: list[tuple[str, int]],
     cuts: list[int],
-    journal_bytes: int,
     with_logprobs: list[bool],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -92,21 +96,32 @@ def test_traces_come_back_however_appends_and_parts_are_cut(
         for (question, number), some in zip(order, with_logprobs, strict=True)
     ]
     folder = tmp_path_factory.mktemp("pool")
-    for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(rows)], strict=True):
-        with PoolWriter(folder, META, journal_bytes=journal_bytes) as writer:
-            writer.append(*rows[begin:end])
-    assert_same(Pool.open(folder), rows)
+    pieces = [
+        rows[begin:end]
+        for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(rows)], strict=True)
+    ]
+    for piece in pieces:
+        with PoolWriter(folder / "pool", META) as writer:
+            writer.append(*piece)
+    assert_same(Pool.open(folder / "pool"), rows)
+    *parts, last = pieces
+    old = old_pool(folder / "old", *parts, meta=META, journal=last)
+    assert_same(Pool.open(old), rows)
+    # Converted, and told how.
+    with pytest.raises(RecordingError, match=f"conviction record --import {old} -o {old}.db"):
+        PoolWriter(old, META)
+    import_files([old], folder / "new", answers=kind("number"))
+    assert_same(Pool.open(folder / "new"), rows)
 
 
 def test_a_reader_sees_what_is_recorded_while_the_writer_is_at_work(tmp_path: Path) -> None:
     rows = [made_up("a", number) for number in range(4)]
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(rows[0])
-        before = Pool.open(tmp_path)
+        before = Pool.open(tmp_path / "pool")
         writer.append(rows[1])
-        writer.compact()
         writer.append(*rows[2:])
-        assert_same(Pool.open(tmp_path), rows)
+        assert_same(Pool.open(tmp_path / "pool"), rows)
         assert len(before.traces("a")) == 1
 
 
@@ -126,7 +141,7 @@ def test_a_packed_pool_is_one_file_that_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_pool_tells_model_k_sampling_and_kind_of_answer(tmp_path: Path) -> None:
-    pool = Pool.open(recorded(tmp_path, made_up("a", 0)))
+    pool = Pool.open(recorded(tmp_path / "pool", made_up("a", 0)))
     assert (pool.model, pool.top_k, pool.answers) == ("made-up", 20, "number")
     assert pool.sampling == Sampling(max_tokens=64)
     assert pool.has_confidences
@@ -135,7 +150,7 @@ def test_a_pool_tells_model_k_sampling_and_kind_of_answer(tmp_path: Path) -> Non
 
 def test_a_pool_of_answers_has_no_confidences_and_refuses_who_needs_them(tmp_path: Path) -> None:
     meta = replace(META, top_k=0, sampling=None)
-    pool = Pool.open(recorded(tmp_path, made_up("a", 0, confidences=None), meta=meta))
+    pool = Pool.open(recorded(tmp_path / "pool", made_up("a", 0, confidences=None), meta=meta))
     traces = pool.traces("a")
     assert (pool.has_confidences, pool.sampling_known, traces.confidences) == (False, False, None)
     with pytest.raises(RecordingError, match="answers only") as refused:
@@ -154,7 +169,7 @@ def test_unknown_confidences_are_kept_and_a_trace_without_any_is_refused_where_t
         made_up("a", 2, tokens=0),
         made_up("b", 7, tokens=3, confidences=none),
     ]
-    pool = Pool.open(recorded(tmp_path, *rows))
+    pool = Pool.open(recorded(tmp_path / "pool", *rows))
     assert_same(pool, rows)
     assert len(pool.traces("a").require_confidences()) == 3
     with pytest.raises(RecordingError, match="trace 7"):
@@ -162,7 +177,7 @@ def test_unknown_confidences_are_kept_and_a_trace_without_any_is_refused_where_t
 
 
 def test_confidences_are_views_of_one_array(tmp_path: Path) -> None:
-    traces = Pool.open(recorded(tmp_path, made_up("a", 0), made_up("a", 1))).traces("a")
+    traces = Pool.open(recorded(tmp_path / "pool", made_up("a", 0), made_up("a", 1))).traces("a")
     assert traces.confidences is not None
     assert traces.flat is not None
     assert traces.offsets.tolist() == [0, 12, 24]
@@ -190,29 +205,29 @@ def test_confidences_are_views_of_one_array(tmp_path: Path) -> None:
 def test_a_trace_that_does_not_fit_is_refused_by_name_and_nothing_of_its_append_is_kept(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
         with pytest.raises(RecordingError, match=message):
             writer.append(made_up("b", 0), replace(made_up("a", 1), **changes))
         assert not writer.numbers("b")
-    assert_same(Pool.open(tmp_path), [made_up("a", 0)])
+    assert_same(Pool.open(tmp_path / "pool"), [made_up("a", 0)])
 
 
 def test_no_trace_is_recorded_twice(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 0))
         with pytest.raises(RecordingError, match="trace 0 of question 'a'"):
             writer.append(made_up("a", 0))
         with pytest.raises(RecordingError, match="trace 1 of question 'a'"):
             writer.append(made_up("a", 1), made_up("a", 1))
-    assert_same(Pool.open(tmp_path), [made_up("a", 0)])
+    assert_same(Pool.open(tmp_path / "pool"), [made_up("a", 0)])
 
 
 def test_the_writer_knows_what_earlier_ones_recorded(tmp_path: Path) -> None:
-    recorded(tmp_path, made_up("a", 0), made_up("a", 2))
-    with PoolWriter(tmp_path, META) as writer:
+    recorded(tmp_path / "pool", made_up("a", 0), made_up("a", 2))
+    with PoolWriter(tmp_path / "pool", META) as writer:
         writer.append(made_up("a", 3))
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         assert writer.numbers("a") == {0, 2, 3}
         assert writer.seeds("a") == {1000, 1002, 1003}
         assert not writer.numbers("b")
@@ -232,9 +247,9 @@ def test_the_writer_knows_what_earlier_ones_recorded(tmp_path: Path) -> None:
 def test_traces_of_other_settings_belong_into_another_pool(
     tmp_path: Path, other: PoolMeta, message: str
 ) -> None:
-    recorded(tmp_path, made_up("a", 0))
+    recorded(tmp_path / "pool", made_up("a", 0))
     with pytest.raises(RecordingError, match=message):
-        PoolWriter(tmp_path, other)
+        PoolWriter(tmp_path / "pool", other)
 
 
 MEASURE = """
@@ -253,13 +268,15 @@ print(json.dumps([opened, tokens, read]))
 
 def test_reading_takes_memory_for_one_question_and_not_for_the_pool(tmp_path: Path) -> None:
     questions, traces, tokens = 20, 32, 50_000
-    with PoolWriter(tmp_path, META, journal_bytes=1 << 23) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         for question in map(str, range(questions)):
             writer.append(*(made_up(question, i, tokens=tokens) for i in range(traces)))
-        writer.compact()
     # Arrow's memory is not Python's, so a process of its own counts both from nothing.
     measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, check=True, timeout=60
+        [sys.executable, "-c", MEASURE, str(tmp_path / "pool")],
+        capture_output=True,
+        check=True,
+        timeout=60,
     )
     opened, read_tokens, read = json.loads(measured.stdout)
     one = 4 * traces * tokens
@@ -270,18 +287,54 @@ def test_reading_takes_memory_for_one_question_and_not_for_the_pool(tmp_path: Pa
 
 def test_reading_one_question_touches_its_own_row_groups_only(tmp_path: Path) -> None:
     rows = [made_up(question, number, tokens=200_000) for question in "abc" for number in (0, 1)]
-    recorded(tmp_path, *rows)
-    part = tmp_path / "part-000000.parquet"
+    part = packed(tmp_path / "old", *rows)
     assert pq.read_metadata(part).num_row_groups == 3
     damaged = bytearray(part.read_bytes())
     first = pq.read_metadata(part).row_group(0)
     offset = first.column(first.num_columns - 1).data_page_offset
     damaged[offset : offset + 4096] = bytes(4096)
     part.write_bytes(damaged)
-    pool = Pool.open(tmp_path)
+    pool = Pool.open(tmp_path / "old")
     assert len(pool.traces("c")) == 2
     with pytest.raises(RecordingError, match=r"part-000000\.parquet"):
         pool.traces("a")
+
+
+def test_reading_one_question_touches_no_confidences_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    rows = [made_up(question, number, tokens=20_000) for question in "abc" for number in (0, 1)]
+    recorded(path, *rows)
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE confidences SET data = zeroblob(9) WHERE id IN (1, 2)")
+        other.execute("UPDATE texts SET data = zeroblob(9) WHERE id IN (1, 2)")
+    other.close()
+    pool = Pool.open(path)
+    assert len(pool.traces("c")) == len(pool.texts("c")) == 2
+    for read in (pool.traces, pool.texts):
+        with pytest.raises(RecordingError, match=f"{path}.*row 1 of table"):
+            read("a")
+
+
+def test_a_single_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    rows = [
+        made_up(question, number, tokens=90, logprobs=logprobs(90))
+        for number in range(8)
+        for question in "ab"
+    ]
+    recorded(path, *rows)
+    whole = path.read_bytes()
+    choose = random.Random(11)  # noqa: S311
+    found = 0
+    for place in (choose.randrange(len(whole) * 8) for _ in range(300)):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert_same(Pool.open(path), rows)
+        except RecordingError:
+            found += 1
+    assert found > 40
 
 
 def overwrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -359,8 +412,7 @@ def with_metadata(version: int) -> Callable[[pa.Table], pa.Table]:
 def test_a_bad_part_is_refused_naming_file_and_row(
     tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
 ) -> None:
-    recorded(tmp_path / "pool", made_up("a", 0), made_up("a", 1))
-    part = tmp_path / "pool" / "part-000000.parquet"
+    part = packed(tmp_path / "pool", made_up("a", 0), made_up("a", 1))
     overwrite(part, change)
     with pytest.raises(RecordingError, match=f"(?s){message}") as refused:
         Pool.open(tmp_path / "pool").traces("a")
@@ -372,7 +424,7 @@ def test_a_part_of_other_widths_that_lacks_what_may_be_missing_is_read(tmp_path:
     rows = [
         made_up("a", number, gold=None, answer=None, correct=None, text=None) for number in (0, 1)
     ]
-    recorded(tmp_path, *rows)
+    part = packed(tmp_path / "pool", *rows)
     for column, width in (
         *((name, pa.int32()) for name in ("trace", "top_k", "seed", "tokens", "lost_tokens")),
         *((name, pa.null()) for name in ("gold", "answer", "answer_key", "correct", "text")),
@@ -380,18 +432,16 @@ def test_a_part_of_other_widths_that_lacks_what_may_be_missing_is_read(tmp_path:
         ("question_id", pa.dictionary(pa.int32(), pa.string())),
         ("started", pa.float32()),
     ):
-        overwrite(tmp_path / "part-000000.parquet", as_type(column, width))
-    assert_same(Pool.open(tmp_path), rows)
+        overwrite(part, as_type(column, width))
+    assert_same(Pool.open(tmp_path / "pool"), rows)
 
 
 def test_a_question_tells_how_many_of_its_traces_are_complete(tmp_path: Path) -> None:
     ends = [FinishReason.STOP, FinishReason.LOW_CONFIDENCE, FinishReason.LENGTH]
-    with PoolWriter(tmp_path, META) as writer:
+    with PoolWriter(tmp_path / "pool", META) as writer:
         for number, finish in enumerate([*ends, FinishReason.CONSENSUS, *ends]):
             writer.append(made_up("a", number, finish=finish))
-            if number == 3:
-                writer.compact()
-    (question,) = Pool.open(tmp_path).questions
+    (question,) = Pool.open(tmp_path / "pool").questions
     assert (question.traces, question.complete) == (7, 4)
 
 
@@ -403,34 +453,14 @@ def test_the_answer_that_founded_a_class_represents_it_again_whatever_was_record
     assert resumed.answer("2/4").key == "0.5"
 
 
-def test_a_part_from_before_there_were_log_probabilities_is_read_and_added_to(
+def test_parts_and_journals_from_before_there_were_log_probabilities_are_read(
     tmp_path: Path,
 ) -> None:
     rows = [made_up("a", number) for number in range(3)]
-    recorded(tmp_path, rows[0], replace(rows[1], logprobs=logprobs(12)))
-    overwrite(tmp_path / "part-000000.parquet", lambda table: table.drop_columns(["logprobs"]))
-    rows[2] = replace(rows[2], logprobs=logprobs(12))
-    with PoolWriter(tmp_path, META) as writer:
-        writer.append(rows[2])
-        assert_same(Pool.open(tmp_path), rows)
-        writer.compact()
-    assert_same(Pool.open(tmp_path), rows)
-
-
-def test_a_journal_from_before_there_were_log_probabilities_is_read_and_added_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [made_up("a", number) for number in range(3)]
-    with monkeypatch.context() as earlier, PoolWriter(tmp_path, META) as writer:
-        packed = msgspec.msgpack
-        earlier.setattr(
-            journal, "_encoded", lambda row: packed.decode(packed.encode(encoded(row)))[:-1]
-        )
-        writer.append(*rows[:2])
-    rows[2] = replace(rows[2], logprobs=logprobs(12))
-    with PoolWriter(tmp_path, META) as writer:
-        writer.append(rows[2])
-    assert_same(Pool.open(tmp_path), rows)
+    path = tmp_path / "pool"
+    overwrite(packed(path, *rows[:2]), lambda table: table.drop_columns(["logprobs"]))
+    write_journal(path / "journal-000001", META, rows[2:], fields=17)
+    assert_same(Pool.open(path), rows)
 
 
 @pytest.mark.parametrize(
@@ -451,9 +481,8 @@ def test_bad_log_probabilities_are_refused_to_whoever_reads_them_alone(
     tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
 ) -> None:
     rows = [made_up("a", number, logprobs=logprobs(12)) for number in range(2)]
-    recorded(tmp_path, *rows)
-    overwrite(tmp_path / "part-000000.parquet", change)
-    pool = Pool.open(tmp_path)
+    overwrite(packed(tmp_path / "pool", *rows), change)
+    pool = Pool.open(tmp_path / "pool")
     assert len(pool.traces("a")) == 2
     with pytest.raises(RecordingError, match=message) as refused:
         pool.logprobs("a")
@@ -462,25 +491,23 @@ def test_bad_log_probabilities_are_refused_to_whoever_reads_them_alone(
 
 @pytest.mark.parametrize("size", [0, 3, 500, -1])
 def test_a_truncated_part_is_refused(tmp_path: Path, size: int) -> None:
-    recorded(tmp_path, made_up("a", 0))
-    part = tmp_path / "part-000000.parquet"
+    part = packed(tmp_path / "pool", made_up("a", 0))
     part.write_bytes(part.read_bytes()[:size])
     with pytest.raises(RecordingError, match=r"part-000000\.parquet: it is no whole Parquet file"):
-        Pool.open(tmp_path)
+        Pool.open(tmp_path / "pool")
 
 
 def test_the_same_part_twice_is_refused(tmp_path: Path) -> None:
-    recorded(tmp_path, made_up("a", 0))
-    part = tmp_path / "part-000000.parquet"
-    (tmp_path / "part-000007.parquet").write_bytes(part.read_bytes())
-    (tmp_path / "journal-000001").unlink()
+    part = packed(tmp_path / "pool", made_up("a", 0))
+    (part.parent / "part-000007.parquet").write_bytes(part.read_bytes())
+    (part.parent / "journal-000001").unlink()
     with pytest.raises(RecordingError, match=r"row 1 of .*part-000007\.parquet"):
-        Pool.open(tmp_path)
+        Pool.open(tmp_path / "pool")
 
 
 def test_parts_of_other_models_do_not_mix(tmp_path: Path) -> None:
-    recorded(tmp_path / "a", made_up("a", 0))
-    recorded(tmp_path / "b", made_up("b", 0), meta=replace(META, model="another", top_k=20))
+    packed(tmp_path / "a", made_up("a", 0))
+    packed(tmp_path / "b", made_up("b", 0), meta=replace(META, model="another", top_k=20))
     moved = tmp_path / "a" / "part-000001.parquet"
     (tmp_path / "a" / "journal-000001").unlink()
     moved.write_bytes((tmp_path / "b" / "part-000000.parquet").read_bytes())
@@ -489,20 +516,26 @@ def test_parts_of_other_models_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_what_is_no_pool_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordingError, match="nothing of that name"):
+    with pytest.raises(InvalidSettingError, match="nothing of that name"):
         Pool.open(tmp_path / "nowhere")
     with pytest.raises(RecordingError, match="no recorded trace"):
         Pool.open(tmp_path)
+    with PoolWriter(tmp_path / "empty", META):
+        pass
+    with pytest.raises(RecordingError, match="no recorded trace"):
+        Pool.open(tmp_path / "empty")
     file = tmp_path / "notes.txt"
     file.write_text("hello")
-    with pytest.raises(RecordingError, match="no whole Parquet file"):
+    with pytest.raises(RecordingError, match="it is no JSON"):
         Pool.open(file)
-    with pytest.raises(RecordingError, match="it is a file"):
+    with pytest.raises(RecordingError, match="not an SQLite file"):
         PoolWriter(file, META)
+    with pytest.raises(RecordingError, match=f"it is a folder.*--import {tmp_path} -o"):
+        PoolWriter(tmp_path, META)
 
 
 def test_an_unknown_question_is_refused(tmp_path: Path) -> None:
-    pool = Pool.open(recorded(tmp_path, made_up("a", 0)))
+    pool = Pool.open(recorded(tmp_path / "pool", made_up("a", 0)))
     with pytest.raises(RecordingError, match="none of that id"):
         pool.traces("z")
 

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 from recorded_answers import STRONG, WEAKER, Model, write
 
-from conviction.answers import kind
+from conviction.answers import is_correct, kind
 from conviction.core import FinishReason, Sampling
 from conviction.errors import RecordingError
-from conviction.evaluation import is_correct
-from conviction.recordings import Pool
-from conviction.recordings.importing import import_files
+from conviction.recordings import Pool, import_files
 
 
 def imported(*files: Path, into: Path, answers: str = "number") -> Pool:

@@ -26,7 +26,7 @@ from conviction.evaluation.recording import PromptedQuestion, RecordingPlan, rec
 from conviction.gate import Gate
 from conviction.policies import Action, Conditions, Majority, Start
 from conviction.prompts import PromptStyle
-from conviction.recordings import Pool, PoolWriter, recording_listener
+from conviction.recordings import Pool, recording_listener
 from conviction.thinking import deliberate
 
 NUMBERS = kind("number")
@@ -92,18 +92,16 @@ def check(folder: Path, wanted: dict[tuple[str, int], bool]) -> None:
             np.testing.assert_array_equal(found, right)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     runs=st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=5),
     chunk_tokens=st.integers(1, 4),
     concurrency=st.integers(1, 5),
-    journal_bytes=st.sampled_from([1, 600, 1 << 20]),
 )
 def test_a_pool_holds_what_the_engine_gave_however_often_its_recording_was_interrupted(
     runs: list[tuple[int, bool]],
     chunk_tokens: int,
     concurrency: int,
-    journal_bytes: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("pools") / "pool"
@@ -124,20 +122,17 @@ def test_a_pool_holds_what_the_engine_gave_however_often_its_recording_was_inter
         with anyio.CancelScope() as limit:
             await record(plan(logprobs=logprobs), folder, engine=engine, answers=NUMBERS)
 
-    with pytest.MonkeyPatch.context() as patched:
-        writer = partial(PoolWriter, journal_bytes=journal_bytes)
-        patched.setattr("conviction.evaluation.recording.PoolWriter", writer)
-        for position, (chunks, logprobs) in enumerate(runs, start=1):
-            last = position == len(runs)
-            anyio.run(partial(run, None if last else chunks, logprobs=logprobs))
-            for trace in held(folder):
-                wanted.setdefault(trace, logprobs)
-            if wanted:
-                check(folder, wanted)
+    for position, (chunks, logprobs) in enumerate(runs, start=1):
+        last = position == len(runs)
+        anyio.run(partial(run, None if last else chunks, logprobs=logprobs))
+        for trace in held(folder):
+            wanted.setdefault(trace, logprobs)
+        if wanted:
+            check(folder, wanted)
     assert len(wanted) == len(QUESTIONS) * TRACES
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     breaks=st.lists(st.integers(0, 12), min_size=8, max_size=8),
     threshold=st.sampled_from([3.0, 9.0, 12.0]),
@@ -240,7 +235,7 @@ async def test_an_engine_whose_log_probabilities_cannot_be_fails_its_trace(
 @pytest.mark.anyio
 async def test_traces_without_them_are_told_once_and_recorded_all_the_same(tmp_path: Path) -> None:
     engine = ScriptedEngine([Script.even("It is 1.")])
-    reached = await record(plan(), tmp_path, engine=engine, answers=NUMBERS)
+    reached = await record(plan(), tmp_path / "pool", engine=engine, answers=NUMBERS)
     assert reached.complete
     assert reached.notes == [
         "Recorded without the log-probability of each token: 12 traces; the engine gave none."
@@ -255,7 +250,7 @@ async def test_a_trace_that_failed_is_not_recorded(tmp_path: Path) -> None:
         for number in range(3)
     ]
     scripts[1] = replace(scripts[1], fault_after=4)
-    with recording_listener(tmp_path, sampling=SAMPLING, answers="number") as listener:
+    with recording_listener(tmp_path / "pool", sampling=SAMPLING, answers="number") as listener:
         verdict = await deliberate(
             Question.ask("How many?"),
             engine=ScriptedEngine(scripts),
@@ -267,7 +262,7 @@ async def test_a_trace_that_failed_is_not_recorded(tmp_path: Path) -> None:
         )
     failed = verdict.traces[1]
     assert (failed.finish, failed.tokens) == (FinishReason.ERROR, 4)
-    traces = Pool.open(tmp_path).traces(verdict.question.id)
+    traces = Pool.open(tmp_path / "pool").traces(verdict.question.id)
     assert set(traces.seeds.tolist()) == {verdict.traces[i].seed for i in (0, 2)}
 
 

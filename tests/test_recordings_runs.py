@@ -29,8 +29,13 @@ from conviction.evaluation.recording import (
 )
 from conviction.policies import DeepConfLow, Majority
 from conviction.prompts import PromptStyle
-from conviction.recordings import Pool, PoolMeta, PoolWriter, recording_listener
-from conviction.recordings.journal import Journal
+from conviction.recordings import (
+    Pool,
+    PoolMeta,
+    PoolWriter,
+    RecordedTrace,
+    recording_listener,
+)
 from conviction.recordings.rows import Labels
 from conviction.thinking import trace_seed
 
@@ -96,14 +101,14 @@ async def test_every_trace_of_every_question_is_recorded_and_graded(tmp_path: Pa
 
     wanted = plan()
     reached = await record(
-        wanted, tmp_path, engine=scripted(), answers=NUMBERS, on_progress=listener
+        wanted, tmp_path / "pool", engine=scripted(), answers=NUMBERS, on_progress=listener
     )
     assert reached.complete
     assert (reached.recorded, reached.complete_questions, reached.notes) == (12, 3, [])
     assert told[0] == 0
     assert told == sorted(told)
     assert told[-1] == 12
-    pool = Pool.open(tmp_path)
+    pool = Pool.open(tmp_path / "pool")
     assert (pool.model, pool.top_k, pool.answers, pool.sampling) == (
         "scripted",
         20,
@@ -123,9 +128,9 @@ async def test_traces_without_an_answer_and_cut_ones_are_recorded_as_what_they_a
         return (whole, silent, cut)[request.trace]
 
     wanted = plan(questions=2, traces=3)
-    progress = await record(wanted, tmp_path, engine=ScriptedEngine(play), answers=NUMBERS)
+    progress = await record(wanted, tmp_path / "pool", engine=ScriptedEngine(play), answers=NUMBERS)
     assert progress.complete
-    pool = Pool.open(tmp_path)
+    pool = Pool.open(tmp_path / "pool")
     for question in pool.questions:
         traces = pool.traces(question.id)
         assert [answer is None for answer in traces.answers] == [False, True, True]
@@ -144,7 +149,7 @@ async def test_an_interrupted_recording_goes_on_without_generating_anything_twic
         return script(request)
 
     def present() -> set[tuple[str, int]]:
-        with PoolWriter(tmp_path, PoolMeta("scripted", 20, "number", SAMPLING)) as writer:
+        with PoolWriter(tmp_path / "pool", PoolMeta("scripted", 20, "number", SAMPLING)) as writer:
             return {
                 (item.question.text, number)
                 for item in wanted.asked
@@ -157,22 +162,22 @@ async def test_an_interrupted_recording_goes_on_without_generating_anything_twic
         asked.clear()
         engine = ScriptedEngine(watched, concurrency=3, delay=0.004)
         with anyio.move_on_after(delay) as limit:
-            await record(wanted, tmp_path, engine=engine, answers=NUMBERS)
+            await record(wanted, tmp_path / "pool", engine=engine, answers=NUMBERS)
         cancelled += limit.cancelled_caught
         assert engine.running == 0
         assert not asked & before
         assert present() >= before
     assert cancelled >= 2
-    check(Pool.open(tmp_path), wanted)
+    check(Pool.open(tmp_path / "pool"), wanted)
 
 
 async def test_more_traces_are_added_to_those_that_are_there(tmp_path: Path) -> None:
-    await record(plan(traces=2), tmp_path, engine=scripted(), answers=NUMBERS)
+    await record(plan(traces=2), tmp_path / "pool", engine=scripted(), answers=NUMBERS)
     engine = scripted()
-    reached = await record(plan(traces=5), tmp_path, engine=engine, answers=NUMBERS)
+    reached = await record(plan(traces=5), tmp_path / "pool", engine=engine, answers=NUMBERS)
     assert (reached.recorded, reached.present) == (9, 15)
     assert len(engine.generated) == 9
-    check(Pool.open(tmp_path), plan(traces=5))
+    check(Pool.open(tmp_path / "pool"), plan(traces=5))
 
 
 async def test_all_questions_share_what_the_engine_runs_at_once(tmp_path: Path) -> None:
@@ -184,20 +189,20 @@ async def test_all_questions_share_what_the_engine_runs_at_once(tmp_path: Path) 
         await anyio.lowlevel.checkpoint()
 
     engine = scripted(concurrency=5, pace=pace)
-    await record(plan(questions=6, traces=2), tmp_path, engine=engine, answers=NUMBERS)
+    await record(plan(questions=6, traces=2), tmp_path / "pool", engine=engine, answers=NUMBERS)
     assert most == 5
 
 
 async def test_a_time_limit_keeps_what_is_finished(tmp_path: Path) -> None:
     reached = await record(
         plan(questions=50),
-        tmp_path,
+        tmp_path / "pool",
         engine=scripted(concurrency=2, delay=0.005),
         answers=NUMBERS,
         time_limit=0.3,
     )
     assert 0 < reached.present < reached.wanted
-    assert sum(q.traces for q in Pool.open(tmp_path).questions) == reached.present
+    assert sum(q.traces for q in Pool.open(tmp_path / "pool").questions) == reached.present
 
 
 async def test_failed_traces_are_told_and_recorded_by_the_next_run(tmp_path: Path) -> None:
@@ -206,20 +211,24 @@ async def test_failed_traces_are_told_and_recorded_by_the_next_run(tmp_path: Pat
         return replace(script(request), fault=fault if request.trace == 1 else None)
 
     broken = ScriptedEngine(breaking)
-    reached = await record(plan(restarts=0), tmp_path, engine=broken, answers=NUMBERS)
+    reached = await record(plan(restarts=0), tmp_path / "pool", engine=broken, answers=NUMBERS)
     assert reached.present == 9
     assert not reached.complete
     assert len(reached.notes) == 3
     assert "it broke" in reached.notes[0]
-    assert (await record(plan(), tmp_path, engine=scripted(), answers=NUMBERS)).recorded == 3
-    check(Pool.open(tmp_path), plan())
+    assert (
+        await record(plan(), tmp_path / "pool", engine=scripted(), answers=NUMBERS)
+    ).recorded == 3
+    check(Pool.open(tmp_path / "pool"), plan())
 
 
 async def test_an_engine_that_fails_every_trace_ends_the_recording(tmp_path: Path) -> None:
     fault = StreamError(tried="read", found="the server is gone", remedy="Start it.")
     engine = ScriptedEngine([Script("", np.ones(3, np.float32), fault=fault)], concurrency=2)
     with pytest.raises(AllTracesFailedError, match="the server is gone"):
-        await record(plan(questions=100, restarts=0), tmp_path, engine=engine, answers=NUMBERS)
+        await record(
+            plan(questions=100, restarts=0), tmp_path / "pool", engine=engine, answers=NUMBERS
+        )
     assert len(engine.generated) < 40
 
 
@@ -248,7 +257,7 @@ async def test_failures_with_recorded_traces_between_them_do_not_end_the_recordi
 
     reached = await record(
         plan(questions=9, traces=2, restarts=0),
-        tmp_path,
+        tmp_path / "pool",
         engine=ScriptedEngine(breaking, concurrency=8, pace=pace),
         answers=NUMBERS,
         on_progress=listener,
@@ -263,7 +272,9 @@ async def test_a_question_that_does_not_fit_is_left_out_and_told(tmp_path: Path)
             script(request), fault=fault if request.messages[-1].content == "1 + 1?" else None
         )
 
-    reached = await record(plan(), tmp_path, engine=ScriptedEngine(narrow), answers=NUMBERS)
+    reached = await record(
+        plan(), tmp_path / "pool", engine=ScriptedEngine(narrow), answers=NUMBERS
+    )
     assert reached.present == 8
     assert "'q1' was left out" in reached.notes[0]
 
@@ -273,10 +284,10 @@ async def test_an_engine_without_log_probabilities_is_refused_unless_answers_wil
 ) -> None:
     engine = scripted(top_k=0)
     with pytest.raises(MissingLogprobsError, match="--answers-only"):
-        await record(plan(), tmp_path, engine=engine, answers=NUMBERS)
+        await record(plan(), tmp_path / "pool", engine=engine, answers=NUMBERS)
     assert not engine.generated
-    await record(plan(answers_only=True), tmp_path, engine=engine, answers=NUMBERS)
-    pool = Pool.open(tmp_path)
+    await record(plan(answers_only=True), tmp_path / "pool", engine=engine, answers=NUMBERS)
+    pool = Pool.open(tmp_path / "pool")
     assert not pool.has_confidences
     assert pool.traces("q0").tokens.tolist() == [
         script(TraceRequest(plan().asked[0].question.messages, SAMPLING, i)).confidences.size
@@ -286,40 +297,40 @@ async def test_an_engine_without_log_probabilities_is_refused_unless_answers_wil
 
 async def test_log_probabilities_that_never_come_are_told(tmp_path: Path) -> None:
     engine = ScriptedEngine([Script("It is 1.", np.full(4, np.nan, np.float32))])
-    reached = await record(plan(), tmp_path, engine=engine, answers=NUMBERS)
+    reached = await record(plan(), tmp_path / "pool", engine=engine, answers=NUMBERS)
     assert "12 traces are unknown" in reached.notes[0]
 
 
 async def test_a_disk_that_fails_ends_the_recording_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = Journal.append
+    good = PoolWriter.append
     calls = 0
 
-    def failing(journal: Journal, rows: list[object]) -> None:
+    def failing(writer: PoolWriter, *rows: RecordedTrace) -> None:
         nonlocal calls
         calls += 1
         if calls > 2:
             raise RecordingError(tried="write", found="the disk is full", remedy="Make room.")
-        good(journal, rows)  # type: ignore[arg-type]
+        good(writer, *rows)
 
-    monkeypatch.setattr(Journal, "append", failing)
+    monkeypatch.setattr(PoolWriter, "append", failing)
     engine = scripted(concurrency=2, delay=0.002)
     with pytest.raises(RecordingError, match="the disk is full"):
-        await record(plan(questions=200), tmp_path, engine=engine, answers=NUMBERS)
+        await record(plan(questions=200), tmp_path / "pool", engine=engine, answers=NUMBERS)
     assert len(engine.generated) < 100
-    assert sum(q.traces for q in Pool.open(tmp_path).questions) >= 2
+    assert sum(q.traces for q in Pool.open(tmp_path / "pool").questions) >= 2
 
 
 async def test_another_question_of_the_same_id_is_refused_before_anything_is_generated(
     tmp_path: Path,
 ) -> None:
-    await record(plan(), tmp_path, engine=scripted(), answers=NUMBERS)
+    await record(plan(), tmp_path / "pool", engine=scripted(), answers=NUMBERS)
     item = DatasetQuestion("q1", "Something else?", "2", "row 1")
     other = replace(plan(), asked=(PromptedQuestion.as_it_is(item),))
     engine = scripted()
     with pytest.raises(RecordingError, match="prompt hash"):
-        await record(other, tmp_path, engine=engine, answers=NUMBERS)
+        await record(other, tmp_path / "pool", engine=engine, answers=NUMBERS)
     assert not engine.generated
 
 
@@ -344,7 +355,7 @@ def test_recorded_keys_win_over_keys_that_would_be_chosen_today() -> None:
 async def test_a_live_run_is_recorded_with_its_stopped_traces(tmp_path: Path) -> None:
     low, high = np.full(40, 4.0, np.float32), np.full(40, 12.0, np.float32)
     scripts = [Script(f"It is {i}.", low if i % 2 else high) for i in range(16)]
-    with recording_listener(tmp_path, sampling=SAMPLING, answers="number") as listener:
+    with recording_listener(tmp_path / "pool", sampling=SAMPLING, answers="number") as listener:
         verdict = await athink(
             "How many?",
             engine=ScriptedEngine(scripts, concurrency=4),
@@ -353,7 +364,7 @@ async def test_a_live_run_is_recorded_with_its_stopped_traces(tmp_path: Path) ->
             sampling=SAMPLING,
             on_event=listener,
         )
-    pool = Pool.open(tmp_path)
+    pool = Pool.open(tmp_path / "pool")
     traces = pool.traces(verdict.question.id)
     by_seed = {trace.seed: trace for trace in verdict.traces}
     assert sorted(traces.seeds.tolist()) == sorted(by_seed)
@@ -367,7 +378,7 @@ async def test_the_same_run_again_is_not_recorded_twice_and_another_seed_is_adde
     tmp_path: Path,
 ) -> None:
     async def think(seed: int) -> None:
-        with recording_listener(tmp_path, sampling=SAMPLING, answers="number") as listener:
+        with recording_listener(tmp_path / "pool", sampling=SAMPLING, answers="number") as listener:
             await athink(
                 "3 + 1?",
                 engine=scripted(),
@@ -382,9 +393,9 @@ async def test_the_same_run_again_is_not_recorded_twice_and_another_seed_is_adde
     counts: list[int] = []
     for seed in (0, 0, 1):
         await think(seed)
-        counts.append(Pool.open(tmp_path).questions[0].traces)
+        counts.append(Pool.open(tmp_path / "pool").questions[0].traces)
     assert counts == [4, 4, 8]
-    traces = Pool.open(tmp_path).traces(Pool.open(tmp_path).questions[0].id)
+    traces = Pool.open(tmp_path / "pool").traces(Pool.open(tmp_path / "pool").questions[0].id)
     assert traces.ids.tolist() == list(range(8))
 
 
@@ -392,9 +403,9 @@ async def test_a_run_that_cannot_be_recorded_still_gets_its_verdict(tmp_path: Pa
     meta = PoolMeta("scripted", 20, "number", SAMPLING)
     verdict = None
     with (
-        PoolWriter(tmp_path, meta),
-        pytest.raises(RecordingError, match="another program is recording"),
-        recording_listener(tmp_path, sampling=SAMPLING, answers="number") as listener,
+        PoolWriter(tmp_path / "pool", meta),
+        pytest.raises(RecordingError, match="another program is writing it"),
+        recording_listener(tmp_path / "pool", sampling=SAMPLING, answers="number") as listener,
     ):
         verdict = await athink(
             "3 + 1?",
@@ -410,11 +421,11 @@ async def test_a_run_that_cannot_be_recorded_still_gets_its_verdict(tmp_path: Pa
 
 
 def test_other_settings_are_refused_before_the_run(tmp_path: Path) -> None:
-    with PoolWriter(tmp_path, PoolMeta("scripted", 20, "number", SAMPLING)):
+    with PoolWriter(tmp_path / "pool", PoolMeta("scripted", 20, "number", SAMPLING)):
         pass
     for sampling, answers in ((Sampling(), "number"), (SAMPLING, "math")):
         with (
             pytest.raises(RecordingError, match="other settings"),
-            recording_listener(tmp_path, sampling=sampling, answers=answers),
+            recording_listener(tmp_path / "pool", sampling=sampling, answers=answers),
         ):
             raise AssertionError

@@ -9,9 +9,8 @@ from time import perf_counter
 from batches import Finished, Wanted, generate
 from decoder import Decoder
 
-from conviction.answers import AnswerKind
+from conviction.answers import AnswerKind, is_correct
 from conviction.core import Answer, Trace
-from conviction.evaluation import is_correct
 from conviction.evaluation.recording import (
     ProgressListener,
     PromptedQuestion,
@@ -74,7 +73,6 @@ def record(
         on_progress(run.progress)
         if run.missing:
             run.record(load(), batch)
-        writer.compact()
     return run.progress
 
 

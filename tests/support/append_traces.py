@@ -1,6 +1,6 @@
 """A program that appends made-up traces to a pool, and can be killed as often as wanted.
 
-    python append_traces.py FOLDER
+    python append_traces.py FILE
 
 For each line on standard input it starts a writer in a process of its own, which first prints
 "pid NUMBER" and then "QUESTION NUMBER" for each trace that is recorded. When the writer has
@@ -16,13 +16,11 @@ from recorded import META, made_up
 from conviction.recordings import PoolWriter
 
 QUESTIONS = ("a", "b", "c")
-JOURNAL_BYTES = 2_000
-"""A few traces, so that becoming a part is hit as well."""
 
 
 def append(folder: Path) -> None:
     """Continue the pool in `folder` for ever."""
-    with PoolWriter(folder, META, journal_bytes=JOURNAL_BYTES) as writer:
+    with PoolWriter(folder, META) as writer:
         while True:
             for question in QUESTIONS:
                 number = len(writer.numbers(question))

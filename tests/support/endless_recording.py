@@ -1,6 +1,6 @@
 """Records made-up traces until it is ended, and reads them.
 
-python endless_recording.py FOLDER JOURNAL_BYTES
+python endless_recording.py FILE
 """
 
 import sys
@@ -17,7 +17,7 @@ QUESTIONS = ("a", "b", "c", "d")
 
 def main() -> None:
     """Append, in turns to every question, as fast as somebody else can read along."""
-    with PoolWriter(sys.argv[1], META, journal_bytes=int(sys.argv[2])) as writer:
+    with PoolWriter(sys.argv[1], META) as writer:
         for number in count():
             for question in QUESTIONS:
                 writer.append(made_up(question, number, tokens=1 + number % 50))

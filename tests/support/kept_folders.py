@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from conviction.models.lock import exclusive
+from conviction.files import exclusive
 from conviction.models.store import cache_folder
 
 _LONGEST_WAIT = 3600.0

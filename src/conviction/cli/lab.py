@@ -77,6 +77,8 @@ class TrialOptions:
     "Let a draw take one trace several times."
     only_graded: Annotated[bool, Parameter(negative="")] = False
     "Leave out questions without a right answer."
+    answer: str = "math"
+    "Kind of answer, for files of other programs: math, number, choice, text or json."
     processes: Annotated[int | None, WHOLE] = None
     "Processes to use; as many as there are cores if not given."
 
@@ -111,7 +113,7 @@ def compare(
     """Replay policies on a pool of recorded traces, and compare them.
 
     Args:
-        pool: The pool, as `conviction record` made it.
+        pool: A pool, as `conviction record` made it, or any file that its --import reads.
         plan: What to compare.
         trials: How often, and on which traces.
         output: Where the results go.
@@ -129,7 +131,7 @@ def compare(
     )
     check_plan(wanted)
     _check(pool, output, trials.processes)
-    source = PoolTraces.open(pool, only_graded=trials.only_graded)
+    source = PoolTraces.open(pool, only_graded=trials.only_graded, answers=trials.answer)
     with question_bar(console, "replaying") as progress:
         result = study(source, wanted, processes=_processes(trials.processes), on_progress=progress)
     try:
@@ -152,6 +154,7 @@ def diagnose(
     repeats: Annotated[int, WHOLE] = DIAGNOSIS_REPEATS,
     seed: Annotated[int, WHOLE] = 0,
     only_graded: Annotated[bool, Parameter(negative="")] = False,
+    answer: str = "math",
     processes: Annotated[int | None, WHOLE] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     html: Path | None = None,
@@ -160,11 +163,12 @@ def diagnose(
     """Find out whether confidence helps on a pool of recorded traces.
 
     Args:
-        pool: The pool, as `conviction record` made it.
+        pool: A pool, as `conviction record` made it, or any file that its --import reads.
         budget: Traces of each draw; as many as were recorded if not given, at most 64.
         repeats: Random draws of traces per question.
         seed: Same seed, same draws, same halves of the questions.
         only_graded: Leave out questions without a right answer.
+        answer: Kind of answer, for files of other programs.
         processes: Processes to use; as many as there are cores if not given.
         json: Print the results as JSON on stdout, in place of the tables.
         html: Also write a report with figures to this file.
@@ -176,7 +180,7 @@ def diagnose(
     if budget is not None:
         require_whole("budget", budget, low=1)
     _check(pool, output, processes)
-    source = PoolTraces.open(pool, only_graded=only_graded)
+    source = PoolTraces.open(pool, only_graded=only_graded, answers=answer)
     with question_bar(console, "diagnosing") as progress:
         result = find_out(
             source,

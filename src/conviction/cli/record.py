@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from conviction.answers import AnswerKind, kind
+from conviction.answers import AnswerKind, is_correct, kind
 from conviction.cli import ExitCode
 from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import check_texts, embedded, with_prompts
@@ -21,13 +21,14 @@ from conviction.cli.session import Latest, messages, run_on
 from conviction.cli.terminal import safe
 from conviction.cli.think import GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
-from conviction.evaluation import counted, is_correct
+from conviction.evaluation import counted
 from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.recording import RecordingPlan, RecordingProgress
 from conviction.evaluation.recording import (
     record as record_traces,
 )
-from conviction.recordings.importing import import_files
+from conviction.lab.export import writable
+from conviction.recordings import Pool, import_files, pack
 
 if TYPE_CHECKING:
     from conviction.engines.base import Engine
@@ -99,7 +100,10 @@ def record(
     *,
     output: Annotated[Path, Parameter(alias="-o")],
     traces: Annotated[int, Parameter(alias="-n"), WHOLE] = 16,
-    import_: Annotated[list[Path] | None, Parameter(name="--import", negative="")] = None,
+    import_: Annotated[
+        list[Path] | None, Parameter(name="--import", negative="", consume_multiple=True)
+    ] = None,
+    export: Path | None = None,
     text: bool = True,
     answers_only: Annotated[bool, Parameter(negative="")] = False,
     logprobs: Annotated[bool, Parameter(negative="")] = False,
@@ -116,9 +120,10 @@ def record(
     Args:
         data: A .jsonl, .csv or .parquet file with one question a row; or a data set on the
             Hugging Face hub, hf://OWNER/NAME, with @REVISION for a certain version.
-        output: The pool: a folder, made if need be.
+        output: The pool: a file, made if need be.
         traces: Traces of each question.
-        import_: Bring in a file of another program instead of generating; repeat for several.
+        import_: Bring in files of other programs, pools, or folders of such, instead of generating.
+        export: Then also write the pool to this Parquet file; without DATA, that alone.
         text: Keep what the traces wrote.
         answers_only: Go without token confidences.
         logprobs: Also keep the log-probability of each token, about 3 bytes a token, where the
@@ -131,13 +136,17 @@ def record(
     """
     console = messages(quiet=quiet)
     if import_:
-        return _import(import_, output, data, generation, console, keep_text=text)
+        _import(import_, output, data, generation, console, keep_text=text)
+    if export and data is None:
+        return _export(output, export, console, keep_text=text)
+    if import_:
+        return 0
     if data is None:
         raise InvalidSettingError(
             tried="record traces",
             found="no data set is named",
             remedy="Name one: conviction record questions.jsonl -n 16 -o pool. Or import a file: "
-            "--import FILE.",
+            "--import FILE. Or write a pool as Parquet: --export FILE.parquet.",
         )
     # Everything that can be refused is refused before anything is fetched or started.
     ray.check()
@@ -179,7 +188,8 @@ def record(
     )
     with ray.connected():
         progress, interrupted = _run(plan, output, workers, generation, console)
-    return _report(progress, output, console, interrupted=interrupted)
+    code = _report(progress, output, console, interrupted=interrupted)
+    return code or (_export(output, export, console, keep_text=text) if export else 0)
 
 
 def _run(
@@ -242,7 +252,7 @@ def _import(
     console: Console,
     *,
     keep_text: bool,
-) -> int:
+) -> None:
     if data is not None:
         raise InvalidSettingError(
             tried=f"record {data} and import {paths[0]}",
@@ -264,4 +274,17 @@ def _import(
     known = f"; there before: {before:,}" if before else ""
     place = escape(safe(str(output)))
     console.print(f"Imported {counted(imported, 'trace')} into {place}{known}.")
+
+
+def _export(output: Path, target: Path, console: Console, *, keep_text: bool) -> int:
+    found, pool = writable(target), Pool.open(output)
+    if output.resolve() in (found, *found.parents):
+        raise InvalidSettingError(
+            tried=f"write {target}",
+            found="it is the pool itself, or a part of it",
+            remedy="Name another file.",
+        )
+    pack(pool, found, keep_text=keep_text)
+    traces = sum(question.traces for question in pool.questions)
+    console.print(f"Wrote {counted(traces, 'trace')} to {escape(safe(str(target)))}.")
     return 0

@@ -37,6 +37,7 @@ def view(
     budget: Annotated[int | None, WHOLE] = None,
     slots: Annotated[int, WHOLE] = 8,
     tokens_per_second: float | None = None,
+    answer: str = "math",
     html: Path | None = None,
     port: Annotated[int, WHOLE] = 0,
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,
@@ -44,12 +45,13 @@ def view(
     """Play a policy on a recorded question, and watch it in a browser. Ctrl-C ends it.
 
     Args:
-        pool: The pool, as `conviction record` made it.
+        pool: A pool, as `conviction record` made it, or any file that its --import reads.
         question: Id of the question; the first one if not given.
         policy: A name from `conviction policies`, with settings if wanted.
         budget: The most traces to start; as many as were recorded if not given, at most 64.
         slots: Traces at once.
         tokens_per_second: Pace of every trace; the recorded one if not given, or else 40.
+        answer: Kind of answer, for files of other programs.
         html: Write the page with the recording to this file instead: it needs no server.
         port: Port to serve the page on; any free one if not given.
         quiet: Nothing on stderr but errors.
@@ -61,7 +63,7 @@ def view(
         require("tokens_per_second", tokens_per_second, low=1e-3)
     if html is not None:
         _check_target(html, pool)
-    recording = Pool.open(pool)
+    recording = Pool.open(pool, answers=answer)
     playback = Playback.of(
         recording, _chosen(recording, question), tokens_per_second=tokens_per_second
     )

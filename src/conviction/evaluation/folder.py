@@ -23,8 +23,7 @@ import msgspec
 from conviction.errors import InvalidSettingError, RecordingError
 from conviction.evaluation.results import SCHEMA_VERSION, QuestionResult, RunDescription
 from conviction.evaluation.spent import SpentTokens
-from conviction.models.lock import exclusive
-from conviction.recordings.folder import finished_file, sync_folder
+from conviction.files import exclusive, finished_file, sync_folder
 
 _DESCRIPTION, _RESULTS, _SPENT, _LOCK = "run.json", "results.jsonl", "spent.json", "lock"
 

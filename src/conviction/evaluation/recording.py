@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
-from conviction.answers import AnswerKind
+from conviction.answers import AnswerKind, is_correct
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import (
@@ -17,7 +17,7 @@ from conviction.errors import (
     ContextOverflowError,
     MissingLogprobsError,
 )
-from conviction.evaluation import counted, is_correct
+from conviction.evaluation import counted
 from conviction.evaluation.plan import PromptedQuestion, RecordingPlan
 from conviction.evaluation.workers import Generating, OneEngine, Turns, Workers, recorded
 from conviction.events import Event, TraceFinished
@@ -81,7 +81,7 @@ async def record(
 
     Args:
         plan: What to record.
-        path: The pool's folder; made if need be.
+        path: The pool's file; made if need be.
         engine: A started engine, or workers on many.
         answers: Finds and compares answers.
         on_progress: Called after traces were recorded, from another thread.
@@ -115,7 +115,6 @@ async def record(
             with anyio.move_on_after(time_limit):
                 await run.all_questions()
         run.check()
-        await anyio.to_thread.run_sync(writer.compact)
     return run.progress
 
 

@@ -9,7 +9,7 @@ from os import PathLike
 import anyio
 import anyio.to_thread
 
-from conviction.answers import AnswerKind
+from conviction.answers import AnswerKind, is_correct
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -19,7 +19,6 @@ from conviction.errors import (
     InvalidSettingError,
     RecordingError,
 )
-from conviction.evaluation import is_correct
 from conviction.evaluation.folder import RunWriter
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion
 from conviction.evaluation.recording import pool_source

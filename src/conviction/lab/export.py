@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conviction.errors import InvalidSettingError, RecordingError
-from conviction.recordings.folder import finished_file
+from conviction.files import finished_file
 from conviction.recordings.parquet import arrow
 
 

@@ -119,18 +119,20 @@ class PoolTraces:
     ungraded: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: str | Path, *, only_graded: bool = False) -> Self:
+    def open(cls, path: str | Path, *, only_graded: bool = False, answers: str = "math") -> Self:
         """Open a pool.
 
         Args:
-            path: Its folder or file.
+            path: Its file or folder, or a file of another program that can be imported.
+            answers: Kind of answer that finds and compares the answers of other programs' files.
             only_graded: Leave out questions without a right answer, instead of refusing the pool.
 
         Raises:
-            MissingExtraError: pyarrow is not installed.
+            InvalidSettingError: there is nothing of that name.
+            MissingExtraError: it is Parquet, and pyarrow is not installed.
             RecordingError: it cannot be read, or holds questions without a right answer.
         """
-        pool = Pool.open(path)
+        pool = Pool.open(path, answers=answers)
         graded = tuple(question.id for question in pool.questions if question.gold is not None)
         ungraded = tuple(question.id for question in pool.questions if question.gold is None)
         if ungraded and not (only_graded and graded):

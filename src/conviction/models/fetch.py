@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from conviction.errors import DownloadError, HashMismatchError, ModelError, NotAChatModelError
+from conviction.files import exclusive
 from conviction.gguf import check_chat_model
 from conviction.models.cache import (
     VERIFIED,
@@ -22,7 +23,6 @@ from conviction.models.cache import (
 )
 from conviction.models.catalogue import HubFile, LocalFile, Source, WebFile, WheelParts
 from conviction.models.download import download
-from conviction.models.lock import exclusive
 from conviction.models.packages import assemble
 
 _BLOCK = 1 << 20

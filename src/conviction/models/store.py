@@ -12,6 +12,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from conviction.errors import HashMismatchError, InvalidSettingError, ModelError, UnknownNameError
+from conviction.files import exclusive
 from conviction.gguf import check_chat_model
 from conviction.models.cache import (
     VERIFIED,
@@ -35,7 +36,6 @@ from conviction.models.catalogue import (
     catalogue,
 )
 from conviction.models.fetch import obtain, sha256_of, verify
-from conviction.models.lock import exclusive
 from conviction.models.packages import remove_leftovers
 from conviction.prompts import PromptStyle
 

@@ -1,7 +1,7 @@
-"""Pools of recorded traces on disk: written as they finish, read a question at a time."""
+"""Pools of recorded traces: written as they finish, read a question at a time."""
 
+from conviction.recordings.file import PoolWriter
 from conviction.recordings.listener import recording_listener
-from conviction.recordings.packing import pack
 from conviction.recordings.pool import Pool, QuestionTraces
 from conviction.recordings.schema import (
     SCHEMA_VERSION,
@@ -10,7 +10,7 @@ from conviction.recordings.schema import (
     RecordedTrace,
     prompt_hash,
 )
-from conviction.recordings.writer import PoolWriter
+from conviction.recordings.transfer import import_files, pack
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -20,6 +20,7 @@ __all__ = [
     "QuestionTraces",
     "RecordedQuestion",
     "RecordedTrace",
+    "import_files",
     "pack",
     "prompt_hash",
     "recording_listener",

@@ -1,180 +1,182 @@
-"""The files of a pool's folder, and what the disk can refuse.
+"""Pools as earlier versions kept them: a folder of Parquet files and a journal; only read.
 
-    part-000000.parquet   finished traces, never changed again
+    part-000000.parquet   finished traces
     part-000001.parquet
-    journal-000002        traces since the last part; becomes part-000002.parquet
-    lock                  held by the one writer
+    journal-000002        traces since the last part
 
-A journal counts only as long as there is no part of its number: the moment in which a finished
-part gets its name is the moment in which the journal ceases to count, so no trace is ever read
-twice or not at all.
+A journal of the number of a part had become that part, and does not count.
 
-Who reads while somebody writes keeps to what it found: parts stay as they are, and of the journal
-it keeps the rows, because that file grows and goes.
+    header   8 bytes: magic and version
+    frame    12 bytes: a marker, size and crc32 of the payload; then the payload
+    frame    …
+
+A journal's first payload describes the pool, each further one holds rows as MessagePack. A tail
+that is cut short was never reported as recorded, and is dropped; a bad frame with good ones behind
+it is damage.
 """
 
-import errno
-import os
 import re
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
+import msgspec
+import numpy as np
+
+from conviction.core import Answer, FinishReason
+from conviction.database import explained
 from conviction.errors import RecordingError
+from conviction.recordings.columns import Rows, Source
+from conviction.recordings.index import Index
+from conviction.recordings.parquet_source import ParquetTraces
+from conviction.recordings.schema import RecordedTrace, check_row, decode_meta
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NAME = re.compile(r"(part-(?P<part>\d{6,})\.parquet|journal-(?P<journal>\d{6,}))")
-_UNFINISHED = ".unfinished"
-_LOOKS = 100
-"""How often a folder is looked at anew because a writer changed it meanwhile."""
+_MAGIC = b"CVJRNL\x00\x01"
+_MARKER = b"\xf5\x9bTR"
+_FRAME = struct.Struct("<4sII")
+_FLOAT32 = np.dtype("<f4")
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What a folder holds.
+class _Row(msgspec.Struct, array_like=True):
+    """A row as it stands in the journal; its order of fields is the format."""
 
-    Attributes:
-        parts: Part files by number, ascending.
-        journal: The journal that counts, and its number; None without one.
-        outdated: Journals that became parts, and parts that were never finished.
-    """
+    question_id: str
+    number: int
+    prompt_hash: str
+    question: str
+    gold: str | None
+    seed: int
+    text: str | None
+    answer: str | None
+    key: str | None
+    correct: bool | None
+    finish: FinishReason
+    tokens: int
+    prompt_tokens: int
+    lost_tokens: int
+    started: float
+    ended: float
+    confidences: bytes | None
+    logprobs: bytes | None = None
 
-    parts: tuple[tuple[int, Path], ...]
-    journal: tuple[int, Path] | None
-    outdated: tuple[Path, ...]
+    def trace(self) -> RecordedTrace:
+        """The row as it was recorded."""
+        values = msgspec.structs.asdict(self)
+        answer, key = values.pop("answer"), values.pop("key")
+        for name in ("confidences", "logprobs"):
+            if values[name] is not None:
+                values[name] = np.frombuffer(values[name], _FLOAT32)
+        return RecordedTrace(
+            **values, answer=None if answer is None else Answer(answer, key or answer)
+        )
 
-    @property
-    def next_number(self) -> int:
-        """The number of the journal that counts, or of the next one."""
-        if self.journal:
-            return self.journal[0]
-        return self.parts[-1][0] + 1 if self.parts else 0
+
+_DECODER = msgspec.msgpack.Decoder(list[_Row])
 
 
-def list_folder(folder: Path) -> Listing:
-    """Look at a pool's folder, also while a writer is at work; other files are left alone.
+def is_pool_folder(folder: Path) -> bool:
+    """Whether an earlier version recorded into a folder."""
+    return any(_NAME.fullmatch(path.name) for path in folder.iterdir())
+
+
+def read_folder(folder: Path, index: Index) -> list[Source]:
+    """The parts and the journal of a folder.
+
+    Args:
+        folder: The pool.
+        index: Takes note of what there is.
 
     Raises:
-        RecordingError: it cannot be read, two journals count, which no writer leaves behind, or it
-            changed each time.
+        RecordingError: a file is damaged, of a newer version, or does not fit the others.
     """
-    before: list[tuple[int, Path]] | None = None
-    for _ in range(_LOOKS):
-        with explained(folder, "read"):
-            listing, journals = _sorted_out(sorted(folder.iterdir()))
-        counting = [*listing.parts, *journals]
-        # A look is not one moment: while a journal becomes a part, it may see neither, or the
-        # next journal beside this one. All parts and one journal after them are a state that was
-        # there; anything else, such as a gap, is believed if a second look finds it, too.
-        unbroken = [number for number, _ in counting] == list(range(len(counting)))
-        if (unbroken and len(journals) == 1) or counting == before:
-            _check_journals(folder, listing, journals)
-            return listing
-        before = counting
-    raise busy(folder)
-
-
-def busy(folder: Path) -> RecordingError:
-    """What is said where a folder changed each time somebody looked."""
-    return RecordingError(
-        tried=f"read the pool {folder}",
-        found="its files changed each time they were read",
-        remedy="Wait until nobody writes to it any more.",
-    )
-
-
-def _sorted_out(paths: Iterable[Path]) -> tuple[Listing, list[tuple[int, Path]]]:
-    """What the files of a folder are, and all journals that count."""
     parts: dict[int, Path] = {}
     journals: dict[int, Path] = {}
-    outdated: list[Path] = []
-    for path in paths:
-        match = _NAME.fullmatch(path.name)
-        if path.name.endswith(_UNFINISHED):
-            outdated.append(path)
-        elif match and match["part"]:
-            parts[int(match["part"])] = path
-        elif match:
-            journals[int(match["journal"])] = path
-    outdated += [path for number, path in journals.items() if number in parts]
-    counting = sorted(item for item in journals.items() if item[0] not in parts)
-    journal = counting[0] if counting else None
-    return Listing(tuple(sorted(parts.items())), journal, tuple(outdated)), counting
-
-
-def _check_journals(folder: Path, listing: Listing, journals: list[tuple[int, Path]]) -> None:
-    last = listing.parts[-1][0] if listing.parts else -1
-    if len(journals) > 1 or (journals and journals[0][0] < last):
-        names = ", ".join(path.name for _, path in journals)
+    with explained(f"read the pool {folder}", folder):
+        for path in sorted(folder.iterdir()):
+            if match := _NAME.fullmatch(path.name):
+                kept, number = (
+                    (parts, match["part"]) if match["part"] else (journals, match["journal"])
+                )
+                kept[int(number)] = path
+    counting = sorted(journals.keys() - parts.keys())
+    if len(counting) > 1 or (counting and counting[0] < max(parts, default=-1)):
+        names = ", ".join(journals[number].name for number in counting)
         raise RecordingError(
             tried=f"read the pool {folder}",
             found=f"{names} should have become a part before anything was recorded after it",
             remedy="Was a file deleted or copied here? Put the folder back as it was.",
         )
+    sources: list[Source] = [ParquetTraces(parts[number], index) for number in sorted(parts)]
+    sources += [_read_journal(journals[number], index) for number in counting]
+    return sources
 
 
-def part_path(folder: Path, number: int) -> Path:
-    """Where the part of a number lies."""
-    return folder / f"part-{number:06d}.parquet"
+def _read_journal(path: Path, index: Index) -> Rows:
+    with explained(f"read the recording {path}", path):
+        data = path.read_bytes()
+    # Zeros are what a disk that lost its power may leave of a write.
+    if not _MAGIC.startswith(data[: len(_MAGIC)].rstrip(b"\0")):
+        raise _foreign(path, data)
+    rows: list[RecordedTrace] = []
+    payloads = _payloads(data, path)
+    if (first := next(payloads, None)) is not None:
+        meta = decode_meta(first, str(path))
+        index.use_meta(meta, str(path))
+        for payload in payloads:
+            for row in _decoded(payload, path, len(rows)):
+                check_row(row, meta)
+                rows.append(row)
+                index.add(row, f"row {len(rows)} of {path}")
+    return Rows(rows)
 
 
-def journal_path(folder: Path, number: int) -> Path:
-    """Where the journal of a number lies."""
-    return folder / f"journal-{number:06d}"
+def _foreign(path: Path, data: bytes) -> RecordingError:
+    newer = len(data) >= len(_MAGIC) and data.startswith(_MAGIC[:-1])
+    return RecordingError(
+        tried=f"read the recording {path}",
+        found=f"its format has version {data[len(_MAGIC) - 1]}, and this program knows {_MAGIC[-1]}"
+        if newer
+        else "it is no journal of a pool",
+        remedy="Upgrade conviction." if newer else "Put the folder back as it was.",
+    )
 
 
-@contextmanager
-def finished_file(path: Path) -> Generator[Path]:
-    """A path to write to; what was written there gets its own name at the end, durably.
-
-    If the block fails, nothing is left.
-    """
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def explained(path: Path, verb: str) -> Generator[None]:
-    """Turn what the disk reports into an error that says what to do.
-
-    Args:
-        path: The pool or one of its files.
-        verb: What is done with it: "read" or "write".
-
-    Raises:
-        RecordingError: for every OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
+def _payloads(data: bytes, path: Path) -> Iterator[bytes]:
+    """Each whole frame's payload, up to a torn tail."""
+    position = len(_MAGIC)
+    while (payload := _payload_at(data, position)) is not None:
+        position += _FRAME.size + len(payload)
+        yield payload
+    behind = position
+    while (behind := data.find(_MARKER, behind + 1)) >= 0:
+        if _payload_at(data, behind) is not None:
             raise RecordingError(
-                tried=f"{verb} the recording {path}",
-                found=f"there is no room left on the disk ({error.strerror})",
-                remedy="Make room and run the same command again; every trace that was reported "
-                "as recorded is kept.",
-            ) from None
+                tried=f"read the recording {path}",
+                found=f"it is damaged at byte {position:,}, with good traces behind that",
+                remedy=f"Restore {path.name} from a copy; or cut it to {position:,} bytes, which "
+                "drops the traces from there on.",
+            )
+
+
+def _payload_at(data: bytes, position: int) -> bytes | None:
+    body = position + _FRAME.size
+    if body > len(data):
+        return None
+    marker, size, expected = _FRAME.unpack_from(data, position)
+    if marker != _MARKER or not size or body + size > len(data):
+        return None
+    payload = data[body : body + size]
+    return payload if crc32(payload) == expected else None
+
+
+def _decoded(payload: bytes, path: Path, first: int) -> list[RecordedTrace]:
+    try:
+        return [row.trace() for row in _DECODER.decode(payload)]
+    except (msgspec.DecodeError, ValueError) as error:
         raise RecordingError(
-            tried=f"{verb} the recording {path}",
-            found=error.strerror or str(error),
-            remedy="Name a folder that this program may use.",
+            tried=f"read the recording {path}",
+            found=f"row {first + 1} or one behind it is unreadable ({error})",
+            remedy="Restore the file from a copy, or record again.",
         ) from None

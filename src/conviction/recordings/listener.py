@@ -11,12 +11,10 @@ from conviction.answers import kind
 from conviction.core import FinishReason, Sampling, Trace
 from conviction.errors import RecordingError
 from conviction.events import Event, Listener, RunFinished, RunStarted, TraceFinished
-from conviction.recordings.index import Index
-from conviction.recordings.parquet import arrow
+from conviction.recordings.file import PoolWriter, read_meta
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
 from conviction.recordings.schema import PoolMeta, RecordedQuestion, prompt_hash
-from conviction.recordings.writer import PoolWriter
 from conviction.thinking import TOP_K
 
 
@@ -104,17 +102,15 @@ def recording_listener(
     already is not recorded again. The run is never held up, and never fails because of it.
 
     Args:
-        path: The pool's folder; made if need be.
+        path: The pool's file; made if need be.
         sampling: How the run draws tokens.
         answers: Name of its kind of answer.
         keep_text: Whether what a trace wrote is recorded.
 
     Raises:
-        MissingExtraError: pyarrow is not installed.
         RecordingError: on entering, the pool cannot be used or was recorded with other settings;
             on leaving, something could not be recorded.
     """
-    arrow()
     place = Path(path).expanduser()
     _check_settings(place, sampling, answers)
     listener = _RunRecorder(place, sampling, answers, keep_text=keep_text)
@@ -127,9 +123,7 @@ def recording_listener(
 
 
 def _check_settings(place: Path, sampling: Sampling, answers: str) -> None:
-    if not place.is_dir():
-        return
-    before = Index(place).meta
+    before = read_meta(place)
     if before is None:
         return
     wanted = replace(before, sampling=sampling, answers=answers)
@@ -137,5 +131,5 @@ def _check_settings(place: Path, sampling: Sampling, answers: str) -> None:
         raise RecordingError(
             tried=f"record into the pool {place}",
             found=f"it was recorded with other settings: {different}",
-            remedy="Record into another folder, or with the settings of this one.",
+            remedy="Record into another file, or with the settings of this one.",
         )

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conviction.database import explained
 from conviction.errors import MissingExtraError, RecordingError
-from conviction.recordings.folder import explained, finished_file
+from conviction.files import finished_file
 from conviction.recordings.schema import PoolMeta, RecordedTrace, decode_meta, encode_meta
 
 _METADATA_KEY = b"conviction"
@@ -61,7 +62,7 @@ def arrow(module: str = "pyarrow") -> Any:
         return import_module(module)
     except ImportError:
         raise MissingExtraError(
-            tried="read or write a recording",
+            tried="read or write a Parquet file",
             found="the package pyarrow is not installed",
             remedy='Install it: pip install "conviction[lab]".',
         ) from None
@@ -151,7 +152,7 @@ def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: Pool
         "write_statistics": ["question_id", "trace", "tokens"],
     }
     with (
-        explained(path, "write"),
+        explained(f"write the recording {path}", path),
         finished_file(path) as unfinished,
         pq.ParquetWriter(unfinished, schema, **options) as writer,
     ):
@@ -260,6 +261,19 @@ class Part:
                 "file from a copy.",
             )
 
+    def rows(
+        self,
+        columns: Sequence[str],
+        groups: Sequence[int] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of plain values by column, those of a mask alone if there is one; as `read`."""
+        table = self.read(columns, groups)
+        if mask is not None and not mask.all():
+            table = table.filter(arrow().array(mask))
+        lists = [table.column(name).to_pylist() for name in columns]
+        return (dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True))
+
     def read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
         """Some columns as an Arrow table, strings as dictionaries.
 
@@ -299,7 +313,7 @@ def _group_ends(description: Any) -> NDArray[np.int64]:
 def _readable(path: Path) -> Generator[None]:
     """Turn what pyarrow reports into an error that says what to do."""
     failure: type[Exception] = arrow().ArrowException
-    with explained(path, "read"):
+    with explained(f"read the recording {path}", path):
         try:
             yield
         except (failure, OSError) as error:

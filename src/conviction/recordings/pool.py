@@ -1,23 +1,27 @@
 """Reading a pool of recorded traces, a question at a time."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conviction.core import Answer, FinishReason, Sampling
-from conviction.errors import RecordingError
-from conviction.recordings.columns import Columns, from_rows
-from conviction.recordings.confidences import PartRows, read_confidences
+from conviction.database import explained, is_database
+from conviction.errors import InvalidSettingError, RecordingError
+from conviction.recordings.columns import Columns, Piece, Source
+from conviction.recordings.file import RECORDING, StoredTraces
+from conviction.recordings.folder import read_folder
+from conviction.recordings.importing.reading import read_rows
 from conviction.recordings.index import Index
-from conviction.recordings.logprobs import read_logprobs
-from conviction.recordings.parquet import arrow
-from conviction.recordings.schema import COMPLETE, PoolMeta, RecordedQuestion, RecordedTrace
+from conviction.recordings.parquet_source import ParquetTraces
+from conviction.recordings.schema import COMPLETE, RecordedQuestion
+from conviction.store import Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,46 +111,6 @@ class QuestionTraces:
         return self.confidences
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """Where the traces of one question lie, and what is known of them.
-
-    Attributes:
-        parts: Those in parts.
-        rows: Those in the journal, which come last.
-        pieces: The columns of each part and of the journal.
-        order: What brings them into the order of their numbers, shape (traces,).
-    """
-
-    parts: list[PartRows]
-    rows: list[RecordedTrace]
-    pieces: list[Columns]
-    order: NDArray[np.int64]
-
-    def columns(self) -> Columns:
-        """All of them together, in order."""
-
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(piece, name) for piece in self.pieces])[self.order]
-
-        def listed(name: str) -> tuple[Any, ...]:
-            values = [value for piece in self.pieces for value in getattr(piece, name)]
-            return tuple(values[i] for i in self.order.tolist())
-
-        return Columns(
-            numbers=joined("numbers"),
-            seeds=joined("seeds"),
-            tokens=joined("tokens"),
-            prompt_tokens=joined("prompt_tokens"),
-            lost_tokens=joined("lost_tokens"),
-            started=joined("started"),
-            ended=joined("ended"),
-            correct=joined("correct"),
-            finish=listed("finish"),
-            answers=listed("answers"),
-        )
-
-
 class Pool:
     """A pool of recorded traces.
 
@@ -159,35 +123,43 @@ class Pool:
         questions: Its questions, in the order in which they were first recorded.
     """
 
-    def __init__(self, path: Path, index: Index, meta: PoolMeta) -> None:
+    def __init__(self, path: Path, index: Index, sources: Sequence[Source]) -> None:
+        if index.meta is None or not index.entries:
+            raise RecordingError(
+                tried=f"read the pool {path}",
+                found="it holds no recorded trace",
+                remedy="Record one: conviction record DATA -n 16 -o POOL.",
+            )
         self.path = path
-        self.meta = meta
+        self.meta = index.meta
         self.questions = index.questions()
-        self._index = index
+        self._sources = sources
         self._questions = {question.id: question for question in self.questions}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a pool's folder, or a single Parquet file.
+    def open(cls, path: str | os.PathLike[str], *, answers: str = "math") -> Self:
+        """Open a pool.
+
+        Args:
+            path: A file that was recorded into, a Parquet file, or a folder of an earlier version.
+                Recorded answers, a log of Inspect or results of DeepConf are read into memory.
+            answers: Kind of answer that finds and compares the answers of other programs' files.
 
         Raises:
-            MissingExtraError: pyarrow is not installed.
-            RecordingError: there is no pool, it holds no trace, or a file of it is damaged, of a
-                newer version, or does not fit the others.
+            InvalidSettingError: there is nothing of that name.
+            MissingExtraError: it is Parquet, and pyarrow is not installed.
+            RecordingError: it holds no trace, or a file of it is damaged, of a newer version, or
+                does not fit the others.
         """
         place = Path(path).expanduser()
-        arrow()
-        found = "there is nothing of that name"
-        if place.exists():
-            index = Index(place)
-            if index.meta is not None and index.entries:
-                return cls(place, index, index.meta)
-            found = "it holds no recorded trace"
-        raise RecordingError(
-            tried=f"read the pool {place}",
-            found=found,
-            remedy="Record one: conviction record DATA -n 16 -o POOL.",
-        )
+        if not place.exists():
+            raise InvalidSettingError(
+                tried=f"read the pool {place}",
+                found="there is nothing of that name",
+                remedy="Name a pool, or record one: conviction record DATA -n 16 -o POOL.",
+            )
+        index = Index()
+        return cls(place, index, _sources(place, index, answers))
 
     @property
     def model(self) -> str:
@@ -240,16 +212,20 @@ class Pool:
             RecordingError: there is no such question, or its traces are damaged.
         """
         question = self.question(question_id)
-        found = self._find(question_id)
-        columns = found.columns()
-        begins = np.empty_like(columns.tokens)
-        begins[found.order] = np.cumsum(columns.tokens) - columns.tokens
+        pieces, order = self._find(question_id)
+        columns = Columns.joined([piece.columns for piece in pieces], order)
         flat = None
+        for piece in pieces:
+            piece.check(confidences=self.has_confidences)
         if self.has_confidences:
-            flat = read_confidences(found.parts, found.rows, begins)
-        else:
-            for part in found.parts:
-                part.refuse_confidences()
+            begins = np.empty_like(columns.tokens)
+            begins[order] = np.cumsum(columns.tokens) - columns.tokens
+            flat = np.empty(int(columns.tokens.sum()), np.float32)
+            first = 0
+            for piece in pieces:
+                count = len(piece.columns)
+                piece.fill(begins[first : first + count], flat)
+                first += count
         return QuestionTraces(
             question=question,
             ids=columns.numbers,
@@ -272,14 +248,10 @@ class Pool:
         Raises:
             RecordingError: there is no such question, or its traces are damaged.
         """
-        self.question(question_id)
-        entry = self._index.entries[question_id]
-        texts: dict[int, str | None] = {row.number: row.text for row in entry.rows}
-        for part, groups in entry.groups:
-            table = _only(part.read(("question_id", "trace", "text"), groups), question_id)
-            numbers = table.column("trace").to_pylist()
-            texts.update(zip(numbers, table.column("text").to_pylist(), strict=True))
-        return tuple(texts[number] for number in sorted(texts))
+        pieces, order = self._find(question_id)
+        texts = [text for piece in pieces for text in piece.texts()]
+        positions: list[int] = order.tolist()
+        return tuple(texts[i] for i in positions)
 
     def outline(self, question_id: str) -> Columns:
         """What `traces` tells of one question but the confidences, which are not read.
@@ -287,8 +259,8 @@ class Pool:
         Raises:
             RecordingError: there is no such question, or its traces are damaged.
         """
-        self.question(question_id)
-        return self._find(question_id).columns()
+        pieces, order = self._find(question_id)
+        return Columns.joined([piece.columns for piece in pieces], order)
 
     def logprobs(self, question_id: str) -> tuple[NDArray[np.float32] | None, ...]:
         """Log-probabilities of the tokens of each trace of one question, in the order of `traces`.
@@ -299,27 +271,28 @@ class Pool:
         Raises:
             RecordingError: there is no such question, or its traces are damaged.
         """
+        pieces, order = self._find(question_id)
+        values = [value for piece in pieces for value in piece.logprobs()]
+        positions: list[int] = order.tolist()
+        return tuple(values[i] for i in positions)
+
+    def _find(self, question_id: str) -> tuple[list[Piece], NDArray[np.int64]]:
+        """Where the traces lie, and what brings them into the order of their numbers."""
         self.question(question_id)
-        found = self._find(question_id)
-        values: list[NDArray[np.float32] | None] = []
-        for part in found.parts:
-            values += read_logprobs(part)
-        # Rows of a journal were checked when it was read.
-        values += [row.logprobs for row in found.rows]
-        order: list[int] = found.order.tolist()
-        return tuple(values[i] for i in order)
-
-    def _find(self, question_id: str) -> _Found:
-        entry = self._index.entries[question_id]
-        parts = [PartRows.find(part, groups, question_id) for part, groups in entry.groups]
-        pieces = [part.columns for part in parts]
-        if entry.rows:
-            pieces.append(from_rows(entry.rows))
-        order = np.argsort(np.concatenate([piece.numbers for piece in pieces]), kind="stable")
-        return _Found(parts, entry.rows, pieces, order)
+        found = [source.find(question_id) for source in self._sources]
+        pieces = [piece for piece in found if piece is not None]
+        numbers = np.concatenate([piece.columns.numbers for piece in pieces])
+        return pieces, np.argsort(numbers, kind="stable")
 
 
-def _only(table: Any, question_id: str) -> Any:
-    compute = arrow("pyarrow.compute")
-    mask = compute.equal(table.column("question_id"), question_id)
-    return table if compute.all(mask).as_py() else table.filter(mask)
+def _sources(place: Path, index: Index, answers: str) -> Sequence[Source]:
+    if place.is_dir():
+        return read_folder(place, index)
+    if is_database(place):
+        with Store(place, RECORDING) as store:
+            return [StoredTraces(store, index)]
+    with explained(f"read the pool {place}", place), place.open("rb") as file:
+        parquet = file.read(4) == b"PAR1"
+    if parquet or place.suffix == ".parquet":
+        return [ParquetTraces(place, index)]
+    return [read_rows(place, index, answers)]

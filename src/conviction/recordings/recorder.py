@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from conviction.core import Trace
+from conviction.recordings.file import PoolWriter
 from conviction.recordings.rows import RowMaker
 from conviction.recordings.schema import RecordedQuestion, RecordedTrace
-from conviction.recordings.writer import PoolWriter
 
 _MOST_AT_ONCE = 256
 

@@ -1,11 +1,11 @@
 """From finished traces to rows of a pool: which answers are equal, and which are right."""
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from conviction.answers import AnswerKind, Grouping
 from conviction.core import Answer, Trace
-from conviction.recordings.schema import RecordedQuestion, RecordedTrace
-from conviction.recordings.writer import PoolWriter
+from conviction.recordings.schema import PoolMeta, RecordedQuestion, RecordedTrace
 
 Grade = Callable[[AnswerKind, str, str], bool]
 """Whether an answer, the second argument, means the same as a gold answer, the third."""
@@ -37,11 +37,24 @@ class Labels:
         return Answer(text, self._known[text])
 
 
+class Recorded(Protocol):
+    """What was recorded before, such as the writer of a pool."""
+
+    @property
+    def meta(self) -> PoolMeta:
+        """What all traces share."""
+        ...
+
+    def answers(self, question_id: str) -> Mapping[str, str]:
+        """The key of each distinct recorded answer to a question, in order of recording."""
+        ...
+
+
 class RowMaker:
     """Makes rows for a pool; may wait for comparisons.
 
     Args:
-        writer: The pool.
+        recorded: The pool.
         answer_kind: Compares answers.
         grade: Tells right answers where there is a gold one; None records no grades.
         keep_text: Whether what a trace wrote is recorded.
@@ -49,13 +62,13 @@ class RowMaker:
 
     def __init__(
         self,
-        writer: PoolWriter,
+        recorded: Recorded,
         answer_kind: AnswerKind,
         *,
         grade: Grade | None = None,
         keep_text: bool = True,
     ) -> None:
-        self._writer = writer
+        self._recorded = recorded
         self._kind = answer_kind
         self._grade = grade
         self._keep_text = keep_text
@@ -79,7 +92,7 @@ class RowMaker:
             tokens=trace.tokens,
             prompt_tokens=trace.prompt_tokens,
             lost_tokens=trace.lost_tokens,
-            confidences=trace.confidences if self._writer.meta.top_k else None,
+            confidences=trace.confidences if self._recorded.meta.top_k else None,
             logprobs=trace.logprobs,
             started=trace.started,
             ended=trace.ended,
@@ -89,7 +102,7 @@ class RowMaker:
         if trace.answer is None:
             return None
         if question.id not in self._labels:
-            recorded = self._writer.answers(question.id)
+            recorded = self._recorded.answers(question.id)
             self._labels[question.id] = Labels(self._kind, recorded)
         return self._labels[question.id].answer(trace.answer.text)
 

@@ -1,5 +1,7 @@
-"""What every importer gives, and how it refuses."""
+"""What every importer gives, how it reads JSON, and how it refuses."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,3 +94,42 @@ def refused(place: str | Path, found: str, remedy: str = "") -> RecordingError:
         found=found,
         remedy=remedy or "Compare it with what docs/recordings.md says about imports.",
     )
+
+
+def objects(path: Path) -> Iterator[tuple[int, Any]]:
+    """Each JSON object of a file with the line where it begins.
+
+    A file is JSON lines, or one object over all its lines.
+
+    Raises:
+        RecordingError: it is neither.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        first = file.readline()
+        try:
+            value = json.loads(first)
+        except json.JSONDecodeError:
+            text = first + file.read()
+            if not text.strip():
+                raise refused(path, "it is empty", "Name a file with traces.") from None
+            yield 1, _parsed(text, path)
+            return
+        yield 1, _object(value, path)
+        for line, text in enumerate(file, start=2):
+            if text.strip():
+                yield line, _parsed(text, f"line {line} of {path}")
+
+
+def _parsed(text: str, place: str | Path) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        found = f"it is no JSON ({error.msg} at line {error.lineno}, column {error.colno})"
+        raise refused(place, found) from None
+    return _object(value, place)
+
+
+def _object(value: Any, place: str | Path) -> Any:
+    if not isinstance(value, dict):
+        raise refused(place, "it is no JSON object")
+    return value  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,134 @@
+"""Pools in and out: other programs' files and earlier pools become one, and one becomes Parquet."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from conviction.answers import AnswerKind, is_correct
+from conviction.database import is_database
+from conviction.recordings.file import PoolWriter
+from conviction.recordings.folder import is_pool_folder
+from conviction.recordings.importing.base import refused
+from conviction.recordings.importing.reading import each_once, imported_row, meta_of, read_file
+from conviction.recordings.parquet import write_part
+from conviction.recordings.pool import Pool
+from conviction.recordings.rows import Grade, RowMaker
+from conviction.recordings.schema import RecordedQuestion, RecordedTrace
+
+_SUFFIXES = (".jsonl", ".json", ".eval", ".parquet", ".db")
+"""Of a folder, these files are taken."""
+
+
+def import_files(
+    paths: Sequence[Path],
+    pool: Path,
+    *,
+    answers: AnswerKind,
+    grade: Grade = is_correct,
+    model: str | None = None,
+    keep_text: bool = True,
+) -> tuple[int, int]:
+    """Bring files into a pool; questions and traces that were there before stay.
+
+    Args:
+        paths: Files of other programs, pools, and folders of such; all of one model and k.
+        pool: The pool's file; made if need be.
+        answers: Finds answers in texts, and compares them; those of pools are taken as they are.
+        grade: Tells right answers.
+        model: Name of the model, if it is not to be the files'.
+        keep_text: Whether texts are kept.
+
+    Returns:
+        How many traces were imported, and how many were there before.
+
+    Raises:
+        InvalidSettingError: there is no such file.
+        RecordingError: a file cannot be used or holds no trace, a question stands in them twice,
+            or the pool cannot be written.
+    """
+    counts: list[tuple[int, int]] = []
+    seen: dict[str, str] = {}
+    for path in _files(paths):
+        if path.is_dir() or path.suffix == ".parquet" or is_database(path):
+            counts.append(_copy(Pool.open(path), pool, model=model, keep_text=keep_text))
+            continue
+        found = read_file(path)
+        with PoolWriter(pool, meta_of(found, answers, model)) as writer:
+            rows = RowMaker(writer, answers, grade=grade, keep_text=keep_text)
+            for question in each_once(found.questions, seen):
+                present = writer.numbers(question.id)
+                new = [trace for trace in question.traces if trace.number not in present]
+                # In one go, so that no question is there with some of its traces only.
+                writer.append(*(imported_row(rows, question, trace, answers) for trace in new))
+                counts.append((len(new), len(question.traces) - len(new)))
+    return sum(new for new, _ in counts), sum(before for _, before in counts)
+
+
+def pack(pool: Pool, target: str | os.PathLike[str], *, keep_text: bool = True) -> None:
+    """Write a pool as one Parquet file, question after question; one is held at a time.
+
+    Args:
+        pool: What to write.
+        target: The file; replaced if it is there.
+        keep_text: Whether the words of questions and traces come along. They are about a third of
+            a pool, and may not be yours to pass on; answers and right answers stay.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        RecordingError: the pool is damaged, or the disk refuses.
+    """
+    groups = (list(_rows(pool, question, keep_text=keep_text)) for question in pool.questions)
+    write_part(Path(target).expanduser(), groups, pool.meta)
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.is_dir() or is_pool_folder(path):
+            yield path
+            continue
+        found = sorted(one for one in path.iterdir() if one.suffix in _SUFFIXES)
+        if not found:
+            raise refused(path, f"it holds no file that ends in {', '.join(_SUFFIXES)}")
+        yield from found
+
+
+def _copy(source: Pool, pool: Path, *, model: str | None, keep_text: bool) -> tuple[int, int]:
+    imported = before = 0
+    meta = replace(source.meta, model=model or source.model)
+    with PoolWriter(pool, meta) as writer:
+        for question in source.questions:
+            present = writer.numbers(question.id)
+            rows = list(_rows(source, question, keep_text=keep_text))
+            new = [row for row in rows if row.number not in present]
+            writer.append(*new)
+            imported += len(new)
+            before += len(rows) - len(new)
+    return imported, before
+
+
+def _rows(pool: Pool, question: RecordedQuestion, *, keep_text: bool) -> Iterator[RecordedTrace]:
+    traces = pool.traces(question.id)
+    texts = pool.texts(question.id) if keep_text else [None] * len(traces)
+    logprobs = pool.logprobs(question.id)
+    graded = question.gold is not None
+    for position, text in enumerate(texts):
+        yield RecordedTrace(
+            question_id=question.id,
+            number=int(traces.ids[position]),
+            prompt_hash=question.prompt_hash,
+            question=question.text if keep_text else "",
+            gold=question.gold,
+            seed=int(traces.seeds[position]),
+            text=text,
+            answer=traces.answers[position],
+            correct=bool(traces.correct[position]) if graded else None,
+            finish=traces.finish[position],
+            tokens=int(traces.tokens[position]),
+            prompt_tokens=int(traces.prompt_tokens[position]),
+            lost_tokens=int(traces.lost_tokens[position]),
+            confidences=traces.confidences[position] if traces.confidences else None,
+            logprobs=logprobs[position],
+            started=float(traces.started[position]),
+            ended=float(traces.ended[position]),
+        )
