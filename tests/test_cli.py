@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,8 +17,7 @@ import numpy as np
 import pytest
 from cyclopts import App
 
-from conviction import api
-from conviction.cli import download_bar
+from conviction.backends.builtin import Embedded
 from conviction.cli.main import build, run
 from conviction.cli.whole_numbers import WHOLE
 from conviction.core import FinishReason
@@ -33,6 +33,7 @@ ANSWERS = (41, 41, 56, 41, 41, 41, 3, 41)
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
     monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "cache"))
 
@@ -49,8 +50,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     ]
     scripted = ScriptedEngine(scripts, concurrency=4)
     model = ModelFile(Path("model.gguf"), "scripted", PromptStyle.STEP_BY_STEP)
-    monkeypatch.setattr(download_bar, "resolve", lambda *_, **__: model)
-    monkeypatch.setattr(api, "_embedded", lambda *_: scripted)
+    monkeypatch.setattr(Embedded, "prepare", lambda self, *_: replace(self, file=model))
+    monkeypatch.setattr(Embedded, "build", lambda _: scripted)
     return scripted
 
 
@@ -190,7 +191,7 @@ def test_a_settings_file_that_is_a_folder_is_an_error(
 ) -> None:
     monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path))
     assert run(["think", "q"]) == 2
-    assert "it is no file" in capsys.readouterr().err
+    assert "it is a folder" in capsys.readouterr().err
 
 
 def test_truncated_traces_do_not_vote_and_the_reader_is_told(

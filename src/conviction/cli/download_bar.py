@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from conviction.backends import Backend
 from conviction.cli.terminal import safe
-from conviction.models import ModelFile, catalogue, resolve
 from conviction.models import Progress as ProgressCallback
 
 
@@ -56,15 +56,11 @@ def download_bar(console: Console) -> Generator[ProgressCallback]:
             bar.stop()
 
 
-def fetched(model: str | None, console: Console) -> ModelFile:
-    """A model by its name, path or address, fetched with a bar if need be; None for the default.
+def prepared(backend: Backend, console: Console) -> Backend:
+    """The backend, ready to be built; what it needs is fetched with a bar.
 
     Raises:
-        The same errors as `conviction.models.resolve`.
+        ConvictionError: it cannot be fetched.
     """
     with download_bar(console) as progress:
-        return resolve(
-            model or catalogue().default,
-            progress=progress,
-            notice=lambda text: console.print(escape(safe(text))),
-        )
+        return backend.prepare(progress, lambda text: console.print(escape(safe(text))))

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
-from conviction.cli.asking import cancel_on_signal, check_texts, embedded, with_prompts
+from conviction.backends import room_for
+from conviction.cli.asking import cancel_on_signal, check_texts, with_prompts
 from conviction.cli.clusters import RayOptions
-from conviction.cli.download_bar import fetched
+from conviction.cli.download_bar import prepared
+from conviction.cli.engine_options import EngineOptions
 from conviction.cli.recording_bar import recording_bar
-from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.terminal import safe
 from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
 from conviction.cli.whole_numbers import WHOLE
@@ -39,9 +40,6 @@ from conviction.tasks import helpers
 if TYPE_CHECKING:
     from conviction.engines.base import Engine
     from conviction.ray.workers import RayWorkers
-
-_TEMPLATE = 64
-"""Room for what a chat template puts around each message, in tokens."""
 
 
 @Parameter(name="*", group="Data")
@@ -93,13 +91,13 @@ class DataOptions:
 @Parameter(name="*", group="Generation")
 @dataclass(frozen=True)
 class RecordingGeneration(GenerationOptions):
-    """What generates the traces, and how."""
+    """How traces are generated."""
 
     time_limit: float | None = None
     "Seconds after which recording stops; the same command goes on later."
 
 
-_DATA, _GENERATION, _SERVER = DataOptions(), RecordingGeneration(), ServerOptions()
+_DATA, _GENERATION, _ENGINE = DataOptions(), RecordingGeneration(), EngineOptions()
 _RAY = RayOptions()
 
 
@@ -115,8 +113,8 @@ def record(
     logprobs: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(alias="-q", negative="")] = False,
     dataset: DataOptions = _DATA,
+    engine: EngineOptions = _ENGINE,
     generation: RecordingGeneration = _GENERATION,
-    server: ServerOptions = _SERVER,
     ray: RayOptions = _RAY,
 ) -> int:
     """Record complete traces of every question of a data set.
@@ -135,13 +133,15 @@ def record(
             engine gives them; `conviction lab diagnose` compares it with the confidences.
         quiet: Nothing on stderr but errors.
         dataset: Which questions.
-        generation: What generates the traces, and how.
-        server: A server in place of the embedded engine.
+        engine: Which model generates the traces, and how its engine is set up.
+        generation: How traces are generated.
         ray: Engines in a Ray cluster in place of one in this process.
     """
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     if import_:
-        return _import(import_, output, data, generation, console, keep_text=text)
+        return _import(
+            import_, output, data, generation, console, model=engine.model, keep_text=text
+        )
     if data is None:
         raise InvalidSettingError(
             tried="record traces",
@@ -153,20 +153,20 @@ def record(
     ray.check()
     found = dataset.load(data, console)
     check_texts(found.questions)
-    sampling = generation.sampling()
     kind(generation.answer)
     require_whole("traces", traces, low=1)
     require_whole("restarts", generation.restarts, low=0)
     if generation.time_limit is not None:
         require("time_limit", generation.time_limit, low=0)
-    engine = server.engine(generation.model, facts_folder=facts_folder())
-    model = None if engine else fetched(generation.model, console)
+    backend = engine.backend
+    sampling = generation.sampling(backend.sampling)
+    backend = prepared(backend, console)
     asked = with_prompts(
         found.questions,
         answers=generation.answer,
         style=generation.prompt_style,
-        model=model,
-        templated=server.templated,
+        model=backend,
+        templated=engine.templated,
     )
     plan = RecordingPlan(
         asked=asked,
@@ -179,12 +179,8 @@ def record(
         logprobs=logprobs,
         origin=found.origin,
     )
-    workers = ray.instead_of(
-        engine or embedded(model, asked, sampling),
-        server=server,
-        model=generation.model,
-        asked=asked,
-        sampling=sampling,
+    workers = ray.workers(
+        backend.sized(room_for([one.question for one in asked], sampling)),
         answers=generation.answer,
     )
     with ray.connected(), recording_bar(console) as listener:
@@ -254,6 +250,7 @@ def _import(
     generation: GenerationOptions,
     console: Console,
     *,
+    model: str | None,
     keep_text: bool,
 ) -> int:
     if data is not None:
@@ -269,7 +266,7 @@ def _import(
             output,
             answers=answers,
             grade=is_correct,
-            model=generation.model,
+            model=model,
             keep_text=keep_text,
         )
     finally:

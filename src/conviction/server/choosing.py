@@ -239,9 +239,8 @@ def _policy_of(service: Service, model: str) -> str | None:
 def _sampling(service: Service, generation: Generation) -> Sampling:
     defaults = service.settings.defaults
     given = generation.model_dump(exclude_none=True, exclude={"seed"})
-    base = Sampling(
-        temperature=defaults.temperature, top_p=defaults.top_p, max_tokens=defaults.max_tokens
-    )
+    names = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
+    base = Sampling(**{name: getattr(defaults, name) for name in names})
     try:
         return replace(base, **given)
     except InvalidSettingError as error:

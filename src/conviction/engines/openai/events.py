@@ -296,11 +296,12 @@ def quoted(text: str | bytes, secret: str | None = None) -> str:
 
     Args:
         text: What it sent.
-        secret: What must not be shown; taken out first, as shortening would leave a part of it.
+        secret: What must not be shown, one on each line; taken out first, as shortening would
+            leave a part of it.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    if secret:
-        text = text.replace(secret, "…")
+    for hidden in (secret or "").splitlines():
+        text = text.replace(hidden, "…")
     text = " ".join(text.split())
     return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"

@@ -5,12 +5,12 @@ response closes the connection at once, which is what tells a server to stop.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -22,7 +22,7 @@ import msgspec
 from conviction.core import require
 from conviction.engines.openai.failures import Failures
 from conviction.engines.openai.requests import Json
-from conviction.errors import EngineError, EngineUnavailableError
+from conviction.errors import EngineError, EngineUnavailableError, InvalidSettingError
 
 _MOST_ANSWER_BYTES = 1 << 22
 _READ_BYTES = 1 << 18
@@ -36,6 +36,7 @@ _FAREWELL_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 """Between two looks at a stream, at most."""
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -67,13 +68,27 @@ class HttpClient:
         base_url: Address that paths are added to, as in "http://127.0.0.1:8000/v1".
         api_key: Key to send; never shown, never logged.
         timeouts: Bounds of every wait.
+        headers: Further headers of every request; as they may hold keys, never shown either.
+
+    Raises:
+        InvalidSettingError: the address is unusable.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        timeouts: Timeouts,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._check_address()
         self.timeouts = timeouts
-        self.failures = Failures(self.base_url, api_key)
+        secrets = (api_key or "", *(value for value in headers.values() if len(value) > 7))
+        self.failures = Failures(self.base_url, "\n".join(filter(None, secrets)) or None)
         self._api_key = api_key
+        self._headers = dict(headers)
         self._session: aiohttp.ClientSession | None = None
         self._stack = AsyncExitStack()
 
@@ -86,7 +101,6 @@ class HttpClient:
 
     async def __aenter__(self) -> Self:
         """Open the client; the server is first spoken to when something is asked."""
-        self._check_address()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -156,7 +170,7 @@ class HttpClient:
         except ValueError as error:
             problem = "it is malformed" if shown != self.base_url else str(error)
         if problem:
-            raise EngineUnavailableError(
+            raise InvalidSettingError(
                 tried=f"use {shown!r} as a server's address",
                 found=problem,
                 remedy="Give an address such as http://127.0.0.1:8000/v1.",
@@ -170,7 +184,9 @@ class HttpClient:
                 remedy="Use it within `async with engine:`.",
             )
         data = None if body is None else msgspec.json.encode(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         if self._api_key:
             # Not among the session's headers: aiohttp would show those to a proxy, too.
             headers["Authorization"] = f"Bearer {self._api_key}"
