@@ -249,6 +249,25 @@ async def test_wrong_settings_are_refused_before_anything_is_deployed() -> None:
     assert json.dumps(ServiceSettings.model_json_schema())
 
 
+def test_an_engine_is_named_as_on_the_command_line() -> None:
+    from conviction.backends.builtin import VLLM, Embedded, Scripted
+    from conviction.backends.openai import OpenAIServers
+    from conviction.ray.app import EngineSettings
+
+    def of(**settings: Any) -> Any:
+        return EngineSettings.model_validate(settings).backend()
+
+    embedded = of(slots=3, context=99, resources={"CPU": 2})
+    assert embedded == Embedded(slots=3, context=99, threads=2)
+    served = of(model="m", base_url="http://10.0.0.2:8000/v1", api_key="sk-k", slots=4)
+    assert (type(served), served.model, served.slots) == (OpenAIServers, "m", 4)
+    assert served.base_url == ("http://10.0.0.2:8000/v1",)
+    vllm = of(model="vllm:m", vllm={"dtype": "half"}, resources={"GPU": 2})
+    assert (type(vllm), vllm.options) == (VLLM, {"tensor_parallel_size": 2, "dtype": "half"})
+    assert of(model="scripted", delay=0) == Scripted(delay=0, name="scripted")
+    assert of(factory="ray_engines:telling", slots=16).traces_at_once == 16
+
+
 def test_the_documentation_names_settings_that_there_are() -> None:
     import yaml
 

@@ -176,7 +176,9 @@ def _sampling(draws: _Draws) -> Sampling:
 
 def _refused(error: ValidationError, where: str) -> InvalidSettingError:
     """The error for a table that is not one of a model; it shows no values, which may be keys."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # A misspelt key is often missing, too, but its name says more.
+    first = min(errors, key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[str]"))
     if first["type"] == "extra_forbidden":
         tables = {"price": _Prices, "sampling": _Draws}
