@@ -91,7 +91,7 @@ def command(*arguments: str) -> list[str]:
 def impatient(*arguments: str) -> list[str]:
     """The command with an engine that waits a second, not half a minute, for a server to return."""
     program = (
-        "import functools, conviction.cli.main, conviction.cli.server as server\n"
+        "import functools, conviction.cli.main, conviction.backends.openai as server\n"
         "server.OpenAIEngine = functools.partial(server.OpenAIEngine, patience=1.0)\n"
         "conviction.cli.main.main()\n"
     )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from conviction.answers import kind
-from conviction.core import Question, Sampling, require
+from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError, InvalidSettingError
 from conviction.models import Notice, Progress
@@ -123,15 +123,20 @@ class BackendOptions:
     "Seconds between two pieces of a made-up trace, for -m scripted; default: 0.05."
 
     def check(self, takes: Iterable[str], label: str) -> None:
-        """Refuse options that do not apply.
+        """Refuse options that do not apply or cannot be used.
 
         Args:
             takes: Names of the options that apply.
             label: What the model is called.
 
         Raises:
-            InvalidSettingError: naming the first option that does not apply.
+            InvalidSettingError: an option does not apply, or is out of its range.
         """
+        for name in ("slots", "context", "concurrency"):
+            if (value := getattr(self, name)) is not None:
+                require_whole(name, value, low=1)
+        if self.delay is not None:
+            require("delay", self.delay, low=0)
         for option in fields(BackendOptions):
             if getattr(self, option.name) != option.default and option.name not in takes:
                 found, remedy = _NEEDS.get(option.name, _SERVER)

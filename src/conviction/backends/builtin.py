@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 from conviction.backends.base import Backend, BackendOptions, Finding, ignore
-from conviction.core import require, require_whole
 from conviction.engines.base import Engine
 from conviction.errors import InvalidSettingError
 from conviction.models import ModelFile, Notice, Progress, catalogue, resolve
@@ -33,11 +32,6 @@ class Embedded(Backend):
 
     takes: ClassVar[frozenset[str]] = frozenset({"slots", "context"})
     default_slots: ClassVar[int] = 8
-
-    def __post_init__(self) -> None:
-        for name in ("slots", "context", "threads"):
-            if (value := getattr(self, name)) is not None:
-                require_whole(name, value, low=1)
 
     @classmethod
     def from_name(cls, name: str, options: BackendOptions) -> Self:
@@ -161,11 +155,6 @@ class Scripted(Backend):
 
     takes: ClassVar[frozenset[str]] = frozenset({"slots", "delay"})
     default_slots: ClassVar[int] = 8
-
-    def __post_init__(self) -> None:
-        require("delay", self.delay, low=0)
-        if self.slots is not None:
-            require_whole("slots", self.slots, low=1)
 
     @classmethod
     def from_name(cls, name: str, options: BackendOptions) -> Self:

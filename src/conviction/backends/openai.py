@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from conviction.backends.base import Backend, BackendOptions, Finding
-from conviction.core import require_whole
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts
 from conviction.engines.openai.facts import FactsCache, ServerFacts
 from conviction.engines.openai.probe import MOST_TOP_K
@@ -125,8 +124,6 @@ class OpenAIServers(Backend):
         Raises:
             InvalidSettingError: the key cannot be read, or an option is unusable.
         """
-        if options.concurrency is not None:
-            require_whole("concurrency", options.concurrency, low=1)
         first_byte, stall = options.first_byte_timeout, options.stall_timeout
         backend = cls(
             name or None,

@@ -1,12 +1,14 @@
-"""Which engine generates the traces: the options of every command that generates."""
+"""Options of every command that generates: the engine, and how tokens are drawn."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from conviction.backends import Backend, BackendOptions, backend
 from conviction.cli.whole_numbers import WHOLE
+from conviction.core import Sampling
+from conviction.prompts import PromptStyle
 
 _UNSEEN = Parameter(parse=False)
 
@@ -38,3 +40,28 @@ class EngineOptions(BackendOptions):
         """
         named = {option.name: getattr(self, option.name) for option in fields(BackendOptions)}
         return backend(self.model, BackendOptions(**named))
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """How a question is put, and how tokens are drawn."""
+
+    answer: str = "math"
+    "Kind of answer: math, number, choice, text or json."
+    prompt_style: PromptStyle | None = None
+    "What to add to the question; default: what suits the model."
+    max_tokens: Annotated[int | None, WHOLE] = None
+    "The most tokens of one trace; default: the model's in the settings file, else 1024."
+    temperature: float | None = None
+    """0 is greedy, traces then differ little or not at all; default: the model's in the settings
+    file, else 0.7."""
+    top_p: float | None = None
+    "Nucleus mass, in (0, 1]; default: the model's in the settings file, else all."
+    seed: Annotated[int, WHOLE] = 0
+    "Same seed, same question, same traces, where the engine allows."
+
+    def sampling(self, of_model: Sampling | None) -> Sampling:
+        """The model's own sampling, where it has one, with the values that were given."""
+        names = ("temperature", "top_p", "max_tokens")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(of_model or Sampling(), **given)

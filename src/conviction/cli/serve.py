@@ -19,9 +19,8 @@ from rich.markup import escape
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
 from conviction.cli.download_bar import prepared
-from conviction.cli.engine_options import EngineOptions
+from conviction.cli.engine_options import EngineOptions, TraceOptions
 from conviction.cli.terminal import safe
-from conviction.cli.trace_options import TraceOptions
 from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, Sampling
 from conviction.errors import MissingExtraError

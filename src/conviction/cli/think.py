@@ -22,11 +22,10 @@ from conviction.backends import Backend
 from conviction.cli.asking import prompt_of
 from conviction.cli.calibration import ABSTAINED, CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.download_bar import prepared
-from conviction.cli.engine_options import EngineOptions
+from conviction.cli.engine_options import EngineOptions, TraceOptions
 from conviction.cli.question import read_question
 from conviction.cli.summary import summary
 from conviction.cli.terminal import escaped, safe
-from conviction.cli.trace_options import TraceOptions
 from conviction.cli.view import LiveView, PlainView
 from conviction.cli.whole_numbers import WHOLE
 from conviction.confidence import Metric
