@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from conviction.backends.base import Backend, BackendOptions, Price
-from conviction.core import Sampling
-from conviction.errors import ConvictionError, InvalidSettingError
+from conviction.backends.base import Backend, BackendOptions
+from conviction.errors import InvalidSettingError
 from conviction.models import ModelFile, catalogue
 from conviction.registry import Registry, unknown_name
 from conviction.settings import model_settings, settings_path
@@ -31,36 +28,6 @@ ENGINES = Registry(
     },
 )
 _NO_OPTIONS = BackendOptions()
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Prices(_Table):
-    input: float
-    output: float
-    cached_input: float | None = None
-
-
-class _Draws(_Table):
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    max_tokens: int | None = None
-
-
-class _Model(_Table):
-    """[models.NAME] of the settings file."""
-
-    base_url: Annotated[list[str], Field(min_length=1)] | str | None = None
-    model: str | None = None
-    api_key_env: str | None = None
-    price: _Prices | None = None
-    headers: dict[str, str] | None = None
-    extra_body: dict[str, Any] | None = None
-    sampling: _Draws | None = None
 
 
 def backend(
@@ -146,46 +113,11 @@ def _check_unique(name: str) -> None:
 
 def _of_settings(name: str, table: Mapping[str, Any], options: BackendOptions) -> Backend:
     """The backend that the settings file describes."""
-    where = f"read [models.{name}] in {settings_path()}"
-    try:
-        told = _Model.model_validate(table)
-        price = None if told.price is None else Price(**told.price.model_dump())
-        sampling = None if told.sampling is None else _sampling(told.sampling)
-    except ValidationError as error:
-        raise _refused(error, where) from None
-    except ConvictionError as error:
-        raise InvalidSettingError(tried=where, found=error.found, remedy=error.remedy) from None
-    urls = [told.base_url] if isinstance(told.base_url, str) else told.base_url
-    options = replace(
-        options,
-        base_url=urls,
-        api_key_env=options.api_key_env or (None if options.api_key_file else told.api_key_env),
-        headers=told.headers,
-        extra_body=told.extra_body,
-    )
-    if urls or told.model is None:
-        made = backend(told.model, options)
+    from conviction.backends.named import read_model  # noqa: PLC0415  # pydantic is slow to import
+
+    told = read_model(name, table, options)
+    if told.options.base_url or told.model is None:
+        made = backend(told.model, told.options)
     else:
-        made = _unnamed(told.model, options, known={})
-    return replace(made, name=name, price=price, sampling=sampling)
-
-
-def _sampling(draws: _Draws) -> Sampling:
-    return Sampling(**draws.model_dump(exclude_none=True))
-
-
-def _refused(error: ValidationError, where: str) -> InvalidSettingError:
-    """The error for a table that is not one of a model; it shows no values, which may be keys."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
-    # A misspelt key is often missing, too, but its name says more.
-    first = min(errors, key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[str]"))
-    if first["type"] == "extra_forbidden":
-        tables = {"price": _Prices, "sampling": _Draws}
-        *outer, unknown = map(str, first["loc"])
-        table = tables[outer[0]] if outer else _Model
-        near = unknown_name("key", unknown, table.model_fields)
-        return InvalidSettingError(tried=where, found=near.problem, remedy=near.remedy)
-    return InvalidSettingError(
-        tried=where, found=f"{key}: {first['msg'].lower()}", remedy="Correct it in the file."
-    )
+        made = _unnamed(told.model, told.options, known={})
+    return replace(made, name=name, price=told.price, sampling=told.sampling)
