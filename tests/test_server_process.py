@@ -237,7 +237,6 @@ def test_an_open_address_with_keys_serves_those_who_have_one(tmp_path: Path) -> 
         (["--served-model", "two words"], "served_model: it is no word"),
         (["--max-total-tokens", "0"], "total_tokens"),
         (["--host", "no such host"], "no such host"),
-        (["--base-url", "http://127.0.0.1:1/v1"], "names another engine"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_starts(

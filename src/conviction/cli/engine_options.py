@@ -13,15 +13,21 @@ from conviction.prompts import PromptStyle
 _UNSEEN = Parameter(parse=False)
 
 
-@Parameter(name="*", group="Engine", negative="")
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions(BackendOptions):
-    """Which model generates the traces, and how its engine is set up."""
+class _ModelOption:
+    """Stands before all others in the help."""
 
     model: Annotated[str | None, Parameter(alias="-m")] = None
     """A name from `conviction models` or of [models.NAME] in the settings file; a GGUF file;
     hf:owner/repo/file.gguf; vllm:MODEL for vLLM in this program; scripted for made-up traces;
     PREFIX:… of a plug-in; with --base-url the server's name of the model."""
+
+
+@Parameter(name="*", group="Engine", negative="")
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(BackendOptions, _ModelOption):
+    """Which model generates the traces, and how its engine is set up."""
+
     base_url: list[str] | None = None
     api_key: Annotated[str | None, _UNSEEN] = None
     slots: Annotated[int | None, WHOLE] = None
