@@ -401,6 +401,7 @@ def test_a_package_that_cannot_be_imported_is_named_with_its_error(
 
 
 @pytest.mark.servers
+@pytest.mark.timeout(320)
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_a_package_brings_an_engine_to_a_cluster(
     plugin: Callable[..., Path], questions: Path, tmp_path: Path
@@ -422,7 +423,7 @@ def test_a_package_brings_an_engine_to_a_cluster(
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [one.answer for one in read_run(tmp_path / "run").results] == ["41"] * 3
