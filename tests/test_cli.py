@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 from cyclopts import App
 
+import conviction
 from conviction.backends.builtin import Embedded
-from conviction.cli.main import build, run
-from conviction.cli.whole_numbers import WHOLE
+from conviction.cli.arguments import WHOLE
+from conviction.cli.main import COMMANDS, build, run
 from conviction.core import FinishReason
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -233,11 +235,11 @@ NOTHING_STARTED = [
     (["think", "q", "--budget", "0"], "budget must be at least 1"),
     (["think", "q", "--budget", "-3"], "budget must be at least 1"),
     (["think", "q", "--budget", "many"], "many"),
-    (["think", "q", "--budget", "2.6"], "'2.6' is no whole number"),
-    (["think", "q", "--policy", "deepconf-low", "--window", "9.5"], "'9.5' is no whole number"),
-    (["think", "q", "--max-tokens", "99.5"], "'99.5' is no whole number"),
-    (["think", "q", "--seed", "0.5"], "'0.5' is no whole number"),
-    (["think", "q", "--restarts", "1.5"], "'1.5' is no whole number"),
+    (["think", "q", "--budget", "2.6"], "'2.6' is not a whole number"),
+    (["think", "q", "--policy", "deepconf-low", "--window", "9.5"], "'9.5' is not a whole number"),
+    (["think", "q", "--max-tokens", "99.5"], "'99.5' is not a whole number"),
+    (["think", "q", "--seed", "0.5"], "'0.5' is not a whole number"),
+    (["think", "q", "--restarts", "1.5"], "'1.5' is not a whole number"),
     (["think", "q", "--policy", "deepconf-low", "--window", "0"], "window must be at least 1"),
     (
         ["think", "q", "--policy", "deepconf-high", "--warmup", "9", "--budget", "8"],
@@ -400,3 +402,49 @@ def test_no_option_for_whole_numbers_rounds_others() -> None:
     ]
     assert len(whole) > 40
     assert [one.name for one in whole if one.parameter.converter is not WHOLE.converter] == []
+
+
+def test_what_the_package_offers_is_imported_when_it_is_used() -> None:
+    heavy = "{'numpy', 'pydantic', 'aiohttp', 'httpx2'} & set(sys.modules)"
+    code = f"import sys, conviction, conviction.cli.main; assert not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert [name for name in conviction.__all__ if getattr(conviction, name, None) is None] == []
+    with pytest.raises(AttributeError, match="no attribute 'thinkk'"):
+        conviction.thinkk  # noqa: B018
+
+
+def test_every_command_is_where_the_list_says() -> None:
+    assert {name for name in build() if not name.startswith("-")} == set(COMMANDS)
+    for name in COMMANDS:
+        assert build()[name].help
+
+
+POOL = Path(__file__).parents[1] / "examples" / "singleop-qwen2.5-coder-0.5b.parquet"
+
+
+def test_an_option_that_may_be_repeated_takes_several_values_in_one_go(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lab = ["lab", str(POOL), "--repeats", "1", "--json", "--processes", "1"]
+    assert run([*lab, "--policy", "single", "majority", "--budget", "2", "4"]) == 0
+    several = json.loads(capsys.readouterr().out)
+    assert run([*lab, "--policy=single", "--policy=majority", "--budget=2", "--budget=4"]) == 0
+    assert json.loads(capsys.readouterr().out) == several
+    assert len(several["policies"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left_over"),
+    [
+        (["lab", str(POOL), "other", "--policy", "majority"], "other"),
+        (["lab", str(POOL), "--seed", "1", "2"], "2"),
+        (["think", "What is 6 * 7?", "really"], "really"),
+    ],
+)
+def test_an_argument_too_many_is_named(
+    arguments: list[str], left_over: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"unexpected argument: {left_over}" in error
+    assert f"Try conviction {arguments[0]} --help." in error

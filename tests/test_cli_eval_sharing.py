@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from conviction.backends.builtin import Embedded
-from conviction.cli.evaluation_bar import evaluation_bar
+from conviction.cli.evaluation import _reading
 from conviction.cli.main import run
+from conviction.cli.progress import run_progress
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.evaluation.results import QuestionResult
@@ -99,7 +100,7 @@ def test_without_a_total_nothing_is_said_of_one(
     ("options", "word"),
     [
         (["--total-tokens", "0"], "total_tokens must be at least 1"),
-        (["--total-tokens", "100.6"], "'100.6' is no whole number"),
+        (["--total-tokens", "100.6"], "'100.6' is not a whole number"),
         (["--total-tokens", "100", "--questions-at-once", "2"], "questions_at_once"),
         (["--total-tokens", "100", "--time-limit", "2"], "time_limit"),
     ],
@@ -196,9 +197,9 @@ def test_the_bar_shows_what_is_spent_and_guesses_no_time() -> None:
         traces=3,
         seconds=1.0,
     )
-    with evaluation_bar(console) as listener:
-        listener(EvaluationProgress(20, sharing=slots))
-        listener(EvaluationProgress(20, [done] * 5, sharing=slots))
+    with run_progress(console) as show:
+        show(_reading(EvaluationProgress(20, sharing=slots)))
+        show(_reading(EvaluationProgress(20, [done] * 5, sharing=slots)))
     shown = screen.getvalue()
     assert "5 settled, 7 contested, 123,456 of 1,000,000 tokens" in shown
     assert "5/20" in shown

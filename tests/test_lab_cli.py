@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from conviction.cli import lab_progress
+from conviction.cli import progress as cli_progress
 from conviction.cli.main import run
 from conviction.recordings import PoolMeta, PoolWriter
 
@@ -178,8 +178,8 @@ def test_a_pool_of_answers_runs_what_it_can_and_says_what_it_cannot(
         (["--html", "nowhere/report.html"], "its folder does not exist"),
         (["--out", "."], "it is a folder"),
         (["--html", "same", "--out", "same"], "they are the same file"),
-        (["--budget", "4.5"], "'4.5' is no whole number"),
-        (["--seed", "1.5"], "'1.5' is no whole number"),
+        (["--budget", "4.5"], "'4.5' is not a whole number"),
+        (["--seed", "1.5"], "'1.5' is not a whole number"),
         (["--budget", "4", "--budget", "0"], "budget must be at least 1"),
     ],
 )
@@ -377,12 +377,12 @@ def test_progress_shows_on_a_terminal_once_it_takes_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console = Console(force_terminal=True, width=100, stderr=True)
-    with lab_progress.question_bar(console, "replaying") as show:
+    with cli_progress.question_bar(console, "replaying") as show:
         show(1, 2)
     assert "replaying" not in capsys.readouterr().err
-    monkeypatch.setattr(lab_progress, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(cli_progress, "_PATIENCE_SECONDS", 0.0)
     shown = ""
-    with lab_progress.question_bar(console, "replaying") as show:
+    with cli_progress.question_bar(console, "replaying") as show:
         show(1, 2)
         deadline = time.monotonic() + 10
         while "1/2" not in shown and time.monotonic() < deadline:

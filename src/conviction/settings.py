@@ -47,6 +47,22 @@ def read_settings() -> dict[str, Any]:
     ) from None
 
 
+def mirrors_allowed() -> bool | None:
+    """What `model_mirrors` says: whether models may be fetched from their mirrors.
+
+    Raises:
+        InvalidSettingError: as `read_settings` raises, or it is neither true nor false.
+    """
+    said = read_settings().get("model_mirrors")
+    if not isinstance(said, bool | None):
+        raise InvalidSettingError(
+            tried=f"read model_mirrors in the settings file {settings_path()}",
+            found=f"{said!r} is neither true nor false",
+            remedy="Write model_mirrors = false to turn mirrors off.",
+        )
+    return said
+
+
 def command_settings() -> dict[str, Any]:
     """The tables with options of commands, without the definitions of models.
 

@@ -1,11 +1,7 @@
 """From a data set and the options of a command to questions in the words that the model gets."""
 
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-
-import anyio
 
 from conviction.api import check_question
 from conviction.backends import Backend
@@ -71,13 +67,3 @@ def prompt_of(
     if templated:
         return Question.ask
     return partial(compose, kind=answers, style=style or model.prompt_style)
-
-
-async def cancel_on_signal(scope: anyio.CancelScope) -> None:
-    """Cancel `scope` at the first Ctrl-C, or when somebody asks this program to end."""
-    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
-        return
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return

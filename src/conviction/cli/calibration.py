@@ -7,7 +7,7 @@ from pathlib import Path
 from cyclopts import Parameter
 from rich.console import Console
 
-from conviction.cli.lab_progress import question_bar
+from conviction.cli.progress import question_bar
 from conviction.core import InvalidSettingError, Question, Sampling
 from conviction.engines.base import Capabilities
 from conviction.engines.local import usable_cores
@@ -20,9 +20,6 @@ from conviction.policies.base import Policy
 from conviction.recordings import PoolMeta
 from conviction.thinking import TOP_K
 from conviction.verdict import Verdict
-
-ABSTAINED = 3
-"""Exit code."""
 
 
 @Parameter(name="*", group="Calibration")

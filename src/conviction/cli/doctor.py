@@ -19,8 +19,8 @@ from rich.table import Table
 
 from conviction.backends import Backend, Finding, backend
 from conviction.backends.builtin import vllm_here
-from conviction.cli.download_bar import prepared
 from conviction.cli.engine_options import EngineOptions
+from conviction.cli.progress import prepared
 from conviction.cli.terminal import escaped, safe
 from conviction.engines.local import available_memory, usable_cores
 from conviction.errors import ConvictionError

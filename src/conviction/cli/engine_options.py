@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from conviction.backends import Backend, BackendOptions, backend
-from conviction.cli.whole_numbers import WHOLE
+from conviction.cli.arguments import WHOLE
 from conviction.core import Sampling
 from conviction.prompts import PromptStyle
 

@@ -1,9 +1,9 @@
 """`conviction eval`: a data set through the live driver, and two such runs compared."""
 
 import json as jsonlib
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,17 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
+from conviction.answers.base import AnswerKind
 from conviction.backends import room_for
-from conviction.cli.asking import (
-    cancel_on_signal,
-    check_texts,
-    with_prompts,
-)
+from conviction.cli import ExitCode
+from conviction.cli.arguments import WHOLE
+from conviction.cli.asking import check_texts, with_prompts
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.clusters import RayOptions
-from conviction.cli.download_bar import prepared
 from conviction.cli.engine_options import EngineOptions
-from conviction.cli.evaluation_bar import evaluation_bar
 from conviction.cli.evaluation_report import (
     add_calibration,
     comparison_table,
@@ -31,16 +28,11 @@ from conviction.cli.evaluation_report import (
     summary_table,
 )
 from conviction.cli.lab_tables import percentage, table_console
+from conviction.cli.progress import Reading, prepared, run_progress
 from conviction.cli.record import DataOptions
+from conviction.cli.session import Latest, messages, run_on
 from conviction.cli.terminal import escaped, safe
-from conviction.cli.think import (
-    FAILED,
-    INTERRUPTED,
-    GenerationOptions,
-    PolicyOptions,
-    facts_of,
-)
-from conviction.cli.whole_numbers import WHOLE
+from conviction.cli.think import GenerationOptions, PolicyOptions, facts_of
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
@@ -50,13 +42,17 @@ from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan, check_plan
 from conviction.evaluation.run import (
     EvaluationProgress,
-    ProgressListener,
     evaluate,
     many_engines,
 )
-from conviction.evaluation.summary import Summary, summarise, summarise_sharing
+from conviction.evaluation.summary import (
+    Summary,
+    accuracy_counts,
+    proportion,
+    summarise,
+    summarise_sharing,
+)
 from conviction.evaluation.wording import counted
-from conviction.tasks import helpers
 
 if TYPE_CHECKING:
     from conviction.engines.base import Engine
@@ -138,7 +134,7 @@ def evaluation(
     ray.check()
     if ray.ray is not None and generation.total_tokens is not None:
         raise many_engines()
-    console = _messages(quiet=output.quiet)
+    console = messages(quiet=output.quiet)
     found = dataset.load(data, console)
     check_texts(found.questions)
     kind(generation.answer)
@@ -173,19 +169,19 @@ def evaluation(
         answers=generation.answer,
     )
     with ray.connected():
-        reached, interrupted = _run(plan, run, workers, record, console)
-    reached.progress.results = plan.in_order(reached.progress.results)
+        progress, capabilities, interrupted = _run(plan, run, workers, record, console)
+    progress.results = plan.in_order(progress.results)
     abstention = None
     if calibrator is not None:
         facts = facts_of(generation, backend, templated=engine.templated)
-        facts = replace(facts, capabilities=reached.capabilities)
+        facts = replace(facts, capabilities=capabilities)
         try:
-            abstention = _abstention(calibrator, facts, plan, reached.progress, console)
+            abstention = _abstention(calibrator, facts, plan, progress, console)
         except (ConvictionError, KeyboardInterrupt):
             # What was measured is shown all the same.
-            _report(reached.progress, run, output, console, None, interrupted=interrupted)
+            _report(progress, run, output, console, None, interrupted=interrupted)
             raise
-    return _report(reached.progress, run, output, console, abstention, interrupted=interrupted)
+    return _report(progress, run, output, console, abstention, interrupted=interrupted)
 
 
 @app.command
@@ -212,7 +208,7 @@ def compare(
         json: Print the comparison as JSON on stdout, in place of the table.
         quiet: Nothing on stderr but errors.
     """
-    console = _messages(quiet=quiet)
+    console = messages(quiet=quiet)
     result = compare_runs(
         read_run(first), read_run(second), failures_wrong=failures_wrong, seed=seed
     )
@@ -230,12 +226,8 @@ def compare(
         table_console().print(comparison_table(result, first, second))
     if fail_if_worse and result.worse:
         console.print("The second is worse than the first.", style="bold red")
-        return FAILED
+        return ExitCode.FAILED
     return 0
-
-
-def _messages(*, quiet: bool) -> Console:
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 def _run(
@@ -244,34 +236,46 @@ def _run(
     engine: "Engine | RayWorkers",
     pool: Path | None,
     console: Console,
-) -> tuple["_Reached", bool]:
-    """How far the evaluation came, and whether it was interrupted."""
-    reached = _Reached(len(plan.asked))
-    try:
-        with evaluation_bar(console) as listener:
-            reached.listener = listener
-            interrupted = anyio.run(_evaluate, plan, run, engine, pool, reached)
-    except ConvictionError:
-        if reached.began:
-            _tell_where(reached.progress, run, console)
-        raise
-    return reached, interrupted
+) -> tuple[EvaluationProgress, Capabilities | None, bool]:
+    """How far the evaluation came, what its engine can do, and whether it was interrupted."""
+    capabilities: Capabilities | None = None
+
+    with run_progress(console) as show:
+        latest = Latest(EvaluationProgress(len(plan.asked)), lambda now: show(_reading(now)))
+
+        async def work(answers: AnswerKind) -> None:
+            nonlocal capabilities
+            capabilities = await engine.capabilities()
+            await evaluate(plan, run, engine=engine, answers=answers, pool=pool, on_progress=latest)
+
+        try:
+            interrupted = anyio.run(run_on, engine, plan.answers, work)
+        except ConvictionError:
+            if latest.began:
+                _tell_where(latest.progress, run, console)
+            raise
+    return latest.progress, capabilities, interrupted
 
 
-class _Reached:
-    """Remembers engine and progress of an evaluation, also if it is cancelled or fails."""
-
-    def __init__(self, questions: int) -> None:
-        self.capabilities: Capabilities | None = None
-        self.listener: ProgressListener | None = None
-        self.began = False
-        self.progress = EvaluationProgress(questions)
-
-    def __call__(self, progress: EvaluationProgress) -> None:
-        self.began = True
-        self.progress = progress
-        if self.listener:
-            self.listener(progress)
+def _reading(progress: EvaluationProgress) -> Reading:
+    accuracy = proportion(*accuracy_counts(progress.results))
+    right = f"{percentage(accuracy)} % right" if isfinite(accuracy.value) else ""
+    spent = ""
+    if slots := progress.sharing:
+        total = counted(slots.total or 0, "token")
+        spent = f"{progress.settled} settled, {progress.contested} contested"
+        spent += f", {slots.spent:,} of {total}"
+    return Reading(
+        "question",
+        done=len(progress.results),
+        total=progress.questions,
+        kept=progress.kept,
+        detail=right,
+        tokens=sum(result.tokens for result in progress.results[progress.kept :]),
+        spent=spent,
+        # With a total most questions end together, so those that ended say nothing of the rest.
+        steady=progress.sharing is None,
+    )
 
 
 def _check_output(output: EvaluationOutput, dataset: DataOptions) -> None:
@@ -284,25 +288,6 @@ def _check_output(output: EvaluationOutput, dataset: DataOptions) -> None:
             found="without right answers there is no accuracy",
             remedy="Leave one of them out.",
         )
-
-
-async def _evaluate(
-    plan: EvaluationPlan,
-    run: Path,
-    engine: "Engine | RayWorkers",
-    pool: Path | None,
-    reached: _Reached,
-) -> bool:
-    """Evaluate until all is there or the first Ctrl-C; whether it was interrupted."""
-    async with AsyncExitStack() as stack, helpers() as tasks:
-        tasks.start_soon(cancel_on_signal, tasks.cancel_scope)
-        answers = kind(plan.answers)
-        stack.callback(answers.close)
-        await stack.enter_async_context(engine)
-        reached.capabilities = await engine.capabilities()
-        await evaluate(plan, run, engine=engine, answers=answers, pool=pool, on_progress=reached)
-        return False
-    return True
 
 
 def _abstention(
@@ -350,9 +335,9 @@ def _report(
         table_console().print(table)
     _tell_where(progress, run, console)
     if interrupted:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     passed = _passed(summary, output, console)
-    return 0 if passed and summary.complete else FAILED
+    return 0 if passed and summary.complete else ExitCode.FAILED
 
 
 def _tell_where(progress: EvaluationProgress, run: Path, console: Console) -> None:

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from conviction.cli.lab_progress import question_bar
+from conviction.cli.arguments import WHOLE
 from conviction.cli.lab_tables import (
     calibration_table,
     filter_table,
@@ -21,8 +21,8 @@ from conviction.cli.lab_tables import (
     study_table,
     table_console,
 )
+from conviction.cli.progress import question_bar
 from conviction.cli.terminal import escaped, safe
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError

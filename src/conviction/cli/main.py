@@ -1,7 +1,4 @@
-"""The command line: answers on stdout, everything else on stderr.
-
-Exit codes: 0 answered, 1 failed, 2 wrong use, 3 abstained, 130 interrupted.
-"""
+"""Which commands there are, how one is called, and how its errors are shown."""
 
 import os
 import sys
@@ -10,24 +7,28 @@ from importlib.metadata import version
 
 import cyclopts
 from cyclopts import App, CycloptsError
+from cyclopts.exceptions import UnusedCliTokensError
 from rich.console import Console
 from rich.markup import escape
 
-from conviction.cli.doctor import doctor
-from conviction.cli.evaluation import app as evaluation
-from conviction.cli.lab import app as lab
-from conviction.cli.models import app as models
-from conviction.cli.policies import policies
-from conviction.cli.record import record
-from conviction.cli.serve import serve
+from conviction.cli import ExitCode
+from conviction.cli.arguments import dash_as_file, repeated
 from conviction.cli.terminal import safe
-from conviction.cli.think import think
-from conviction.cli.viewing import view
 from conviction.errors import ConvictionError
 from conviction.settings import command_settings, settings_path
 
-USAGE = 2
-INTERRUPTED = 130
+COMMANDS = {
+    "think": "think:think",
+    "serve": "serve:serve",
+    "models": "models:app",
+    "policies": "policies:policies",
+    "lab": "lab:app",
+    "eval": "evaluation:app",
+    "doctor": "doctor:doctor",
+    "record": "record:record",
+    "view": "viewing:view",
+}
+"""Where each command is. It is imported when it is called, so that one does not wait for others."""
 
 
 def _settings_file(
@@ -48,6 +49,7 @@ def build() -> App:
             "a settings file; flags come first, then the environment, then the file."
         ),
         version=version("conviction"),
+        version_format="plaintext",  # the default reads Markdown, which takes long to import
         config=[
             cyclopts.config.Env("CONVICTION_", show=False),
             _settings_file,
@@ -57,61 +59,64 @@ def build() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    app.command(think)
-    app.command(serve)
-    app.command(models, name="models")
-    app.command(policies)
-    app.command(lab, name="lab")
-    app.command(evaluation, name="eval")
-    app.command(doctor)
-    app.command(record)
-    app.command(view)
+    for name, place in COMMANDS.items():
+        app.command(f"conviction.cli.{place}", name=name)
     return app
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are printed, never raised."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        code = build()(_dash_as_file(sys.argv[1:] if arguments is None else arguments))
-    except CycloptsError as error:
-        errors.print(f"[bold red]error:[/] {_plain(str(error))}")
-        errors.print("Try [bold]conviction --help[/].")
-        return USAGE
-    except ConvictionError as error:
-        errors.print(f"[bold red]error:[/] {_plain(error.problem)}.")
-        errors.print(_plain(error.remedy))
-        return error.exit_code
-    except BrokenPipeError:
-        # Whoever read the answer has gone; nothing is left to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        # A full disk, a settings file that is a folder, a stream that was closed: not our bug.
-        where = f" ({error.filename})" if error.filename else ""
-        errors.print(f"[bold red]error:[/] {_plain(f'{error.strerror or error}{where}')}.")
-        return 1
-    except KeyboardInterrupt:
-        errors.print("Interrupted.")
-        return INTERRUPTED
+        code = _called(dash_as_file(sys.argv[1:] if arguments is None else arguments))
+    except (CycloptsError, ConvictionError, OSError, KeyboardInterrupt) as error:
+        return _explain(error)
     return code if isinstance(code, int) else 0
 
 
-def _dash_as_file(arguments: Sequence[str]) -> list[str]:
-    """Spell a lone "-" (standard input) so that the parser does not take it for an option."""
-    spelled: list[str] = []
-    for argument in arguments:
-        if argument == "-":
-            if spelled and spelled[-1] in ("-f", "--file"):
-                spelled.pop()
-            spelled.append("--file=-")
-        else:
-            spelled.append(argument)
-    return spelled
+def _explain(error: CycloptsError | ConvictionError | OSError | KeyboardInterrupt) -> int:
+    """Say on stderr what went wrong and what to do; gives the exit code."""
+    code, remedy = int(ExitCode.FAILED), ""
+    match error:
+        case KeyboardInterrupt():
+            Console(stderr=True, highlight=False).print("Interrupted.")
+            return ExitCode.INTERRUPTED
+        case BrokenPipeError():
+            # The reader of the answer is gone, so nothing is left to say.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return code
+        case ConvictionError():
+            code, remedy = error.exit_code, error.remedy
+            found = f"{error.tried}: {error.found}".rstrip(".") + "."
+        case UnusedCliTokensError():
+            code = ExitCode.USAGE
+            found = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
+            remedy = f"Try {' '.join(('conviction', *(error.command_chain or ())))} --help."
+        case CycloptsError():
+            code, found, remedy = ExitCode.USAGE, str(error), "Try conviction --help."
+        case OSError():
+            # A full disk, a settings file that is a folder, a closed stream: not our bug.
+            where = f" ({error.filename})" if error.filename else ""
+            found = f"{error.strerror or error}{where}."
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors.print(f"[bold red]error:[/] {escape(safe(found))}")
+    if remedy:
+        errors.print(escape(safe(remedy)))
+    return code
 
 
-def _plain(text: str) -> str:
-    return escape(safe(text))
+def _called(arguments: Sequence[str]) -> object:
+    """What the command returns that is called by these arguments."""
+    app = build()
+    if not arguments or arguments[0] in ("--help", "-h"):
+        for name in COMMANDS:
+            app[name]  # Imports it: the list of commands says what each does.
+    try:
+        return app(arguments)
+    except UnusedCliTokensError as error:
+        spelled = repeated(arguments, error)
+        if spelled is None:
+            raise
+        return app(spelled)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`conviction models`: which models there are, and fetching them."""
+"""`conviction models`: list, fetch and remove models."""
 
 import json as jsonlib
 import sys
@@ -11,16 +11,18 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.download_bar import download_bar
+from conviction.cli.progress import download_bar
+from conviction.cli.terminal import safe
 from conviction.models import ModelStore
 
-app = App(name="models", help="List the models that are known by name, and fetch models.")
+app = App(name="models", help="List, fetch and remove models.")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
     """One line of the list, and one object of its JSON."""
 
+    short_name: str
     name: str
     size: int
     sha256: str | None
@@ -74,9 +76,21 @@ def pull(target: str | None = None) -> None:
     print(model.path)
 
 
+@app.command(name="rm")
+def remove(name: str) -> None:
+    """Remove a model from the cache, with what an interrupted fetch of it left.
+
+    Args:
+        name: A name from the list, or the address that the model was fetched from.
+    """
+    removed, freed = ModelStore().remove(name)
+    print(f"Removed {safe(removed)} ({decimal(freed)}).")
+
+
 def _listed(store: ModelStore) -> list[Listed]:
     known = [
         Listed(
+            short_name=model.short_name,
             name=model.name,
             size=model.size,
             sha256=model.sha256,
@@ -92,6 +106,7 @@ def _listed(store: ModelStore) -> list[Listed]:
     ]
     others = [
         Listed(
+            short_name=model.name,
             name=model.name,
             size=model.path.stat().st_size,
             sha256=model.sha256,
@@ -106,15 +121,16 @@ def _listed(store: ModelStore) -> list[Listed]:
 
 def _print(models: list[Listed]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("Name", "Size", "Licence", "Fetched", "Note"):
-        table.add_column(heading, no_wrap=heading != "Note")
+    for heading in ("Name (-m)", "Size", "Fetched", "Licence", "Model"):
+        table.add_column(heading, no_wrap=heading != "Model")
     for model in models:
+        full = "" if model.name == model.short_name else f"{model.name}, "
         table.add_row(
-            escape(model.name),
+            escape(model.short_name),
             decimal(model.size),
-            model.licence or "not known",
             "yes" if model.fetched else "no",
-            f"the default: {model.note}" if model.default else model.note,
+            model.licence or "not known",
+            escape(f"{full}{'the default: ' if model.default else ''}{model.note}"),
         )
     # A pipe has no width: each model stays on one line.
     width = None if sys.stdout.isatty() else 200

@@ -1,9 +1,7 @@
 """`conviction record`: complete traces of every question of a data set, kept on disk."""
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,29 +11,26 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
+from conviction.answers.base import AnswerKind
 from conviction.backends import room_for
-from conviction.cli.asking import cancel_on_signal, check_texts, with_prompts
+from conviction.cli import ExitCode
+from conviction.cli.arguments import WHOLE
+from conviction.cli.asking import check_texts, with_prompts
 from conviction.cli.clusters import RayOptions
-from conviction.cli.download_bar import prepared
 from conviction.cli.engine_options import EngineOptions
-from conviction.cli.recording_bar import recording_bar
+from conviction.cli.progress import Reading, prepared, run_progress
+from conviction.cli.session import Latest, messages, run_on
 from conviction.cli.terminal import safe
-from conviction.cli.think import FAILED, INTERRUPTED, GenerationOptions
-from conviction.cli.whole_numbers import WHOLE
+from conviction.cli.think import GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.grading import is_correct
-from conviction.evaluation.recording import (
-    ProgressListener,
-    RecordingPlan,
-    RecordingProgress,
-)
+from conviction.evaluation.recording import RecordingPlan, RecordingProgress
 from conviction.evaluation.recording import (
     record as record_traces,
 )
 from conviction.evaluation.wording import counted
 from conviction.recordings.importing import import_files
-from conviction.tasks import helpers
 
 if TYPE_CHECKING:
     from conviction.engines.base import Engine
@@ -137,7 +132,7 @@ def record(
         generation: How traces are generated.
         ray: Engines in a Ray cluster in place of one in this process.
     """
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    console = messages(quiet=quiet)
     if import_:
         return _import(
             import_, output, data, generation, console, model=engine.model, keep_text=text
@@ -183,48 +178,45 @@ def record(
         backend.sized(room_for([one.question for one in asked], sampling)),
         answers=generation.answer,
     )
-    with ray.connected(), recording_bar(console) as listener:
-        reached = _Reached(listener)
-        work = partial(_record, plan, output, workers, generation, reached)
-        interrupted = anyio.run(work)
-    return _report(reached.progress, output, console, interrupted=interrupted)
+    with ray.connected():
+        progress, interrupted = _run(plan, output, workers, generation, console)
+    return _report(progress, output, console, interrupted=interrupted)
 
 
-class _Reached:
-    """Remembers how far a recording came, also if it is cancelled."""
-
-    def __init__(self, listener: ProgressListener) -> None:
-        self._listener = listener
-        self.progress = RecordingProgress()
-
-    def __call__(self, progress: RecordingProgress) -> None:
-        self.progress = progress
-        self._listener(progress)
-
-
-async def _record(
+def _run(
     plan: RecordingPlan,
     output: Path,
     engine: "Engine | RayWorkers",
     generation: GenerationOptions,
-    reached: _Reached,
-) -> bool:
-    """Record until all is there or the first Ctrl-C; whether it was interrupted."""
-    async with AsyncExitStack() as stack, helpers() as tasks:
-        tasks.start_soon(cancel_on_signal, tasks.cancel_scope)
-        answers = kind(generation.answer)
-        stack.callback(answers.close)
-        await stack.enter_async_context(engine)
-        await record_traces(
-            plan,
-            output,
-            engine=engine,
-            answers=answers,
-            on_progress=reached,
-            time_limit=generation.time_limit,
-        )
-        return False
-    return True
+    console: Console,
+) -> tuple[RecordingProgress, bool]:
+    """How far the recording came, and whether it was interrupted."""
+    with run_progress(console) as show:
+        latest = Latest(RecordingProgress(), lambda now: show(_reading(now)))
+
+        async def work(answers: AnswerKind) -> None:
+            await record_traces(
+                plan,
+                output,
+                engine=engine,
+                answers=answers,
+                on_progress=latest,
+                time_limit=generation.time_limit,
+            )
+
+        interrupted = anyio.run(run_on, engine, generation.answer, work)
+    return latest.progress, interrupted
+
+
+def _reading(progress: RecordingProgress) -> Reading:
+    return Reading(
+        "trace",
+        done=progress.present,
+        total=progress.wanted,
+        kept=progress.present - progress.recorded,
+        detail=f"{progress.complete_questions:,} of {counted(progress.questions, 'question')}",
+        tokens=progress.tokens,
+    )
 
 
 def _report(
@@ -240,7 +232,7 @@ def _report(
     if progress.complete:  # also if Ctrl-C came in that moment: nothing is left to do
         return 0
     console.print("The same command records the rest.")
-    return INTERRUPTED if interrupted else FAILED
+    return ExitCode.INTERRUPTED if interrupted else ExitCode.FAILED
 
 
 def _import(

@@ -18,10 +18,11 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
-from conviction.cli.download_bar import prepared
+from conviction.cli import ExitCode
+from conviction.cli.arguments import WHOLE
 from conviction.cli.engine_options import EngineOptions, TraceOptions
+from conviction.cli.progress import prepared
 from conviction.cli.terminal import safe
-from conviction.cli.whole_numbers import WHOLE
 from conviction.core import InvalidSettingError, Sampling
 from conviction.errors import MissingExtraError
 from conviction.policies import policy as named_policy
@@ -29,8 +30,6 @@ from conviction.policies import policy as named_policy
 if TYPE_CHECKING:
     from conviction.server.service import Service
     from conviction.server.settings import Settings
-
-INTERRUPTED = 130
 
 
 @Parameter(name="*", group="Address")
@@ -187,7 +186,7 @@ def serve(
     except Forced:
         # It ends just now: a third Ctrl-C could only make a traceback of that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     finally:
         listener.close()
     return 0

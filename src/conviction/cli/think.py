@@ -1,13 +1,11 @@
 """`conviction think`: one question, one considered answer."""
 
 import json as jsonlib
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,29 +17,25 @@ from rich.markup import escape
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
 from conviction.backends import Backend
+from conviction.cli import ExitCode
+from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import prompt_of
-from conviction.cli.calibration import ABSTAINED, CalibrationOptions, Calibrator, RunFacts
-from conviction.cli.download_bar import prepared
+from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.engine_options import EngineOptions, TraceOptions
+from conviction.cli.progress import prepared
 from conviction.cli.question import read_question
 from conviction.cli.summary import summary
 from conviction.cli.terminal import escaped, safe
 from conviction.cli.view import LiveView, PlainView
-from conviction.cli.whole_numbers import WHOLE
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
 from conviction.events import Event, Listener
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
-from conviction.tasks import helpers
+from conviction.signals import until_interrupted
 from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
-
-_SAME_SIGNAL_SECONDS = 0.5
-
-FAILED = 1
-INTERRUPTED = 130
 
 
 @Parameter(name="*", group="Policy")
@@ -148,8 +142,8 @@ def think(
     facts = facts_of(generation, backend, templated=engine.templated)
     with _recorder(output.record, sampling, generation.answer) as recorder:
         work = partial(
-            athink,
-            Question.ask(text) if engine.templated else text,
+            _think,
+            question=Question.ask(text) if engine.templated else text,
             model=backend,
             policy=steering,
             answers=generation.answer,
@@ -163,16 +157,16 @@ def think(
             work = partial(
                 work, on_event=_all(facts.on_event if calibrator else None, recorder, view)
             )
-            verdict = anyio.run(_until_interrupted, work)
+            verdict = anyio.run(until_interrupted, work)
         if calibrator is not None:
             verdict = calibrator.judged(verdict, facts, console)
         # Before the recording ends: what goes wrong with it must not cost the answer.
         _report(verdict, output, calibrator, console)
     if verdict.ended == "interrupted":
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     if verdict.abstained:
-        return ABSTAINED
-    return 0 if verdict.answer is not None else FAILED
+        return ExitCode.ABSTAINED
+    return 0 if verdict.answer is not None else ExitCode.FAILED
 
 
 def facts_of(generation: GenerationOptions, backend: Backend, *, templated: bool) -> RunFacts:
@@ -184,6 +178,10 @@ def facts_of(generation: GenerationOptions, backend: Backend, *, templated: bool
         templated=templated,
     )
     return RunFacts(generation.answer, generation.sampling(backend.sampling), prompt)
+
+
+async def _think(interrupt: anyio.Event, /, question: str | Question, **options: Any) -> Verdict:
+    return await athink(question, interrupt=interrupt, **options)
 
 
 def _recorder(
@@ -217,28 +215,6 @@ def _view(console: Console) -> Generator[Listener | None]:
             yield view.on_event
     else:
         yield PlainView(console).on_event
-
-
-async def _until_interrupted(work: Callable[..., Awaitable[Verdict]]) -> Verdict:
-    """Run to the verdict; the first Ctrl-C asks for the votes so far, the second ends it all."""
-    interrupt = anyio.Event()
-    async with helpers() as tasks:
-        tasks.start_soon(_watch_signals, interrupt, tasks.cancel_scope)
-        return await work(interrupt=interrupt)
-    raise KeyboardInterrupt
-
-
-async def _watch_signals(interrupt: anyio.Event, everything: anyio.CancelScope) -> None:
-    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
-        return
-    first = inf
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            # A supervisor may signal us and our whole group, so one Ctrl-C can come twice.
-            if anyio.current_time() - first > _SAME_SIGNAL_SECONDS:
-                everything.cancel()
-            first = min(first, anyio.current_time())
-            interrupt.set()
 
 
 def _report(

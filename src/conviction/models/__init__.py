@@ -5,13 +5,9 @@ resolve("path/to/model.gguf")             a file that is there already
 resolve("hf:owner/repository/file.gguf")  a file from the hub
 """
 
-from conviction.models.base import Limits, Notice, Progress
-from conviction.models.catalogue import (
-    Catalogue,
-    CatalogueModel,
-    catalogue,
-)
-from conviction.models.store import ModelFile, ModelStore, cache_folder, pull, resolve
+from conviction.models.cache import Limits, Notice, Progress
+from conviction.models.catalogue import Catalogue, CatalogueModel, catalogue
+from conviction.models.store import ModelFile, ModelStore, cache_folder, mirrors_setting, resolve
 
 __all__ = [
     "Catalogue",
@@ -23,6 +19,6 @@ __all__ = [
     "Progress",
     "cache_folder",
     "catalogue",
-    "pull",
+    "mirrors_setting",
     "resolve",
 ]

