@@ -86,7 +86,7 @@ def _explain(error: CycloptsError | ConvictionError | OSError | KeyboardInterrup
             return code
         case ConvictionError():
             code, remedy = error.exit_code, error.remedy
-            found = f"{error.tried}: {error.found}".rstrip(".") + "."
+            found = f"{error.problem}."
         case UnusedCliTokensError():
             code = ExitCode.USAGE
             found = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
