@@ -24,12 +24,12 @@ import numpy as np
 
 from conviction.core import Tally
 from conviction.lab.candidates import Candidate, parse
+from conviction.lab.isotonic import Steps
 from conviction.lab.replay import replay
 from conviction.lab.sources import PoolTraces
 from conviction.lab.statistics import Bootstrap
-from conviction.lab.steps import Steps
 from conviction.lab.trials import draw
-from conviction.policies.lead import lead_of
+from conviction.voting import lead_of
 
 REPEATS, SPLITS, TENTHS = 32, 20, 10
 

@@ -20,7 +20,7 @@ from statistics import median
 import anyio
 import numpy as np
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.confidence import Metric, measure, measure_pool
 from conviction.core import Message, Question, Sampling, Trace
 from conviction.engines.base import Chunk, TraceRequest

@@ -20,8 +20,8 @@ import msgspec
 import pydantic
 from replaying_server import TOP_K, tokens
 
-from conviction.engines.openai.events import Event, TraceReader, decode
-from conviction.engines.openai.sse import EventParser
+from conviction.engines.openai.events import EventParser, TraceReader, decode
+from conviction.engines.openai.shapes import Event
 
 ORDER = random.Random(7)  # noqa: S311
 

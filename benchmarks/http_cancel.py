@@ -17,7 +17,7 @@ import anyio
 from conviction.core import Message, Sampling
 from conviction.engines.base import TraceRequest
 from conviction.engines.openai import OpenAIEngine
-from conviction.engines.openai.metrics import Load, read_load
+from conviction.engines.openai.probe_streams import Load, read_load
 
 STORY = (Message("user", "Tell me a very long story about a farmer and his sheep."),)
 IDLE_SECONDS = 30.0
@@ -36,7 +36,7 @@ class Round:
 async def load(engine: OpenAIEngine) -> Load:
     http = engine.servers[0].http
     address = urlsplit(http.base_url)
-    page = await http.fetch(
+    page = await http.ask(
         "GET", address._replace(path=address.path.removesuffix("/v1") + "/metrics").geturl()
     )
     found = read_load(page.decode())

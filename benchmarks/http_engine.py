@@ -30,12 +30,13 @@ import msgspec
 from event_parsers import found, parsers
 from replaying_server import MODEL, TOP_K, tokens
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Question, Sampling
 from conviction.engines.base import Capabilities, Chunk, TraceRequest
 from conviction.engines.openai import OpenAIEngine
 from conviction.engines.openai.events import TraceReader
-from conviction.engines.openai.requests import Dialect, Route, trace_body
+from conviction.engines.openai.facts import Dialect, Route
+from conviction.engines.openai.traces import trace_body
 from conviction.gate import Gate
 from conviction.live import LiveTrace
 from conviction.policies import Action, Conditions, Majority, Start

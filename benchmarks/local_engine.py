@@ -24,7 +24,7 @@ import anyio
 from conviction.core import Message, Question, Sampling
 from conviction.engines.base import TraceRequest
 from conviction.engines.local import LocalEngine
-from conviction.engines.openai import chat
+from conviction.engines.openai.traces import chat_messages
 
 TRACES = 8
 QUESTION = "Tell a long story about the river that flows through the old town."
@@ -85,7 +85,7 @@ async def through_bare_loop(engine: LocalEngine, tokens: int) -> Meter:
 
     async def trace(seed: int) -> None:
         body = {
-            "messages": chat((Message("user", QUESTION),)),
+            "messages": chat_messages((Message("user", QUESTION),)),
             "stream": True,
             "logprobs": True,
             "top_logprobs": 20,

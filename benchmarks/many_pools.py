@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from conviction.answers import kind
-from conviction.evaluation.grading import is_correct
+from conviction.evaluation import is_correct
 from conviction.lab.candidates import Candidate, parse
 from conviction.lab.sources import PoolTraces
 from conviction.lab.statistics import Bootstrap, Estimate, mean_of

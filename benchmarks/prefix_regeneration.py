@@ -26,19 +26,18 @@ from typing import Any
 import anyio
 import numpy as np
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.core import Answer, FinishReason, Sampling, Trace
 from conviction.engines.base import Engine
 from conviction.engines.local import LocalEngine
+from conviction.evaluation import is_correct
 from conviction.evaluation.datasets import DatasetQuestion, load
-from conviction.evaluation.grading import is_correct
 from conviction.lab.statistics import Bootstrap, auroc
+from conviction.live import beginning
 from conviction.models import resolve
 from conviction.policies import Majority, Policy
 from conviction.policies.base import Action, Conditions, Continue
-from conviction.policies.settle_regenerate import SettleRegenerate
-from conviction.promises import beginning
+from conviction.policies.settle import SettleRegenerate
 from conviction.prompts import PromptStyle, compose
 from conviction.thinking import deliberate
 

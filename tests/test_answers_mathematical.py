@@ -278,7 +278,7 @@ def test_sums_and_products_may_be_written_in_any_order(first: str, second: str) 
 def test_without_math_verify_simple_forms_still_decide_and_the_reader_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("conviction.answers.comparing.find_spec", lambda _: None)
+    monkeypatch.setattr("conviction.answers.mathematical.find_spec", lambda _: None)
     kind = MathematicalAnswers()
     grouping = Grouping(kind)
     assert grouping.classify("1/2").key == grouping.classify("0.5").key

@@ -14,7 +14,7 @@ import pytest
 
 import conviction
 from conviction.answers import worker
-from conviction.answers.comparing import FormulaComparer
+from conviction.answers.mathematical import FormulaComparer
 
 pytestmark = [
     pytest.mark.skipif(
@@ -159,7 +159,7 @@ def test_a_comparer_that_nobody_closed_takes_its_worker_along() -> None:
 def test_the_worker_ends_with_its_parent_even_in_the_middle_of_a_question() -> None:
     program = (
         "import sys, threading, time\n"
-        "from conviction.answers.comparing import FormulaComparer\n"
+        "from conviction.answers.mathematical import FormulaComparer\n"
         "comparer = FormulaComparer(seconds_per_pair=60.0)\n"
         "comparer.equivalent('1', '2')\n"
         "print(comparer.process_id, flush=True)\n"

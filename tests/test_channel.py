@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conviction.core import Message, Sampling
-from conviction.engines import channel as channels
+from conviction.engines import vllm_gate as channels
 from conviction.engines.base import TraceRequest
-from conviction.engines.channel import Channel, channel_for, remove_leftovers
+from conviction.engines.vllm_gate import Channel, channel_for, remove_leftovers
 from conviction_gate.channel import HEADER_BYTES, NAME, Writer
 
 pytestmark = pytest.mark.anyio

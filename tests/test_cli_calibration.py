@@ -17,9 +17,9 @@ from conviction.core import Sampling
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import RecordingError
-from conviction.evaluation.abstention import abstain
 from conviction.evaluation.results import QuestionResult
-from conviction.lab.calibrated import FEWEST, calibrate
+from conviction.evaluation.summary import abstain
+from conviction.lab.calibration import FEWEST, calibrate
 from conviction.lab.sources import TracesInMemory
 from conviction.models import ModelFile
 from conviction.policies.majority import Majority

@@ -84,6 +84,22 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "MISSING.jsonl", "-o", "RUN", "--base-url", "http://127.0.0.1:9"],
+        ["record", "MISSING.jsonl", "-o", "POOL", "--base-url", "http://127.0.0.1:9"],
+        ["eval", "compare", "MISSING", "OTHER"],
+    ],
+)
+def test_a_missing_file_is_wrong_use(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [str(tmp_path / one) if one[0].isupper() else one for one in arguments]
+    assert run(named) == 2
+    assert "MISSING" in capsys.readouterr().err
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "conviction", "eval", *arguments]
 

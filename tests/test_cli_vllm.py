@@ -8,7 +8,7 @@ import pytest
 from fake_vllm import FakeVLLM
 
 from conviction.cli.main import run
-from conviction.engines import channel as channels
+from conviction.engines import vllm_gate as channels
 
 WORDS = ("I ", "think ", "that ", "it ", "is ", "so. ", "Answer: ", "41 ")
 

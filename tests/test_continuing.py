@@ -19,9 +19,9 @@ from conviction.lab.comparison import runnable
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.lab.sources import PoolTraces
 from conviction.lab.study import Plan, study
+from conviction.live import beginning
 from conviction.policies import Action, Conditions, Continue, Majority, Start, Stop
-from conviction.policies.settle_regenerate import SettleRegenerate
-from conviction.promises import beginning
+from conviction.policies.settle import SettleRegenerate
 from conviction.recordings import Pool, recording_listener
 from conviction.sharing import Slots
 from conviction.thinking import deliberate
@@ -252,7 +252,7 @@ class TestRefusals:
             def on_finished(self, trace: Trace) -> Sequence[Action]:
                 return [Continue(trace.id)]
 
-        with pytest.raises(InvalidSettingError, match="no complete trace of its own"):
+        with pytest.raises(InvalidSettingError, match="not a complete trace of its own"):
             await think(writing(Script.even(" = 9.")), Twice())
 
     @pytest.mark.parametrize("keep", [0.0, 1.0, -1.0, float("nan")])

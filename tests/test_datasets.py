@@ -10,9 +10,9 @@ import pytest
 from conviction.answers import kind
 from conviction.core import Answer
 from conviction.errors import InvalidSettingError
+from conviction.evaluation import is_correct
 from conviction.evaluation.datasets import DatasetQuestion, Fields
 from conviction.evaluation.datasets import load as load_dataset
-from conviction.evaluation.grading import is_correct
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "questions"
 

@@ -28,8 +28,7 @@ from conviction.errors import (
 )
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.folder import RunWriter, read_run
-from conviction.evaluation.plan import EvaluationPlan, check_plan
-from conviction.evaluation.recording import Asked
+from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion, check_plan
 from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.policies import policy
@@ -461,8 +460,8 @@ async def test_a_pool_of_other_settings_is_refused_before_anything_is_asked(
 
 
 async def test_without_right_answers_there_are_verdicts_and_no_grades(tmp_path: Path) -> None:
-    ungraded: Sequence[Asked] = [
-        Asked.as_it_is(DatasetQuestion("a", "What is 1 * 10?", None, "line 1"))
+    ungraded: Sequence[PromptedQuestion] = [
+        PromptedQuestion.as_it_is(DatasetQuestion("a", "What is 1 * 10?", None, "line 1"))
     ]
     progress = await run(replace(plan(), asked=ungraded), tmp_path / "run")
     assert [(one.answer, one.correct) for one in progress.results] == [("10", None)]

@@ -22,8 +22,7 @@ from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import AllTracesFailedError, EngineUnavailableError, RecordingError
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.folder import RunWriter, read_run
-from conviction.evaluation.plan import EvaluationPlan, check_plan
-from conviction.evaluation.recording import Asked
+from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion, check_plan
 from conviction.evaluation.run import EvaluationProgress, evaluate
 from conviction.evaluation.summary import Sharing, summarise_sharing
 from conviction.policies import policy
@@ -51,7 +50,7 @@ def half_contested(request: TraceRequest) -> Script:
 
 def plan(total: int | None, count: int = 6, name: str = "settle", budget: int = 16) -> Any:
     asked = tuple(
-        Asked.of(
+        PromptedQuestion.of(
             DatasetQuestion(f"q{i}", f"What is {i} * 10?", str(i * 10), f"line {i}"),
             answers="number",
             style=PromptStyle.PLAIN,

@@ -10,8 +10,7 @@ from conviction.core import Sampling
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.folder import read_run
-from conviction.evaluation.plan import EvaluationPlan
-from conviction.evaluation.recording import Asked
+from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion
 from conviction.evaluation.run import evaluate
 from conviction.policies import Majority
 from conviction.prompts import PromptStyle
@@ -19,7 +18,7 @@ from conviction.prompts import PromptStyle
 
 def test_nothing_is_left_of_a_torn_line_behind_a_shorter_one(tmp_path: Path) -> None:
     asked = tuple(
-        Asked.of(
+        PromptedQuestion.of(
             DatasetQuestion(name, f"What is {name}?", "1", f"line {name}"),
             answers="number",
             style=PromptStyle.PLAIN,

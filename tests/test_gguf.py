@@ -78,11 +78,8 @@ def model(tmp_path: Path) -> Path:
 
 def test_the_header_of_a_chat_model_is_read(model: Path) -> None:
     header = check_chat_model(model)
-    assert (header.architecture, header.name, header.version) == ("llama", "Tiny", 3)
-    assert (header.context_length, header.block_count, header.embedding_length) == (2048, 4, 64)
-    assert (header.head_count, header.total_kv_heads) == (8, 8)
-    assert (header.key_length, header.value_length) == (8, 8)
-    assert header.quantisation == "Q4_K_M"
+    assert (header.architecture, header.name) == ("llama", "Tiny")
+    assert (header.context_length, header.kv_values) == (2048, 8 * (8 + 8))
     assert header.chat_template is not None
     assert header.chat_template.startswith("{% for")
     assert header.file_size == header.tensor_end == len(CHAT_MODEL)

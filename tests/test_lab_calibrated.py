@@ -11,17 +11,16 @@ import virtual_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conviction.answers import kind
-from conviction.answers.grouping import Grouping
+from conviction.answers import Grouping, kind
 from conviction.core import FinishReason, Question
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import InvalidSettingError, RecordingError
-from conviction.lab.calibrated import FEWEST, Calibration, _Verdicts, calibrate, check_source
+from conviction.lab.calibration import FEWEST, Calibration, _Verdicts, calibrate, check_source
 from conviction.lab.candidates import Candidate
+from conviction.lab.isotonic import Steps
 from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import PoolTraces, TracesInMemory
 from conviction.lab.statistics import wilson
-from conviction.lab.steps import Steps
 from conviction.lab.trials import draw
 from conviction.policies import policy
 from conviction.policies.base import Policy

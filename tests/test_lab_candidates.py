@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from conviction.confidence import Metric
 from conviction.errors import ConvictionError, InvalidSettingError, UnknownNameError
-from conviction.lab.candidates import fitting_windows, parse
-from conviction.lab.sweep import usual_grid, usual_policies
+from conviction.lab.candidates import fitting_windows, parse, usual_grid, usual_policies
 from conviction.policies import AdaptiveConsistency, DeepConfLow, DeepConfOffline, Majority
 
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conviction.confidence import Metric
-from conviction.lab.advice import FEWEST_DIFFERENT, advise
-from conviction.lab.calibration import calibration, calibration_error
-from conviction.lab.choosing import (
-    Choice,
+from conviction.lab.diagnosis import calibration, calibration_error
+from conviction.lab.selection import (
+    FEWEST_DIFFERENT,
+    FilterChoice,
     RankingChoice,
+    advise,
     best_windows,
     choose_filter,
     choose_ranking,
@@ -24,7 +25,7 @@ FILTERS = [f"deepconf-offline:metric=mean,keep={keep}" for keep in (0.1, 0.5, 0.
 HALF = np.array([True, True, False, False, False])
 
 
-def chosen(*filters: list[int], majority: list[int] | None = None) -> Choice:
+def chosen(*filters: list[int], majority: list[int] | None = None) -> FilterChoice:
     correct = [majority or [0] * 5, *filters]
     specs = ["majority", *FILTERS[: len(filters)]]
     return choose_filter(lab_traces.trials(specs, correct=np.array(correct)[..., None]), HALF)
@@ -112,7 +113,7 @@ def test_the_advice_follows_the_other_half(
     here: Estimate, there: Estimate, counts: tuple[int, int], words: str, use: str
 ) -> None:
     better, worse = counts
-    choice = Choice(
+    choice = FilterChoice(
         Metric.TAIL, None, 0.5, SPEC, (10, 11), here, there, better, worse, sign_test(*counts)
     )
     advice, spec = advise(choice, RANKING, 9)
@@ -124,7 +125,7 @@ def test_the_advice_follows_the_other_half(
 
 def test_six_is_the_fewest_questions_that_can_show_a_difference() -> None:
     assert FEWEST_DIFFERENT == 6
-    choice = Choice(Metric.TAIL, None, 0.5, SPEC, (5, 5), GAIN, GAIN, 5, 0, sign_test(5, 0))
+    choice = FilterChoice(Metric.TAIL, None, 0.5, SPEC, (5, 5), GAIN, GAIN, 5, 0, sign_test(5, 0))
     advice, use = advise(choice, RANKING, 9)
     assert "too few questions to tell" in advice
     assert "5 questions has to make a difference on at least 6 others, and there are 5" in advice

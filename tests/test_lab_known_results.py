@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conviction.answers import kind
-from conviction.evaluation.grading import is_correct
+from conviction.evaluation import is_correct
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import Row, compare
 from conviction.lab.sources import PoolTraces

@@ -11,8 +11,7 @@ import virtual_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conviction.answers import kind
-from conviction.answers.grouping import Grouping
+from conviction.answers import Grouping, kind
 from conviction.confidence import Metric, measure
 from conviction.core import FinishReason, Question, Tally, Trace
 from conviction.engines.base import TraceRequest
@@ -40,7 +39,7 @@ from conviction.policies import (
     Stop,
 )
 from conviction.policies.base import Action
-from conviction.policies.settle_confident import SettleConfident
+from conviction.policies.settle import SettleConfident
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 
@@ -272,7 +271,8 @@ def test_the_path_ends_with_the_verdict_and_not_with_what_is_cancelled_then() ->
 
 
 @pytest.mark.parametrize(
-    ("policy", "words"), [(Majority(budget=4), "3 were recorded"), (Fickle(budget=1), "beyond")]
+    ("policy", "words"),
+    [(Majority(budget=4), "3 were recorded"), (Fickle(budget=1), "its own budget of 1")],
 )
 def test_what_cannot_be_replayed_is_refused(policy: Policy, words: str) -> None:
     with pytest.raises(InvalidSettingError, match=words):

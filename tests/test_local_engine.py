@@ -23,11 +23,11 @@ import pytest
 
 from conviction.core import FinishReason, Question, Sampling
 from conviction.engines.base import Chunk, TraceRequest
-from conviction.engines.local import LocalEngine, machine
+from conviction.engines.local import LocalEngine
 from conviction.engines.local import engine as engine_module
-from conviction.engines.local.prompts import SharedPrompts
-from conviction.engines.local.server_api import ServerApi
-from conviction.engines.local.slots import Slot, SlotPool
+from conviction.engines.local import server as machine
+from conviction.engines.local.engine import SharedPrompts, Slot, SlotPool
+from conviction.engines.local.server import ServerApi
 from conviction.errors import (
     ContextOverflowError,
     EngineError,
@@ -97,15 +97,15 @@ def tokens_of(chunks: list[Chunk]) -> int:
 
 async def counted(engine: LocalEngine, name: str) -> int:
     """A counter of the server's own, once no slot is at work."""
-    http = running(engine).http
+    http, url = running(engine).http, running(engine).server.url
     for _ in range(500):
-        slots = json.loads(await http.servers[0].http.ask("GET", "/slots"))
+        slots = json.loads(await http.ask("GET", f"{url}/slots"))
         if not any(slot["is_processing"] for slot in slots):
             break
         await anyio.sleep(0.01)
     else:
         pytest.fail("the slots did not come to rest")
-    lines = (await http.servers[0].http.ask("GET", "/metrics")).decode().splitlines()
+    lines = (await http.ask("GET", f"{url}/metrics")).decode().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{name} "))
 
 
@@ -557,7 +557,9 @@ async def test_log_probabilities_are_the_full_softmax_whatever_the_sampling(
         # All tokens' probabilities add up to one: nothing was cut off or rescaled.
         body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 1}
         more = {"logprobs": True, "top_logprobs": 40_000, "temperature": 0.5, "top_k": 3}
-        answer = json.loads(await running(engine).http.post("/chat/completions", {**body, **more}))
+        answer = json.loads(
+            await running(engine).http.ask("POST", "/chat/completions", {**body, **more})
+        )
         entries = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         assert sum(math.exp(entry["logprob"]) for entry in entries) == pytest.approx(1, abs=1e-3)
 

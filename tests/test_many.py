@@ -31,7 +31,7 @@ from conviction.errors import (
 from conviction.events import Event, TraceFinished, TraceStarted
 from conviction.policies import Policy, Start, policy
 from conviction.policies.base import Conditions
-from conviction.policies.settle_confident import SettleConfident
+from conviction.policies.settle import SettleConfident
 from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
 

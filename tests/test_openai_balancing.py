@@ -10,7 +10,7 @@ import pytest
 import virtual_time
 from virtual_time import now
 
-from conviction.engines.openai.balancing import Balancer, Endpoint, Lease
+from conviction.engines.openai.servers import Balancer, Endpoint, Lease
 from conviction.errors import EngineError, TemporarilyUnavailableError
 
 PATIENCE = 30.0

@@ -23,7 +23,8 @@ from completion_events import (
 from scripted_server import Mark, Step, answer, chunked, serving
 
 from conviction.core import Sampling
-from conviction.engines.openai import OpenAIEngine, http, sse
+from conviction.engines.openai import OpenAIEngine, http
+from conviction.engines.openai import events as parsing
 from conviction.errors import EngineError, EngineUnavailableError, StreamError
 
 pytestmark = pytest.mark.anyio
@@ -110,8 +111,8 @@ async def test_a_stream_packed_against_our_wish_is_read_all_the_same() -> None:
 
 
 async def test_an_event_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "MOST_EVENT_BYTES", 1000)
-    monkeypatch.setattr(sse.EventParser.__init__, "__defaults__", (1000,))
+    monkeypatch.setattr(parsing, "MOST_EVENT_BYTES", 1000)
+    monkeypatch.setattr(parsing.EventParser.__init__, "__defaults__", (1000,))
     error = await failure([HEAD, b"data: ", *[b"x" * 300] * 50], StreamError)
     assert "one event has more than 1,000 bytes" in error.found
 
@@ -120,8 +121,8 @@ async def test_an_event_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch)
 async def test_a_trace_without_end_is_given_up(
     monkeypatch: pytest.MonkeyPatch, *, packed: bool
 ) -> None:
-    monkeypatch.setattr("conviction.engines.openai.trace_stream._TRACE_BYTES", 100_000)
-    monkeypatch.setattr("conviction.engines.openai.trace_stream._TOKEN_BYTES", 0)
+    monkeypatch.setattr("conviction.engines.openai.traces._TRACE_BYTES", 100_000)
+    monkeypatch.setattr("conviction.engines.openai.traces._TOKEN_BYTES", 0)
     pings = b": ping\n\n" * 30_000
     head, body = (HEAD, pings)
     if packed:

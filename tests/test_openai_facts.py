@@ -14,8 +14,7 @@ from scripted_server import ScriptedServer, serving
 
 from conviction.engines.base import Capabilities
 from conviction.engines.openai import OpenAIEngine, Route
-from conviction.engines.openai.facts import FRESH_SECONDS, FactsCache, ServerFacts
-from conviction.engines.openai.requests import Dialect
+from conviction.engines.openai.facts import FRESH_SECONDS, Dialect, FactsCache, ServerFacts
 
 URL = "http://127.0.0.1:8000/v1"
 

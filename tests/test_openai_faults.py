@@ -26,7 +26,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scripted_server import Mark, Received, Step, answer, chunked, serving
 
-from conviction.engines.openai import OpenAIEngine, Timeouts, balancing, failures
+from conviction.engines.openai import OpenAIEngine, Timeouts, failures, servers
 from conviction.errors import (
     ContextOverflowError,
     EngineError,
@@ -44,7 +44,7 @@ QUICK = Timeouts(connect=0.3, first_byte=0.3, stall=0.3)
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
+    monkeypatch.setattr(servers, "_FIRST_REST", 0.02)
 
 
 def after(*refusals: Sequence[Step]) -> Callable[[Received], Sequence[Step]]:

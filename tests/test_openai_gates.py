@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -14,10 +15,10 @@ from scripted_server import ScriptedServer, serving
 
 from conviction.answers import kind
 from conviction.core import FinishReason, Message, Question, Sampling
-from conviction.engines import channel as channels
+from conviction.engines import vllm_gate as channels
 from conviction.engines.base import Chunk, TraceRequest
-from conviction.engines.openai import OpenAIEngine, Route, probe
-from conviction.engines.openai.trace_stream import SilentChannelError
+from conviction.engines.openai import OpenAIEngine, Route, probe_streams
+from conviction.engines.openai.traces import SilentChannelError
 from conviction.gate import Gate
 from conviction.policies import DeepConfLow
 from conviction.thinking import deliberate
@@ -34,18 +35,18 @@ STOPPED_AFTER = 7
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(channels, "channel_folder", lambda: tmp_path)
     monkeypatch.setattr(channels, "PATIENCE", 0.1)
-    monkeypatch.setattr(probe, "_FREED_SECONDS", 0.25)
+    monkeypatch.setattr(probe_streams, "_FREED_SECONDS", 0.25)
     return tmp_path
 
 
 @asynccontextmanager
 async def running(
-    model: GatedModel, route: Route = Route.CHAT, *, probed: bool = True
+    model: GatedModel, route: Route = Route.CHAT, *, probed: bool = True, **settings: Any
 ) -> AsyncGenerator[tuple[OpenAIEngine, ScriptedServer]]:
     """An engine for such a model, asked what it can do."""
     with anyio.fail_after(20):
         async with serving(model.play, keeps_alive=True) as server:
-            async with OpenAIEngine(server.url, route=route) as engine:
+            async with OpenAIEngine(server.url, route=route, **settings) as engine:
                 if probed:
                     await engine.capabilities()
                     model.asked.clear()
@@ -225,9 +226,8 @@ async def test_a_window_that_the_gate_cannot_hold_stays_outside(folder: Path) ->
 async def test_settings_of_the_caller_are_kept_beside_the_gates(folder: Path) -> None:
     model = GatedModel(folder=folder)
     extra = {"vllm_xargs": {"mine": 1}, "stop_token_ids": [7], "user": "me"}
-    async with running(model) as (engine, _):
-        async for _chunk in engine.stream(trace(GATE), extra=extra):
-            pass
+    async with running(model, extra=extra) as (engine, _):
+        await collect(engine, trace(GATE))
     [sent] = model.asked
     assert sent["user"] == "me"
     assert sent["stop_token_ids"] == [7, FITTING]

@@ -81,7 +81,7 @@ class PlayedStream:
         for _ in range(self._tokens):
             await anyio.sleep(self._server.pace)
             if self._server.down:
-                raise self._server.failures.lost()
+                raise self._server.failures.broken("the connection was lost")
             yield events(SOME)
         yield events(STOP) + b"data: [DONE]\n\n"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conviction.engines.openai.metrics import Load, read_load
+from conviction.engines.openai.probe_streams import Load, read_load
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from scripted_server import Peer, Received, Step, answer, serving
 from conviction.answers import kind
 from conviction.core import Message, Question, Sampling
 from conviction.engines.base import TraceRequest
-from conviction.engines.openai import OpenAIEngine, Route, balancing, probe
+from conviction.engines.openai import OpenAIEngine, Route, probe_streams, servers
 from conviction.engines.openai.facts import ServerFacts
 from conviction.errors import (
     EngineError,
@@ -44,8 +44,8 @@ LLAMA_CPP = PlayedModel(
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
-    monkeypatch.setattr(probe, "_FREED_SECONDS", 0.25)
+    monkeypatch.setattr(servers, "_FIRST_REST", 0.02)
+    monkeypatch.setattr(probe_streams, "_FREED_SECONDS", 0.25)
 
 
 async def asked(

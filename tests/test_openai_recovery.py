@@ -25,7 +25,7 @@ from scripted_server import Mark, Received, ScriptedServer, Step, answer, chunke
 from conviction.answers import kind
 from conviction.core import FinishReason, Question
 from conviction.engines.base import Capabilities
-from conviction.engines.openai import OpenAIEngine, balancing
+from conviction.engines.openai import OpenAIEngine, servers
 from conviction.errors import EngineUnavailableError, StreamError
 from conviction.policies import Majority
 from conviction.thinking import deliberate
@@ -85,7 +85,7 @@ async def test_a_server_that_fails_every_time_does_not_take_the_traces_of_a_good
 
 
 async def test_a_server_that_is_well_again_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
+    monkeypatch.setattr(servers, "_FIRST_REST", 0.02)
     once: list[Sequence[Step]] = [[chunked(events(TOKEN)), Mark.RESET]]
     async with (
         serving(listing(lambda _: once.pop() if once else GOOD)) as first,

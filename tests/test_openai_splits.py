@@ -27,7 +27,7 @@ from scripted_server import answer, serving
 
 from conviction.core import FinishReason
 from conviction.engines.openai import OpenAIEngine
-from conviction.engines.openai.sse import EventParser
+from conviction.engines.openai.events import EventParser
 from conviction.errors import StreamError
 
 K = 2

@@ -26,8 +26,7 @@ from scripted_server import serving
 
 from conviction.core import FinishReason
 from conviction.engines.openai import OpenAIEngine
-from conviction.engines.openai.events import TraceReader
-from conviction.engines.openai.sse import EventParser
+from conviction.engines.openai.events import EventParser, TraceReader
 from conviction.errors import EngineError, StreamError
 
 UNKNOWN = pytest.approx(math.nan, nan_ok=True)

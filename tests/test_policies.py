@@ -25,14 +25,15 @@ from conviction.policies import (
     Policy,
     Single,
     Start,
-    may_vote,
     policy,
     policy_names,
+    vote_of,
 )
+from conviction.policies.base import Continue, PendingStarts
 from conviction.policies.deepconf_online import PAPER_SETTINGS
+from conviction.policies.measures import fitting_window
 from conviction.policies.named import written
-from conviction.policies.settle_confident import SettleConfident
-from conviction.policies.windows import fitting_window
+from conviction.policies.settle import SettleConfident
 
 ANYWHERE = Conditions(concurrency=8, max_tokens=1024, top_k=20)
 
@@ -174,7 +175,7 @@ class TestEveryPolicy:
         used, played = replay(prototype, traces)
         assert 1 <= len(played) <= used.budget
         voters = used.standing().tally.voters
-        assert voters <= {item.id for item in played if may_vote(item)}
+        assert voters <= {item.id for item in played if vote_of(item)}
 
     @given(prototypes, recordings)
     def test_uses_up_its_budget_unless_it_is_done(
@@ -208,9 +209,9 @@ class TestEveryPolicy:
 
 class TestVoting:
     @pytest.mark.parametrize("finish", FinishReason)
-    def test_only_a_trace_that_ended_itself_may_vote(self, finish: FinishReason) -> None:
-        assert may_vote(trace(0, finish=finish)) == (finish is FinishReason.STOP)
-        assert not may_vote(trace(0, None, finish=finish))
+    def test_only_a_trace_that_ended_itself_vote_of(self, finish: FinishReason) -> None:
+        assert (vote_of(trace(0, finish=finish)) is not None) == (finish is FinishReason.STOP)
+        assert not vote_of(trace(0, None, finish=finish))
 
     @pytest.mark.parametrize(
         "prototype",
@@ -254,7 +255,7 @@ class TestDeepConfOffline:
             budget=len(traces), metric=metric, keep=keep, weighted=weighted, window=window
         )
         standing = feed(prototype, traces)[0].standing()
-        scores = {t.id: measure(metric, t.confidences, window) for t in traces if may_vote(t)}
+        scores = {t.id: measure(metric, t.confidences, window) for t in traces if vote_of(t)}
         known = {number: score for number, score in scores.items() if math.isfinite(score)}
         if not known:
             assert standing.tally.voters == set(scores)
@@ -479,6 +480,33 @@ def test_a_fitting_window_is_a_third_of_the_median_trace_within_bounds(tokens: l
     assert 16 <= window <= 2048
     if tokens and 48 <= np.median(tokens) <= 6144:
         assert window == pytest.approx(np.median(tokens) / 3, abs=0.51)
+
+
+@given(
+    st.lists(
+        st.integers(1, 5).map(Start)
+        | st.integers(0, 3).map(Continue)
+        | st.sampled_from((1, 2, math.inf)),
+        max_size=30,
+    )
+)
+def test_pending_traces_come_out_one_by_one_or_many_at_once_in_the_order_asked_for(
+    steps: list[Start | Continue | float],
+) -> None:
+    pending = PendingStarts(Majority(budget=150))
+    expected: deque[Start | Continue] = deque()
+    for step in steps:
+        if isinstance(step, Start | Continue):
+            pending.add(step)
+            expected.extend([step] * step.count)
+        elif expected:
+            action, count = pending.take(step)
+            assert 1 <= count <= step
+            assert all(expected.popleft() is action for _ in range(count))
+        assert len(pending) == len(expected)
+    assert pending.asked == sum(step.count for step in steps if isinstance(step, Start | Continue))
+    pending.clear()
+    assert not pending
 
 
 class TestSettings:

@@ -23,7 +23,7 @@ from conviction.policies import (
     Policy,
     Start,
 )
-from conviction.policies.lead import lead_probability
+from conviction.voting import lead_probability
 
 CONDITIONS = Conditions(concurrency=8, max_tokens=100, top_k=20)
 

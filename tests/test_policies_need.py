@@ -22,8 +22,7 @@ from conviction.policies import (
     Start,
 )
 from conviction.policies.base import Action
-from conviction.policies.settle import Settle, SettleExact, SettleLean
-from conviction.policies.settle_confident import SettleConfident
+from conviction.policies.settle import Settle, SettleConfident, SettleExact, SettleLean
 
 CONDITIONS = Conditions(concurrency=1, max_tokens=100, top_k=20)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from conviction.core import Answer, FinishReason, InvalidSettingError, Trace
 from conviction.lab.replay import Outcome, PlayedTrace, replay
 from conviction.policies import AdaptiveConsistency, Conditions, Done, Start
-from conviction.policies.lead import lead_probability
 from conviction.policies.settle import Settle, SettleExact, SettleLean
+from conviction.voting import lead_probability
 
 NOTHING = np.empty(0, np.float32)
 

@@ -14,9 +14,8 @@ from conviction.errors import UnknownNameError
 from conviction.gate import Gate
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.policies import Conditions, Done, Start
-from conviction.policies.lead import lead_probability
-from conviction.policies.settle import Settle
-from conviction.policies.settle_confident import SettleConfident, vote_weights
+from conviction.policies.settle import Settle, SettleConfident, vote_weights
+from conviction.voting import lead_probability
 
 ANYWHERE = Conditions(concurrency=64, max_tokens=100, top_k=20)
 ONE_AT_A_TIME = Conditions(concurrency=1, max_tokens=100, top_k=20)

@@ -12,8 +12,7 @@ from conviction.core import Answer, FinishReason, InvalidSettingError, Question,
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.policies.base import Action, Conditions, Continue, Done, Start, Stop
-from conviction.policies.settle import Settle
-from conviction.policies.settle_regenerate import SettleRegenerate
+from conviction.policies.settle import Settle, SettleRegenerate
 from conviction.sharing import Slots
 from conviction.thinking import deliberate
 

@@ -13,7 +13,7 @@ import pytest
 from conviction.answers import kind
 from conviction.core import FinishReason, Sampling
 from conviction.errors import RecordingError
-from conviction.evaluation.grading import is_correct
+from conviction.evaluation import is_correct
 from conviction.recordings import Pool
 from conviction.recordings.importing import import_files
 

@@ -22,7 +22,7 @@ from conviction.engines.base import Chunk, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import InvalidSettingError, RecordingError, StreamError
 from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.recording import Asked, RecordingPlan, record
+from conviction.evaluation.recording import PromptedQuestion, RecordingPlan, record
 from conviction.gate import Gate
 from conviction.policies import Action, Conditions, Majority, Start
 from conviction.prompts import PromptStyle
@@ -63,7 +63,7 @@ def scripted(**options: object) -> ScriptedEngine:
 
 def plan(**changes: object) -> RecordingPlan:
     asked = tuple(
-        Asked.of(
+        PromptedQuestion.of(
             DatasetQuestion(f"q{i}", text, "1", f"row {i}"),
             answers="number",
             style=PromptStyle.PLAIN,

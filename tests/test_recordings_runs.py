@@ -22,7 +22,7 @@ from conviction.errors import (
 )
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.recording import (
-    Asked,
+    PromptedQuestion,
     RecordingPlan,
     RecordingProgress,
     record,
@@ -42,7 +42,7 @@ SAMPLING = Sampling(max_tokens=50)
 
 def plan(questions: int = 3, traces: int = 4, **changes: object) -> RecordingPlan:
     asked = tuple(
-        Asked.of(
+        PromptedQuestion.of(
             DatasetQuestion(f"q{i}", f"{i} + 1?", str(i + 1), f"row {i}"),
             answers="number",
             style=PromptStyle.PLAIN,
@@ -316,7 +316,7 @@ async def test_another_question_of_the_same_id_is_refused_before_anything_is_gen
 ) -> None:
     await record(plan(), tmp_path, engine=scripted(), answers=NUMBERS)
     item = DatasetQuestion("q1", "Something else?", "2", "row 1")
-    other = replace(plan(), asked=(Asked.as_it_is(item),))
+    other = replace(plan(), asked=(PromptedQuestion.as_it_is(item),))
     engine = scripted()
     with pytest.raises(RecordingError, match="prompt hash"):
         await record(other, tmp_path, engine=engine, answers=NUMBERS)

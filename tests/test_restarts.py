@@ -13,7 +13,7 @@ from scripted_server import Mark, Received, ScriptedServer, Step, chunk, chunked
 from conviction.answers import kind
 from conviction.core import FinishReason, Question
 from conviction.engines.base import Capabilities, TraceRequest
-from conviction.engines.openai import OpenAIEngine, balancing
+from conviction.engines.openai import OpenAIEngine, servers
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import (
     AllTracesFailedError,
@@ -227,7 +227,7 @@ def opened(*servers: ScriptedServer, **settings: Any) -> OpenAIEngine:
 async def test_a_stream_that_breaks_over_http_is_begun_again_with_its_seed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
+    monkeypatch.setattr(servers, "_FIRST_REST", 0.02)
     seen: set[int] = set()
 
     def play(received: Received) -> Sequence[Step]:
@@ -269,7 +269,7 @@ async def test_a_refused_request_is_no_restart_but_is_told() -> None:
 async def test_a_run_outlives_one_of_its_servers(
     monkeypatch: pytest.MonkeyPatch, death: Step
 ) -> None:
-    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
+    monkeypatch.setattr(servers, "_FIRST_REST", 0.02)
 
     async def die(_: object) -> None:
         bad.stop_listening()
@@ -297,7 +297,7 @@ async def test_a_run_outlives_one_of_its_servers(
 async def test_a_run_whose_only_server_dies_ends_with_what_was_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(balancing, "_FIRST_REST", 0.02)
+    monkeypatch.setattr(servers, "_FIRST_REST", 0.02)
 
     def steps(trace: int) -> list[Step]:
         if trace < 2:

@@ -11,8 +11,7 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.core import FinishReason, Question, Sampling, Trace
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine

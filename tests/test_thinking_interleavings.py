@@ -19,7 +19,7 @@ import numpy as np
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.confidence import Metric
 from conviction.core import FinishReason, Question, Sampling, Tally, Trace
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -45,7 +45,7 @@ from conviction.policies import (
     Start,
     Stop,
 )
-from conviction.policies.settle_confident import SettleConfident
+from conviction.policies.settle import SettleConfident
 from conviction.thinking import RESTARTS, deliberate
 from conviction.verdict import Verdict
 

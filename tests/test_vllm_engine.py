@@ -12,7 +12,7 @@ import pytest
 from fake_vllm import EngineDeadError, EngineGenerateError, FakeVLLM
 
 from conviction.core import FinishReason, Message, Sampling
-from conviction.engines import channel as channels
+from conviction.engines import vllm_gate as channels
 from conviction.engines.base import Chunk, TraceRequest
 from conviction.engines.vllm import VLLMEngine
 from conviction.errors import (

@@ -9,12 +9,12 @@ from time import perf_counter
 from batches import Finished, Wanted, generate
 from decoder import Decoder
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Answer, Trace
-from conviction.evaluation.grading import is_correct
+from conviction.evaluation import is_correct
 from conviction.evaluation.recording import (
-    Asked,
     ProgressListener,
+    PromptedQuestion,
     RecordingPlan,
     RecordingProgress,
 )
@@ -34,7 +34,7 @@ class Missing:
         prompt: The question's tokens.
     """
 
-    asked: Asked
+    asked: PromptedQuestion
     numbers: tuple[int, ...]
     prompt: Sequence[int]
 
@@ -93,7 +93,7 @@ class _Run:
         self._on_progress = on_progress
         self._begun: dict[str, float] = {}
         self._left: dict[str, int] = {}
-        self.missing: list[tuple[Asked, tuple[int, ...]]] = []
+        self.missing: list[tuple[PromptedQuestion, tuple[int, ...]]] = []
         self.progress = RecordingProgress(
             wanted=plan.traces * len(plan.asked), questions=len(plan.asked)
         )
@@ -117,7 +117,7 @@ class _Run:
         if self._recorder.failure is not None:
             raise self._recorder.failure
 
-    def _look_at(self, asked: Asked, writer: PoolWriter) -> None:
+    def _look_at(self, asked: PromptedQuestion, writer: PoolWriter) -> None:
         """See what is missing of a question."""
         question = asked.recorded
         writer.check_question(question.id, question.prompt_hash, question.gold)

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend, backend, room_for
 from conviction.core import InvalidSettingError, Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
@@ -81,7 +80,7 @@ async def athink(
             questions can share it.
         policy: A policy's name, or a policy with its settings.
         budget: The most traces to start; for policies given by name.
-        answers: Kind of answer: "math", "number", "choice", "text", "json", or your own.
+        answers: Name of an answer kind (`conviction.answers.kinds` lists them), or your own.
         prompt_style: What to add to the question; default: what suits the model.
         sampling: How tokens are drawn. Default: as the model's settings say.
         seed: Seeds of all traces derive from it.
@@ -271,7 +270,7 @@ async def _ready(
         style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
         sampling = sampling or (chosen and chosen.sampling) or Sampling()
         asked = [
-            compose(question, kind=answer_kind.name, style=style)
+            compose(question, kind=answer_kind, style=style)
             if isinstance(question, str)
             else question
             for question in questions

@@ -46,8 +46,7 @@ class Message:
 class Question:
     """What is asked: a chat that ends with the user's words, and an id to name it by.
 
-    Where it is `templated`, it is a single message that has the model's template around it already,
-    and goes to the model as it is.
+    A `templated` question is one message that has the model's template around it already.
     """
 
     messages: tuple[Message, ...]
@@ -121,9 +120,7 @@ GREATEST_WHOLE = 2**53
 
 
 def require_whole(name: str, value: float, *, low: int) -> None:
-    """Check that a setting is a whole number, at least `low` and at most 2**53.
-
-    Greater ones fit no index, so they would fail in the middle of a run.
+    """Check that a setting is a whole number from `low` to 2**53, so that it fits an index.
 
     Raises:
         InvalidSettingError: naming the setting, its value and its range.
@@ -145,10 +142,7 @@ def _refused(name: str, value: object, wanted: str) -> InvalidSettingError:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as the trace wrote it, and the class of equal answers that it belongs to.
-
-    Two answers count as the same vote exactly when their keys are equal.
-    """
+    """An answer as its kind shows it, and the key of its class: equal keys are equal votes."""
 
     text: str
     key: str
@@ -177,8 +171,8 @@ class Trace:
         scores: Its confidence by metric and window, as far as it was measured.
         logprobs: Log-probability of each token, natural log, float32, shape (tokens,), NaN where
             unknown; None where they were not wanted or none came.
-        continues: The trace whose beginning it was given; its text has that, its tokens have not.
-            None for a trace of its own. Not independent of the other, so it must not vote.
+        continues: The trace whose beginning it was given, so that it is not independent and must
+            not vote; its text holds that beginning, its tokens do not. None for others.
     """
 
     id: int

@@ -56,11 +56,15 @@ class ConvictionError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process borders (workers, Ray), so they must pickle."""
-        return _rebuild, (type(self), self.tried, self.found, self.remedy)
+        return _rebuild, (type(self), self.args, vars(self))
 
 
-def _rebuild(kind: type[ConvictionError], tried: str, found: str, remedy: str) -> ConvictionError:
-    return kind(tried=tried, found=found, remedy=remedy)
+def _rebuild(
+    kind: type[ConvictionError], args: tuple[object, ...], state: dict[str, object]
+) -> ConvictionError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
 
 
 class UsageError(ConvictionError):
@@ -97,7 +101,7 @@ class EngineUnavailableError(EngineError):
     """An engine cannot be reached, or refuses us.
 
     Attributes:
-        busy: Whether it is well, but has too much to do.
+        busy: Whether it works, but has too much to do.
         wait: Seconds that it asks us to wait; None where it names none.
     """
 
@@ -138,7 +142,7 @@ class HashMismatchError(ModelError):
 
 
 class NotAChatModelError(ModelError):
-    """A file is no GGUF, is cut short, or holds no chat model."""
+    """A file is not GGUF, is cut short, or does not hold a chat model."""
 
 
 class AnswerError(ConvictionError):
@@ -156,9 +160,6 @@ class AllTracesFailedError(ConvictionError):
         self.causes = tuple(dict.fromkeys(causes))
         super().__init__(tried=tried, found="; ".join(self.causes), remedy=remedy)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_all_failed, (self.tried, self.causes, self.remedy)
-
 
 class ServerStartError(ConvictionError):
     """Our own server cannot listen where it was told to."""
@@ -173,7 +174,7 @@ class OverloadedError(RefusedError):
 
     Attributes:
         retry_after: Seconds after which it may be worth to ask again.
-        own: Whether those are requests of the same client.
+        own: Whether these requests are of the same client.
     """
 
     def __init__(
@@ -186,7 +187,3 @@ class OverloadedError(RefusedError):
 
 class ShuttingDownError(RefusedError):
     """The server was told to end."""
-
-
-def _rebuild_all_failed(tried: str, causes: Sequence[str], remedy: str) -> AllTracesFailedError:
-    return AllTracesFailedError(tried=tried, causes=causes, remedy=remedy)

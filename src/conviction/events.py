@@ -1,4 +1,4 @@
-"""What happens while conviction thinks, for whoever watches: a terminal, a server, a recorder."""
+"""What happens during a run, for its listeners: a terminal, a server, a recorder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from conviction.verdict import Verdict
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """A question is about to be thought about."""
+    """A run begins."""
 
     question: Question
     policy: dict[str, Any]
@@ -32,7 +32,7 @@ class TraceStarted:
 
 @dataclass(frozen=True, slots=True)
 class TraceAdvanced:
-    """A trace grew. Sent for every chunk, and only if somebody listens."""
+    """A trace grew by a chunk."""
 
     trace: int
     chunk: Chunk

@@ -1,8 +1,8 @@
-"""Reads the header of a GGUF model file, and tells whether it can be chatted with.
+"""Reads the header of a GGUF model file, and checks that it is one of a chat model.
 
-Nothing of the file is trusted: every length is checked against the bytes that are there
-before anything is read or counted, so a broken file costs neither memory nor time. Only the
-header is touched; the weights are never read.
+Nothing of the file is trusted: every length is checked against the bytes that are there before
+anything is read or counted, so a broken file costs neither memory nor time. The weights are never
+read.
 
 Source of the format: the GGUF specification, versions 2 and 3 (little-endian).
 """
@@ -53,29 +53,10 @@ _TENSOR_BLOCKS = {
     kind: (values, size) for values, sizes in _BLOCK_BYTES.items() for kind, size in sizes.items()
 }
 
-# general.file_type, counted from 0; a dash is a number no longer in use
-_QUANTISATIONS = (
-    "F32 F16 Q4_0 Q4_1 - - - Q8_0 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M "
-    "Q6_K IQ2_XXS IQ2_XS Q2_K_S IQ3_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ3_M IQ2_S IQ2_M IQ4_XS IQ1_M "
-    "BF16 - - - TQ1_0 TQ2_0 MXFP4"
-)
-
 # The values that are kept, by what follows the architecture (or "general", "tokenizer").
-_WANTED = frozenset(
-    {
-        "architecture",
-        "name",
-        "file_type",
-        "alignment",
-        "chat_template",
-        "context_length",
-        "block_count",
-        "embedding_length",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-    }
+_WANTED = (
+    "architecture name alignment chat_template context_length block_count embedding_length "
+    "attention.head_count attention.head_count_kv attention.key_length attention.value_length"
 )
 
 _Value = int | float | bool | str | tuple[int, ...]
@@ -86,36 +67,22 @@ class GgufHeader:
     """What the header of a model file says. None where it says nothing, or nothing sensible.
 
     Attributes:
-        version: Version of the format.
         architecture: Family of the model, as in "qwen2".
         name: The model's own name.
         context_length: Tokens that it was trained to take, prompt and answer together.
-        block_count: Layers.
-        embedding_length: Values per token between layers.
-        head_count: Attention heads per layer; the most of any layer where they differ.
-        total_kv_heads: Key and value heads of all layers together.
-        key_length: Values per key head.
-        value_length: Values per value head.
+        kv_values: Keys and values that one token of context takes in all layers together.
         chat_template: The template that turns a chat into a prompt.
-        quantisation: How most weights are stored, as in "Q4_K_M".
         tensor_count: Tensors that the file holds.
         file_size: Bytes of the file.
         tensor_end: Bytes that the file must have at least. Tensors of a type that is not
             known here count by their beginning alone.
     """
 
-    version: int
     architecture: str
     name: str | None
     context_length: int | None
-    block_count: int | None
-    embedding_length: int | None
-    head_count: int | None
-    total_kv_heads: int | None
-    key_length: int | None
-    value_length: int | None
+    kv_values: int | None
     chat_template: str | None
-    quantisation: str | None
     tensor_count: int
     file_size: int
     tensor_end: int
@@ -134,10 +101,7 @@ class GgufHeader:
         Args:
             bytes_per_value: 2 for a cache of half precision; 34 / 32 for Q8_0.
         """
-        if self.total_kv_heads is None or self.key_length is None or self.value_length is None:
-            return None
-        values = self.total_kv_heads * (self.key_length + self.value_length)
-        return ceil(values * bytes_per_value)
+        return None if self.kv_values is None else ceil(self.kv_values * bytes_per_value)
 
 
 def read_header(path: str | Path) -> GgufHeader:
@@ -152,7 +116,12 @@ def read_header(path: str | Path) -> GgufHeader:
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
             if start != _MAGIC:
-                raise _not_gguf(path, start)
+                begins = f"the file begins with {start!r}, not b'GGUF'" if start else "it is empty"
+                raise NotAChatModelError(
+                    tried=f"read the model file {path}",
+                    found=f"{begins}, so it is no GGUF model",
+                    remedy="Use a model file in GGUF format.",
+                )
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
                 return _parse(_Reader(data))
     except _BrokenHeaderError as error:
@@ -204,15 +173,6 @@ class _BrokenHeaderError(Exception):
 
 def _broken(why: str) -> NoReturn:
     raise _BrokenHeaderError(why)
-
-
-def _not_gguf(path: Path, start: bytes) -> NotAChatModelError:
-    found = "the file is empty" if not start else f"the file begins with {start!r}, not b'GGUF'"
-    return NotAChatModelError(
-        tried=f"read the model file {path}",
-        found=f"{found}, so it is no GGUF model",
-        remedy="Use a model file in GGUF format.",
-    )
 
 
 class _Reader:
@@ -269,15 +229,16 @@ def _parse(reader: _Reader) -> GgufHeader:
     tensor_count = reader.count(_UINT64, _MOST_TENSORS, "tensors")
     key_count = reader.count(_UINT64, _MOST_KEYS, "values")
     values: dict[str, _Value] = {}
+    wanted = frozenset(_WANTED.split())
     for _ in range(key_count):
         key = reader.text(_MOST_KEY_BYTES)
         kind = int(reader.number(_UINT32))
-        if key.partition(".")[2] not in _WANTED:
+        if key.partition(".")[2] not in wanted:
             _skip_value(reader, kind)
         elif (value := _value(reader, kind)) is not None:
             values[key] = value
     tensor_end = _tensor_end(reader, tensor_count, values)
-    return _header(values, version, tensor_count, reader.file_size, tensor_end)
+    return _header(values, tensor_count, reader.file_size, tensor_end)
 
 
 def _skip_value(reader: _Reader, kind: int) -> None:
@@ -292,7 +253,7 @@ def _skip_value(reader: _Reader, kind: int) -> None:
 
 
 def _value(reader: _Reader, kind: int) -> _Value | None:
-    """A text, a number, or one number per layer; None for other arrays, as nobody has them."""
+    """A text, a number, or one number per layer; None for other arrays."""
     if kind == _STRING:
         return reader.text(_MOST_TEXT_BYTES)
     if kind != _ARRAY:
@@ -330,30 +291,30 @@ def _tensor_end(reader: _Reader, tensor_count: int, values: dict[str, _Value]) -
 
 
 def _header(
-    values: dict[str, _Value], version: int, tensor_count: int, file_size: int, tensor_end: int
+    values: dict[str, _Value], tensor_count: int, file_size: int, tensor_end: int
 ) -> GgufHeader:
     architecture = _text(values, "general.architecture")
     if architecture is None:
         _broken("the header does not name the model's architecture")
-    layers = _most(values, f"{architecture}.block_count")
-    heads = _most(values, f"{architecture}.attention.head_count")
-    width = _most(values, f"{architecture}.embedding_length")
+
+    def most(name: str) -> int | None:
+        return _most(values.get(f"{architecture}.{name}"))
+
+    heads, width = most("attention.head_count"), most("embedding_length")
     head_length = (width // heads or None) if width and heads else None
+    key_length = most("attention.key_length") or head_length
+    value_length = most("attention.value_length") or head_length
+    per_layer = values.get(f"{architecture}.attention.head_count_kv", heads)
+    kv_heads = _total_kv_heads(per_layer, most("block_count"))
+    kv_values = None
+    if kv_heads is not None and key_length is not None and value_length is not None:
+        kv_values = kv_heads * (key_length + value_length)
     return GgufHeader(
-        version=version,
         architecture=architecture,
         name=_text(values, "general.name"),
-        context_length=_most(values, f"{architecture}.context_length"),
-        block_count=layers,
-        embedding_length=width,
-        head_count=heads,
-        total_kv_heads=_total_kv_heads(
-            values.get(f"{architecture}.attention.head_count_kv", heads), layers
-        ),
-        key_length=_most(values, f"{architecture}.attention.key_length") or head_length,
-        value_length=_most(values, f"{architecture}.attention.value_length") or head_length,
+        context_length=most("context_length"),
+        kv_values=kv_values,
         chat_template=_text(values, "tokenizer.chat_template"),
-        quantisation=_quantisation(values.get("general.file_type")),
         tensor_count=tensor_count,
         file_size=file_size,
         tensor_end=tensor_end,
@@ -365,15 +326,8 @@ def _text(values: dict[str, _Value], key: str) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def _quantisation(file_type: _Value | None) -> str | None:
-    known = dict(enumerate(_QUANTISATIONS.split()))
-    name = known.get(file_type, "-") if isinstance(file_type, int) else "-"
-    return None if name == "-" else name
-
-
-def _most(values: dict[str, _Value], key: str) -> int | None:
+def _most(value: _Value | None) -> int | None:
     """A positive count, the greatest where a header gives one per layer."""
-    value = values.get(key)
     numbers = value if isinstance(value, tuple) else (value,)
     counts = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n > 0]
     return max(counts, default=None)

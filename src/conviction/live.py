@@ -1,5 +1,6 @@
-"""A trace while it is being generated: what has come of it so far, and its gate."""
+"""A trace while it is being generated: what it wrote so far, and its gate."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -145,3 +146,14 @@ class LiveTrace:
 def _bytes_to_next_look(monitor: GateMonitor | None) -> int:
     tokens = monitor.safe_tokens() + 1 if monitor else _MOST_UNSEEN
     return _FLOAT32.itemsize * tokens
+
+
+def beginning(text: str, share: float) -> str:
+    """The first part of what a trace wrote, at most `share` of its characters, in (0, 1).
+
+    It is cut where a word ends, without the space behind: models' tokens begin with it. If the
+    first word is too long, as in writings without spaces, it is cut within that.
+    """
+    most = int(share * len(text))
+    ends = (match.end() for match in re.finditer(r"\S+", text))
+    return text[: max((end for end in ends if end <= most), default=most)]

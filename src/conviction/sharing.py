@@ -1,24 +1,25 @@
-"""Many questions, one engine: whose turn the next free slot is, and whether the tokens allow it.
+"""Many questions, one engine: which question gets the next free slot, and if the tokens allow it.
 
 Nothing waits in here and there is no clock: a question takes a place, says how many traces it
 wants, and is called back when one of them may begin.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from types import TracebackType
 from typing import Self
 
 from conviction.core import FinishReason, Trace, require_whole
 
 _TELLING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.LOW_CONFIDENCE)
-"""How traces end whose length tells something about that of the next ones."""
+"""Traces that end so count for the mean length of a trace."""
 
 
+@dataclass(eq=False)
 class Place:
     """One question's place among those that share an engine; made by `Slots.place`.
 
-    Leaving its context gives back whatever it holds, so nothing may run any more then.
+    Leaving its context gives back all that it holds; none of its traces may run then.
 
     Attributes:
         begin: Called when a waiting trace may begin; from then on it runs.
@@ -34,36 +35,28 @@ class Place:
         spent: Tokens that count towards that, as they come.
     """
 
-    def __init__(
-        self, slots: "Slots", number: int, most: int | None = None, total: int | None = None
-    ) -> None:
-        self.begin: Callable[[], None] = _nothing
-        self.end: Callable[[], None] = _nothing
-        self.number = number
-        self.first: int | None = None
-        self.begun = 0
-        self.running = 0
-        self.waiting = 0
-        self.need: int | None = None
-        self.most = most
-        self.total = total
-        self.spent = 0
-        self._slots = slots
-        # What the slots keep in mind of it: tokens of its running traces, further traces that had
-        # begun when it began to wait, and how often it was lined up.
-        self.live = 0
-        self.since = 0
-        self.version = 0
+    _slots: "Slots"
+    number: int
+    most: int | None = None
+    total: int | None = None
+    begin: Callable[[], None] = lambda: None
+    end: Callable[[], None] = lambda: None
+    first: int | None = None
+    begun: int = 0
+    running: int = 0
+    waiting: int = 0
+    need: int | None = None
+    spent: int = 0
+    # Kept by the slots: tokens of its running traces, further traces that had begun when it began
+    # to wait, and how often it was lined up.
+    live: int = 0
+    since: int = 0
+    version: int = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._slots.leave(self)
 
     @property
@@ -86,12 +79,12 @@ class Place:
         """Its rank among those that wait, the lowest first."""
         if not self.further:
             return False, self.begun, self.number
-        # Who cannot tell how far it is may be as far again as it has come.
+        # A question that does not know how far it is counts as half done.
         need = self.begun if self.need is None else self.need
         return True, self.since + need, self.number
 
     def want(self, traces: int, need: int | None) -> None:
-        """Let so many traces wait for their turn, in place of those that do."""
+        """Set how many traces wait for their turn, and the votes that would settle it."""
         self._slots.want(self, traces, need)
 
     def generated(self, tokens: int) -> None:
@@ -103,27 +96,22 @@ class Place:
         self._slots.give_back(self, trace)
 
 
-def _nothing() -> None:
-    pass
-
-
 class Slots:
     """The slots of one engine, and perhaps a total of tokens, shared by many questions.
 
-    Whose turn it is: as long as questions wait for the traces that they wanted at first, one that
-    had the fewest; so all have had their first trace before any gets its second. Further traces go
-    to the question that needs the fewest votes to be settled, and every further trace that begins
-    while a question waits counts as a vote that it needs less. So before its own begin no more of
-    others than the votes it needs + the questions that there are. (Without that, more questions are
-    settled at the end of a total, but fewer are right: benchmarks/README.md.)
+    Order: first traces come first, those of the question that had the fewest before others, so
+    that all have one before any has two. Further traces go to the question that needs the fewest
+    votes to be settled; each further trace that begins while a question waits lowers its need by
+    one vote. So no question waits for more further traces of others than the votes it needs plus
+    the number of questions. (Without that, more questions are settled at the end of a total, but
+    fewer are right: benchmarks/README.md.)
 
-    Tokens: a trace begins only if the total covers what traces that ended have spent, what those
-    that run have generated together, but at least the mean of those that ended for each, and that
-    mean for itself. Before any has ended, the longest that a trace may be stands for the mean, and
-    one alone may begin as long as anything is left. If the total covers no further trace and none
-    runs, or if it is exceeded, all places are called to end. So the total is exceeded by no more
-    than the chunk that exceeds it and what the other running traces generate until they are
-    cancelled, as a rule a chunk each.
+    Tokens: a trace begins only if the total covers the tokens spent by ended traces, those of
+    running traces (at least the mean of ended ones for each), and that mean for itself. Before any
+    has ended, `longest` stands for the mean, and one trace may begin as long as any token is left.
+    If the total covers no further trace and none runs, or if it is exceeded, all places are called
+    to end. So it is exceeded by the chunk that exceeds it and what the other running traces
+    generate until they are cancelled, as a rule a chunk each.
 
     Args:
         concurrency: Traces that run at once, at least 1.
@@ -133,8 +121,7 @@ class Slots:
 
     Attributes:
         total: As given.
-        spent: Tokens that count, of every trace, whatever became of it: as they come if there is
-            a total, else when a trace ends.
+        spent: Tokens of all traces: as they come if there is a total, else when a trace ends.
         running: Traces that run.
         contested: Questions that had more than their first traces and still take part.
         over: Whether the total is spent.
@@ -232,7 +219,7 @@ class Slots:
         self.running -= 1
 
     def leave(self, place: Place) -> None:
-        """Give back whatever a place holds, and let others begin in its stead."""
+        """Give back all that a place holds, and let others begin."""
         if self._places.pop(place.number, None) is None:
             return
         self._silent -= place.first is None

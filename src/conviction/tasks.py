@@ -36,7 +36,7 @@ async def unless_ended(
     Args:
         call: What to wait for.
         time_limit: Seconds that it may take.
-        interrupt: When set, nobody waits any longer.
+        interrupt: When set, waiting ends.
     """
     result: Result | None = None
     ended = "time"

@@ -15,8 +15,7 @@ from math import inf
 import anyio
 from anyio.abc import TaskGroup
 
-from conviction.answers.base import AnswerKind
-from conviction.concluding import OUT_OF_TOKENS, Conclusions, cannot_continue, no_logprobs
+from conviction.answers import AnswerKind
 from conviction.core import FinishReason, Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import (
@@ -36,11 +35,21 @@ from conviction.events import (
     TraceStarted,
 )
 from conviction.live import LiveTrace
-from conviction.policies.base import Action, Conditions, Continue, Done, Forget, Policy, Start, Stop
-from conviction.promises import Promises, begun
+from conviction.policies.base import (
+    Action,
+    Conditions,
+    Continue,
+    Done,
+    Forget,
+    PendingStarts,
+    Policy,
+    Start,
+    Stop,
+)
 from conviction.sharing import Place, Slots
 from conviction.tasks import helpers, unless_ended
-from conviction.verdict import Verdict
+from conviction.verdict import OUT_OF_TOKENS, Verdict
+from conviction.verdict_builder import RunSetup, VerdictBuilder, cannot_continue, no_logprobs
 
 TOP_K = 20
 """Log-probabilities per token that are asked for: the paper's k."""
@@ -109,7 +118,8 @@ async def deliberate(
         raise no_logprobs(engine, policy, f"it was {reason}" if reason else "it offers none")
     if policy.needs_continuation and not capabilities.continues and not ended:
         raise cannot_continue(engine, policy)
-    run = _Run(
+    place = place or Slots(capabilities.concurrency).place()
+    setup = RunSetup(
         question=question,
         engine=engine,
         capabilities=capabilities,
@@ -117,12 +127,10 @@ async def deliberate(
         answers=answers,
         sampling=sampling or Sampling(),
         seed=seed,
-        restarts=restarts,
-        logprobs=logprobs,
-        on_event=on_event,
-        began=began,
-        place=place or Slots(capabilities.concurrency).place(),
+        top_k=min(TOP_K, capabilities.top_k),
+        counted=place.counts,
     )
+    run = _Run(setup, place, restarts=restarts, logprobs=logprobs, on_event=on_event, began=began)
     if ended:
         return run.nothing(ended)
     return await run.run(time_limit, interrupt)
@@ -133,47 +141,32 @@ class _Run:
 
     def __init__(
         self,
+        setup: RunSetup,
+        place: Place,
         *,
-        question: Question,
-        engine: Engine,
-        capabilities: Capabilities,
-        policy: Policy,
-        answers: AnswerKind,
-        sampling: Sampling,
-        seed: int,
         restarts: int,
         logprobs: bool,
         on_event: Listener | None,
         began: float,
-        place: Place,
     ) -> None:
-        self._question = question
-        self._engine = engine
-        self._capabilities = capabilities
-        self._policy = policy
-        self._sampling = sampling
-        self._seed = seed
+        self._setup = setup
+        self._question = setup.question
+        self._engine = setup.engine
+        self._capabilities = setup.capabilities
+        self._policy = setup.policy
+        self._sampling = setup.sampling
+        self._place = place
         self._restarts = restarts
         self._logprobs = logprobs
         self._on_event = on_event
-        self._top_k = min(TOP_K, capabilities.top_k)
         self._began = began
-        self._place = place
-        self._promises = Promises(policy)
+        self._pending = PendingStarts(setup.policy)
         self._live: dict[int, LiveTrace] = {}
         self._started = 0
         self._ended: str | None = None
         self._listener_failure = ""
         self._refused: ContextOverflowError | None = None
-        self._conclusions = Conclusions(
-            question=question,
-            engine=engine,
-            capabilities=capabilities,
-            policy=policy,
-            answers=answers,
-            sampling=sampling,
-            counted=place.counts,
-        )
+        self._builder = VerdictBuilder(setup)
         # Unbounded, but never holds more than one entry per trace of the budget, and None when the
         # run is ended from outside.
         self._outcomes, self._arrivals = anyio.create_memory_object_stream[LiveTrace | None](
@@ -217,9 +210,9 @@ class _Run:
         concurrency = self._capabilities.concurrency
         if self._place.most is not None:
             concurrency = min(concurrency, self._place.most)
-        conditions = Conditions(concurrency, self._sampling.max_tokens, self._top_k)
+        conditions = Conditions(concurrency, self._sampling.max_tokens, self._setup.top_k)
         self._act(self._policy.begin(conditions))
-        if not self._promises and self._ended is None:
+        if not self._pending and self._ended is None:
             raise InvalidSettingError(
                 tried=f"begin with the policy {self._policy.name!r}",
                 found="it started no trace",
@@ -229,7 +222,7 @@ class _Run:
         self._place.end = lambda: self._end(OUT_OF_TOKENS, FinishReason.CANCELLED)
         try:
             self._line_up()
-            while self._live or self._promises:
+            while self._live or self._pending:
                 live = await self._arrivals.receive()
                 if live is not None:
                     await self._hear(live)
@@ -238,7 +231,7 @@ class _Run:
 
     async def _hear(self, live: LiveTrace) -> None:
         """Let the policy act on a trace that ended, and pass its slot on."""
-        trace = await self._conclusions.conclude(live, self._live.values(), self._now())
+        trace = await self._builder.finish(live, self._live.values(), self._now())
         del self._live[live.id]
         # A trace that was whole when the tokens ran out is paid for, so it counts.
         if self._ended is None or (self._ended == OUT_OF_TOKENS and trace.complete):
@@ -249,9 +242,9 @@ class _Run:
         self._line_up()
 
     def _line_up(self) -> None:
-        """Let what was promised wait for its turn."""
-        need = self._policy.need if self._promises else None
-        self._place.want(len(self._promises), need)
+        """Let the pending traces wait for their turn."""
+        need = self._policy.need if self._pending else None
+        self._place.want(len(self._pending), need)
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -259,13 +252,13 @@ class _Run:
                 case Start() | Continue() if self._ended is not None:
                     return
                 case Start() | Continue():
-                    self._promise(action)
+                    self._add(action)
                 case Stop(traces):
                     for trace in traces:
                         if trace in self._live:
                             self._live[trace].scope.cancel()
                 case Forget():
-                    self._promises.clear()
+                    self._pending.clear()
                 case Done(reason) if self._ended == OUT_OF_TOKENS:
                     self._ended = reason
                     return
@@ -273,18 +266,18 @@ class _Run:
                     self._end(reason, FinishReason.CONSENSUS)
                     return
 
-    def _promise(self, action: Start | Continue) -> None:
+    def _add(self, action: Start | Continue) -> None:
         if isinstance(action, Continue):
             if not self._capabilities.continues:
                 raise cannot_continue(self._engine, self._policy)
-            begun(action, self._conclusions.traces, self._policy)  # Refuses wrong ones at once.
-        self._promises.add(action)
+            self._builder.beginning_of(action)  # Refuses wrong ones at once.
+        self._pending.add(action)
 
     def _end(self, reason: str, finish: FinishReason) -> None:
         if self._ended is not None:
             return
         self._ended = reason
-        self._promises.clear()
+        self._pending.clear()
         self._outcomes.send_nowait(None)
         self._place.want(0, None)
         for live in self._live.values():
@@ -300,17 +293,17 @@ class _Run:
         self._end("time", FinishReason.CANCELLED)
 
     def _start(self, tasks: TaskGroup) -> None:
-        action = self._promises.next()
+        action, _ = self._pending.take()
         live = LiveTrace(
             id=self._started,
-            seed=trace_seed(self._seed, self._question.id, self._started),
-            gate=action.gate if isinstance(action, Start) else None,
+            seed=trace_seed(self._setup.seed, self._question.id, self._started),
+            gate=action.gate,
             started=self._now(),
             wants_logprobs=self._logprobs,
         )
         if isinstance(action, Continue):
             live.continues = action.trace
-            live.prefix, live.kept = begun(action, self._conclusions.traces, self._policy)
+            live.prefix, live.kept = self._builder.beginning_of(action)
         self._started += 1
         self._live[live.id] = live
         self._emit(TraceStarted(live.id, live.gate))
@@ -322,7 +315,7 @@ class _Run:
             sampling=replace(self._sampling, max_tokens=live.most_tokens(self._sampling)),
             trace=live.id,
             seed=live.seed,
-            top_k=self._top_k,
+            top_k=self._setup.top_k,
             logprobs=self._logprobs,
             prefix=live.prefix,
             templated=self._question.templated,
@@ -362,7 +355,7 @@ class _Run:
             if live.restarts >= self._restarts or self._ended is not None:
                 raise
             lost = live.begin_again()
-            self._conclusions.lose(str(error), lost)
+            self._builder.lose(str(error), lost)
             self._emit(TraceRestarted(live.id, lost, str(error)))
             return False
         return True
@@ -383,12 +376,8 @@ class _Run:
         if self._listener_failure:
             failure = self._listener_failure
             warnings.append(f"The listener raised {failure} and was not called again.")
-        return self._conclusions.verdict(
-            self._ended or "budget",
-            seconds=self._now(),
-            seed=self._seed,
-            top_k=self._top_k,
-            warnings=warnings,
+        return self._builder.verdict(
+            self._ended or "budget", seconds=self._now(), warnings=warnings
         )
 
     def _emit(self, event: Event) -> None:

@@ -9,14 +9,19 @@ from typing import Any, Self
 import numpy as np
 
 from conviction.core import FinishReason, Question, Tally, Trace, require
-from conviction.policies.lead import lead_of
+from conviction.voting import lead_of
 
 SCHEMA_VERSION = 1
 """Version of `Verdict.to_dict()`; raised whenever a field changes its meaning."""
 
 
-UNSETTLED = frozenset({"budget", "contested", "tokens", "time", "interrupted", "refused", "failed"})
-"""Values of `Verdict.ended` that do not stand for a verdict that is settled."""
+OUT_OF_TOKENS = "tokens"
+"""`Verdict.ended` of a run that a total of tokens cut short."""
+
+UNSETTLED = frozenset(
+    {"budget", "contested", OUT_OF_TOKENS, "time", "interrupted", "refused", "failed"}
+)
+"""Values of `Verdict.ended` of verdicts that are not settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +105,8 @@ class Right:
 class Verdict:
     """What the traces agreed on, how strongly, why it ended there, and what it cost.
 
-    Three figures that are not the same: `share` is the leader's part of the votes, `lead` how
-    probable it is that further traces would leave it in front. Neither is a probability of being
-    right; `right` is, and only where a recording told.
+    Three different figures: `share` is the leader's part of the votes, `lead` the probability that
+    it stays in front with more traces, `right` the calibrated probability that it is right.
 
     Attributes:
         question: What was asked.
@@ -123,7 +127,7 @@ class Verdict:
         warnings: What the reader should know before trusting this.
         right: Calibrated probability of being right; None without a calibration, or where it
             cannot tell.
-        abstained: Whether the answer is withheld, because it is not probable enough to be right.
+        abstained: Whether the answer is withheld because it is not likely enough to be right.
     """
 
     question: Question
@@ -151,7 +155,7 @@ class Verdict:
 
     @property
     def lead(self) -> float | None:
-        """How probable it is that further traces would leave the leader the most frequent answer.
+        """Probability that the leader stays the most frequent answer with more traces.
 
         In (0, 1], from whole votes; None without any. Source: the Beta criterion of
         Adaptive-Consistency, arXiv 2305.11860.
@@ -159,11 +163,11 @@ class Verdict:
         return lead_of(self.tally)
 
     def abstaining(self, below: float) -> "Verdict":
-        """The same, or without its answer where that is not probable enough to be right.
+        """The same, with its answer withheld where it is not likely enough to be right.
 
         Args:
-            below: Least calibrated probability of an answer that is given, in (0, 1]. An answer
-                whose probability is not known is not given, either.
+            below: Answers below this calibrated probability, in (0, 1], are withheld; so are
+                those of unknown probability.
 
         Raises:
             InvalidSettingError: it lies outside its range.
@@ -245,7 +249,7 @@ class Verdict:
 
 
 def how_sure(verdict: Verdict) -> Iterator[str]:
-    """What a verdict says beyond its votes, in words that nobody takes for one another."""
+    """What a verdict says beyond its votes, in words that do not mix the figures up."""
     if verdict.lead is not None:
         yield lead_in_words(verdict.lead)
     if verdict.right is not None:
@@ -257,7 +261,7 @@ def how_sure(verdict: Verdict) -> Iterator[str]:
 
 
 def lead_in_words(lead: float) -> str:
-    """`Verdict.lead` in words that nobody takes for a probability of being right."""
+    """`Verdict.lead` in words, not to be taken for a probability of being right."""
     return f"asked on and on, it would lead, right or wrong: {percent(lead)}"
 
 

@@ -13,8 +13,7 @@ from scripted_server import Play, Step, answer, serving
 from conviction.core import Message, Sampling
 from conviction.engines.base import Chunk, TraceRequest
 from conviction.engines.openai import OpenAIEngine
-from conviction.engines.openai.events import TraceReader
-from conviction.engines.openai.sse import EventParser
+from conviction.engines.openai.events import EventParser, TraceReader
 from conviction.errors import EngineError
 
 KEY = "sk-a-secret-of-mine"

@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike
 
 from conviction.core import Answer, FinishReason
 from conviction.lab.candidates import parse
+from conviction.lab.columns import run_type
 from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import TracesInMemory, TraceSource
-from conviction.lab.trials import RUN, Trials
+from conviction.lab.trials import Trials
 from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings import RecordedTrace as Row
 
@@ -59,7 +60,7 @@ def trials(specs: Sequence[str], *, budget: int = 8, **figures: ArrayLike) -> Tr
     """Runs as they are given: figures by name, each of shape (candidates, questions, repeats)."""
     candidates = tuple(parse(specs, budgets=[budget]))
     shape = np.broadcast_shapes(*(np.shape(values) for values in figures.values()))
-    runs = np.zeros(shape, RUN)
+    runs = np.zeros(shape, run_type())
     runs["tokens"] = runs["full_tokens"] = 100
     for name, values in figures.items():
         runs[name] = values

@@ -21,9 +21,9 @@ import numpy as np
 from conviction.answers import kind
 from conviction.core import FinishReason, Message, Question, Sampling
 from conviction.engines.base import Chunk, TraceRequest
-from conviction.engines.channel import Channel, channel_folder, channel_for
 from conviction.engines.vllm import VLLMEngine
 from conviction.engines.vllm import engine as engine_module
+from conviction.engines.vllm_gate import Channel, channel_folder, channel_for
 from conviction.errors import ConvictionError
 from conviction.gate import Gate
 from conviction.policies import DeepConfLow

@@ -1,12 +1,9 @@
 """Answers to multiple-choice questions: the letter, the number, or several of them."""
 
 import re
-from collections.abc import Sequence
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.characters import fold_words
-from conviction.answers.extraction import check_strategies, extract_answer
-from conviction.answers.formulas.markup import clean
+from conviction.answers.formulas.markup import clean, fold_words
+from conviction.answers.kinds import AnswerKind, PromptEnding
 
 _LABEL = r"[A-Z]|\d{1,2}|[ㄱ-ㅎ]|[가나다라마바사아]"
 _LEAD = re.compile(
@@ -30,22 +27,16 @@ class ChoiceAnswers(AnswerKind):
     """Choices: "C", "(c)", "C. Paris", "Option C" are one; so are "③", "3" and "3번".
 
     Several choices ("A and C", "ㄱ, ㄷ") are a set. What holds no choice is no answer.
-
-    Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
     """
 
     name = "choice"
+    help = "the letter or number of a choice, or several"
+    ending = PromptEnding("Think step by step and put the letter of the right choice in \\boxed{}.")
+    korean_ending = PromptEnding("차근차근 생각한 다음 맞는 보기의 기호를 \\boxed{} 안에 쓰세요.")
 
-    def __init__(self, strategies: Sequence[str] = ("boxed", "marker", "last-line")) -> None:
-        self._strategies = check_strategies(strategies)
-
-    def extract(self, text: str) -> str | None:
-        """The last answer that names a choice."""
-        return extract_answer(text, self._strategies, accept=_choices)
+    def accepts(self, answer: str) -> bool:
+        """Whether it names a choice."""
+        return bool(_choices(answer))
 
     def canonical(self, answer: str) -> str:
         """The labels in upper case, sorted, as in "C" or "A,C"."""

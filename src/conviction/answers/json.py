@@ -1,34 +1,27 @@
 """Answers that are JSON: objects, arrays, or single values."""
 
 import json
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, cast
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.extraction import check_strategies, extract_answer
 from conviction.answers.formulas.parsing import exact
+from conviction.answers.kinds import AnswerKind, PromptEnding
 
 
 class JsonAnswers(AnswerKind):
-    """JSON values, equal whatever the order of keys, the spacing, and "1" or "1.0".
-
-    Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order. By default
-            the last fenced block, if it is JSON, then the last JSON value in the text.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
-    """
+    """JSON values, equal whatever the order of keys, the spacing, and "1" or "1.0"."""
 
     name = "json"
+    help = "a JSON value"
+    ending = PromptEnding(
+        "Think step by step and finish with the result as JSON in a ```json block."
+    )
+    korean_ending = PromptEnding("차근차근 생각한 다음 결과를 ```json 블록에 JSON으로 쓰세요.")
+    strategies = ("fence", "json")
 
-    def __init__(self, strategies: Sequence[str] = ("fence", "json")) -> None:
-        self._strategies = check_strategies(strategies)
-
-    def extract(self, text: str) -> str | None:
-        """The last answer that is JSON."""
-        return extract_answer(text, self._strategies, accept=_canonical)
+    def accepts(self, answer: str) -> bool:
+        """Whether it is JSON."""
+        return bool(_canonical(answer))
 
     def canonical(self, answer: str) -> str:
         """The value with sorted keys and exact numbers; other text as it stands."""

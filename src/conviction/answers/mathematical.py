@@ -4,16 +4,28 @@ Canonical forms decide most pairs. What they leave open goes to math-verify (ext
 process of its own that is killed when a comparison takes too long.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
+from importlib.util import find_spec
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from time import monotonic
+from typing import IO, Any
+from weakref import finalize
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.comparing import FormulaComparer
-from conviction.answers.extraction import check_strategies, extract_answer
-from conviction.answers.formulas.differences import certainly_differ, stand_for_the_same
-from conviction.answers.formulas.shapes import Form, read
+from conviction.answers import worker as worker_program
+from conviction.answers.formulas.shapes import Form, certainly_differ, read, stand_for_the_same
+from conviction.answers.kinds import AnswerKind
+from conviction.core import require
 
 _MOST_KEPT = 4096
+_MOST_CHARACTERS = 2_000
+_SECONDS_TO_END = 5.0
+_SPARE_SECONDS = 1.0
 
 
 class MathematicalAnswers(AnswerKind):
@@ -22,7 +34,7 @@ class MathematicalAnswers(AnswerKind):
     `formulas.shapes` tells how generously answers are read.
 
     Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
+        strategies: As for every kind.
         seconds_per_pair: Time for one comparison with math-verify.
 
     Raises:
@@ -30,21 +42,19 @@ class MathematicalAnswers(AnswerKind):
     """
 
     name = "math"
+    help = "a number, formula, tuple, set, matrix or words"
+    strategies = ("boxed", "marker")
 
     def __init__(
         self,
-        strategies: Sequence[str] = ("boxed", "marker"),
+        strategies: Sequence[str] | None = None,
         *,
         seconds_per_pair: float = 2.0,
     ) -> None:
-        self._strategies = check_strategies(strategies)
+        super().__init__(strategies)
         self._comparer = FormulaComparer(seconds_per_pair=seconds_per_pair)
         self._read = lru_cache(_MOST_KEPT)(read)
         self._forms: dict[str, Form] = {}
-
-    def extract(self, text: str) -> str | None:
-        """The last answer in a finished trace's text."""
-        return extract_answer(text, self._strategies)
 
     def canonical(self, answer: str) -> str:
         """LaTeX in normal form, or words in lower case."""
@@ -75,3 +85,189 @@ class MathematicalAnswers(AnswerKind):
 
     def _form(self, canonical: str) -> Form:
         return self._forms.get(canonical) or self._read(canonical)
+
+
+class _LostError(Exception):
+    """The worker gave no answer: it died, or (`late`) it took too long."""
+
+    def __init__(self, *, late: bool) -> None:
+        self.late = late
+        super().__init__()
+
+
+class _Worker:
+    """One running worker process, used by one thread at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.process = subprocess.Popen(  # noqa: S603  # our own program, run by our own Python
+            # -P: the folder of the program holds a json.py that is not the standard library's.
+            [sys.executable, "-P", worker_program.__file__, str(seconds + _SPARE_SECONDS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+        )
+        assert self.process.stdin  # noqa: S101  # it was asked for
+        assert self.process.stdout  # noqa: S101
+        self._requests = self.process.stdin
+        self._output = self.process.stdout
+        self._replies: SimpleQueue[str] = SimpleQueue()
+        self._reader = Thread(target=_pump, args=(self._output, self._replies), daemon=True)
+        self._reader.start()
+
+    def reply(self, seconds: float) -> dict[str, Any]:
+        """The next message within `seconds`."""
+        try:
+            line = self._replies.get(timeout=max(seconds, 0.001))
+        except Empty:
+            raise _LostError(late=True) from None
+        if not line.endswith("\n"):
+            raise _LostError(late=False)
+        return json.loads(line)
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Send a request and wait for its reply."""
+        try:
+            self._requests.write(json.dumps(request) + "\n")
+            self._requests.flush()
+        except (OSError, ValueError):
+            raise _LostError(late=False) from None
+        return self.reply(seconds)
+
+    def end(self) -> None:
+        """Kill the process and close everything that belongs to it."""
+        self.process.kill()
+        self.process.wait(_SECONDS_TO_END)
+        self._reader.join(_SECONDS_TO_END)
+        self._output.close()
+        with suppress(OSError):
+            self._requests.close()
+
+
+def _installed() -> bool:
+    try:
+        return find_spec("math_verify") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _pump(output: IO[str], replies: SimpleQueue[str]) -> None:
+    with suppress(ValueError, OSError):
+        for line in output:
+            replies.put(line)
+    replies.put("")
+
+
+class FormulaComparer:
+    """Whether two formulas are equal, in bounded time and from any thread.
+
+    Its worker process starts with the first question, is started again after it was killed, and
+    ends with `close`, with the comparer, or with this process. A formula that cannot be parsed in
+    time is never parsed again: it equals nothing.
+
+    Args:
+        seconds_per_pair: Time to compare two formulas in; later they count as different.
+        seconds_to_start: Time for the worker to import math-verify.
+    """
+
+    def __init__(self, *, seconds_per_pair: float = 2.0, seconds_to_start: float = 60.0) -> None:
+        require("seconds_per_pair", seconds_per_pair, low=0.01)
+        require("seconds_to_start", seconds_to_start, low=0.01)
+        self._seconds_per_pair = seconds_per_pair
+        self._seconds_to_start = seconds_to_start
+        self._lock = Lock()
+        self._worker: _Worker | None = None
+        self._finalizer: Any = None
+        self._readable: dict[str, bool] = {}
+        self._failure = ""
+
+    @property
+    def failure(self) -> str:
+        """Why formulas cannot be compared, in a sentence; empty while they can."""
+        return self._failure
+
+    @property
+    def process_id(self) -> int | None:
+        """Process id of the worker; None while there is none."""
+        return self._worker.process.pid if self._worker else None
+
+    def equivalent(self, first: str, second: str) -> bool:
+        """Whether math-verify finds two formulas equal in either direction. Never raises."""
+        if max(len(first), len(second)) > _MOST_CHARACTERS:
+            return False
+        with self._lock:
+            # A worker that was killed from outside deserves a second try, a slow one does not.
+            for _ in range(2):
+                try:
+                    return self._compare(first, second)
+                except _LostError as lost:
+                    self._end()
+                    if lost.late:
+                        break
+        return False
+
+    def close(self) -> None:
+        """End the worker. The comparer can be used again afterwards."""
+        with self._lock:
+            self._end()
+            self._readable.clear()
+            self._failure = ""
+
+    def _compare(self, first: str, second: str) -> bool:
+        if self._readable.get(first) is False or self._readable.get(second) is False:
+            return False
+        worker = self._running()
+        if worker is None:
+            return False
+        deadline = monotonic() + self._seconds_per_pair
+        for formula in (first, second):
+            if not self._parsed(worker, formula, deadline):
+                return False
+        return bool(worker.ask({"compare": [first, second]}, deadline - monotonic())["equal"])
+
+    def _parsed(self, worker: _Worker, formula: str, deadline: float) -> bool:
+        if formula not in self._readable:
+            try:
+                reply = worker.ask({"parse": formula}, deadline - monotonic())
+            except _LostError as lost:
+                if lost.late:
+                    self._readable[formula] = False
+                raise
+            self._readable[formula] = bool(reply["readable"])
+        return self._readable[formula]
+
+    def _running(self) -> _Worker | None:
+        """The worker, started if need be; None where it cannot be."""
+        if self._worker or self._failure:
+            return self._worker
+        # A frozen program has no Python to run the worker with.
+        if not _installed() or getattr(sys, "frozen", False):
+            self._failure = (
+                "math-verify is not installed, so formulas count as equal only where their simple "
+                "forms agree. Install it with: pip install 'conviction[math]'"
+            )
+            return None
+        try:
+            self._worker = _Worker(self._seconds_per_pair)
+        except OSError as error:
+            self._failure = f"The process that compares formulas did not start: {error}."
+            return None
+        self._finalizer = finalize(self, _Worker.end, self._worker)
+        with suppress(_LostError):
+            started = self._worker.reply(self._seconds_to_start)
+            if "ready" in started:
+                return self._worker
+            self._failure = (
+                f"math-verify cannot be used: {started.get('failed', 'no reason given')}."
+            )
+        self._failure = self._failure or (
+            "The process that compares formulas did not start within "
+            f"{self._seconds_to_start:g} s, so only simple forms were compared."
+        )
+        self._end()
+        return None
+
+    def _end(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+        self._finalizer = self._worker = None

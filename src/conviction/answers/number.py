@@ -1,14 +1,17 @@
 """Numbers as answers, compared exactly."""
 
 import re
-from collections.abc import Sequence
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.characters import fold, fold_words
-from conviction.answers.extraction import NUMBER, check_strategies, extract_answer
-from conviction.answers.formulas.differences import certainly_differ, stand_for_the_same
-from conviction.answers.formulas.markup import clean
-from conviction.answers.formulas.shapes import Form, Shape, leaf
+from conviction.answers.extraction import NUMBER
+from conviction.answers.formulas.markup import clean, fold, fold_words
+from conviction.answers.formulas.shapes import (
+    Form,
+    Shape,
+    certainly_differ,
+    leaf,
+    stand_for_the_same,
+)
+from conviction.answers.kinds import AnswerKind
 
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
 _POINTS_AND_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d,])")
@@ -23,24 +26,15 @@ class NumberAnswers(AnswerKind):
 
     Where an answer holds several numbers, the first after the last "=" counts. "50%" may stand
     for 0.5 or for 50.
-
-    Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
     """
 
     name = "number"
+    help = "one number, with or without a unit"
+    strategies = ("boxed", "marker", "hashes", "last-number")
 
-    def __init__(
-        self, strategies: Sequence[str] = ("boxed", "marker", "hashes", "last-number")
-    ) -> None:
-        self._strategies = check_strategies(strategies)
-
-    def extract(self, text: str) -> str | None:
-        """The last answer with a number in it."""
-        return extract_answer(text, self._strategies, accept=_holds_number)
+    def accepts(self, answer: str) -> bool:
+        """Whether it holds a number."""
+        return bool(_HAS_NUMBER.search(fold(answer)))
 
     def canonical(self, answer: str) -> str:
         """An exact fraction such as "5" or "1/2", a percentage, or words where there is none."""
@@ -53,10 +47,6 @@ class NumberAnswers(AnswerKind):
     def equivalent(self, first: str, second: str) -> bool:
         """Whether a percentage stands for a number."""
         return stand_for_the_same(_read(first), _read(second))
-
-
-def _holds_number(answer: str) -> bool:
-    return bool(_HAS_NUMBER.search(fold(answer)))
 
 
 def _read(answer: str) -> Form:

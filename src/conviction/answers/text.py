@@ -1,31 +1,18 @@
 """Short texts as answers: names, words, phrases."""
 
-from collections.abc import Sequence
-
-from conviction.answers.base import AnswerKind
-from conviction.answers.characters import fold_words
-from conviction.answers.extraction import check_strategies, extract_answer
-from conviction.answers.formulas.markup import clean
+from conviction.answers.formulas.markup import clean, fold_words
+from conviction.answers.kinds import AnswerKind, PromptEnding
 
 
 class TextAnswers(AnswerKind):
-    """Short texts, compared without case, punctuation, articles and ways of typing.
-
-    Args:
-        strategies: How answers are found, out of `STRATEGIES`, tried in this order.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
-    """
+    """Short texts, compared without case, punctuation, articles and ways of typing."""
 
     name = "text"
-
-    def __init__(self, strategies: Sequence[str] = ("boxed", "marker", "last-line")) -> None:
-        self._strategies = check_strategies(strategies)
-
-    def extract(self, text: str) -> str | None:
-        """The last answer in a finished trace's text."""
-        return extract_answer(text, self._strategies)
+    help = "a name, a word or a phrase"
+    ending = PromptEnding(
+        'Think step by step and finish with a line that reads "Answer: " and the answer.'
+    )
+    korean_ending = PromptEnding('차근차근 생각한 다음 마지막 줄에 "답: "과 함께 답을 쓰세요.')
 
     def canonical(self, answer: str) -> str:
         """Its words in lower case, one space between them."""

@@ -8,7 +8,7 @@ from conviction.backends import Backend
 from conviction.core import Question
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.recording import Asked
+from conviction.evaluation.plan import PromptedQuestion
 from conviction.models import ModelFile
 from conviction.prompts import PromptStyle, compose
 
@@ -37,7 +37,7 @@ def with_prompts(
     style: PromptStyle | None,
     model: Backend | ModelFile,
     templated: bool,
-) -> tuple[Asked, ...]:
+) -> tuple[PromptedQuestion, ...]:
     """The questions in the words that the model gets.
 
     Args:
@@ -48,9 +48,9 @@ def with_prompts(
         templated: Whether they are sent as they stand in the file.
     """
     if templated:
-        return tuple(map(Asked.as_it_is, questions))
+        return tuple(map(PromptedQuestion.as_it_is, questions))
     chosen = style or model.prompt_style
-    return tuple(Asked.of(item, answers=answers, style=chosen) for item in questions)
+    return tuple(PromptedQuestion.of(item, answers=answers, style=chosen) for item in questions)
 
 
 def prompt_of(

@@ -13,8 +13,7 @@ from conviction.engines.base import Capabilities
 from conviction.engines.local import usable_cores
 from conviction.errors import ConvictionError
 from conviction.events import Event, RunStarted
-from conviction.lab.calibrated import Calibration, calibrate, check_source
-from conviction.lab.mismatch import mismatches
+from conviction.lab.calibration import Calibration, calibrate, check_source, mismatches
 from conviction.lab.sources import PoolTraces
 from conviction.policies.base import Policy
 from conviction.recordings import PoolMeta

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from conviction.answers import kinds_help
 from conviction.backends import Backend, BackendOptions, backend
 from conviction.cli.arguments import WHOLE
 from conviction.core import Sampling
@@ -52,8 +53,7 @@ class EngineOptions(BackendOptions, _ModelOption):
 class TraceOptions:
     """How a question is put, and how tokens are drawn."""
 
-    answer: str = "math"
-    "Kind of answer: math, number, choice, text or json."
+    answer: Annotated[str, Parameter(help=kinds_help())] = "math"
     prompt_style: PromptStyle | None = None
     "What to add to the question; default: what suits the model."
     max_tokens: Annotated[int | None, WHOLE] = None

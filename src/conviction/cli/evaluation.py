@@ -12,8 +12,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.backends import room_for
 from conviction.cli import ExitCode
 from conviction.cli.arguments import WHOLE
@@ -36,7 +35,7 @@ from conviction.cli.think import GenerationOptions, PolicyOptions, facts_of
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
-from conviction.evaluation.abstention import Abstention, abstain
+from conviction.evaluation import counted
 from conviction.evaluation.compare import compare as compare_runs
 from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan, check_plan
@@ -46,13 +45,14 @@ from conviction.evaluation.run import (
     many_engines,
 )
 from conviction.evaluation.summary import (
+    Abstention,
     Summary,
+    abstain,
     accuracy_counts,
     proportion,
     summarise,
     summarise_sharing,
 )
-from conviction.evaluation.wording import counted
 
 if TYPE_CHECKING:
     from conviction.engines.base import Engine

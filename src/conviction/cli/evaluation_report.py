@@ -7,12 +7,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.lab_tables import count, percentage
 from conviction.cli.terminal import one_line, safe
-from conviction.evaluation.abstention import Abstention
+from conviction.evaluation import counted
 from conviction.evaluation.compare import Comparison
-from conviction.evaluation.summary import Summary
-from conviction.evaluation.wording import counted
+from conviction.evaluation.summary import Abstention, Summary
+from conviction.lab.columns import count, percentage
 from conviction.lab.statistics import Estimate
 
 _MOST_REASONS = 3

@@ -26,6 +26,7 @@ from conviction.cli.terminal import escaped, safe
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError
+from conviction.lab.columns import COLUMNS
 from conviction.lab.diagnosis import REPEATS as DIAGNOSIS_REPEATS
 from conviction.lab.diagnosis import Diagnosis
 from conviction.lab.diagnosis import diagnose as find_out
@@ -35,7 +36,15 @@ from conviction.lab.report import diagnosis_page, study_page
 from conviction.lab.sources import PoolTraces
 from conviction.lab.study import Plan, Study, check_plan, study
 
-app = App(name="lab", help="Replay any policy on recorded traces, and measure it.")
+_COLUMNS = "\n".join(
+    f"- {one.heading.format(baseline='the baseline')}: {one.help}" for one in COLUMNS
+)
+
+app = App(
+    name="lab",
+    help="Replay any policy on recorded traces, and measure it.\n\n"
+    f"Columns, over all questions and draws:\n\n{_COLUMNS}",
+)
 
 
 @Parameter(name="*", group="Policies")

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli.terminal import safe
+from conviction.lab.columns import COLUMNS, percentage, share
 from conviction.lab.comparison import Front, Row
 from conviction.lab.diagnosis import Diagnosis
 from conviction.lab.statistics import Estimate
@@ -41,34 +42,15 @@ def print_fitting(table: Table, console: Console) -> tuple[str, ...]:
 
 
 def study_table(study: Study) -> Table:
-    """Every candidate with accuracy, tokens, time and fates."""
-    table = _table(
-        "policy",
-        "accuracy %",
-        f"against {study.baseline.label}",
-        "tokens",
-        "saved %",
-        "path",
-        "traces",
-        "stopped",
-        "cancelled",
-        "no vote",
-        "tokens in total",
-    )
+    """Every candidate with all columns."""
+    baseline = study.baseline.label
+    table = _table("policy", *(one.heading.format(baseline=baseline) for one in COLUMNS))
     several = len(study.concurrencies) > 1
     for row in study.rows:
+        first = row is study.rows[0]
         table.add_row(
             _name(row, concurrency=several),
-            percentage(row.accuracy),
-            "" if row is study.rows[0] else percentage(row.difference, signed=True),
-            count(row.tokens.value),
-            share(row.saving.value),
-            count(row.path.value),
-            f"{row.started:.1f}",
-            f"{row.stopped:.1f}",
-            f"{row.cancelled:.1f}",
-            share(row.empty),
-            count(row.tokens_in_total),
+            *("" if first and one.against else one.text(row.figures[one.name]) for one in COLUMNS),
         )
     return table
 
@@ -76,14 +58,12 @@ def study_table(study: Study) -> Table:
 def front_table(study: Study, front: Front) -> Table:
     """The candidates that no other beats, on the questions that did not choose them."""
     chosen, reported = front.questions
+    accuracy, *others = (column for column in COLUMNS if column.front)
     table = _table(
         "policy on the front",
-        f"accuracy % on the {reported} others",
+        f"{accuracy.heading} on the {reported} others",
         f"on the {chosen} that chose",
-        f"against {study.baseline.label}",
-        "tokens",
-        "saved %",
-        "path",
+        *(one.heading.format(baseline=study.baseline.label) for one in others),
     )
     several = len(study.concurrencies) > 1
     picked = [
@@ -96,12 +76,9 @@ def front_table(study: Study, front: Front) -> Table:
     for there, here in sorted(picked, key=lambda pair: pair[1].tokens.value):
         table.add_row(
             _name(there, concurrency=several),
-            percentage(there.accuracy),
-            f"{100 * here.accuracy.value:.1f}",
-            percentage(there.difference, signed=True),
-            count(there.tokens.value),
-            share(there.saving.value),
-            count(there.path.value),
+            accuracy.text(there.figures[accuracy.name]),
+            share(here.figures[accuracy.name]),
+            *(one.text(there.figures[one.name]) for one in others),
         )
     return table
 
@@ -162,37 +139,6 @@ def _area(estimate: Estimate) -> str:
     if not isfinite(estimate.low):
         return f"{estimate.value:.2f} [-]"
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
-def percentage(estimate: Estimate, *, signed: bool = False) -> str:
-    """An estimate of a share in percent, with its interval."""
-    if not isfinite(estimate.value):
-        return "-"
-    if not isfinite(estimate.low):
-        return f"{_signed(100 * estimate.value) if signed else share(estimate.value)} [-]"
-    low, high = 100 * estimate.low, 100 * estimate.high
-    if signed:
-        return f"{_signed(100 * estimate.value)} [{_signed(low)}, {_signed(high)}]"
-    return f"{100 * estimate.value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def count(value: float) -> str:
-    """A number of tokens."""
-    return f"{value:,.0f}" if isfinite(value) else "-"
-
-
-def share(value: float) -> str:
-    """A share in percent, without its sign."""
-    return f"{_zero(100 * value):.1f}" if isfinite(value) else "-"
-
-
-def _signed(value: float) -> str:
-    return f"{_zero(value):+.1f}"
-
-
-def _zero(value: float) -> float:
-    """Without the sign of a zero."""
-    return round(value, 1) + 0.0
 
 
 def _name(row: Row, *, concurrency: bool) -> str:

@@ -22,7 +22,7 @@ from rich.table import Column
 
 from conviction.backends import Backend
 from conviction.cli.terminal import duration, safe
-from conviction.evaluation.wording import counted
+from conviction.evaluation import counted
 from conviction.models import Progress as OnDownload
 
 _PATIENCE_SECONDS = 2.0

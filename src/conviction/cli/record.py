@@ -10,8 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.backends import room_for
 from conviction.cli import ExitCode
 from conviction.cli.arguments import WHOLE
@@ -23,13 +22,12 @@ from conviction.cli.session import Latest, messages, run_on
 from conviction.cli.terminal import safe
 from conviction.cli.think import GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
+from conviction.evaluation import counted, is_correct
 from conviction.evaluation.datasets import Dataset, Fields, load
-from conviction.evaluation.grading import is_correct
 from conviction.evaluation.recording import RecordingPlan, RecordingProgress
 from conviction.evaluation.recording import (
     record as record_traces,
 )
-from conviction.evaluation.wording import counted
 from conviction.recordings.importing import import_files
 
 if TYPE_CHECKING:

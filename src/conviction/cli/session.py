@@ -6,8 +6,7 @@ from typing import Generic, TypeVar
 
 from rich.console import Console
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.signals import unless_interrupted
 
 Progress = TypeVar("Progress")

@@ -25,8 +25,8 @@ from conviction.events import (
     TraceStarted,
 )
 from conviction.policies.base import Standing
-from conviction.policies.lead import lead_of
 from conviction.verdict import lead_in_words
+from conviction.voting import lead_of
 
 
 class _Layout(TypedDict):

@@ -1,19 +1,21 @@
-"""The contract between the driver and whatever generates tokens.
+"""The contract between the driver and what generates tokens.
 
-An engine opens one stream per trace. Closing the stream, or cancelling the task that reads
-it, frees the engine's compute at once. Engines know nothing of policies or votes.
+An engine opens one stream per trace. Closing the stream, or cancelling the task that reads it,
+frees the engine's compute at once. Engines know nothing of policies or votes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+import anyio
 import numpy as np
 from numpy.typing import NDArray
 
 from conviction.core import FinishReason, Message, Sampling
+from conviction.errors import ContextOverflowError, EngineError, EngineUnavailableError
 from conviction.gate import Gate
 
 
@@ -57,13 +59,12 @@ class TraceRequest:
         top_k: Log-probabilities per token that the caller wants (k of eq. 2); 0 for none.
         logprobs: Whether the caller also wants the log-probability of each generated token.
             They come beside the `top_k` likeliest ones, so without these there are none.
-        prefix: What the trace begins with, to be gone on with: it counts as prompt, not as
-            generated, and does not come back. Empty for a trace from its beginning; else only for
-            engines that can (`Capabilities.continues`).
+        prefix: The beginning of the trace, which counts as prompt and does not come back. Empty
+            for a trace from its start; else only for engines that can (`Capabilities.continues`).
         templated: Whether the only message has the model's template around it already.
         gate: When to stop the trace. An engine that can (`Capabilities.gates`) stops it where it
-            generates, so that no token comes after the one that decided; whoever reads the stream
-            looks at the gate as well, and finds it at the same token.
+            generates, so that no token comes after the one that decided; the reader of the stream
+            applies the gate as well, and stops at the same token.
     """
 
     messages: tuple[Message, ...]
@@ -94,7 +95,7 @@ class Chunk:
             of a stream, else None.
         prompt_tokens: Tokens of the prompt, where the engine tells (usually in the last chunk).
         cached_tokens: Prompt tokens that the engine did not have to compute again.
-        notes: What happened on the way that a reader of the verdict should know; whole sentences.
+        notes: What a reader of the verdict should know about this trace; whole sentences.
         logprobs: Log-probability of each of these tokens, where the request wants them: natural
             log, at most 0, float32, shape (tokens,), NaN where unknown. None where the engine
             cannot give any. Of the same distribution as the confidences: raw, or the one after
@@ -135,7 +136,7 @@ class Engine(ABC):
         """
 
     async def check(self) -> None:
-        """See whether it lives, without generating anything; nothing is seen where it cannot tell.
+        """See whether it lives, without generating anything; does nothing where it cannot tell.
 
         Raises:
             EngineError: it cannot be used just now.
@@ -152,3 +153,56 @@ class Engine(ABC):
         traceback: TracebackType | None,
     ) -> None:
         """Stop what was started, also after an error or a cancellation."""
+
+
+def not_started(name: str) -> EngineUnavailableError:
+    """The error for an engine that is used before it was entered."""
+    return EngineUnavailableError(
+        tried=f"use {name}",
+        found="it is not started",
+        remedy="Use it within `async with engine:`.",
+    )
+
+
+def context_overflow(
+    prompt: int, max_tokens: int, context: int, larger: str
+) -> ContextOverflowError:
+    """The error for a trace that does not fit; `larger` tells how to have a larger context."""
+    return ContextOverflowError(
+        tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt:,}",
+        found=f"together that is {prompt + max_tokens:,}, and the context has {context:,}",
+        remedy=f"Lower --max-tokens, shorten the question, or {larger}.",
+    )
+
+
+async def seeds_count(draw: Callable[[int], Awaitable[str]]) -> bool | None:
+    """Whether a seed reproduces a trace, and another seed does not.
+
+    Also beside other traces: what is computed together may be rounded differently.
+
+    Args:
+        draw: Gives the text of a short trace that is drawn with a seed; its errors come out.
+
+    Returns:
+        None if all draws were alike.
+    """
+    seeds = (1, 2, 1, 3, 1)
+    together = [""] * len(seeds)
+    failures: list[EngineError] = []
+
+    async def one(number: int, seed: int) -> None:
+        try:
+            together[number] = await draw(seed)
+        except EngineError as error:
+            failures.append(error)
+
+    alone = await draw(1)
+    async with anyio.create_task_group() as tasks:
+        for number, seed in enumerate(seeds):
+            tasks.start_soon(one, number, seed)
+    if failures:
+        raise failures[0]
+    same = {alone, *(text for text, seed in zip(together, seeds, strict=True) if seed == 1)}
+    if len(same) > 1:
+        return False
+    return None if set(together) == same else True

@@ -2,9 +2,9 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import anyio.lowlevel
+import anyio
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,17 +66,7 @@ def _evenly(delay: float) -> Pace:
     async def pace(_: TraceRequest) -> None:
         await anyio.sleep(delay)
 
-    async def at_once(_: TraceRequest) -> None:
-        await anyio.lowlevel.checkpoint()
-
-    return pace if delay else at_once
-
-
-@dataclass(slots=True)
-class _Generated:
-    """What one stream generated so far."""
-
-    tokens: int = 0
+    return pace
 
 
 class ScriptedEngine(Engine):
@@ -122,13 +112,14 @@ class ScriptedEngine(Engine):
         self._continues = continues
         self._chunk_tokens = chunk_tokens
         self._pace = pace or _evenly(delay)
-        self._streams: deque[_Generated] = deque(maxlen=remembered)
+        # The tokens of each stream so far.
+        self._streams: deque[list[int]] = deque(maxlen=remembered)
         self.running = 0
 
     @property
     def generated(self) -> list[int]:
-        """Tokens that each stream generated, in order of opening, also if nobody read them."""
-        return [stream.tokens for stream in self._streams]
+        """Tokens that each stream generated, in order of opening, also if they were not read."""
+        return [tokens for [tokens] in self._streams]
 
     @property
     def name(self) -> str:
@@ -138,11 +129,7 @@ class ScriptedEngine(Engine):
     async def capabilities(self) -> Capabilities:
         """What the constructor was told."""
         return Capabilities(
-            "scripted",
-            self._top_k,
-            self._concurrency,
-            seeds=True,
-            continues=self._continues,
+            "scripted", self._top_k, self._concurrency, seeds=True, continues=self._continues
         )
 
     def script(self, request: TraceRequest) -> Script:
@@ -155,32 +142,30 @@ class ScriptedEngine(Engine):
         """Play one script."""
         script = self.script(request)
         logprobs = script.logprobs if request.logprobs and self._top_k else None
-        generated = _Generated()
+        generated = [0]
         self._streams.append(generated)
         self.running += 1
         try:
-            total = min(script.confidences.size, request.sampling.max_tokens)
-            cut = total < script.confidences.size
+            size, letters = script.confidences.size, len(script.text)
+            total = min(size, request.sampling.max_tokens)
             last = min(script.fault_after, total) if script.fault else total
             for begin in range(0, last, self._chunk_tokens):
                 await self._pace(request)
                 end = min(begin + self._chunk_tokens, last)
-                generated.tokens = end
-                chunk = self._chunk(script, begin, end)
-                yield chunk if logprobs is None else replace(chunk, logprobs=logprobs[begin:end])
+                generated[0] = end
+                text = script.text[begin * letters // size : end * letters // size]
+                if self._top_k:
+                    values = script.confidences[begin:end]
+                else:
+                    values = np.full(end - begin, np.nan, np.float32)
+                known = None if logprobs is None else logprobs[begin:end]
+                yield Chunk(text, values, logprobs=known)
             await self._pace(request)
             if script.fault:
                 raise script.fault
             yield Chunk(
-                finish=FinishReason.LENGTH if cut else script.finish,
+                finish=FinishReason.LENGTH if total < size else script.finish,
                 prompt_tokens=script.prompt_tokens,
             )
         finally:
             self.running -= 1
-
-    def _chunk(self, script: Script, begin: int, end: int) -> Chunk:
-        size, letters = script.confidences.size, len(script.text)
-        text = script.text[begin * letters // size : end * letters // size]
-        if self._top_k:
-            return Chunk(text, script.confidences[begin:end])
-        return Chunk(text, np.full(end - begin, np.nan, np.float32))

@@ -8,16 +8,11 @@ from typing import Any
 import numpy as np
 
 from conviction.errors import InvalidSettingError
+from conviction.evaluation import counted
 from conviction.evaluation.folder import Run
 from conviction.evaluation.results import QuestionResult
-from conviction.evaluation.summary import (
-    estimate_to_dict,
-    finite,
-    proportion,
-    without_false_certainty,
-)
-from conviction.evaluation.wording import counted
-from conviction.lab.statistics import Bootstrap, Estimate, sign_test
+from conviction.evaluation.summary import proportion, without_false_certainty
+from conviction.lab.statistics import Bootstrap, Estimate, finite, sign_test
 
 _Pair = tuple[QuestionResult, QuestionResult]
 
@@ -77,22 +72,22 @@ class Comparison:
             "only_first_right": self.only_first_right,
             "only_second_right": self.only_second_right,
             "neither_right": self.neither_right,
-            "accuracies": [estimate_to_dict(accuracy) for accuracy in self.accuracies],
-            "difference": estimate_to_dict(self.difference),
+            "accuracies": [accuracy.to_dict() for accuracy in self.accuracies],
+            "difference": self.difference.to_dict(),
             "mcnemar_p": self.p,
             "worse": self.worse,
             "tokens_per_question": [finite(tokens) for tokens in self.tokens],
-            "tokens_ratio": estimate_to_dict(self.tokens_ratio),
+            "tokens_ratio": self.tokens_ratio.to_dict(),
             "notes": list(self.notes),
         }
 
 
 def compare(first: Run, second: Run, *, failures_wrong: bool = False, seed: int = 0) -> Comparison:
-    """Compare two runs question by question.
+    """Compare a second run to a first, question by question.
 
     Args:
-        first: What is compared to.
-        second: What is compared.
+        first: The first run.
+        second: The second run.
         failures_wrong: Whether questions that failed count as wrong; else they are left out.
         seed: Makes the interval of the tokens' ratio reproducible.
 
@@ -115,8 +110,8 @@ def compare(first: Run, second: Run, *, failures_wrong: bool = False, seed: int 
         only_first_right=only_first,
         only_second_right=only_second,
         accuracies=(
-            proportion(int(right[0].sum()), len(pairs)),
-            proportion(int(right[1].sum()), len(pairs)),
+            proportion(both + only_first, len(pairs)),
+            proportion(both + only_second, len(pairs)),
         ),
         difference=paired_difference(both, only_first, only_second, len(pairs)),
         p=sign_test(only_second, only_first),
@@ -127,17 +122,11 @@ def compare(first: Run, second: Run, *, failures_wrong: bool = False, seed: int 
 
 
 def paired_difference(both: int, only_first: int, only_second: int, questions: int) -> Estimate:
-    """By how much the second's share of right answers exceeds the first's, with its 95% interval.
+    """The second's share of right answers less the first's, with its 95% interval.
 
-    It has a width also where the runs never differ, or always in the same direction: few questions
-    that agree are no certainty. Source: Newcombe 1998 (Statistics in Medicine 17, 2635-2650),
-    method 10, which joins the score intervals of both shares by their correlation.
-
-    Args:
-        both: Questions that both answer rightly.
-        only_first: Those that only the first answers rightly.
-        only_second: Those that only the second answers rightly.
-        questions: All of them, at least 1.
+    It has a width also where the runs never differ, or always in the same direction. Source:
+    Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10, which joins the score intervals
+    of both shares by their correlation.
     """
     first = proportion(both + only_first, questions)
     second = proportion(both + only_second, questions)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -86,9 +86,8 @@ def load(
         data: A .jsonl, .csv or .parquet file, or an address: hf://OWNER/NAME, and @REVISION.
         fields: Which field holds what.
         gold: Whether there must be gold answers; without, none are read.
-        drop_duplicates: Whether a question that came before is left out, in place of an error.
-        limit: The most questions to take, from the beginning. Of the hub, not much more is fetched
-            then, and no copy is kept.
+        drop_duplicates: Whether a repeated question is left out, in place of an error.
+        limit: The most questions to take, from the beginning; of the hub, little more is fetched.
         subset: Subset of a data set on the hub; may be left out if there is one, or a default.
         split: Split of a data set on the hub; may be left out if there is one.
 
@@ -98,74 +97,62 @@ def load(
             datasets is not.
         DownloadError: the hub cannot be reached, or what it gives cannot be read.
     """
-    choice = _Choice(fields or Fields(), gold, drop_duplicates, limit)
+    loader = _Loader(fields or Fields(), gold, drop_duplicates, limit)
     if isinstance(data, str) and data.startswith(HUB):
-        return _from_hub(HubAddress.parse(data), subset, split, choice)
+        return _from_hub(HubAddress.parse(data), subset, split, loader)
     if subset or split:
         _refuse(
             data,
             "a file has no subsets and no splits",
             "Leave out --subset and --split, or name a data set on the hub: hf://OWNER/NAME.",
         )
-    return _from_file(Path(data).expanduser(), choice)
+    return _from_file(Path(data).expanduser(), loader)
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What to read of each row, and how many."""
+def _from_file(path: Path, loader: "_Loader") -> Dataset:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        found = "its name does not end in .jsonl, .csv or .parquet"
+        _refuse(path, found, "Convert it, or rename it to what it is.")
+    unit = "row" if reader is _parquet_rows else "line"
+    with _readable(path):
+        return Dataset(loader.questions(reader(path), unit, path))
+
+
+def _from_hub(
+    address: HubAddress, subset: str | None, split: str | None, loader: "_Loader"
+) -> Dataset:
+    with hub_rows(address, subset=subset, split=split, limit=loader.limit) as found:
+        rows = enumerate(found.rows, start=1)
+        return Dataset(loader.questions(rows, "row", found.label), found.origin)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Turns rows into questions, and remembers where each id and each text stood."""
 
     fields: Fields
     gold: bool
     drop_duplicates: bool
     limit: int | None
+    ids: dict[str, str] = field(default_factory=dict[str, str])
+    texts: dict[str, str] = field(default_factory=dict[str, str])
 
     def questions(
         self, rows: Iterable[tuple[int, Row]], unit: str, source: object
     ) -> tuple[DatasetQuestion, ...]:
-        found = tuple(islice(_Loader(self, unit, source).questions(rows), self.limit))
+        numbered = enumerate(rows, start=1)
+        read = (
+            self._question(number, f"{unit} {line} of {source}", row)
+            for number, (line, row) in numbered
+        )
+        found = tuple(islice(filter(self._is_new, read), self.limit))
         if not found:
             _refuse(source, "it holds no question", "Name a data set with one question a row.")
         return found
 
-
-def _from_file(path: Path, choice: _Choice) -> Dataset:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        found = "its name does not end in .jsonl, .csv or .parquet"
-        _refuse(path, found, "Convert it, or rename it to what it is.")
-    with _readable(path):
-        return Dataset(choice.questions(reader(path), _unit(path), path))
-
-
-def _from_hub(
-    address: HubAddress, subset: str | None, split: str | None, choice: _Choice
-) -> Dataset:
-    with hub_rows(address, subset=subset, split=split, limit=choice.limit) as found:
-        rows = enumerate(found.rows, start=1)
-        return Dataset(choice.questions(rows, "row", found.label), found.origin)
-
-
-class _Loader:
-    """Turns rows into questions, and remembers which there were."""
-
-    def __init__(self, choice: _Choice, unit: str, source: object) -> None:
-        self._fields = choice.fields
-        self._gold = choice.gold
-        self._drop = choice.drop_duplicates
-        self._unit = unit
-        self._source = source
-        self._ids: dict[str, str] = {}
-        self._texts: dict[str, str] = {}
-
-    def questions(self, rows: Iterable[tuple[int, Row]]) -> Iterator[DatasetQuestion]:
-        for number, (line, row) in enumerate(rows, start=1):
-            place = f"{self._unit} {line} of {self._source}"
-            question = self._question(number, place, row)
-            if self._is_new(question):
-                yield question
-
     def _question(self, number: int, place: str, row: Row) -> DatasetQuestion:
-        names = self._fields
+        names = self.fields
         name = _field(row, names.question, QUESTION_FIELDS)
         if name is None:
             _refuse_field(place, row, "question", names.question, QUESTION_FIELDS)
@@ -185,9 +172,9 @@ class _Loader:
         return DatasetQuestion(own, text, gold, place)
 
     def _gold_answer(self, row: Row, place: str) -> str | None:
-        if not self._gold:
+        if not self.gold:
             return None
-        names = self._fields
+        names = self.fields
         name = _field(row, names.answer, ANSWER_FIELDS)
         if name is None:
             _refuse_field(place, row, "answer", names.answer, ANSWER_FIELDS)
@@ -203,8 +190,8 @@ class _Loader:
         return answer
 
     def _is_new(self, question: DatasetQuestion) -> bool:
-        earlier = self._texts.get(question.text)
-        if earlier and self._drop:
+        earlier = self.texts.get(question.text)
+        if earlier and self.drop_duplicates:
             return False
         if earlier:
             _refuse(
@@ -212,13 +199,13 @@ class _Loader:
                 f"it asks what {earlier} asks",
                 "Leave it out, or let later ones be left out: --drop-duplicates.",
             )
-        if question.id in self._ids:
+        if question.id in self.ids:
             _refuse(
                 question.place,
-                f"its id {question.id!r} is that of {self._ids[question.id]}",
+                f"its id {question.id!r} is that of {self.ids[question.id]}",
                 "Give each question an id of its own, or name another --id-field.",
             )
-        self._texts[question.text] = self._ids[question.id] = question.place
+        self.texts[question.text] = self.ids[question.id] = question.place
         return True
 
 
@@ -304,10 +291,6 @@ _READERS: Final[Mapping[str, Callable[[Path], Iterator[tuple[int, Row]]]]] = {
     ".parquet": _parquet_rows,
 }
 """What gives each row with its line, or its number where there are no lines."""
-
-
-def _unit(path: Path) -> str:
-    return "row" if path.suffix.lower() == ".parquet" else "line"
 
 
 def _field(row: Row, given: str | None, usual: Sequence[str]) -> str | None:

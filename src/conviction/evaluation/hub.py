@@ -8,14 +8,13 @@ import logging
 import re
 import shlex
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
-from conviction.errors import InvalidSettingError, MissingExtraError
-from conviction.evaluation.hub_failures import HubFailures
+from conviction.errors import ConvictionError, DownloadError, InvalidSettingError, MissingExtraError
 
 HUB: Final = "hf://"
 """What addresses of data sets on the hub begin with."""
@@ -32,6 +31,10 @@ _BATCH = 100
 _SILENT = logging.CRITICAL + 1
 """Above every level: what it reports as an error, it also raises."""
 
+_MOST_LISTED = 20
+_MOST_CHARACTERS = 200
+_DOWNLOAD = "Or download a file of it (.jsonl, .csv or .parquet), and name that in its place."
+
 
 @dataclass(frozen=True, slots=True)
 class HubAddress:
@@ -47,11 +50,7 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an address; "hf://datasets/openai/gsm8k", as the hub itself writes it, is the same.
-
-        Raises:
-            InvalidSettingError: it is none.
-        """
+        """Read an address, also as the hub itself writes it: "hf://datasets/openai/gsm8k"."""
         found = _ADDRESS.fullmatch(text)
         if found is None:
             raise InvalidSettingError(
@@ -79,6 +78,92 @@ class HubRows:
     label: str
     origin: str
     rows: Iterator[Mapping[str, Any]]
+
+
+class _Failures:
+    """What keeps a data set from being read, as errors that say what to do."""
+
+    def __init__(self, name: str, address: str, datasets: Any, client: Any) -> None:
+        self._tried = f"read {address}"
+        self.page = f"{client.constants.ENDPOINT}/datasets/{name}"
+        self._datasets = datasets
+        self._client = client
+
+    @contextmanager
+    def explained(self) -> Generator[None]:
+        """Turn what the libraries report into an error that says what to do."""
+        try:
+            yield
+        except ConvictionError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the libraries' errors have no common base
+            self._explain(error)
+
+    def refuse_choice(self, what: str, wanted: str | None, names: Sequence[str]) -> NoReturn:
+        """Refuse a subset or split that there is not, or that was not chosen among several."""
+        listed = ", ".join(names[:_MOST_LISTED]) or "none"
+        if len(names) > _MOST_LISTED:
+            listed += f", and {len(names) - _MOST_LISTED} more"
+        several = f"it has several {what}s: {listed}"
+        found = several if wanted is None else f"it has no {what} {wanted!r}; it has {listed}"
+        self.refuse(found, f"Name one of them: --{what}.")
+
+    def failed(self, found: str) -> DownloadError:
+        """An error for what may work at another time."""
+        remedy = f"Try again; with HF_HUB_OFFLINE=1 a copy on disk is used. {_DOWNLOAD}"
+        return DownloadError(tried=self._tried, found=found, remedy=remedy)
+
+    def text(self, error: BaseException) -> str:
+        """An error of a library on one line, without the user's token."""
+        line = next(iter(str(error).strip().splitlines()), "")[:_MOST_CHARACTERS].rstrip(".: ")
+        text = f"{type(error).__name__}: {line}" if line else type(error).__name__
+        token = self._client.get_token()
+        return text.replace(token, "…") if token else text
+
+    def _explain(self, error: Exception) -> NoReturn:
+        errors, library = self._client.errors, self._datasets.exceptions
+        causes = _causes(error)
+        login = "log in with `hf auth login` or set HF_TOKEN"
+        if _among(causes, errors.GatedRepoError):
+            self.refuse(
+                "it is gated: the hub shows it to those whom its owner lets in",
+                f"Ask for access on {self.page}, and {login}.",
+            )
+        if _among(causes, errors.RevisionNotFoundError):
+            self.refuse("it has no such revision", f"Its commits: {self.page}/commits/main")
+        if _among(causes, (errors.RepositoryNotFoundError, library.DatasetNotFoundError)):
+            self.refuse(
+                "the hub has no such data set, or it is private",
+                f"Look at its name. For a private one, {login}.",
+            )
+        if _among(causes, errors.HFValidationError):
+            self.refuse("no data set can have this name", "Write hf://OWNER/NAME.")
+        if answer := _among(causes, errors.HfHubHTTPError):
+            status = answer.response.status_code
+            if status in (401, 403):
+                self.refuse(f"the hub does not let us (status {status})", f"Rather {login}.")
+            raise self.failed(f"the hub answered with status {status}") from None
+        empty = import_module(f"{self._datasets.__name__}.data_files").EmptyDatasetError
+        if _among(causes, (library.DataFilesNotFoundError, empty)):
+            files = f"{self.page}/tree/main"
+            self.refuse("it holds no file that can be read", f"Look at its files: {files}")
+        raise self.failed(f"it cannot be read ({self.text(causes[-1])})") from None
+
+    def refuse(self, found: str, remedy: str) -> NoReturn:
+        """Refuse what no repetition would mend."""
+        raise InvalidSettingError(tried=self._tried, found=found, remedy=remedy) from None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what led to it, as far as that is told."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
+
+
+def _among(causes: Sequence[BaseException], kinds: Any) -> Any:
+    return next((cause for cause in causes if isinstance(cause, kinds)), None)
 
 
 @contextmanager
@@ -123,7 +208,7 @@ def hub_rows(
         )
 
 
-def _rows(batches: Iterator[Any], failures: HubFailures) -> Iterator[Mapping[str, Any]]:
+def _rows(batches: Iterator[Any], failures: _Failures) -> Iterator[Mapping[str, Any]]:
     while True:
         with failures.explained():
             batch = next(batches, None)
@@ -140,7 +225,7 @@ class _Hub:
         self._name, self._revision = address.name, address.revision
         self._path = f"{HUB}datasets/{address.name}"
         self._datasets, self._client = _libraries()
-        self.failures = HubFailures(address.name, str(address), self._datasets, self._client)
+        self.failures = _Failures(address.name, str(address), self._datasets, self._client)
 
     @property
     def offline(self) -> bool:
@@ -188,7 +273,12 @@ class _Hub:
             api.auth_check(self._name, repo_type="dataset")
         program = f"{self._name.partition('/')[2]}.py"
         if any(file.rfilename == program for file in info.siblings or ()):
-            self.failures.refuse_program(program)
+            self.failures.refuse(
+                f"it needs a program of its own, {program}, and programs of data sets are never "
+                "run",
+                "Download a file of its Parquet copy, and name that in its place: "
+                f"{self.failures.page}/tree/refs%2Fconvert%2Fparquet",
+            )
         return str(info.sha)
 
     def _kept(self, subset: str | None) -> Any:
@@ -196,9 +286,18 @@ class _Hub:
         try:
             builder = self._datasets.load_dataset_builder(self._path, subset)
         except Exception:  # noqa: BLE001  # whatever the reason is, there is no copy to read
-            self.failures.refuse_offline(subset)
+            what = f"no copy of its subset {subset!r}" if subset else "no single copy of it"
+            self.failures.refuse(
+                f"HF_HUB_OFFLINE forbids to ask the hub, and {what} is on disk",
+                "Run the command once without HF_HUB_OFFLINE and without --limit, which keeps a "
+                f"copy. {_DOWNLOAD}",
+            )
         if self._revision not in (None, builder.hash):
-            self.failures.refuse_other_copy(builder.hash)
+            self.failures.refuse(
+                "HF_HUB_OFFLINE forbids to ask the hub, and the copy on disk is of commit "
+                f"{builder.hash}",
+                f"Name that one, {HUB}{self._name}@{builder.hash}, or go without HF_HUB_OFFLINE.",
+            )
         return builder
 
     @contextmanager
@@ -229,11 +328,7 @@ class _Hub:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """The library, and the client of the hub that it brings along.
-
-    Raises:
-        MissingExtraError: it is not installed, or too old.
-    """
+    """The library, and the client of the hub that it brings along."""
     try:
         datasets, client = import_module("datasets"), import_module("huggingface_hub")
         version = str(datasets.__version__)

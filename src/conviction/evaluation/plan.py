@@ -1,4 +1,4 @@
-"""What to evaluate, and whether a folder takes it."""
+"""What to evaluate or to record: the questions with their prompts, and the settings."""
 
 import platform
 from collections.abc import Sequence
@@ -12,14 +12,79 @@ from typing import Any
 
 import msgspec
 
-from conviction.core import Sampling, require, require_whole
+from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities
 from conviction.errors import InvalidSettingError
+from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.folder import check_run
-from conviction.evaluation.recording import Asked
 from conviction.evaluation.results import QuestionResult, RunData, RunDescription
 from conviction.policies.base import Conditions, Policy, Start
+from conviction.prompts import PromptStyle, compose
+from conviction.recordings import RecordedQuestion, prompt_hash
 from conviction.thinking import RESTARTS, TOP_K
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedQuestion:
+    """A question of a data set in the words that the model gets."""
+
+    question: Question
+    recorded: RecordedQuestion
+
+    @classmethod
+    def of(cls, item: DatasetQuestion, *, answers: str, style: PromptStyle) -> "PromptedQuestion":
+        """A question with a prompt around it."""
+        return cls.as_it_is(item, compose(item.text, kind=answers, style=style, id=item.id))
+
+    @classmethod
+    def as_it_is(
+        cls, item: DatasetQuestion, question: Question | None = None
+    ) -> "PromptedQuestion":
+        """A question that is sent as it stands in the data set."""
+        sent = question or Question.ask(item.text, id=item.id)
+        return cls(
+            sent, RecordedQuestion(item.id, item.text, item.gold, prompt_hash(sent), traces=0)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingPlan:
+    """What to record.
+
+    Attributes:
+        asked: The questions.
+        traces: Complete traces of each, at least 1.
+        sampling: How tokens are drawn.
+        seed: Seeds of all traces derive from it and the question's id.
+        restarts: How often a trace whose stream broke is begun again.
+        keep_text: Whether what a trace wrote is recorded.
+        answers_only: Whether to go without token confidences.
+        logprobs: Whether the log-probability of each token is recorded, too, where the engine
+            gives them.
+        origin: What to type to read the same questions of the hub again; None for a file.
+
+    Raises:
+        InvalidSettingError: there is to be no trace, or log-probabilities without confidences.
+    """
+
+    asked: Sequence[PromptedQuestion]
+    traces: int
+    sampling: Sampling
+    seed: int = 0
+    restarts: int = RESTARTS
+    keep_text: bool = True
+    answers_only: bool = False
+    logprobs: bool = False
+    origin: str | None = None
+
+    def __post_init__(self) -> None:
+        require_whole("traces", self.traces, low=1)
+        if self.answers_only and self.logprobs:
+            raise InvalidSettingError(
+                tried="record answers alone and the log-probability of each token",
+                found="log-probabilities come from the engine with the confidences",
+                remedy="Leave out --answers-only or --logprobs.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +101,16 @@ class EvaluationPlan:
         time_limit: Seconds after which the votes of a question so far decide it.
         path: Where the questions were read, for people.
         origin: What to type to read the same questions of the hub again; None for a file.
-        questions_at_once: Questions that are thought about at once; None for just as many as keep
-            the engine busy.
-        total_tokens: Tokens that all questions share, which are then thought about all at once;
-            None for any number.
+        questions_at_once: None for as many as keep the engine busy.
+        total_tokens: Tokens that all questions share, which are then all asked at once; None for
+            any number.
 
     Raises:
-        InvalidSettingError: a value lies outside its range, or a total of tokens comes with what
-            would keep questions from sharing it.
+        InvalidSettingError: a value lies outside its range, or a total of tokens comes with a
+            setting that keeps questions from sharing it.
     """
 
-    asked: Sequence[Asked]
+    asked: Sequence[PromptedQuestion]
     policy: Policy
     answers: str
     sampling: Sampling
@@ -68,7 +132,12 @@ class EvaluationPlan:
             require_whole("total_tokens", self.total_tokens, low=1)
             for name in ("questions_at_once", "time_limit"):
                 if getattr(self, name) is not None:
-                    raise _cannot_share(name)
+                    raise InvalidSettingError(
+                        tried=f"use total_tokens and {name}",
+                        found="questions that share a total are all thought about from beginning "
+                        "to end",
+                        remedy="Leave one of them out.",
+                    )
 
     def description(self, engine: str, capabilities: Capabilities | None) -> RunDescription:
         """The run that this plan makes on an engine, of which nothing may be known yet."""
@@ -97,9 +166,8 @@ class EvaluationPlan:
     def at_once(self, capabilities: Capabilities) -> int:
         """How many questions to think about at once.
 
-        With one more than fills the engine with first traces it is never short of work; the
-        engine queues whatever is too much. Questions that share a total all take part from the
-        beginning.
+        One more than fills the engine with first traces, so that it is never short of work;
+        questions that share a total all take part from the beginning.
         """
         if self.total_tokens is not None:
             return len(self.asked)
@@ -116,14 +184,6 @@ class EvaluationPlan:
         """Results in the order of the questions; they come and are kept as they end."""
         places = {asked.recorded.id: place for place, asked in enumerate(self.asked)}
         return sorted(results, key=lambda result: places[result.id])
-
-
-def _cannot_share(name: str) -> InvalidSettingError:
-    return InvalidSettingError(
-        tried=f"use total_tokens and {name}",
-        found="questions that share a total are all thought about from beginning to end",
-        remedy="Leave one of them out.",
-    )
 
 
 def check_plan(plan: EvaluationPlan, path: str | PathLike[str]) -> None:

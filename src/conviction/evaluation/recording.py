@@ -9,95 +9,29 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
-from conviction.answers.base import AnswerKind
-from conviction.core import FinishReason, Question, Sampling, Trace, require_whole
+from conviction.answers import AnswerKind
+from conviction.core import FinishReason, Trace
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import (
     AllTracesFailedError,
     ContextOverflowError,
-    InvalidSettingError,
     MissingLogprobsError,
 )
-from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.grading import is_correct
-from conviction.evaluation.wording import counted
-from conviction.evaluation.workers import Generating, OneEngine, Workers
+from conviction.evaluation import counted, is_correct
+from conviction.evaluation.plan import PromptedQuestion, RecordingPlan
+from conviction.evaluation.workers import Generating, OneEngine, Turns, Workers, recorded
 from conviction.events import Event, TraceFinished
-from conviction.prompts import PromptStyle, compose
 from conviction.recordings import (
     PoolMeta,
     PoolWriter,
-    RecordedQuestion,
     RecordedTrace,
-    prompt_hash,
 )
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
-from conviction.thinking import RESTARTS, TOP_K
+from conviction.thinking import TOP_K
 
 _MOST_FAILED = 3
 """Questions in a row of which every trace fails, until the engine counts as broken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question of a data set in the words that the model gets."""
-
-    question: Question
-    recorded: RecordedQuestion
-
-    @classmethod
-    def of(cls, item: DatasetQuestion, *, answers: str, style: PromptStyle) -> "Asked":
-        """A question with a prompt around it."""
-        return cls.as_it_is(item, compose(item.text, kind=answers, style=style, id=item.id))
-
-    @classmethod
-    def as_it_is(cls, item: DatasetQuestion, question: Question | None = None) -> "Asked":
-        """A question that is sent as it stands in the data set."""
-        sent = question or Question.ask(item.text, id=item.id)
-        return cls(
-            sent, RecordedQuestion(item.id, item.text, item.gold, prompt_hash(sent), traces=0)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RecordingPlan:
-    """What to record.
-
-    Attributes:
-        asked: The questions.
-        traces: Complete traces of each, at least 1.
-        sampling: How tokens are drawn.
-        seed: Seeds of all traces derive from it and the question's id.
-        restarts: How often a trace whose stream broke is begun again.
-        keep_text: Whether what a trace wrote is recorded.
-        answers_only: Whether to go without token confidences.
-        logprobs: Whether the log-probability of each token is recorded, too, where the engine
-            gives them.
-        origin: What to type to read the same questions of the hub again; None for a file.
-
-    Raises:
-        InvalidSettingError: there is to be no trace, or log-probabilities without confidences.
-    """
-
-    asked: Sequence[Asked]
-    traces: int
-    sampling: Sampling
-    seed: int = 0
-    restarts: int = RESTARTS
-    keep_text: bool = True
-    answers_only: bool = False
-    logprobs: bool = False
-    origin: str | None = None
-
-    def __post_init__(self) -> None:
-        require_whole("traces", self.traces, low=1)
-        if self.answers_only and self.logprobs:
-            raise InvalidSettingError(
-                tried="record answers alone and the log-probability of each token",
-                found="log-probabilities come from the engine with the confidences",
-                remedy="Leave out --answers-only or --logprobs.",
-            )
 
 
 @dataclass(slots=True)
@@ -148,13 +82,10 @@ async def record(
     Args:
         plan: What to record.
         path: The pool's folder; made if need be.
-        engine: Generates the traces; already started. Or workers on many engines.
+        engine: A started engine, or workers on many.
         answers: Finds and compares answers.
         on_progress: Called after traces were recorded, from another thread.
         time_limit: Seconds after which no more is generated.
-
-    Returns:
-        How far it came.
 
     Raises:
         RecordingError: the pool cannot be used, or belongs to other questions or settings.
@@ -175,33 +106,21 @@ async def record(
     )
     writer = await anyio.to_thread.run_sync(PoolWriter, path, meta)
     with writer:
-        run = _Run(
-            plan,
-            writer,
-            workers=workers,
-            concurrency=capabilities.concurrency,
-            answers=answers,
-            on_progress=on_progress,
+        # One question more than fills an engine, so that it is never short of traces.
+        at_once = workers.places(ceil(capabilities.concurrency / plan.traces) + 1)
+        run = _Recording(
+            plan, writer, workers, at_once=at_once, answers=answers, on_progress=on_progress
         )
-        try:
+        async with recorded(run.recorder):
             with anyio.move_on_after(time_limit):
                 await run.all_questions()
-        finally:
-            # What is finished gets onto the disk, also if we are being cancelled.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(run.recorder.finish)
         run.check()
         await anyio.to_thread.run_sync(writer.compact)
     return run.progress
 
 
 def pool_source(engine: str, origin: str | None) -> str:
-    """Where the traces of a pool come from, for people.
-
-    Args:
-        engine: Name of what generates them.
-        origin: Where on the hub their questions come from; None for a file.
-    """
+    """Where the traces of a pool come from: the engine, and the hub, if the questions do."""
     return f"{engine}; questions of {origin}" if origin else engine
 
 
@@ -214,25 +133,25 @@ def _no_confidences(engine: str, capabilities: Capabilities) -> MissingLogprobsE
     )
 
 
-class _Run:
+class _Recording:
     """The state of one recording."""
 
     def __init__(
         self,
         plan: RecordingPlan,
         writer: PoolWriter,
-        *,
         workers: Workers,
-        concurrency: int,
+        *,
+        at_once: int,
         answers: AnswerKind,
         on_progress: ProgressListener | None,
     ) -> None:
         self._plan = plan
         self._workers = workers
-        self._concurrency = concurrency
+        self._at_once = at_once
         self._confidences = writer.meta.top_k > 0
         self._on_progress = on_progress
-        self._missing: list[tuple[Asked, tuple[int, ...]]] = []
+        self._missing: list[tuple[PromptedQuestion, tuple[int, ...]]] = []
         self._left: dict[str, int] = {}
         self._failed: list[AllTracesFailedError] = []
         self._unknown = 0
@@ -249,37 +168,18 @@ class _Run:
         """Generate everything that is missing."""
         if self._on_progress:
             self._on_progress(self.progress)
-        # One question more than fills an engine, so that it is never short of traces.
-        each = ceil(self._concurrency / self._plan.traces) + 1
-        places = anyio.Semaphore(self._workers.places(each))
-        failures: list[Exception] = []
 
-        async def work(asked: Asked, numbers: tuple[int, ...]) -> None:
-            try:
-                await self._question(asked, numbers)
-            except Exception as error:  # noqa: BLE001  # raised below as it is, not in a group
-                failures.append(error)
-                tasks.cancel_scope.cancel()
-            finally:
-                places.release()
+        async def work(item: tuple[PromptedQuestion, tuple[int, ...]]) -> None:
+            await self._question(*item)
 
-        self.recorder.start()
-        async with anyio.create_task_group() as tasks:
-            for asked, numbers in self._missing:
-                await places.acquire()
-                tasks.start_soon(work, asked, numbers)
-        if failures:
-            raise failures[0]
+        await Turns().each(self._missing, work, at_once=self._at_once)
 
     def check(self) -> None:
-        """Look back at the whole.
+        """Note what was left out.
 
         Raises:
-            RecordingError: something could not be recorded.
             AllTracesFailedError: nothing was recorded, because every trace failed.
         """
-        if self.recorder.failure is not None:
-            raise self.recorder.failure
         self.progress.notes += self._workers.notes
         if self._failed and not self.progress.recorded:
             raise self._failed[0]
@@ -294,7 +194,7 @@ class _Run:
                 f"{counted(self._without_logprobs, 'trace')}; the engine gave none."
             )
 
-    def _look_at(self, asked: Asked, writer: PoolWriter) -> None:
+    def _look_at(self, asked: PromptedQuestion, writer: PoolWriter) -> None:
         """See what is missing of a question."""
         question = asked.recorded
         writer.check_question(question.id, question.prompt_hash, question.gold)
@@ -320,7 +220,7 @@ class _Run:
         if self._on_progress:
             self._on_progress(progress)
 
-    async def _question(self, asked: Asked, numbers: tuple[int, ...]) -> None:
+    async def _question(self, asked: PromptedQuestion, numbers: tuple[int, ...]) -> None:
         causes: list[str] = []
         try:
             await self._generate(asked, numbers, causes)
@@ -336,7 +236,9 @@ class _Run:
         if self.recorder.failure is not None:
             raise self.recorder.failure
 
-    async def _generate(self, asked: Asked, numbers: tuple[int, ...], causes: list[str]) -> None:
+    async def _generate(
+        self, asked: PromptedQuestion, numbers: tuple[int, ...], causes: list[str]
+    ) -> None:
         full = anyio.Event()
 
         def on_event(event: Event) -> None:
@@ -359,14 +261,14 @@ class _Run:
         )
         await self._workers.generate(generating, on_event=on_event, interrupt=full)
 
-    def _record(self, asked: Asked, trace: Trace) -> None:
+    def _record(self, asked: PromptedQuestion, trace: Trace) -> None:
         if self._confidences and not np.isfinite(trace.confidences).any():
             self._unknown += 1
         if self._plan.logprobs and trace.logprobs is None:
             self._without_logprobs += 1
         self.recorder.add(asked.recorded, trace, trace.id)
 
-    def _note_failures(self, asked: Asked, causes: Sequence[str]) -> None:
+    def _note_failures(self, asked: PromptedQuestion, causes: Sequence[str]) -> None:
         if causes:
             self.progress.notes.append(
                 f"{counted(len(causes), 'trace')} of question {asked.question.id!r} failed: "

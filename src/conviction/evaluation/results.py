@@ -5,8 +5,7 @@ from typing import Any, cast
 
 import msgspec
 
-from conviction.concluding import OUT_OF_TOKENS
-from conviction.verdict import UNSETTLED, Usage
+from conviction.verdict import OUT_OF_TOKENS, UNSETTLED, Usage
 
 SCHEMA_VERSION = 1
 """Raised whenever a field changes its meaning; readers refuse versions above their own."""

@@ -9,7 +9,7 @@ from os import PathLike
 import anyio
 import anyio.to_thread
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -19,12 +19,12 @@ from conviction.errors import (
     InvalidSettingError,
     RecordingError,
 )
+from conviction.evaluation import is_correct
 from conviction.evaluation.folder import RunWriter
-from conviction.evaluation.grading import is_correct
-from conviction.evaluation.plan import EvaluationPlan
-from conviction.evaluation.recording import Asked, pool_source
+from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion
+from conviction.evaluation.recording import pool_source
 from conviction.evaluation.results import QuestionResult, RunDescription
-from conviction.evaluation.workers import OneEngine, Thinking, Workers
+from conviction.evaluation.workers import OneEngine, Thinking, Turns, Workers, recorded
 from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter
 from conviction.recordings.recorder import Recorder
@@ -34,8 +34,8 @@ from conviction.thinking import TOP_K
 from conviction.verdict import Usage, Verdict
 
 _MOST_FAILED = 3
-"""Questions in a row of which every trace fails, until the engine counts as gone; where questions
-share a total, as many traces in a row as so many questions have."""
+"""Failed questions in a row until the engine counts as gone; where questions share a total, failed
+traces in a row of as many whole budgets."""
 
 
 @dataclass(slots=True)
@@ -92,18 +92,15 @@ async def evaluate(
     Args:
         plan: What to evaluate.
         path: The run's folder; made if need be.
-        engine: Generates the traces; already started. Or workers on many engines.
+        engine: A started engine, or workers on many.
         answers: Finds and compares answers.
         pool: Also record all traces in this pool.
         on_progress: Called at the beginning and after every question; where questions share a
             total of tokens, also after every trace.
 
-    Returns:
-        All results.
-
     Raises:
-        InvalidSettingError: the folder holds a run of other settings or data, or there is a total
-            of tokens and more than one engine.
+        InvalidSettingError: the folder holds a run of other settings or data, or a total of tokens
+            comes with more than one engine.
         RecordingError: the run or the pool cannot be written.
         AllTracesFailedError: no trace of several questions in a row came to an end.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
@@ -123,14 +120,7 @@ async def evaluate(
             source=pool_source(workers.name, plan.origin),
         )
         async with _recorder(plan, pool, meta, answers) as recorder:
-            run = _Run(
-                plan,
-                writer,
-                workers=workers,
-                answers=answers,
-                recorder=recorder,
-                on_progress=on_progress,
-            )
+            run = _Evaluation(plan, writer, workers, answers, recorder, on_progress)
             run.note_versions(description)
             if plan.total_tokens is not None:
                 run.progress.sharing = Slots(
@@ -148,7 +138,7 @@ async def evaluate(
 
 
 def many_engines() -> InvalidSettingError:
-    """Why a total of tokens and more than one engine do not go together."""
+    """The error of a total of tokens with more than one engine."""
     return InvalidSettingError(
         tried="share a total of tokens among questions on many engines",
         found="whose turn it is would have to be decided for all traces in one place",
@@ -168,47 +158,33 @@ async def _recorder(
         for asked in plan.asked:
             question = asked.recorded
             writer.check_question(question.id, question.prompt_hash, question.gold)
-        recorder = Recorder(writer, RowMaker(writer, answers, grade=is_correct))
-        recorder.start()
-        try:
+        async with recorded(
+            Recorder(writer, RowMaker(writer, answers, grade=is_correct))
+        ) as recorder:
             yield recorder
-        finally:
-            # What is finished gets onto the disk, also if we are being cancelled.
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(recorder.finish)
-        if recorder.failure is not None:
-            raise recorder.failure
 
 
-class _Run:
+@dataclass
+class _Evaluation:
     """The state of one evaluation."""
 
-    def __init__(
-        self,
-        plan: EvaluationPlan,
-        writer: RunWriter,
-        *,
-        workers: Workers,
-        answers: AnswerKind,
-        recorder: Recorder | None,
-        on_progress: ProgressListener | None,
-    ) -> None:
-        self._plan = plan
-        self._writer = writer
-        self._workers = workers
-        self._answers = answers
-        self._recorder = recorder
-        self._on_progress = on_progress
-        self._failed_in_a_row = 0
-        self._failed_traces_in_a_row = 0
-        self._failures: list[Exception] = []
-        self._work = anyio.CancelScope()
-        kept = list(writer.kept)
-        self.progress = EvaluationProgress(len(plan.asked), kept, len(kept))
+    plan: EvaluationPlan
+    writer: RunWriter
+    workers: Workers
+    answers: AnswerKind
+    recorder: Recorder | None
+    on_progress: ProgressListener | None
+    failed_in_a_row: int = 0
+    failed_traces_in_a_row: int = 0
+    turns: Turns = field(default_factory=Turns)
+
+    def __post_init__(self) -> None:
+        kept = list(self.writer.kept)
+        self.progress = EvaluationProgress(len(self.plan.asked), kept, len(kept))
 
     def note_versions(self, now: RunDescription) -> None:
-        """Say so if the run was begun with another program."""
-        before = self._writer.before.versions.get("conviction")
+        """Note if another version began the run."""
+        before = self.writer.before.versions.get("conviction")
         if before != now.versions["conviction"]:
             self.progress.notes.append(
                 f"The run was begun with conviction {before} and goes on with "
@@ -219,38 +195,22 @@ class _Run:
         """Ask everything that has no verdict yet."""
         self._tell()
         there = {result.id for result in self.progress.results}
-        left = [asked for asked in self._plan.asked if asked.recorded.id not in there]
+        left = [asked for asked in self.plan.asked if asked.recorded.id not in there]
         sharing = self.progress.sharing
         # All have their place before the first begins.
         places = [sharing.place() if sharing else None for _ in left]
-        turns = anyio.Semaphore(at_once)
 
-        async def work(asked: Asked, place: Place | None) -> None:
-            try:
-                with place or nullcontext():
-                    await self._question(asked, place)
-            except Exception as error:  # noqa: BLE001  # raised below as it is, not in a group
-                self._fail(error)
-            finally:
-                turns.release()
+        async def work(item: tuple[PromptedQuestion, Place | None]) -> None:
+            asked, place = item
+            with place or nullcontext():
+                await self._question(asked, place)
 
-        with self._work:
-            async with anyio.create_task_group() as tasks:
-                for asked, place in zip(left, places, strict=True):
-                    await turns.acquire()
-                    tasks.start_soon(work, asked, place)
-        if self._failures:
-            raise self._failures[0]
+        await self.turns.each(zip(left, places, strict=True), work, at_once=at_once)
 
     def keep_spent(self) -> None:
         """Keep what was spent on all traces, where there is a total."""
         if self.progress.sharing:
-            self._writer.spend(self.progress.sharing.spent)
-
-    def _fail(self, error: Exception) -> None:
-        """End the run with this error."""
-        self._failures.append(error)
-        self._work.cancel()
+            self.writer.spend(self.progress.sharing.spent)
 
     def _trace_ended(self, trace: Trace) -> None:
         """Keep what was spent, and see whether the engine is still there."""
@@ -259,23 +219,23 @@ class _Run:
         try:
             self.keep_spent()
         except RecordingError as error:
-            self._fail(error)
+            self.turns.fail(error)
         failed = trace.finish is FinishReason.ERROR
-        self._failed_traces_in_a_row = self._failed_traces_in_a_row + 1 if failed else 0
+        self.failed_traces_in_a_row = self.failed_traces_in_a_row + 1 if failed else 0
         # All questions are under way: an engine that goes would leave each with too few votes.
-        if self._failed_traces_in_a_row == _MOST_FAILED * self._plan.policy.budget:
-            self._fail(
+        if self.failed_traces_in_a_row == _MOST_FAILED * self.plan.policy.budget:
+            self.turns.fail(
                 AllTracesFailedError(
-                    tried=f"think with {self._failed_traces_in_a_row} traces on "
-                    f"{self._workers.name}, one after another",
+                    tried=f"think with {self.failed_traces_in_a_row} traces on "
+                    f"{self.workers.name}, one after another",
                     causes=[trace.error],
                     remedy="Mend the cause and run the same command again.",
                 )
             )
         self._tell()
 
-    async def _question(self, asked: Asked, place: Place | None) -> None:
-        watch = _Watch(asked, self._recorder, self._trace_ended)
+    async def _question(self, asked: PromptedQuestion, place: Place | None) -> None:
+        watch = _Watch(asked, self.recorder, self._trace_ended)
         began = anyio.current_time()
         gone: Exception | None = None
         try:
@@ -283,22 +243,24 @@ class _Run:
             # A verdict that is there must not be lost to a Ctrl-C.
             with anyio.CancelScope(shield=True):
                 await self._keep(await self._graded(asked, verdict))
-            self._failed_in_a_row = 0
+            self.failed_in_a_row = 0
         except (AllTracesFailedError, ContextOverflowError, AnswerError) as error:
             seconds = anyio.current_time() - began
             reason = error.problem
             with anyio.CancelScope(shield=True):
                 await self._keep(watch.failed(reason, seconds))
             if isinstance(error, AllTracesFailedError):
-                self._failed_in_a_row += 1
-                gone = error if self._failed_in_a_row >= _MOST_FAILED else None
+                self.failed_in_a_row += 1
+                gone = error if self.failed_in_a_row >= _MOST_FAILED else None
         if gone is not None:
             raise gone
-        if self._recorder is not None and self._recorder.failure is not None:
-            raise self._recorder.failure
+        if self.recorder is not None and self.recorder.failure is not None:
+            raise self.recorder.failure
 
-    async def _verdict(self, asked: Asked, watch: "_Watch", place: Place | None) -> Verdict:
-        plan = self._plan
+    async def _verdict(
+        self, asked: PromptedQuestion, watch: "_Watch", place: Place | None
+    ) -> Verdict:
+        plan = self.plan
         thinking = Thinking(
             asked.question,
             plan.policy,
@@ -306,18 +268,16 @@ class _Run:
             seed=plan.seed,
             restarts=plan.restarts,
             time_limit=plan.time_limit,
-            whole=self._recorder is not None,
+            whole=self.recorder is not None,
         )
-        return await self._workers.think(thinking, on_event=watch, place=place)
+        return await self.workers.think(thinking, on_event=watch, place=place)
 
-    async def _graded(self, asked: Asked, verdict: Verdict) -> QuestionResult:
+    async def _graded(self, asked: PromptedQuestion, verdict: Verdict) -> QuestionResult:
         gold = asked.recorded.gold
         correct = None
         if gold is not None:
             # May wait for another process, so it leaves the event loop.
-            correct = await anyio.to_thread.run_sync(
-                is_correct, self._answers, verdict.answer, gold
-            )
+            correct = await anyio.to_thread.run_sync(is_correct, self.answers, verdict.answer, gold)
         return QuestionResult(
             id=asked.recorded.id,
             question=question_hash(asked.recorded.text),
@@ -337,40 +297,38 @@ class _Run:
 
     async def _keep(self, result: QuestionResult) -> None:
         """Count a result once it is on disk."""
-        await anyio.to_thread.run_sync(self._writer.append, result)
+        await anyio.to_thread.run_sync(self.writer.append, result)
         self.progress.results.append(result)
         self._tell()
 
     def _tell(self) -> None:
-        if self._on_progress:
-            self._on_progress(self.progress)
+        if self.on_progress:
+            self.on_progress(self.progress)
 
 
+@dataclass
 class _Watch:
-    """Listens to one question: records its traces, and knows what a failure cost."""
+    """Listens to one question: records its traces, and counts the tokens of a failure."""
 
-    def __init__(
-        self, asked: Asked, recorder: Recorder | None, on_trace: Callable[[Trace], None]
-    ) -> None:
-        self._asked = asked
-        self._recorder = recorder
-        self._on_trace = on_trace
-        self._traces = 0
-        self._tokens = 0
+    asked: PromptedQuestion
+    recorder: Recorder | None
+    on_trace: Callable[[Trace], None]
+    traces: int = 0
+    tokens: int = 0
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, TraceFinished):
             return
         trace = event.trace
-        self._traces += 1
-        self._tokens += trace.tokens + trace.lost_tokens
-        if self._recorder and trace.tokens and trace.finish is not FinishReason.ERROR:
-            self._recorder.add(self._asked.recorded, trace)
-        self._on_trace(trace)
+        self.traces += 1
+        self.tokens += trace.tokens + trace.lost_tokens
+        if self.recorder and trace.tokens and trace.finish is not FinishReason.ERROR:
+            self.recorder.add(self.asked.recorded, trace)
+        self.on_trace(trace)
 
     def failed(self, reason: str, seconds: float) -> QuestionResult:
         """The result of a question that has no verdict."""
-        question = self._asked.recorded
+        question = self.asked.recorded
         return QuestionResult(
             id=question.id,
             question=question_hash(question.text),
@@ -379,9 +337,9 @@ class _Watch:
             correct=None,
             share=0.0,
             ended="failed",
-            tokens=self._tokens,
-            usage=Usage(failed=self._tokens),
-            traces=self._traces,
+            tokens=self.tokens,
+            usage=Usage(failed=self.tokens),
+            traces=self.traces,
             seconds=seconds,
             error=reason,
         )

@@ -1,19 +1,21 @@
-"""What a run comes to: accuracy with its interval, tokens, time, and what went wrong."""
+"""Figures of a run: accuracy with its interval, tokens, time, failures, and abstention."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import isclose, isfinite, nan
+from math import isclose, nan
 from typing import Any
 
 import numpy as np
 
 from conviction.evaluation.results import QuestionResult
-from conviction.lab.statistics import Bootstrap, Estimate, wilson
+from conviction.lab.calibration import Calibration
+from conviction.lab.statistics import Bootstrap, Estimate, finite, mean_of, wilson
+from conviction.verdict import Right
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """What became of questions that shared a total of tokens; those that failed are left out.
+    """Outcomes of questions that shared a total of tokens; those that failed are left out.
 
     Attributes:
         total: Tokens that they shared.
@@ -82,9 +84,9 @@ class Summary:
             "failed": self.failed,
             "right": self.right,
             "counted": self.counted,
-            "accuracy": estimate_to_dict(self.accuracy),
+            "accuracy": self.accuracy.to_dict(),
             "no_answer": self.no_answer,
-            "tokens_per_question": estimate_to_dict(self.tokens),
+            "tokens_per_question": self.tokens.to_dict(),
             "tokens": self.all_tokens,
             "traces_per_question": finite(self.traces),
             "seconds_per_question": finite(self.seconds),
@@ -96,13 +98,9 @@ class Summary:
 def summarise(
     results: Sequence[QuestionResult], questions: int, *, failures_wrong: bool = False
 ) -> Summary:
-    """The figures of a run.
+    """The figures of a run over `questions` questions.
 
-    Args:
-        results: Its results.
-        questions: Questions of its data.
-        failures_wrong: Whether failed questions count as wrong; else they are left out of the
-            accuracy.
+    Questions that failed are left out of the accuracy, or count as wrong with `failures_wrong`.
     """
     finished = [result for result in results if not result.failed]
     failed = [result for result in results if result.failed]
@@ -128,13 +126,7 @@ def summarise(
 
 
 def summarise_sharing(results: Sequence[QuestionResult], total: int, spent: int) -> Sharing:
-    """What became of questions that shared a total of tokens.
-
-    Args:
-        results: Their results.
-        total: Tokens that they shared.
-        spent: Tokens that were spent.
-    """
+    """Outcomes of questions that shared a total of tokens, of which some were spent."""
     answered = [result for result in results if result.answer is not None]
     return Sharing(
         total=total,
@@ -156,10 +148,7 @@ def accuracy_counts(
 
 
 def proportion(successes: int, total: int) -> Estimate:
-    """A share with its 95% interval, which holds for small numbers and near 0 and 1, too.
-
-    Source: the score interval, Wilson 1927.
-    """
+    """A share with its Wilson interval; NaN of nothing."""
     if not total:
         return Estimate(nan, nan, nan)
     share = successes / total
@@ -167,29 +156,93 @@ def proportion(successes: int, total: int) -> Estimate:
 
 
 def without_false_certainty(estimate: Estimate) -> Estimate:
-    """A figure from a bootstrap, without an interval where the questions show no spread.
+    """A figure from a bootstrap, without its interval where that has no width.
 
-    Resampling questions that all agree, or a single one, gives an interval of no width. That says
-    nothing about other questions, so there is none.
+    Resampling questions that all agree, or a single one, says nothing about other questions.
     """
     if isclose(estimate.low, estimate.high, rel_tol=1e-9):
         return Estimate(estimate.value, nan, nan)
     return estimate
 
 
-def estimate_to_dict(estimate: Estimate) -> dict[str, float | None]:
-    """A figure and its interval as plain JSON types."""
-    return {
-        "value": finite(estimate.value),
-        "low": finite(estimate.low),
-        "high": finite(estimate.high),
-    }
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where there is none."""
-    return value if isfinite(value) else None
-
-
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else nan
+
+
+@dataclass(frozen=True, slots=True)
+class Abstention:
+    """A run as a calibration sees it. Questions that failed are left out.
+
+    Attributes:
+        pool: Name of the recording that was learned from.
+        learned_from: Its questions.
+        below: Least calibrated probability of an answer that is given; None to give all.
+        told: Verdicts with a calibrated probability.
+        untold: Verdicts with an answer and without one, which are withheld if any are.
+        expected: Mean probability of those that are graded; NaN if none is.
+        observed: How many of the same were right, with its Wilson interval.
+        answered: Questions with an answer that is given.
+        abstained: Ids of the questions whose answer is withheld.
+        coverage: Share of the questions that are answered, with its Wilson interval.
+        accuracy: Share of the answered ones that are right, with its Wilson interval.
+    """
+
+    pool: str
+    learned_from: int
+    below: float | None
+    told: int
+    untold: int
+    expected: float
+    observed: Estimate
+    answered: int
+    abstained: tuple[str, ...]
+    coverage: Estimate
+    accuracy: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; null where there is nothing to tell."""
+        return {
+            "pool": self.pool,
+            "questions": self.learned_from,
+            "told": self.told,
+            "untold": self.untold,
+            "expected": finite(self.expected),
+            "observed": self.observed.to_dict(),
+            "abstain_below": self.below,
+            "answered": self.answered,
+            "abstained": len(self.abstained),
+            "coverage": self.coverage.to_dict(),
+            "accuracy_of_answered": self.accuracy.to_dict(),
+            "abstained_questions": list(self.abstained),
+        }
+
+
+def abstain(
+    results: Sequence[QuestionResult], calibration: Calibration, below: float | None
+) -> Abstention:
+    """Withhold the answers of a run whose calibrated probability lies below a limit, if any."""
+    finished = [result for result in results if not result.failed]
+    answers = [result for result in finished if result.answer is not None]
+    found = {one.id: calibration.right(one.share, one.votes, one.ended) for one in answers}
+    right = {name: value for name, value in found.items() if isinstance(value, Right)}
+    graded = [one for one in answers if one.id in right and one.correct is not None]
+    given = [
+        one
+        for one in answers
+        if below is None or (one.id in right and right[one.id].value >= below)
+    ]
+    kept = {one.id for one in given}
+    marked = [one.correct for one in given if one.correct is not None]
+    return Abstention(
+        pool=calibration.pool,
+        learned_from=calibration.questions,
+        below=below,
+        told=len(right),
+        untold=len(answers) - len(right),
+        expected=mean_of([right[one.id].value for one in graded]) if graded else nan,
+        observed=proportion(sum(one.correct or False for one in graded), len(graded)),
+        answered=len(given),
+        abstained=tuple(one.id for one in answers if one.id not in kept),
+        coverage=proportion(len(given), len(finished)),
+        accuracy=proportion(sum(marked), len(marked)),
+    )

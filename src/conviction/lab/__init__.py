@@ -1,6 +1,6 @@
 """Any policy on recorded traces: replayed in seconds, measured with intervals."""
 
-from conviction.lab.calibrated import Calibration, calibrate
+from conviction.lab.calibration import Calibration, calibrate
 from conviction.lab.candidates import Candidate
 from conviction.lab.comparison import Row
 from conviction.lab.replay import Outcome, PlayedTrace, replay

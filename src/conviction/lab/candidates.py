@@ -1,4 +1,4 @@
-"""Policies to be compared: specifications with alternatives, budgets and machines."""
+"""Candidates of a comparison: policies with alternatives, budgets and machines."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -9,13 +9,21 @@ from typing import Any
 from conviction.confidence import Metric
 from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
+from conviction.lab.replay import Outcome, PlayedTrace, replay
+from conviction.lab.sources import TraceSource
 from conviction.policies import Policy
+from conviction.policies.measures import PAPER_WINDOW
 from conviction.policies.named import build, read_spec, setting_types, written
 from conviction.policies.offline import Offline
-from conviction.policies.windows import PAPER_WINDOW
 
 WITHOUT_WINDOW = (Metric.MEAN, Metric.HEAD)
 """Metrics of whole traces."""
+
+WITHOUT_CONFIDENCE = ("majority", "single", "adaptive-consistency", "esc", "settle")
+WITH_CONFIDENCE = ("deepconf-low", "deepconf-high", "deepconf-offline", "best-of-n", "borda")
+
+_KEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
+_PAPER_WARMUP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,16 @@ class Candidate:
             settings.pop("window", None)
         return self.policy.name, self.policy.budget, tuple(settings.items()), self.concurrency
 
+    def replayed(self, traces: Sequence[PlayedTrace], source: TraceSource) -> Outcome:
+        """A replay on traces of one question of a source, in the order given."""
+        return replay(
+            self.policy,
+            traces,
+            concurrency=self.concurrency,
+            top_k=source.top_k,
+            max_tokens=source.max_tokens,
+        )
+
 
 def parse(
     specs: Iterable[str],
@@ -79,7 +97,7 @@ def parse(
         specs: "name" or "name:setting=value,…", with alternatives as "value/value".
         budgets: Traces to start, for policies whose specification does not say.
         concurrencies: Machines to run them on.
-        grid: Further values to try, by policy and setting, for settings that are not specified.
+        grid: Further values to try, by policy and setting, where the specification gives none.
 
     Raises:
         UnknownNameError: there is no such policy, or no such value.
@@ -120,22 +138,59 @@ def _default(item: Any) -> object:
 
 
 def _check_concurrency(concurrency: float) -> None:
-    if concurrency == inf:
-        return
-    require("concurrency", concurrency, low=1)
-    if not float(concurrency).is_integer():
-        require_whole("concurrency", concurrency, low=1)
+    if concurrency != inf:
+        require("concurrency", concurrency, low=1)
+        if not float(concurrency).is_integer():
+            require_whole("concurrency", concurrency, low=1)
 
 
 def fitting_windows(tokens: float, most: int = 4) -> tuple[int, ...]:
-    """Windows worth trying: powers of two from 16 to half a trace or the paper's 2048.
+    """At most `most` windows worth trying on traces of `tokens` tokens.
 
-    Args:
-        tokens: Length of a typical trace.
-        most: How many at most.
+    They are powers of two from 16 to half a trace or the paper's 2048.
     """
     longest = min(max(tokens / 2, 16), PAPER_WINDOW)
     powers = [2**exponent for exponent in range(4, 12) if 2**exponent <= longest]
     last = len(powers) - 1
     picked = {round(step * last / max(most - 1, 1)) for step in range(most)}
     return tuple(powers[i] for i in sorted(picked))
+
+
+def usual_policies(*, confidences: bool, sweep: bool = False) -> tuple[str, ...]:
+    """Policies that are compared by default; majority first, as the baseline."""
+    if not confidences:
+        return WITHOUT_CONFIDENCE
+    # A sweep varies the setting in which low and high differ.
+    with_confidence = [name for name in WITH_CONFIDENCE if not (sweep and name == "deepconf-high")]
+    return (*WITHOUT_CONFIDENCE, *with_confidence)
+
+
+def usual_grid(budget: int, tokens: float) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    """Values to try, by policy and setting, for a largest budget and traces of a typical length."""
+    windows = (None, *fitting_windows(tokens))
+    # The published warm-up, and smaller and larger ones; a warm-up that is the budget stops none.
+    warmups = sorted({max(2, budget // 8), max(2, budget // 4), max(2, budget // 2)})
+    warmups = [warmup for warmup in {*warmups, _PAPER_WARMUP} if warmup < budget] or [budget]
+    online = {
+        "keep": _KEEP,
+        "window": windows,
+        "consensus": (0.8, 0.9, 0.95, 1.0),
+        "warmup": sorted(warmups),
+    }
+    powers = sorted({budget, *(2**n for n in range(budget.bit_length()))}, reverse=True)
+    ranked = {"metric": tuple(Metric), "window": windows}
+    return {
+        "majority": {"budget": powers},
+        "adaptive-consistency": {"bar": (0.8, 0.9, 0.95, 0.99), "wave": (1, 4, 16)},
+        "esc": {"window": (3, 4, 5, 8)},
+        "settle": {
+            "slope": (0.004, 0.006, 0.008, 0.012),
+            "first": (3, 6),
+            "ahead": (1.0, 2.0, 3.0),
+        },
+        "deepconf-low": online,
+        "deepconf-high": online,
+        "deepconf-offline": {"keep": _KEEP, **ranked},
+        "best-of-n": ranked,
+        "borda": {"power": (0.5, 1.0, 2.0), **ranked},
+    }

@@ -1,8 +1,7 @@
-"""Candidates side by side: what each came to, and whether the difference is real."""
+"""Candidates side by side, and the Pareto front of a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,10 @@ from numpy.typing import NDArray
 
 from conviction.errors import InvalidSettingError
 from conviction.lab.candidates import Candidate
+from conviction.lab.columns import COLUMNS, Figure, Resampled
 from conviction.lab.replay import CONTINUES, RUN_LIVE
 from conviction.lab.sources import TraceSource
-from conviction.lab.statistics import (
-    Bootstrap,
-    Estimate,
-    Numbers,
-    any_seed,
-    mean_of,
-    pareto_front,
-)
+from conviction.lab.statistics import any_seed, finite, pareto_front
 from conviction.lab.trials import Trials
 
 _ANSWERS_ONLY = "it needs token confidences, and this pool holds answers only"
@@ -29,43 +22,27 @@ _RECORD_MORE = (
 )
 
 _RESOLVING = 30
-"""Questions from which on nobody has to be warned."""
+"""Fewer questions than this come with a note."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one candidate came to, per question.
+    """The figures of one candidate: means over questions.
+
+    Each column is also an attribute, as in `row.accuracy`.
 
     Attributes:
         candidate: The candidate.
-        accuracy: Share of the verdicts that are right, in [0, 1].
-        difference: Its accuracy less that of the baseline, paired.
-        tokens: Tokens generated.
-        saving: Share of the tokens that majority voting with the same budget takes in addition.
-        path: Tokens that were generated one after another before the verdict stood: time.
-        started: Traces started.
-        stopped: Of these, stopped for low confidence.
-        cancelled: Of these, cancelled when the verdict stood.
-        empty: Share of the runs in which no trace voted.
-        questions: How many questions these are means over.
+        figures: A figure for each column, by name.
     """
 
     candidate: Candidate
-    accuracy: Estimate
-    difference: Estimate
-    tokens: Estimate
-    saving: Estimate
-    path: Estimate
-    started: float
-    stopped: float
-    cancelled: float
-    empty: float
-    questions: int
+    figures: Mapping[str, Figure]
 
-    @property
-    def tokens_in_total(self) -> float:
-        """Tokens generated to answer every question once."""
-        return self.tokens.value * self.questions
+    def __getattr__(self, name: str) -> Any:
+        if name != "figures" and name in self.figures:
+            return self.figures[name]
+        raise AttributeError(f"{type(self).__name__} has no column {name!r}")
 
     def record(self) -> dict[str, Any]:
         """The row as plain JSON types; figures without a value are None."""
@@ -73,16 +50,10 @@ class Row:
             "policy": self.candidate.label,
             "spec": self.candidate.spec,
             "budget": self.candidate.policy.budget,
-            "concurrency": _plain(self.candidate.concurrency),
+            "concurrency": finite(self.candidate.concurrency),
         }
-        for name in ("accuracy", "difference", "tokens", "saving", "path"):
-            estimate: Estimate = getattr(self, name)
-            values[name] = _plain(estimate.value)
-            values[f"{name}_low"] = _plain(estimate.low)
-            values[f"{name}_high"] = _plain(estimate.high)
-        for name in ("started", "stopped", "cancelled", "empty"):
-            values[name] = getattr(self, name)
-        values["tokens_in_total"] = _plain(self.tokens_in_total)
+        for column in COLUMNS:
+            values |= column.record(self.figures[column.name])
         return values
 
 
@@ -92,67 +63,16 @@ def compare(
     """All candidates, each against the baseline.
 
     Args:
-        trials: What came of every run.
+        trials: All runs.
         baseline: Number of the candidate that the others are compared to.
         questions: Which questions to look at, shape (questions,); None for all.
     """
     runs = trials.runs if questions is None else trials.runs[:, questions]
-    _, count, repeats = runs.shape
-    bootstrap = Bootstrap(count, repeats)
-    right = bootstrap.means(runs["correct"])
-    tokens = bootstrap.means(runs["tokens"])
-    full = _full_tokens(bootstrap, trials.candidates, runs)
-    paths = bootstrap.means(runs["path"])
-    rows: list[Row] = []
-    for number, candidate in enumerate(trials.candidates):
-        run = runs[number]
-        rows.append(
-            Row(
-                candidate,
-                accuracy=Estimate.of_share(run["correct"], right[number]),
-                difference=_difference(runs["correct"], right, number, baseline),
-                tokens=Estimate.of_amount(mean_of(run["tokens"]), tokens[number], count),
-                saving=Estimate.of_amount(
-                    _saving(mean_of(run["tokens"]), mean_of(run["full_tokens"])),
-                    _saving(tokens[number], full[candidate.budget]),
-                    count,
-                ),
-                path=Estimate.of_amount(mean_of(run["path"]), paths[number], count),
-                **{
-                    name: mean_of(run[name])
-                    for name in ("started", "stopped", "cancelled", "empty")
-                },
-                questions=count,
-            )
-        )
-    return tuple(rows)
-
-
-def _difference(
-    correct: NDArray[np.bool_], resampled: Numbers, number: int, baseline: int
-) -> Estimate:
-    if number == baseline:
-        return Estimate(0.0, 0.0, 0.0)
-    values = correct[number].astype(np.float64) - correct[baseline]
-    return Estimate.of_difference(values, resampled[number] - resampled[baseline])
-
-
-def _full_tokens(
-    bootstrap: Bootstrap, candidates: Sequence[Candidate], runs: NDArray[Any]
-) -> dict[int, Numbers]:
-    """Tokens of majority voting in each resample, by budget."""
-    first = {candidate.budget: number for number, candidate in enumerate(candidates)}
-    means = bootstrap.means(runs["full_tokens"][list(first.values())])
-    return dict(zip(first, means, strict=True))
-
-
-def _saving(tokens: Any, full: Any) -> Any:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return 1 - np.float64(tokens) / full
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if isfinite(value) else None
+    resampled = Resampled(runs, [candidate.budget for candidate in trials.candidates], baseline)
+    return tuple(
+        Row(candidate, {one.name: one.figure(resampled, number) for one in COLUMNS})
+        for number, candidate in enumerate(trials.candidates)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +96,7 @@ class Front:
 
 
 def find_front(trials: Trials, *, baseline: int = 0, seed: int = 0) -> Front:
-    """The Pareto front of accuracy and tokens.
-
-    Args:
-        trials: What came of every run.
-        baseline: Number of the candidate that the others are compared to.
-        seed: Decides which half of the questions chooses.
+    """The Pareto front of accuracy and tokens; `seed` decides which half of the questions chooses.
 
     Raises:
         InvalidSettingError: there are fewer than two questions.
@@ -213,9 +128,9 @@ def halves(questions: int, *, seed: int = 0) -> NDArray[np.bool_]:
 
 
 def distinct(trials: Trials) -> Trials:
-    """Without candidates that came to the same in every run as one before on the same machine.
+    """Without candidates whose every run equals that of one before on the same machine.
 
-    Of a sweep's settings some do the same, such as waves of 8 and of 16 with a budget of 8.
+    Some settings of a sweep do the same, such as waves of 8 and of 16 with a budget of 8.
     """
     first: dict[tuple[float, bytes], int] = {}
     for number, candidate in enumerate(trials.candidates):

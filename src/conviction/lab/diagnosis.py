@@ -1,4 +1,4 @@
-"""Does confidence help here? How well it ranks traces, and what filtering by it changes."""
+"""Whether confidence helps: how well it ranks traces, and what filtering by it changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,21 +11,20 @@ from numpy.typing import NDArray
 from conviction.confidence import Metric, measure_pool
 from conviction.core import FinishReason
 from conviction.errors import InvalidSettingError
-from conviction.lab.advice import advise
-from conviction.lab.calibration import CalibrationBin, calibration, calibration_error
 from conviction.lab.candidates import WITHOUT_WINDOW, Candidate, fitting_windows
-from conviction.lab.choosing import (
-    Choice,
+from conviction.lab.comparison import halves, remarks, runnable
+from conviction.lab.selection import (
+    FilterChoice,
     Measure,
     RankingChoice,
+    advise,
     best_windows,
     choose_filter,
     choose_ranking,
     filters_of,
 )
-from conviction.lab.comparison import halves, remarks, runnable
 from conviction.lab.sources import TraceSource, dropping, typical_tokens
-from conviction.lab.statistics import Bootstrap, Estimate, any_seed, auroc
+from conviction.lab.statistics import Bootstrap, Estimate, any_seed, auroc, mean_of
 from conviction.lab.study import usual_budget
 from conviction.lab.trials import OnProgress, Trials, run_trials
 from conviction.lab.workers import each_question
@@ -36,6 +35,7 @@ REPEATS = 16
 
 KEPT = (0.1, 0.3, 0.5, 0.7, 0.9)
 _SHOWN = (0.1, 0.5, 0.9)
+_BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,11 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class LogprobRanking:
-    """The same of plain likelihood: a trace's mean log-probability, minus the log of perplexity.
-
-    For comparison with the metrics alone: no policy filters by it, and it is never recommended.
+    """AUROC of a trace's mean log-probability, for comparison only: no policy filters by it.
 
     Attributes:
-        votes: Among the traces that vote, mean over the questions that have both kinds.
-        all: Among all complete traces; those without an answer count as wrong.
+        votes: As in `Ranking`.
+        all: As in `Ranking`.
     """
 
     votes: Estimate
@@ -72,9 +70,7 @@ class LogprobRanking:
 
 @dataclass(frozen=True, slots=True)
 class FilterEffect:
-    """What keeping only the most confident traces does to majority's verdicts.
-
-    On the half of the questions that did not choose the window.
+    """What keeping the most confident traces changes, on the half that did not choose the window.
 
     Attributes:
         metric: How a trace's confidence is measured.
@@ -82,7 +78,7 @@ class FilterEffect:
         keep: Share of the traces that are kept.
         better: Share of the questions whose verdict becomes right.
         worse: Share of the questions whose verdict becomes wrong.
-        difference: The one less the other: the gain in accuracy.
+        difference: The gain in accuracy.
     """
 
     metric: Metric
@@ -91,6 +87,25 @@ class FilterEffect:
     better: Estimate
     worse: Estimate
     difference: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """How often majority is right where its leader has a share of the vote from low to high.
+
+    Attributes:
+        low: Least share in this bin.
+        high: Its end; the last bin includes it.
+        questions: Questions in it, mean over draws.
+        share: Their mean share of the vote.
+        accuracy: Share of them that majority got right.
+    """
+
+    low: float
+    high: float
+    questions: float
+    share: float
+    accuracy: Estimate
 
 
 @dataclass(frozen=True)
@@ -126,7 +141,7 @@ class Diagnosis:
     filters: tuple[FilterEffect, ...]
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float
-    choice: Choice
+    choice: FilterChoice
     ranking: RankingChoice | None
     advice: str
     use: str
@@ -153,8 +168,8 @@ def diagnose(
         budget: Traces of each draw; None for as many as the questions have, at most 64.
         repeats: Draws per question.
         seed: Makes the draws and the halves reproducible.
-        processes: How many processes at most.
-        on_progress: Told how far it is.
+        processes: Processes at most.
+        on_progress: Called with questions done, counted twice, as each is read twice.
 
     Raises:
         InvalidSettingError: the traces have no confidences, or a question has too few traces.
@@ -162,7 +177,6 @@ def diagnose(
     """
     budget = usual_budget(source) if budget is None else budget
     half = halves(len(source.question_ids), seed=seed)
-    majority = Candidate(Majority(budget), budget)
     measures = _measures(fitting_windows(typical_tokens(source)) if source.top_k else ())
     filters = [
         Candidate(DeepConfOffline(budget, metric, window, keep=keep), budget)
@@ -185,14 +199,23 @@ def diagnose(
             on_progress(len(ranked), total)
     trials = run_trials(
         source,
-        [majority, *filters],
+        [Candidate(Majority(budget), budget), *filters],
         repeats=repeats,
         seed=any_seed(seed),
         processes=processes,
         on_progress=on_progress and (lambda done, _: on_progress(total // 2 + done, total)),
     )
-    found = [ranked[number] for number in range(len(ranked))]
-    areas = np.stack([one.measures for one in found], axis=-1)
+    return _concluded(source, trials, measures, [ranked[one] for one in range(len(ranked))], half)
+
+
+def _concluded(
+    source: TraceSource,
+    trials: Trials,
+    measures: Sequence[Measure],
+    ranked: Sequence["_Areas"],
+    half: NDArray[np.bool_],
+) -> Diagnosis:
+    areas = np.stack([one.measures for one in ranked], axis=-1)
     votes = areas[:, 0]
     mixed = int(np.isfinite(votes).any(axis=0).sum())
     choice = choose_filter(trials, half)
@@ -202,10 +225,10 @@ def diagnose(
     return Diagnosis(
         questions=len(source.question_ids),
         mixed=mixed,
-        budget=budget,
-        repeats=repeats,
+        budget=trials.candidates[0].budget,
+        repeats=trials.runs.shape[2],
         rankings=_rankings(measures, areas),
-        log_probability=_logprob_ranking([one.logprob for one in found]),
+        log_probability=_logprob_ranking([one.logprob for one in ranked]),
         filters=_effects(trials, best_windows(measures, votes, half), ~half),
         calibration=bins,
         calibration_error=calibration_error(bins),
@@ -226,11 +249,9 @@ def _measures(windows: Sequence[int]) -> tuple[Measure, ...]:
 
 
 class _Areas(NamedTuple):
-    """AUROC of one question: among the votes, and among all traces; NaN where there is none.
+    """AUROC of one question among the votes and among all traces, NaN where there is none.
 
-    Attributes:
-        measures: Of each measure, shape (measures, 2).
-        logprob: Of the mean log-probability, shape (2,); None where that was not recorded.
+    Of each measure, shape (measures, 2), and of the mean log-probability, shape (2,), if recorded.
     """
 
     measures: NDArray[np.float64]
@@ -307,6 +328,39 @@ def _effects(
         FilterEffect(policy.metric, policy.window, policy.keep, *estimates)
         for (_, policy), *estimates in zip(shown, better, worse, difference, strict=True)
     )
+
+
+def calibration(trials: Trials) -> tuple[CalibrationBin, ...]:
+    """Majority's share of the vote against how often it is right, by tenths of the share.
+
+    Majority is the first candidate; runs in which no trace voted are left out.
+    """
+    runs = trials.runs[0]
+    voted = ~runs["empty"]
+    place = np.minimum((runs["share"] * _BINS).astype(int), _BINS - 1)
+    inside = [voted & (place == number) for number in range(_BINS)]
+    accuracy = Bootstrap(*runs.shape).shares(
+        [np.where(mask, runs["correct"], nan) for mask in inside]
+    )
+    return tuple(
+        CalibrationBin(
+            low=number / _BINS,
+            high=(number + 1) / _BINS,
+            questions=float(mask.sum() / runs.shape[1]),
+            share=mean_of(runs["share"][mask]),
+            accuracy=accuracy[number],
+        )
+        for number, mask in enumerate(inside)
+        if mask.any()
+    )
+
+
+def calibration_error(bins: Sequence[CalibrationBin]) -> float:
+    """Mean distance of share and accuracy over the questions; NaN without any."""
+    total = sum(one.questions for one in bins)
+    if not total:
+        return nan
+    return sum(one.questions * abs(one.share - one.accuracy.value) for one in bins) / total
 
 
 def _without_nan(value: Any) -> Any:

@@ -12,11 +12,10 @@ from conviction.recordings.parquet import arrow
 
 
 def writable(path: Path) -> Path:
-    """The file that a path stands for; what a link points to, so that the link stays.
+    """The file to write for a path: the target of a link, so that the link stays.
 
     Raises:
-        InvalidSettingError: there is no such folder, or what is there is no regular file: a folder,
-            a device, a pipe.
+        InvalidSettingError: its folder does not exist, or it is not a regular file.
     """
     try:
         found = path.resolve()
@@ -32,11 +31,7 @@ def writable(path: Path) -> Path:
 
 
 def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write one row per record; all of them, or after an error nothing.
-
-    Args:
-        path: The file; what was there is replaced.
-        records: Plain values by name, the same names in each.
+    """Write or replace a Parquet file of one row per record, as a whole.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -49,11 +44,7 @@ def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page; all of it, or after an error nothing.
-
-    Args:
-        path: The file; what was there is replaced.
-        page: HTML.
+    """Write or replace an HTML page, as a whole.
 
     Raises:
         InvalidSettingError: the path is not that of a file.

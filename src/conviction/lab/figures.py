@@ -1,7 +1,6 @@
-"""Figures of the lab as SVG, for pages that load nothing.
+"""Figures of the lab as SVG, drawn with altair, for pages that load nothing.
 
-They are drawn with altair and rendered here, so a page holds pictures and no program. Text and
-axes take the colour of the text around them, so that they read on light and on dark.
+Text and axes take the colour of the surrounding text, so that they read on light and on dark.
 """
 
 import re
@@ -49,13 +48,9 @@ def check_installed() -> None:
 
 
 def accuracy_against(cost: Cost, rows: Sequence[Row], front: Front | None = None) -> str:
-    """Accuracy against what it costs, one point per policy; of a sweep with its front.
+    """Accuracy against what it costs, one point per policy.
 
-    Args:
-        cost: "tokens" or "path".
-        rows: The policies.
-        front: What a sweep found; its policies are then drawn on the questions that did not
-            choose them.
+    With the front of a sweep, on the questions that did not choose it.
     """
     altair = _altair()
     if front is not None:

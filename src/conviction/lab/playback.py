@@ -1,4 +1,4 @@
-"""A replay as the events of a live run, so that whatever shows a run can show a recording."""
+"""A replay as the events of a live run, so that displays of runs can show recordings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from conviction.recordings.schema import COMPLETE
 from conviction.verdict import Usage, Verdict, caveats
 
 TOKENS_PER_SECOND = 40.0
-"""Pace of each trace where the recording does not tell how long it took."""
+"""Pace of each trace where the recording holds no times."""
 
 _PIECES = 400
 """Chunks that a trace comes in, at most: finer ones would not be seen."""
@@ -63,12 +63,7 @@ class Playback:
     def of(
         cls, pool: Pool, question_id: str, *, tokens_per_second: float | None = None
     ) -> "Playback":
-        """One question of a pool.
-
-        Args:
-            pool: The recording.
-            question_id: The question.
-            tokens_per_second: Pace of every trace; None for the recorded one, where there is any.
+        """One question of a pool, by default at the recorded pace, where there is any.
 
         Raises:
             RecordingError: there is no such question, it has no complete trace, or its traces
@@ -102,11 +97,7 @@ class Playback:
         return any(text is not None for text in self.texts)
 
     def events(self, policy: Policy, *, slots: int) -> Iterator[Timed]:
-        """What a live run would have told, in order of time.
-
-        Args:
-            policy: A prototype; it is not changed.
-            slots: Traces that run at once, at least 1.
+        """The events of a live run with so many traces at once, in order of time.
 
         Raises:
             InvalidSettingError: the policy needs confidence and the recording has none, or it
@@ -194,7 +185,7 @@ class Playback:
 
 
 def _letters(text: str, tokens: int, trace: PlayedTrace) -> int:
-    """Letters of the first tokens: recordings do not tell, so the text is laid over them evenly."""
+    """Letters of the first tokens; recordings do not say, so the text is spread evenly."""
     return tokens * len(text) // trace.tokens if trace.tokens else 0
 
 

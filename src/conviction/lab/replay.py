@@ -6,7 +6,6 @@ time per token, so the time at the end is the critical path in tokens.
 """
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -26,6 +25,7 @@ from conviction.policies.base import (
     Continue,
     Done,
     Forget,
+    PendingStarts,
     Policy,
     Standing,
     Start,
@@ -221,8 +221,7 @@ class _Replay:
         self._conditions = Conditions(
             int(concurrency) if isfinite(concurrency) else max(len(traces), 1), max_tokens, top_k
         )
-        self._queue: deque[Start] = deque()
-        self._promised = 0
+        self._pending = PendingStarts(policy)
         self._running: dict[int, _Running] = {}
         self._ends: list[tuple[float, int]] = []
         self._now = 0.0
@@ -273,47 +272,35 @@ class _Replay:
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Start(count):
-                    self._promise(action, count)
+                case Start():
+                    self._add(action)
                 case Stop(traces):
                     for trace in traces:
                         if trace in self._running:
                             self._cancel(trace)
                 case Forget():
-                    self._queue.clear()
+                    self._pending.clear()
                 case Continue():
                     raise _refused(self._policy, CONTINUES, RUN_LIVE)
                 case Done(reason):
                     self._ended = reason
-                    self._queue.clear()
+                    self._pending.clear()
                     return
 
-    def _promise(self, start: Start, count: int) -> None:
-        self._promised += count
-        if self._promised > self._policy.budget:
+    def _add(self, start: Start) -> None:
+        self._pending.add(start)
+        if self._pending.asked > len(self._traces):
             raise _refused(
                 self._policy,
-                f"it starts {self._promised} traces, beyond its own budget of "
-                f"{self._policy.budget}",
-                "Mend the policy, or raise its budget.",
-            )
-        if self._promised > len(self._traces):
-            raise _refused(
-                self._policy,
-                f"it starts {self._promised} traces, and {len(self._traces)} were recorded",
+                f"it starts {self._pending.asked} traces, and {len(self._traces)} were recorded",
                 "Lower the budget, record more, or draw with replacement.",
             )
-        self._queue.append(start)
 
     def _fill(self) -> None:
-        while self._queue and len(self._running) < self._concurrency:
-            start = self._queue.popleft()
-            free = self._concurrency - len(self._running)
-            count = int(min(start.count, free))
+        while self._pending and len(self._running) < self._concurrency:
+            start, count = self._pending.take(self._concurrency - len(self._running))
             for _ in range(count):
                 self._begin(start.gate)
-            if count < start.count:
-                self._queue.appendleft(Start(start.count - count, start.gate))
 
     def _begin(self, gate: Gate | None) -> None:
         trace = self._started

@@ -5,9 +5,9 @@ from html import escape
 from math import isfinite
 
 from conviction.lab import figures
+from conviction.lab.columns import COLUMNS, count, percentage
 from conviction.lab.comparison import Row
 from conviction.lab.diagnosis import Diagnosis
-from conviction.lab.statistics import Estimate
 from conviction.lab.study import Study
 
 _INTERVALS = (
@@ -41,12 +41,7 @@ svg { max-width: 100%; height: auto; overflow: visible; }
 
 
 def study_page(study: Study, *, model: str, source: str) -> str:
-    """A comparison as a page.
-
-    Args:
-        study: The comparison.
-        model: Name of the model whose traces were replayed.
-        source: Where the traces come from.
+    """A comparison of replays of a model's traces from some source as a page.
 
     Raises:
         MissingExtraError: what draws the figures is not installed.
@@ -54,7 +49,7 @@ def study_page(study: Study, *, model: str, source: str) -> str:
     trials = study.trials
     least, most = trials.least_traces, trials.most_traces
     traces = f"{least}" if least == most else f"{least} to {most}"
-    at_once = ", ".join(_number(one) if isfinite(one) else "all" for one in study.concurrencies)
+    at_once = ", ".join(count(one) if isfinite(one) else "all" for one in study.concurrencies)
     facts = (
         f"{len(trials.question_ids)} questions, {traces} recorded traces each ({source}); "
         f"{study.repeats} random draws per question, the same for every policy; "
@@ -90,12 +85,7 @@ def study_page(study: Study, *, model: str, source: str) -> str:
 
 
 def diagnosis_page(diagnosis: Diagnosis, *, model: str, source: str) -> str:
-    """A diagnosis as a page.
-
-    Args:
-        diagnosis: The diagnosis.
-        model: Name of the model whose traces were looked at.
-        source: Where the traces come from.
+    """A diagnosis of a model's traces from some source as a page.
 
     Raises:
         MissingExtraError: what draws the figures is not installed.
@@ -111,9 +101,9 @@ def diagnosis_page(diagnosis: Diagnosis, *, model: str, source: str) -> str:
             str(one.metric),
             str(one.window or "-"),
             f"{one.keep:.0%}",
-            _share(one.better),
-            _share(one.worse),
-            _share(one.difference, signed=True),
+            percentage(one.better),
+            percentage(one.worse),
+            percentage(one.difference, signed=True),
         )
         for one in diagnosis.filters
     ]
@@ -196,31 +186,16 @@ def _study_table(rows: Sequence[Row], study: Study) -> str:
     header = (
         "policy",
         *(("at once",) if several else ()),
-        "accuracy, %",
-        f"against {study.baseline.label}, points",
-        "tokens",
-        "saved, %",
-        "path",
-        "started",
-        "stopped",
-        "cancelled",
-        "no vote, %",
-        "tokens in total",
+        *(
+            (one.page_heading or one.heading).format(baseline=study.baseline.label)
+            for one in COLUMNS
+        ),
     )
     body = [
         (
             row.candidate.label,
-            *((_number(row.candidate.concurrency),) if several else ()),
-            _share(row.accuracy),
-            _share(row.difference, signed=True),
-            _number(row.tokens.value),
-            _share(row.saving),
-            _number(row.path.value),
-            f"{row.started:.1f}",
-            f"{row.stopped:.1f}",
-            f"{row.cancelled:.1f}",
-            f"{100 * row.empty:.1f}",
-            _number(row.tokens_in_total),
+            *((f"{row.candidate.concurrency:,.0f}",) if several else ()),
+            *((one.page_text or one.text)(row.figures[one.name]) for one in COLUMNS),
         )
         for row in rows
     ]
@@ -241,21 +216,6 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _cell(text: str) -> str:
     value, bracket, interval = escape(text).partition(" [")
     return f"{value} <small>[{interval}</small>" if bracket else value
-
-
-def _share(estimate: Estimate, *, signed: bool = False) -> str:
-    if not isfinite(estimate.value):
-        return "-"
-    sign = "+" if signed else ""
-    value, low, high = (
-        format(round(100 * one, 1) + 0.0, f"{sign}.1f")
-        for one in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} [{low}, {high}]" if isfinite(estimate.low) else f"{value} [-]"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if isfinite(value) else "inf"
 
 
 def _figure(svg: str, caption: str) -> str:

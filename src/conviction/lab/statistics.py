@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from statistics import NormalDist
 from typing import Self
 
@@ -33,6 +33,10 @@ class Estimate:
     low: float
     high: float
 
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain JSON types; None where there is nothing to tell."""
+        return {name: finite(getattr(self, name)) for name in ("value", "low", "high")}
+
     @classmethod
     def of(cls, value: float, resampled: Numbers) -> Self:
         """A figure, and the percentile interval of what it is when resampled."""
@@ -45,14 +49,10 @@ class Estimate:
 
     @classmethod
     def of_share(cls, values: ArrayLike, resampled: Numbers) -> Self:
-        """The mean of values in [0, 1], and its interval.
+        """The mean of values in [0, 1], shape (questions, repeats), from its resampled means.
 
-        Resampling questions that all agree gives an interval without width, as if no other
-        question could differ; there it is Wilson's.
-
-        Args:
-            values: Shape (questions, repeats); NaN where there is nothing to measure.
-            resampled: Means of these values in each resample.
+        Where all questions agree, the resampled interval has no width; there it is Wilson's. NaN
+        stands where there is nothing to measure.
         """
         means = _question_means(values)
         if not _agree(means):
@@ -61,14 +61,10 @@ class Estimate:
 
     @classmethod
     def of_difference(cls, values: ArrayLike, resampled: Numbers) -> Self:
-        """The mean of paired differences in [-1, 1], and its interval.
+        """The mean of paired differences in [-1, 1], as `of_share`.
 
         Where all questions agree on a gain or a loss, the interval is that of gains less losses,
         each Wilson's; where no question differs, there is none.
-
-        Args:
-            values: Shape (questions, repeats); NaN where there is nothing to measure.
-            resampled: Means of these values in each resample.
         """
         value, means = mean_of(values), _question_means(values)
         if not _agree(means):
@@ -85,11 +81,9 @@ class Estimate:
 
 
 class Bootstrap:
-    """Means over questions and repeats, as they would come out for other questions and draws.
+    """Means over questions and repeats in resamples of both, the same for all figures.
 
-    Both are resampled: questions with replacement, and for each question that is taken its
-    repeats with replacement. All figures see the same resamples, so differences of figures are
-    paired. Source: the two-stage bootstrap, Davison & Hinkley 1997, section 3.8.
+    Source: the two-stage bootstrap, Davison & Hinkley 1997, section 3.8.
 
     Args:
         questions: Number of questions, at least 1.
@@ -166,6 +160,11 @@ class Bootstrap:
         return flat.reshape(count, size).astype(np.float64)
 
 
+def finite(value: float) -> float | None:
+    """The value as JSON has it: None where there is none."""
+    return float(value) if isfinite(value) else None
+
+
 def mean_of(values: ArrayLike) -> float:
     """The mean of all values that are there; NaN if none is."""
     array = np.asarray(values, np.float64)
@@ -193,13 +192,9 @@ def _agree(means: Numbers) -> bool:
 
 
 def wilson(share: float, total: float) -> tuple[float, float]:
-    """The 95% interval of a share, which holds for small numbers and at 0 and 1, too.
+    """The 95% interval of a share in [0, 1] of `total`; holds for small numbers, at 0 and at 1.
 
     Source: the score interval, Wilson 1927.
-
-    Args:
-        share: The share that was seen, in [0, 1].
-        total: Of how many, at least 1.
     """
     spread = _QUANTILE**2 / total
     centre = (share + spread / 2) / (1 + spread)
@@ -209,17 +204,10 @@ def wilson(share: float, total: float) -> tuple[float, float]:
 
 
 def sign_test(better: int, worse: int) -> float:
-    """Two-sided p of the exact sign test: how likely so uneven a split is by chance.
+    """Two-sided p of the exact sign test of questions that gained and lost; 1 where none did.
 
-    Questions that do not differ say nothing; each of the others would be a fair coin. Where a
-    question has one verdict, this is McNemar's test (1947) with the exact binomial distribution.
-
-    Args:
-        better: Questions that gained.
-        worse: Questions that lost.
-
-    Returns:
-        In (0, 1]; 1 where none differs.
+    Where a question has one verdict, this is McNemar's test (1947) with the exact binomial
+    distribution.
     """
     tosses = better + worse
     fewest = min(better, worse)

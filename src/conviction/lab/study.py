@@ -1,4 +1,4 @@
-"""A whole comparison: which candidates, on which traces, and what came of it."""
+"""A whole comparison: which candidates, on which traces, with which results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Any
 
 from conviction.core import require_whole
 from conviction.errors import InvalidSettingError
-from conviction.lab.candidates import Candidate, parse
+from conviction.lab.candidates import Candidate, parse, usual_grid, usual_policies
+from conviction.lab.columns import ELSEWHERE
 from conviction.lab.comparison import (
     Front,
     Refusal,
@@ -20,7 +21,6 @@ from conviction.lab.comparison import (
 )
 from conviction.lab.sources import TraceSource, dropping, typical_tokens
 from conviction.lab.statistics import any_seed
-from conviction.lab.sweep import usual_grid, usual_policies
 from conviction.lab.trials import REPEATS, OnProgress, Trials, run_trials
 from conviction.policies.named import read_spec
 
@@ -34,7 +34,7 @@ SWEEP_CONCURRENCIES = (8, 1)
 """Machines that a sweep plays besides the unlimited one, unless told otherwise."""
 
 MOST_BUDGET = 64
-"""The budget if nobody says, where so many traces were recorded."""
+"""The default budget, where as many traces were recorded."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What came of a comparison.
+    """The results of a comparison.
 
     Attributes:
-        plan: What was asked for.
+        plan: What was compared, and how.
         trials: Every run.
         rows: Every candidate, the baseline first.
         front: The Pareto front of a sweep; None without one.
@@ -108,8 +108,8 @@ class Study:
             ):
                 record["on_front"] = chosen
                 record["accuracy_where_chosen"] = here.record()["accuracy"]
-                for name in ("accuracy", "accuracy_low", "accuracy_high", "tokens", "path"):
-                    record[f"{name}_elsewhere"] = there.record()[name]
+                elsewhere = there.record()
+                record |= {f"{name}_elsewhere": elsewhere[name] for name in ELSEWHERE}
         return records
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Study:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse what no recording could make right, before one is read.
+    """Refuse a plan that is wrong for any recording.
 
     Raises:
         UnknownNameError: a policy or one of its values does not exist.
@@ -150,13 +150,7 @@ def study(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Study:
-    """Compare policies on recorded traces.
-
-    Args:
-        source: The traces.
-        plan: What to compare, and how.
-        processes: How many processes at most.
-        on_progress: Told how far it is.
+    """Compare policies on recorded traces, in `processes` processes at most.
 
     Raises:
         UnknownNameError: a policy or one of its values does not exist.

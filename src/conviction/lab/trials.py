@@ -1,7 +1,6 @@
-"""Every candidate on the same random draws of recorded traces.
+"""Every candidate on the same random draws of recorded traces, so that differences are paired.
 
-One trial is one question and one repeat: traces are drawn from those that were recorded, and all
-candidates are replayed on that draw, in the same order, so their differences are paired.
+One trial is one question and one repeat: one draw of recorded traces, replayed by all candidates.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from conviction.core import require_whole
 from conviction.errors import InvalidSettingError, RecordingError
 from conviction.lab.candidates import Candidate
-from conviction.lab.replay import PlayedTrace, replay
+from conviction.lab.columns import Measure, measures, run_type
+from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import TraceSource
 from conviction.lab.statistics import any_seed
 from conviction.lab.workers import each_question
@@ -23,36 +23,20 @@ from conviction.lab.workers import each_question
 REPEATS = 64
 """Draws per question, as in the paper."""
 
-RUN = np.dtype(
-    [
-        ("correct", np.bool_),
-        ("tokens", np.int64),
-        ("path", np.float64),
-        ("started", np.int32),
-        ("stopped", np.int32),
-        ("cancelled", np.int32),
-        ("empty", np.bool_),
-        ("share", np.float32),
-        ("full_tokens", np.int64),
-    ]
-)
-"""What one run came to: `Outcome`, the leader's share of the vote, and the tokens of all traces
-of the budget, which is what majority voting takes."""
-
 OnProgress = Callable[[int, int], None]
-"""Called with the questions that are done, and their number."""
+"""Called with the number of questions done, and of all questions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """What came of every run.
+    """All runs of a comparison.
 
     Attributes:
-        candidates: What was compared.
-        question_ids: On which questions.
-        runs: Records of `RUN`, shape (candidates, questions, repeats).
+        candidates: The candidates compared.
+        question_ids: The questions.
+        runs: Records of `columns.run_type`, shape (candidates, questions, repeats).
         most_traces: Recorded traces of the question that has most of them.
-        least_traces: Those of the question that has fewest.
+        least_traces: Recorded traces of the question that has fewest.
     """
 
     candidates: tuple[Candidate, ...]
@@ -78,8 +62,7 @@ def run_trials(
 ) -> Trials:
     """Replay every candidate on the same draws.
 
-    The draws depend on the seed, the question's id and the number of the repeat alone: not on the
-    other questions, nor on the candidates, nor on the number of processes.
+    The draws depend only on the seed, the question's id and the number of the repeat.
 
     Args:
         source: The recorded traces.
@@ -87,13 +70,12 @@ def run_trials(
         repeats: Draws per question, at least 1.
         seed: Makes the draws reproducible.
         with_replacement: Whether one trace may be drawn several times.
-        processes: How many processes at most; they are started where that pays.
-        on_progress: Told how far it is.
+        processes: Processes at most; they are started where that pays.
+        on_progress: Called after every question.
 
     Raises:
         InvalidSettingError: a candidate starts more traces than a question has.
-        RecordingError: the traces cannot be read, or a candidate needs confidence and not one
-            token of a question has any.
+        RecordingError: the traces cannot be read, or lack confidences that a candidate needs.
     """
     require_whole("repeats", repeats, low=1)
     require_whole("processes", processes, low=1)
@@ -103,10 +85,10 @@ def run_trials(
             found="there is no policy" if not candidates else "there is no question",
             remedy="Give at least one of each.",
         )
-    work = _Draws(tuple(candidates), repeats, seed, with_replacement)
+    work = _Draws(tuple(candidates), measures(), repeats, seed, with_replacement)
     _check_counts(source, 1 if with_replacement else work.size)
     questions = len(source.question_ids)
-    runs = np.zeros((len(candidates), questions, repeats), RUN)
+    runs = np.zeros((len(candidates), questions, repeats), run_type())
     counts: list[int] = []
     for number, (result, count) in each_question(work, source, processes=processes):
         runs[:, number] = result
@@ -125,18 +107,9 @@ def draw(
     repeat: int,
     with_replacement: bool = False,
 ) -> NDArray[np.int64]:
-    """Which traces a trial takes, in order; a smaller draw is the beginning of a larger one.
+    """Which of `count` recorded traces a trial takes, in order: positions, shape (size,).
 
-    Args:
-        count: Recorded traces.
-        size: Traces to draw.
-        seed: Seed of the whole comparison.
-        question_id: The question.
-        repeat: Number of the repeat.
-        with_replacement: Whether one trace may come several times.
-
-    Returns:
-        Positions from 0 to count - 1, shape (size,).
+    A smaller draw is the beginning of a larger one.
     """
     digest = sha256(question_id.encode()).digest()
     random = np.random.default_rng(
@@ -152,6 +125,7 @@ class _Draws:
     """All repeats of one question."""
 
     candidates: tuple[Candidate, ...]
+    measures: tuple[Measure, ...]
     repeats: int
     seed: int
     with_replacement: bool
@@ -167,7 +141,8 @@ class _Draws:
         lengths = np.array([trace.tokens for trace in traces], np.int64)
         # Reference budgets may exceed every policy's own: that of a single trace does.
         size = max(self.size, *(candidate.budget for candidate in self.candidates))
-        runs = np.zeros((len(self.candidates), self.repeats), RUN)
+        runs = np.zeros((len(self.candidates), self.repeats), run_type(self.measures))
+        measuring = [measure.of for measure in self.measures]
         for repeat in range(self.repeats):
             order = draw(
                 len(traces),
@@ -180,25 +155,19 @@ class _Draws:
             drawn: list[PlayedTrace] = [traces[position] for position in order.tolist()]
             full = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths[order])))
             for number, candidate in enumerate(self.candidates):
-                runs[number, repeat] = (
-                    *_run(candidate, drawn, source),
-                    full[min(candidate.budget, len(drawn))],
-                )
+                outcome = candidate.replayed(drawn, source)
+                measured = [of(outcome) for of in measuring]
+                runs[number, repeat] = (*measured, full[min(candidate.budget, len(drawn))])
         return runs, len(traces)
 
 
 def check_confidences(
     candidates: Sequence[Candidate], question_id: str, traces: Sequence[PlayedTrace]
 ) -> None:
-    """Refuse what a live run refuses: an engine that gave no log-probabilities at all.
-
-    Args:
-        candidates: What is to be replayed.
-        question_id: On which question of a recording with confidences.
-        traces: All its traces.
+    """Refuse a question without a single known confidence, where a candidate needs confidence.
 
     Raises:
-        RecordingError: a candidate needs confidence, and not one token has any.
+        RecordingError: as a live run refuses an engine that gives no log-probabilities.
     """
     needing = [one for one in candidates if one.policy.needs_confidence]
     known = any(trace.confidences is not None for trace in traces)
@@ -225,26 +194,4 @@ def _check_counts(source: TraceSource, size: int) -> None:
         "with replacement (--with-replacement)."
         if count
         else "Record it with `conviction record`, which lets every trace end.",
-    )
-
-
-def _run(
-    candidate: Candidate, drawn: Sequence[PlayedTrace], source: TraceSource
-) -> tuple[Any, ...]:
-    outcome = replay(
-        candidate.policy,
-        drawn,
-        concurrency=candidate.concurrency,
-        top_k=source.top_k,
-        max_tokens=source.max_tokens,
-    )
-    return (
-        outcome.correct,
-        outcome.tokens,
-        outcome.path,
-        outcome.started,
-        outcome.stopped,
-        outcome.cancelled,
-        outcome.empty,
-        outcome.tally.share,
     )

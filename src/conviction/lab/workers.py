@@ -25,12 +25,8 @@ def each_question(
 ) -> Iterator[tuple[int, Result]]:
     """Do some work on each question, and give its number and result as they come.
 
-    The first question is done here, and tells whether further processes are worth starting.
-
-    Args:
-        work: What to do; with more than one process it must pickle, and so must its results.
-        source: The traces.
-        processes: How many processes at most.
+    The first question is done here, and tells whether further processes are worth starting. With
+    more than one process the work and its results must pickle.
 
     Raises:
         RecordingError: a process could not be started, or died, as it does when memory runs out.
@@ -65,7 +61,7 @@ def _in_processes(
                 with _interrupts_ignored():
                     worker.start()
             except OSError as error:
-                raise _not_started(error) from None
+                raise _failed(f"one of them could not be started ({error})") from None
             stack.callback(_end, worker, ours)
             theirs.close()
             busy[ours] = worker
@@ -88,10 +84,7 @@ def _in_processes(
 
 @contextmanager
 def _interrupts_ignored() -> Generator[None]:
-    """What is started meanwhile ignores Ctrl-C from its first moment, as it inherits this.
-
-    Ctrl-C goes to the whole group; the process that was asked ends the others.
-    """
+    """Processes started meanwhile ignore Ctrl-C, which goes to the whole group: we end them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,19 +112,15 @@ def _received(connection: Any, worker: BaseProcess) -> tuple[int, Any]:
     return number, result
 
 
-def _not_started(error: OSError) -> RecordingError:
-    return RecordingError(
-        tried="replay in several processes",
-        found=f"one of them could not be started ({error})",
-        remedy="Close other programs, or use fewer processes (conviction lab: --processes 1).",
-    )
-
-
 def _died(worker: BaseProcess) -> RecordingError:
     worker.join(1.0)
+    return _failed(f"one of them died (exit code {worker.exitcode}), as when memory runs out")
+
+
+def _failed(found: str) -> RecordingError:
     return RecordingError(
         tried="replay in several processes",
-        found=f"one of them died (exit code {worker.exitcode}), as when memory runs out",
+        found=found,
         remedy="Close other programs, or use fewer processes (conviction lab: --processes 1).",
     )
 

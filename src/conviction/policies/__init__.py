@@ -11,13 +11,12 @@ from conviction.policies.base import (
     Standing,
     Start,
     Stop,
-    may_vote,
+    vote_of,
 )
-from conviction.policies.deepconf_offline import DeepConfOffline
 from conviction.policies.deepconf_online import DeepConfHigh, DeepConfLow, DeepConfOnline
 from conviction.policies.majority import Majority, Single
 from conviction.policies.named import policy, policy_names
-from conviction.policies.ranked import BestOfN, Borda
+from conviction.policies.offline import BestOfN, Borda, DeepConfOffline
 
 __all__ = [
     "Action",
@@ -39,7 +38,7 @@ __all__ = [
     "Standing",
     "Start",
     "Stop",
-    "may_vote",
     "policy",
     "policy_names",
+    "vote_of",
 ]

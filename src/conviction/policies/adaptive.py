@@ -1,8 +1,7 @@
 """Stopping rules that look at answers alone: Adaptive-Consistency and Early-Stopping Consistency.
 
-Both run in waves: as many traces as the wave holds are started together, and the rule is asked
-when all of them have ended. A wave of one is the published, sequential rule. Asking earlier would
-favour answers that are found fast.
+Traces start in waves, and the rule is applied when all of a wave have ended: earlier it would
+favour answers that are found fast. A wave of one is the published, sequential rule.
 """
 
 from abc import abstractmethod
@@ -11,27 +10,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from conviction.core import InvalidSettingError, Trace, require, require_whole
-from conviction.policies.base import (
-    DEFAULT_BUDGET,
-    Action,
-    Conditions,
-    Done,
-    Policy,
-    Standing,
-    Start,
-    check_budget,
-    may_vote,
-)
-from conviction.policies.lead import fewest_votes, lead_probability
-from conviction.voting import Ballot
+from conviction.policies.base import Action, Conditions, Done, PlainVote, Start, vote_of
+from conviction.voting import fewest_votes, lead_probability
 
 
 @dataclass
-class _InWaves(Policy):
-    """Starts waves of traces until a rule says that the verdict is settled."""
+class _InWaves(PlainVote):
+    """Starts waves of traces until the verdict is settled."""
 
-    budget: int = DEFAULT_BUDGET
-    _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
     _started: int = field(default=0, init=False, repr=False)
     _running: int = field(default=0, init=False, repr=False)
 
@@ -50,20 +36,12 @@ class _InWaves(Policy):
         return self._next_wave()
 
     def on_finished(self, trace: Trace) -> Sequence[Action]:
-        """Count its vote; when its wave has ended, ask the rule."""
+        """Count its vote; when its wave has ended, apply the rule."""
         self._count(trace)
         self._running -= 1
         if self._running:
             return []
         return [Done("settled")] if self._settled() else self._next_wave()
-
-    def standing(self) -> Standing:
-        """The votes so far."""
-        return Standing(self._ballot.tally())
-
-    def _count(self, trace: Trace) -> None:
-        if may_vote(trace) and trace.answer:
-            self._ballot.cast(trace.id, trace.answer)
 
     @property
     def _left(self) -> int:
@@ -96,7 +74,7 @@ class AdaptiveConsistency(_InWaves):
     wave: int = 1
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        super().__post_init__()
         require("bar", self.bar, low=0.5, high=1.0 - 1e-9)
         if self.bar <= lead_probability(0, 0):
             raise InvalidSettingError(
@@ -140,7 +118,7 @@ class EarlyStoppingConsistency(_InWaves):
     _answers: list[str | None] = field(default_factory=list[str | None], init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        super().__post_init__()
         require_whole("window", self.window, low=2)
 
     @property
@@ -149,7 +127,8 @@ class EarlyStoppingConsistency(_InWaves):
 
     def _count(self, trace: Trace) -> None:
         super()._count(trace)
-        self._answers.append(trace.answer.key if may_vote(trace) and trace.answer else None)
+        answer = vote_of(trace)
+        self._answers.append(answer.key if answer else None)
 
     @property
     def need(self) -> int:

@@ -5,13 +5,16 @@ takes the same actions, so one and the same object steers a live engine and a re
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
-from conviction.core import Tally, Trace, require, require_whole
+from conviction.core import Answer, Tally, Trace, require, require_whole
+from conviction.errors import InvalidSettingError
 from conviction.gate import Gate
+from conviction.voting import Ballot
 
 DEFAULT_BUDGET = 16
 """Traces per question unless told otherwise; what a small model on two cores does in seconds."""
@@ -19,14 +22,11 @@ DEFAULT_BUDGET = 16
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start further traces; those that the engine cannot run at once wait their turn.
+    """Start further traces; those that the engine cannot run at once wait.
 
     Attributes:
-        count: How many, at least 1.
+        count: How many, a whole number of at least 1.
         gate: When to stop each of them early; None to let them run.
-
-    Raises:
-        InvalidSettingError: the count is no whole number of at least 1.
     """
 
     count: int
@@ -40,20 +40,18 @@ class Start:
 class Continue:
     """Start a trace with the beginning of one that is complete, to see where it goes from there.
 
-    It is a trace like others, with an id of its own and against the budget, but never an
-    independent one: `Trace.continues` tells, and `may_vote` says no. It runs without a gate.
+    It has an id of its own and counts against the budget, but is not independent: `Trace.continues`
+    names its source, and it may not vote. It runs without a gate.
 
     Attributes:
         trace: Id of the complete trace.
         keep: How much of its text to keep, by characters, in (0, 1); cut where a word ends.
-
-    Raises:
-        InvalidSettingError: the share lies outside its range.
     """
 
     trace: int
     keep: float = 0.75
     count: ClassVar[int] = 1
+    gate: ClassVar[Gate | None] = None
 
     def __post_init__(self) -> None:
         require("keep", self.keep, low=1e-9, high=1.0 - 1e-9)
@@ -61,29 +59,19 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Cancel these traces; they end as `FinishReason.CANCELLED`.
-
-    Traces that are not running, because they wait or have ended, are left alone.
-    """
+    """Cancel those of these traces that run; they end as `FinishReason.CANCELLED`."""
 
     traces: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Forget the traces that wait: they never begin and are not reported.
-
-    Against the budget they still count.
-    """
+    """Forget the traces that wait: they count against the budget, but never begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The verdict is settled: cancel everything that runs or waits.
-
-    Attributes:
-        reason: One word for people, as in "consensus".
-    """
+    """The verdict is settled: cancel all that runs or waits; `reason` is a word for people."""
 
     reason: str
 
@@ -93,7 +81,7 @@ Action = Start | Continue | Stop | Forget | Done
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a policy may know of where it runs, before it starts anything.
+    """What a policy knows of the engine before it starts anything.
 
     Attributes:
         concurrency: Traces that run at once.
@@ -123,6 +111,63 @@ class Standing:
     notes: tuple[str, ...] = ()
 
 
+class PendingStarts:
+    """Traces that a policy asked for and that have not begun, in order.
+
+    They wait as the actions that asked for them: a large budget costs no memory.
+
+    Args:
+        policy: Asks for them.
+
+    Attributes:
+        asked: Traces asked for so far, begun ones included.
+    """
+
+    def __init__(self, policy: "Policy") -> None:
+        self.asked = 0
+        self._policy = policy
+        self._actions: deque[Start | Continue] = deque()
+        self._waiting = 0
+        self._taken = 0
+        """Traces of the first action that have begun."""
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def add(self, action: Start | Continue) -> None:
+        """Let more traces wait.
+
+        Raises:
+            InvalidSettingError: the policy exceeds its own budget.
+        """
+        self.asked += action.count
+        if self.asked > self._policy.budget:
+            raise InvalidSettingError(
+                tried=f"start {self.asked} traces for the policy {self._policy.name!r}",
+                found=f"that exceeds its own budget of {self._policy.budget}",
+                remedy="Correct the policy, or raise its budget.",
+            )
+        self._actions.append(action)
+        self._waiting += action.count
+
+    def take(self, most: float = 1) -> tuple[Start | Continue, int]:
+        """Take out up to `most` traces of the first action, and say how many; one must wait."""
+        action = self._actions[0]
+        left = action.count - self._taken
+        count = int(min(left, most))
+        self._taken += count
+        if count == left:
+            self._actions.popleft()
+            self._taken = 0
+        self._waiting -= count
+        return action, count
+
+    def clear(self) -> None:
+        """Forget those that wait."""
+        self._actions.clear()
+        self._waiting = self._taken = 0
+
+
 class Policy(ABC):
     """Steers the traces of one question.
 
@@ -137,9 +182,9 @@ class Policy(ABC):
     name: ClassVar[str]
     """Its name on the command line."""
     needs_confidence: ClassVar[bool] = False
-    """Whether it can do nothing without log-probabilities."""
+    """Whether it needs log-probabilities."""
     needs_continuation: ClassVar[bool] = False
-    """Whether it can do nothing with an engine that does not go on with a given beginning."""
+    """Whether it needs an engine that continues a given beginning."""
 
     budget: int
     """The most traces that it starts."""
@@ -177,15 +222,33 @@ class Policy(ABC):
         return values
 
 
-def check_budget(budget: int) -> None:
-    """Check that a budget lets at least one trace start.
+@dataclass
+class PlainVote(Policy):
+    """What policies share that give the answer of each trace one vote.
 
-    Raises:
-        InvalidSettingError: the budget is no whole number of at least 1.
+    Attributes:
+        budget: The most traces to start.
     """
-    require_whole("budget", budget, low=1)
+
+    budget: int = DEFAULT_BUDGET
+    _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require_whole("budget", self.budget, low=1)
+
+    def standing(self) -> Standing:
+        """The votes so far."""
+        return Standing(self._ballot.tally())
+
+    def _count(self, trace: Trace) -> None:
+        """Cast the vote of a trace that ended, if it may vote."""
+        if answer := vote_of(trace):
+            self._ballot.cast(trace.id, answer)
 
 
-def may_vote(trace: Trace) -> bool:
-    """Whether a trace votes by default: it ended itself, gave an answer, and is independent."""
-    return trace.finish == "stop" and trace.answer is not None and trace.continues is None
+def vote_of(trace: Trace) -> Answer | None:
+    """The answer that a trace votes for by default; None if it does not vote.
+
+    Traces vote that ended themselves, gave an answer, and are independent of others.
+    """
+    return trace.answer if trace.finish == "stop" and trace.continues is None else None

@@ -17,13 +17,10 @@ from conviction.policies.base import (
     Policy,
     Standing,
     Start,
-    check_budget,
-    may_vote,
+    vote_of,
 )
-from conviction.policies.lead import fewest_votes
-from conviction.policies.scores import score
-from conviction.policies.windows import PAPER_WINDOW, check_window, fitting_window
-from conviction.voting import Ballot, threshold_for
+from conviction.policies.measures import PAPER_WINDOW, check_window, fitting_window, score
+from conviction.voting import Ballot, fewest_votes, threshold_for
 
 PAPER_WARMUP = 16
 
@@ -40,10 +37,9 @@ PAPER_SETTINGS: dict[str, Any] = {
 class DeepConfOnline(Policy):
     """Warm up with complete traces, set a threshold, stop later traces that fall below it.
 
-    The paper's algorithm draws traces one after another; here as many run as the engine can,
-    the consensus is looked at after each that ends, and when it is reached the running ones
-    are cancelled. The paper's own settings are `PAPER_SETTINGS`; the defaults
-    scale down to small budgets and short traces.
+    The paper draws traces one after another; here as many run as the engine can, and consensus
+    cancels the running ones. Its own settings are `PAPER_SETTINGS`; the defaults scale down to
+    small budgets and short traces.
 
     Attributes:
         keep: Share of the warm-up traces that pass the threshold, in (0, 1].
@@ -77,7 +73,7 @@ class DeepConfOnline(Policy):
     _longest: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        require_whole("budget", self.budget, low=1)
         check_window(self.window)
         require("keep", self.keep, low=1e-9, high=1.0)
         require("consensus", self.consensus, low=1e-9, high=1.0)
@@ -100,8 +96,8 @@ class DeepConfOnline(Policy):
 
     def on_finished(self, trace: Trace) -> Sequence[Action]:
         """Collect the warm-up; after it, count the vote and look at the consensus."""
-        if may_vote(trace) and trace.answer:
-            self._unfiltered.cast(trace.id, trace.answer)
+        if answer := vote_of(trace):
+            self._unfiltered.cast(trace.id, answer)
         if self._waiting:
             self._warm.append(trace)
             self._waiting -= 1
@@ -130,11 +126,12 @@ class DeepConfOnline(Policy):
         return score(trace, Metric.LOWEST_GROUP, self.window or PAPER_WINDOW)
 
     def _vote(self, trace: Trace) -> None:
-        if not may_vote(trace) or trace.answer is None:
+        answer = vote_of(trace)
+        if answer is None:
             return
         weight = self._score(trace)
         if np.isfinite(weight):
-            self._ballot.cast(trace.id, trace.answer, weight if self.weighted else 1.0)
+            self._ballot.cast(trace.id, answer, weight if self.weighted else 1.0)
 
     def _settled(self) -> bool:
         quorum = min(self.quorum, self.budget)

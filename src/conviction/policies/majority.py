@@ -5,21 +5,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from conviction.core import Trace
-from conviction.policies.base import (
-    DEFAULT_BUDGET,
-    Action,
-    Conditions,
-    Policy,
-    Standing,
-    Start,
-    check_budget,
-    may_vote,
-)
-from conviction.voting import Ballot
+from conviction.policies.base import Action, Conditions, PlainVote, Start
 
 
 @dataclass
-class Majority(Policy):
+class Majority(PlainVote):
     """Start the whole budget, let every trace finish, give each answer one vote.
 
     Attributes:
@@ -28,12 +18,6 @@ class Majority(Policy):
 
     name: ClassVar[str] = "majority"
 
-    budget: int = DEFAULT_BUDGET
-    _ballot: Ballot = field(default_factory=Ballot, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        check_budget(self.budget)
-
     def begin(self, conditions: Conditions) -> Sequence[Action]:
         """Start everything."""
         del conditions
@@ -41,13 +25,8 @@ class Majority(Policy):
 
     def on_finished(self, trace: Trace) -> Sequence[Action]:
         """Count its vote."""
-        if may_vote(trace) and trace.answer:
-            self._ballot.cast(trace.id, trace.answer)
+        self._count(trace)
         return []
-
-    def standing(self) -> Standing:
-        """The votes so far."""
-        return Standing(self._ballot.tally())
 
 
 @dataclass

@@ -20,7 +20,7 @@ from conviction.errors import (
     ModelError,
     UsageError,
 )
-from conviction.evaluation.wording import counted
+from conviction.evaluation import counted
 from conviction.ray.actor import EngineActor, Home
 from conviction.ray.calls import AnsweredError, LostError, told, within
 from conviction.ray.cluster import Cluster, actor_options, wanted

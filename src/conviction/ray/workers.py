@@ -17,7 +17,7 @@ from conviction.backends import Backend
 from conviction.core import FinishReason, Tally, Trace
 from conviction.engines.base import Capabilities
 from conviction.errors import AllTracesFailedError, InvalidSettingError
-from conviction.evaluation.wording import counted
+from conviction.evaluation import counted
 from conviction.evaluation.workers import Generating, Thinking, Workers
 from conviction.events import Event, Listener, TraceFinished
 from conviction.policies.base import Standing

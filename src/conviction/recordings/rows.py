@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from conviction.answers import Grouping
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, Grouping
 from conviction.core import Answer, Trace
 from conviction.recordings.schema import RecordedQuestion, RecordedTrace
 from conviction.recordings.writer import PoolWriter

@@ -10,8 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 from opentelemetry.trace import TracerProvider
 
-from conviction.answers import kind
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind, kind
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError, EngineError, OverloadedError, ShuttingDownError
 from conviction.events import Event, Listener

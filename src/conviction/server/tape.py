@@ -38,10 +38,10 @@ from conviction.events import (
 )
 from conviction.gate import Gate
 from conviction.policies.base import Standing
-from conviction.policies.lead import lead_of
 from conviction.server.passages import Passages, Sureness
 from conviction.server.track import Track
 from conviction.verdict import Verdict
+from conviction.voting import lead_of
 
 Frame = dict[str, Any]
 

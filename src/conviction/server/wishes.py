@@ -4,6 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from conviction.answers import kinds_help
 from conviction.core import GREATEST_WHOLE
 from conviction.server.settings import Content
 
@@ -38,7 +39,7 @@ class Wishes(BaseModel):
     budget: Annotated[Positive | None, Field(description="The most traces to start.")] = None
     answers: Annotated[
         str | None,
-        Field(description="Kind of answer: math, number, choice, text or json."),
+        Field(description=kinds_help()),
     ] = None
     prompt_style: Annotated[
         Literal["plain", "step-by-step", "worked-examples"] | None,

@@ -1,14 +1,27 @@
-r"""Markup taken off formulas: what is left says the same with fewer ways of saying it.
+r"""Markup and typing made plain: what is left says the same with fewer ways of saying it.
 
 Text in formulas (`\text{cm}`) is kept between double quotes, so that "cm" is no product of
 letters.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
-from conviction.answers.characters import fold
-
+_HYPHENS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"), "-")
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
+_TRANSLATION = {
+    **_HYPHENS,
+    **_INVISIBLE,
+    ord("\u2044"): "/",
+    ord("\u3002"): ".",
+    ord("\u2018"): "'",
+    ord("\u2019"): "'",
+    ord("\u201c"): '"',
+    ord("\u201d"): '"',
+}
+# NFKC turns "1½" into "11/2"; a space keeps the whole number apart.
+_VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f])")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _GREEK_LETTERS = "αβγδεθλμπρστφψωΓΔΘΛΠΣΦΨΩ"
@@ -76,6 +89,24 @@ _REWRITES = tuple(
 _TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|.', re.DOTALL)
 _OPENING = frozenset({"(", "[", "{", "\\{"})
 _CLOSING = frozenset({")", "]", "}", "\\}"})
+
+
+def fold(text: str) -> str:
+    """Full-width, minus-like, invisible and other compatibility characters made plain."""
+    apart = _VULGAR_FRACTION.sub(" ", text)
+    return unicodedata.normalize("NFKC", apart.translate(_INVISIBLE)).translate(_TRANSLATION)
+
+
+def fold_words(text: str) -> str:
+    """Words in lower case, one space between them; punctuation and articles left out.
+
+    A point or comma within a number stays, as "3.14" is not "314". Never empty unless `text`
+    is.
+    """
+    folded = fold(text).casefold()
+    spaced = re.sub(r"(?<!\d)[^\w\s]|[^\w\s](?!\d)|[^\w\s.,:/]|_", " ", folded)
+    words = [word for word in spaced.split() if word not in {"a", "an", "the"}]
+    return " ".join(words) or " ".join(folded.split()) or text
 
 
 def clean(answer: str) -> str:

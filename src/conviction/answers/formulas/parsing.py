@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import NoReturn
 
 from conviction.answers.formulas.algebra import (
+    FUNCTIONS,
     MOST_BITS,
     Call,
     Name,
@@ -15,7 +16,6 @@ from conviction.answers.formulas.algebra import (
     multiply,
     power,
 )
-from conviction.answers.formulas.numeric import FUNCTIONS
 
 MOST_CHARACTERS = 2_000
 """Longer formulas are not read."""

@@ -1,29 +1,33 @@
-"""The embedded engine: a model file on this machine, run by llama.cpp."""
+"""The embedded engine: a model file on this machine, run by llama.cpp.
+
+A prompt is computed once: in one of the server's slots, from where it is saved and restored into
+the others.
+"""
 
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+import anyio
 import anyio.to_thread
 
 from conviction.core import Message, require, require_whole
-from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
-from conviction.engines.local.machine import check_memory, usable_cores
-from conviction.engines.local.prompts import SharedPrompts
-from conviction.engines.local.server import LlamaServer, ServerSettings
-from conviction.engines.local.server_api import ServerApi
-from conviction.engines.local.slots import SlotPool
-from conviction.engines.openai import OpenAIEngine, Timeouts
-from conviction.errors import (
-    ContextOverflowError,
-    EngineUnavailableError,
-    MissingExtraError,
-    StreamError,
+from conviction.engines.base import (
+    Capabilities,
+    Chunk,
+    Engine,
+    TraceRequest,
+    context_overflow,
+    not_started,
 )
+from conviction.engines.local.server import LlamaServer, ServerApi, check_memory, usable_cores
+from conviction.engines.openai.facts import FILTERS_OFF, Dialect, Route, ServerFacts
+from conviction.engines.openai.http import HttpClient, Timeouts, check
+from conviction.engines.openai.traces import open_trace
+from conviction.errors import EngineError, EngineUnavailableError, MissingExtraError, StreamError
 from conviction.gguf import check_chat_model
 
 DEFAULT_SLOTS = 8
@@ -34,15 +38,19 @@ MOST_LOGPROBS = 1000
 _STALL_SECONDS = 600.0
 """A long prompt on a slow machine takes minutes; a process that dies is noticed at once."""
 
+_MOST_SAVED_BYTES = 512 << 20
+_MOST_PROMPTS = 256
+"""Saved prompts beyond these bounds are dropped, the longest unused first."""
+
+Messages = tuple[Message, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class _Running:
     server: LlamaServer
-    http: OpenAIEngine
-    plain: OpenAIEngine
-    api: ServerApi
-    prompts: SharedPrompts
-    slots: SlotPool
+    http: HttpClient
+    prompts: "SharedPrompts"
+    slots: "SlotPool"
 
 
 class LocalEngine(Engine):
@@ -79,6 +87,8 @@ class LocalEngine(Engine):
         self._context = context
         self._threads = threads or usable_cores()
         self._start_timeout = start_timeout
+        dialect = Dialect(dict(FILTERS_OFF[0]), counts="timings")
+        self._facts = ServerFacts(self._path.stem, dialect=dialect)
         self._running: _Running | None = None
         self._stack = AsyncExitStack()
 
@@ -101,25 +111,26 @@ class LocalEngine(Engine):
                 found="the package xllamacpp is not installed",
                 remedy='Install it: pip install "conviction[local]".',
             )
-        settings = await anyio.to_thread.run_sync(self._settings)
+        await anyio.to_thread.run_sync(self._check_model)
+        timeouts = Timeouts(first_byte=_STALL_SECONDS, stall=_STALL_SECONDS)
         async with AsyncExitStack() as stack:
-            server = await LlamaServer.start(settings, self._start_timeout)
-            stack.push_async_callback(server.stop)
-            http = await stack.enter_async_context(self._http(server, server.url))
-            # At its root, llama.cpp's plain completions are of a shape of its own.
-            plain = await stack.enter_async_context(self._http(server, f"{server.url}/v1"))
-            api = ServerApi(http)
-            prompts = SharedPrompts(api, server.folder)
-            self._running = _Running(server, http, plain, api, prompts, SlotPool(self._slots))
+            server = LlamaServer(
+                self._path,
+                slots=self._slots,
+                context=self._context,
+                threads=self._threads,
+                timeout=self._start_timeout,
+            )
+            await stack.enter_async_context(server)
+            # At its root, llama.cpp's plain completions have a shape of their own.
+            http = HttpClient(f"{server.url}/v1", api_key=server.api_key, timeouts=timeouts)
+            await stack.enter_async_context(http)
+            prompts = SharedPrompts(ServerApi(http, server.url), server.folder)
+            self._running = _Running(server, http, prompts, SlotPool(self._slots))
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End llama.cpp, also after an error or a cancellation."""
         self._running = None
         await self._stack.aclose()
@@ -145,7 +156,7 @@ class LocalEngine(Engine):
         """
         running = self._started()
         try:
-            await running.http.check()
+            await check(running.http)
         except EngineUnavailableError as error:
             raise await running.server.death() or error from error
 
@@ -158,81 +169,200 @@ class LocalEngine(Engine):
             StreamError: the stream broke.
         """
         running = self._started()
-        if request.templated:
-            async with aclosing(self._stream_plain(running, request)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            return
         try:
-            async with running.prompts.use(request.messages) as prompt:
-                http, tokens = running.http, prompt.tokens
-                if request.prefix:
-                    # As plain text: in a chat, llama.cpp takes only whole messages.
-                    http = running.plain
-                    whole = (Message("user", prompt.text),)
-                    request = replace(request, messages=whole, templated=True)
-                    tokens = await running.api.count_tokens(prompt.text + request.prefix)
+            async with AsyncExitStack() as stack:
+                # A prompt that has its template already is not shared among slots.
+                prompt = None
+                if not request.templated:
+                    prompt = await stack.enter_async_context(running.prompts.use(request.messages))
+                    if request.prefix:
+                        # As plain text: in a chat, llama.cpp takes only whole messages.
+                        whole = (Message("user", prompt.text),)
+                        request = replace(request, messages=whole, templated=True)
+                if prompt is None or request.templated:
+                    text = request.messages[0].content + request.prefix
+                    tokens = await running.prompts.api.count_tokens(text)
+                else:
+                    tokens = prompt.tokens
                 self._check_context(tokens, request.sampling.max_tokens)
-                async with running.slots.take(prompt) as slot:
-                    cached = await running.prompts.load(prompt, slot)
-                    extra = {"id_slot": slot.number, "timings_per_token": True}
-                    async with aclosing(http.stream(request, extra=extra)) as chunks:
-                        async for chunk in chunks:
-                            yield chunk if cached is None else replace(chunk, cached_tokens=cached)
+                slot = await stack.enter_async_context(running.slots.take(prompt))
+                cached = await running.prompts.load(prompt, slot)
+                own, http = {"id_slot": slot.number}, running.http
+                trace = await open_trace(http, self._facts, request, route=Route.CHAT, extra=own)
+                stack.callback(trace.close)
+                chunks = await stack.enter_async_context(aclosing(trace.chunks()))
+                async for chunk in chunks:
+                    yield chunk if cached is None else replace(chunk, cached_tokens=cached)
+                last = await trace.last()
+                yield last if cached is None else replace(last, cached_tokens=cached)
         except (EngineUnavailableError, StreamError) as error:
             raise await running.server.death() or error from error
 
-    async def _stream_plain(
-        self, running: _Running, request: TraceRequest
-    ) -> AsyncGenerator[Chunk, None]:
-        """Generate a trace after a prompt that has its template; it is not shared among slots."""
-        try:
-            prompt = request.messages[0].content + request.prefix
-            tokens = await running.api.count_tokens(prompt)
-            self._check_context(tokens, request.sampling.max_tokens)
-            async with running.slots.take(request.messages) as slot:
-                slot.holds = None
-                extra = {"id_slot": slot.number, "timings_per_token": True}
-                async with aclosing(running.plain.stream(request, extra=extra)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-        except (EngineUnavailableError, StreamError) as error:
-            raise await running.server.death() or error from error
+    def _check_context(self, prompt: int, max_tokens: int) -> None:
+        if prompt + max_tokens > self._context:
+            larger = "start the engine with a larger context"
+            raise context_overflow(prompt, max_tokens, self._context, larger)
 
-    def _settings(self) -> ServerSettings:
+    def _check_model(self) -> None:
         """Check the file and the memory before anything is started."""
         header = check_chat_model(self._path)
         self._context = min(self._context, header.context_length or self._context)
         check_memory(self._path, header, slots=self._slots, context=self._context)
-        return ServerSettings(str(self._path), self._slots, self._context, self._threads)
-
-    def _http(self, server: LlamaServer, url: str) -> OpenAIEngine:
-        return OpenAIEngine(
-            url,
-            model=self._path.stem,
-            api_key=server.api_key,
-            concurrency=self._slots,
-            timeouts=Timeouts(first_byte=_STALL_SECONDS, stall=_STALL_SECONDS),
-            # Its process is watched: if it does not answer it has ended.
-            retries=0,
-            patience=0,
-        )
 
     def _started(self) -> _Running:
         if self._running is None:
-            raise EngineUnavailableError(
-                tried=f"use {self.name}",
-                found="it is not started",
-                remedy="Use it within `async with engine:`.",
-            )
+            raise not_started(self.name)
         return self._running
 
-    def _check_context(self, prompt: int, max_tokens: int) -> None:
-        if prompt + max_tokens > self._context:
-            raise ContextOverflowError(
-                tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt:,}",
-                found=f"together that is {prompt + max_tokens:,}, and the context has "
-                f"{self._context:,}",
-                remedy="Lower --max-tokens, shorten the question, or start the engine with a "
-                "larger context.",
-            )
+
+@dataclass(eq=False)
+class Slot:
+    """A place for one trace in llama.cpp's server.
+
+    Attributes:
+        number: The server's number for it.
+        holds: The prompt whose tokens lie in its cache; None if that is not known.
+    """
+
+    number: int
+    holds: object = None
+
+
+class SlotPool:
+    """Hands out slots, first come, first served."""
+
+    def __init__(self, count: int) -> None:
+        self._free = [Slot(number) for number in range(count)]
+        # Its waiters queue in order, and one that is cancelled leaves the queue.
+        self._places = anyio.Semaphore(count)
+
+    @property
+    def free(self) -> int:
+        """Slots that are not in use."""
+        return len(self._free)
+
+    @asynccontextmanager
+    async def take(self, prompt: object) -> AsyncGenerator[Slot, None]:
+        """A slot for the duration of the context: one that holds `prompt`, if there is one."""
+        async with self._places:
+            slot = next((slot for slot in self._free if slot.holds is prompt), self._free[0])
+            self._free.remove(slot)
+            try:
+                yield slot
+            finally:
+                self._free.append(slot)
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A prompt that traces are started from.
+
+    Attributes:
+        messages: The chat.
+        file: Name of the file that its tokens' cache is saved in.
+        text: The chat with the model's template around it; empty until it was asked for.
+        tokens: Tokens of that text; 0 until they were counted.
+        saved_bytes: Size of the file; 0 while there is none.
+        shareable: False once saving or restoring it failed.
+        users: Traces that have it in use.
+        lock: Held while it is counted, computed or saved, so that this happens once.
+    """
+
+    messages: Messages
+    file: str
+    text: str = ""
+    tokens: int = 0
+    saved_bytes: int = 0
+    shareable: bool = True
+    users: int = 0
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+
+
+class SharedPrompts:
+    """The prompts that an engine knows, most recently used last.
+
+    Args:
+        api: The server.
+        folder: Where the server saves them.
+        most_bytes: The most bytes to keep of prompts that no trace uses.
+    """
+
+    def __init__(self, api: ServerApi, folder: Path, most_bytes: int = _MOST_SAVED_BYTES) -> None:
+        self.api = api
+        self._folder = folder
+        self._most_bytes = most_bytes
+        self._prompts: dict[Messages, Prompt] = {}
+        self._numbered = 0
+
+    @asynccontextmanager
+    async def use(self, messages: Messages) -> AsyncGenerator[Prompt, None]:
+        """The prompt of a chat, its tokens counted; kept at least as long as the context.
+
+        Raises:
+            EngineError: the server cannot tell its tokens.
+        """
+        prompt = self._prompts.pop(messages, None) or self._new(messages)
+        self._prompts[messages] = prompt
+        prompt.users += 1
+        try:
+            async with prompt.lock:
+                if not prompt.tokens:
+                    prompt.text = await self.api.templated(messages)
+                    prompt.tokens = await self.api.count_tokens(prompt.text)
+            yield prompt
+        finally:
+            prompt.users -= 1
+            self._trim()
+
+    async def load(self, prompt: Prompt | None, slot: Slot) -> int | None:
+        """Put a prompt into a slot, as cheaply as it goes; None stands for one that is not shared.
+
+        Where sharing fails, the server computes the prompt with the trace; that costs time and
+        nothing else, so it is no error.
+
+        Returns:
+            Where this call computed the prompt: how many of its tokens the server had cached.
+            Otherwise None, and the trace's own count is true.
+
+        Raises:
+            EngineError: the server cannot compute the prompt.
+        """
+        if prompt is not None and slot.holds is prompt:
+            return None
+        slot.holds = None
+        if prompt is None:
+            return None
+        async with prompt.lock:
+            if prompt.shareable and not prompt.saved_bytes:
+                cached = await self.api.prefill(slot.number, prompt.messages)
+                slot.holds = prompt
+                try:
+                    prompt.saved_bytes = await self.api.save(slot.number, prompt.file)
+                except EngineError:
+                    prompt.shareable = False
+                return cached
+        if prompt.shareable:
+            try:
+                await self.api.restore(slot.number, prompt.file)
+            except EngineError:
+                prompt.shareable = False
+            else:
+                slot.holds = prompt
+        return None
+
+    def _new(self, messages: Messages) -> Prompt:
+        self._numbered += 1
+        return Prompt(messages, f"prompt-{self._numbered}.bin")
+
+    def _trim(self) -> None:
+        excess = sum(prompt.saved_bytes for prompt in self._prompts.values()) - self._most_bytes
+        idle = [prompt for prompt in self._prompts.values() if not prompt.users]
+        # Prompts without a file cost little, but a long evaluation has many.
+        surplus = len(self._prompts) - _MOST_PROMPTS
+        for prompt in idle:
+            if excess <= 0 and surplus <= 0:
+                break
+            (self._folder / prompt.file).unlink(missing_ok=True)
+            del self._prompts[prompt.messages]
+            excess -= prompt.saved_bytes
+            surplus -= 1

@@ -1,4 +1,4 @@
-"""The parent's side of llama.cpp's server: starts the child process, watches it, ends it.
+"""llama.cpp's server: whether a model fits this machine, the process, and requests to it.
 
 The server has a process of its own because native code can crash or be killed for its memory;
 that must cost the user an error message, not the interpreter.
@@ -11,18 +11,27 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
-from typing import IO, NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from conviction.errors import EngineStartError, EngineUnavailableError
+from conviction.core import Message
+from conviction.engines.openai.failures import quoted
+from conviction.engines.openai.http import HttpClient, Json
+from conviction.engines.openai.shapes import TokenUsage
+from conviction.engines.openai.traces import chat_messages
+from conviction.errors import EngineError, EngineStartError, EngineUnavailableError
+from conviction.gguf import GgufHeader
 
 _CHILD = Path(__file__).with_name("child.py")
+_LOG = "llama.log"
 _MOST_REPORT_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 12
 _TAIL_LINES = 6
@@ -30,71 +39,76 @@ _GRACE_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _DEATH_SECONDS = 1.0
 
+_WORKING_BYTES = 256 << 20
+"""For intermediate results, beside weights and context: seen to suffice for small models."""
 
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """What to serve, and how.
+_MEMINFO = Path("/proc/meminfo")
+# The limits of a container, where there are any.
+_GROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
+_GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+_GROUP_MEMORY_USED = Path("/sys/fs/cgroup/memory.current")
 
-    Attributes:
-        model: Path of the model file.
-        slots: Traces at once.
-        context: Tokens of context per slot.
-        threads: Threads that compute.
-    """
-
-    model: str
-    slots: int
-    context: int
-    threads: int
+AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)
 
 
 class LlamaServer:
-    """A running server. Made by `start`, ended by `stop`.
+    """llama.cpp's server. Used as an asynchronous context manager: entering starts it.
+
+    Args:
+        model: The model file.
+        slots: Traces at once.
+        context: Tokens of context per slot.
+        threads: Threads that compute.
+        timeout: Seconds that loading the model may take.
 
     Attributes:
-        settings: What it serves.
-        folder: Its own folder, for saved prompts and its log; gone after `stop`.
+        folder: Its own folder, for saved prompts and its log; gone once it ended.
         api_key: The key it wants.
-        url: Where it listens.
+        url: Where it listens; empty until it does.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self.settings = settings
+    def __init__(
+        self, model: Path, *, slots: int, context: int, threads: int, timeout: float
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="conviction-"))
         self.api_key = secrets.token_urlsafe(32)
         self.url = ""
+        self._settings: dict[str, object] = {
+            "model": str(model),
+            "slots": slots,
+            "context": context,
+            "threads": threads,
+            "folder": str(self.folder),
+            "api_key": self.api_key,
+        }
+        self._tried = f"start llama.cpp with {model.name}, {slots} slots of {context:,} tokens"
+        self._timeout = timeout
         self._process: anyio.abc.Process | None = None
 
-    @classmethod
-    async def start(cls, settings: ServerSettings, timeout: float) -> Self:  # noqa: ASYNC109  # its message names it
-        """Start a server and wait until it has loaded its model.
-
-        Args:
-            settings: What to serve.
-            timeout: Seconds that this may take.
+    async def __aenter__(self) -> Self:
+        """Start the process and wait until it has loaded its model.
 
         Raises:
             EngineStartError: it did not start, or not in time.
         """
-        server = cls(settings)
         try:
-            with anyio.move_on_after(timeout):
-                await server._launch()
-            if not server.url:
-                server._fail(f"it was not ready within {timeout:g} s")
+            with anyio.move_on_after(self._timeout):
+                await self._launch()
+            if not self.url:
+                self._fail(f"it was not ready within {self._timeout:g} s")
         except BaseException:
-            await server._end(grace=0)
+            await self._end(grace=0)
             raise
-        return server
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the process and remove its folder; bounded, and not to be cancelled."""
+        await self._end(_GRACE_SECONDS)
 
     @property
     def pid(self) -> int | None:
         """Process id of the child, once it was started."""
         return None if self._process is None else self._process.pid
-
-    async def stop(self) -> None:
-        """End the process and remove its folder; bounded, and not to be cancelled."""
-        await self._end(_GRACE_SECONDS)
 
     async def death(self) -> EngineUnavailableError | None:
         """The error to raise if the process has ended; None if it lives."""
@@ -115,49 +129,48 @@ class LlamaServer:
         )
 
     async def _launch(self) -> None:
-        with _log_path(self.folder).open("wb") as log:
-            self._process = await _spawn(log)
-        report = await _introduce(
-            self._process,
-            {**asdict(self.settings), "folder": str(self.folder), "api_key": self.api_key},
-        )
+        # Waiting threads sleep rather than spin: where cores are shared with other work, threads
+        # that spin keep the one they wait for from running, and speed falls to a tenth.
+        sleeping = {"OMP_WAIT_POLICY": "PASSIVE"}
+        with (self.folder / _LOG).open("wb") as log:
+            self._process = await anyio.open_process(
+                # As a file, not as a module: nothing of this package has to be found or imported.
+                # -P keeps modules that lie beside it from taking other modules' names.
+                [sys.executable, "-P", str(_CHILD)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**sleeping, **os.environ},
+            )
+        report = await _introduce(self._process, self._settings)
         if "url" not in report:
             self._fail(report.get("error", "it ended at once"))
         self.url = report["url"]
 
     def _fail(self, reason: str) -> NoReturn:
-        settings = self.settings
         raise EngineStartError(
-            tried=f"start llama.cpp with {Path(settings.model).name}, {settings.slots} slots of "
-            f"{settings.context:,} tokens",
+            tried=self._tried,
             found=f"{reason.rstrip('.')}{_tail(self.folder)}",
             remedy="If memory or time ran out, use fewer slots, a smaller context or a smaller "
             "model; if the model is unknown to it, a newer version of xllamacpp.",
         )
 
     async def _end(self, grace: float) -> None:
+        """Close its standard input, which ends it; kill it if it does not end."""
         with anyio.CancelScope(shield=True):
-            if self._process is not None:
-                await _end_process(self._process, grace)
+            if (process := self._process) is not None:
+                with anyio.move_on_after(grace):
+                    if process.stdin is not None:
+                        await process.stdin.aclose()
+                    await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                with anyio.move_on_after(_KILL_SECONDS):
+                    await process.aclose()
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
 
-async def _spawn(log: IO[bytes]) -> anyio.abc.Process:
-    # Waiting threads sleep rather than spin: where cores are shared with other work, threads
-    # that spin keep the one they wait for from running, and speed falls to a tenth.
-    sleeping = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return await anyio.open_process(
-        # As a file, not as a module: nothing of this package has to be found or imported. -P
-        # keeps modules that lie beside it from taking other modules' names.
-        [sys.executable, "-P", str(_CHILD)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env={**sleeping, **os.environ},
-    )
-
-
-async def _introduce(process: anyio.abc.Process, settings: dict[str, object]) -> dict[str, str]:
+async def _introduce(process: anyio.abc.Process, settings: Mapping[str, object]) -> dict[str, str]:
     """Hand over the settings, on a pipe where no other process can read the key."""
     if process.stdin is None or process.stdout is None:
         raise AssertionError
@@ -169,29 +182,144 @@ async def _introduce(process: anyio.abc.Process, settings: dict[str, object]) ->
         return {}
 
 
-async def _end_process(process: anyio.abc.Process, grace: float) -> None:
-    """Ask the process to end by closing its standard input; kill it if it does not."""
-    with anyio.move_on_after(grace):
-        if process.stdin is not None:
-            await process.stdin.aclose()
-        await process.wait()
-    if process.returncode is None:
-        process.kill()
-    with anyio.move_on_after(_KILL_SECONDS):
-        await process.aclose()
-
-
-def _log_path(folder: Path) -> Path:
-    return folder / "llama.log"
-
-
 def _tail(folder: Path) -> str:
     """The end of the log, as part of a sentence."""
     try:
-        with _log_path(folder).open("rb") as log:
+        with (folder / _LOG).open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = log.read().decode("utf-8", "replace")
     except OSError:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
     return f"; its log ends with: {' / '.join(lines)}" if lines else ""
+
+
+class _Templated(msgspec.Struct):
+    prompt: str
+
+
+class _Tokenised(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Completed(msgspec.Struct):
+    usage: TokenUsage
+
+
+class _Saved(msgspec.Struct):
+    n_written: int
+
+
+class _Restored(msgspec.Struct):
+    n_restored: int
+
+
+class ServerApi:
+    """What llama.cpp's server offers beside traces, below its root."""
+
+    def __init__(self, http: HttpClient, url: str) -> None:
+        self._http = http
+        self._url = url
+
+    async def templated(self, messages: tuple[Message, ...]) -> str:
+        """The prompt that a chat becomes."""
+        body = {"messages": chat_messages(messages)}
+        return (await self._post(_Templated, "/apply-template", body)).prompt
+
+    async def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt."""
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+        return len((await self._post(_Tokenised, "/tokenize", body)).tokens)
+
+    async def prefill(self, slot: int, messages: tuple[Message, ...]) -> int:
+        """Compute a prompt in a slot; gives how many of its tokens the slot had already.
+
+        The server does not stop short of the first token, so it draws one, which is dropped.
+        """
+        body = {"messages": chat_messages(messages), "max_tokens": 1, "id_slot": slot}
+        completed = await self._post(_Completed, "/chat/completions", body)
+        details = completed.usage.prompt_tokens_details
+        return (details and details.cached_tokens) or 0
+
+    async def save(self, slot: int, file: str) -> int:
+        """Save what a slot has computed; gives the bytes written."""
+        saved = await self._post(_Saved, f"/slots/{slot}?action=save", {"filename": file})
+        return saved.n_written
+
+    async def restore(self, slot: int, file: str) -> None:
+        """Load into a slot what was saved."""
+        await self._post(_Restored, f"/slots/{slot}?action=restore", {"filename": file})
+
+    async def _post(self, kind: type[AnswerT], path: str, body: Json) -> AnswerT:
+        answer = await self._http.ask("POST", self._url + path, body)
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.DecodeError as error:
+            raise EngineError(
+                tried=f"ask llama.cpp for {path}",
+                found=f"an unknown answer: {quoted(answer)}",
+                remedy="Install the version of xllamacpp that conviction names in its extra.",
+            ) from error
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has where it is confined."""
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = (int(part) for part in _GROUP_CORES.read_text().split())
+    except (OSError, ValueError):
+        return cores
+    return max(1, min(cores, ceil(quota / period)))
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that a new process may take; None where the system does not tell."""
+    known = [room for room in (_system_memory(), _group_memory()) if room is not None]
+    return min(known, default=None)
+
+
+def check_memory(path: Path, header: GgufHeader, *, slots: int, context: int) -> None:
+    """Check that a model with `slots` times `context` tokens fits into memory.
+
+    Raises:
+        EngineStartError: it does not. Where the need or the memory is unknown, it passes.
+    """
+    available = available_memory()
+    if available is None:
+        return
+    cache = slots * context * (header.kv_bytes_per_token() or 0)
+    needed = header.file_size + cache + _WORKING_BYTES
+    if needed > available:
+        raise EngineStartError(
+            tried=f"load {path.name} with {slots} slots of {context:,} tokens",
+            found=f"it takes about {_gib(needed)} of memory ({_gib(header.file_size)} for the "
+            f"model, {_gib(cache)} for the context), and {_gib(available)} are free",
+            remedy="Use a smaller model, fewer slots, a smaller context or fewer --max-tokens.",
+        )
+
+
+def _system_memory() -> int | None:
+    try:
+        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _group_memory() -> int | None:
+    try:
+        return max(0, int(_GROUP_MEMORY.read_text()) - int(_GROUP_MEMORY_USED.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -16,14 +15,26 @@ import anyio.to_thread
 
 from conviction.core import require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
-from conviction.engines.channel import remove_leftovers
-from conviction.engines.openai.balancing import Balancer, Endpoint, Lease, backoff
-from conviction.engines.openai.facts import FactsCache, ServerFacts
-from conviction.engines.openai.http import NO_HEADERS, HttpClient, Timeouts
+from conviction.engines.openai.facts import FILTERS_OFF, Dialect, FactsCache, Route, ServerFacts
+from conviction.engines.openai.http import (
+    NO_HEADERS,
+    NOTHING,
+    HttpClient,
+    Json,
+    Timeouts,
+    check,
+)
 from conviction.engines.openai.probe import find_model, probe
-from conviction.engines.openai.requests import NOTHING, Json, Route
-from conviction.engines.openai.servers import Server, common_capabilities
-from conviction.engines.openai.trace_stream import SilentChannelError, TraceStream, open_trace
+from conviction.engines.openai.servers import (
+    Balancer,
+    Endpoint,
+    Lease,
+    Server,
+    backoff,
+    common_capabilities,
+)
+from conviction.engines.openai.traces import SilentChannelError, TraceStream, open_trace
+from conviction.engines.vllm_gate import remove_leftovers
 from conviction.errors import (
     EngineError,
     EngineUnavailableError,
@@ -31,8 +42,6 @@ from conviction.errors import (
     StreamError,
     TemporarilyUnavailableError,
 )
-
-_CHECK_SECONDS = 5.0
 
 
 class OpenAIEngine(Engine):
@@ -105,7 +114,7 @@ class OpenAIEngine(Engine):
             for url in urls
         ]
         endpoints = [Endpoint(server, concurrency) for server in self._servers]
-        self._balancer = Balancer(endpoints, _check, patience)
+        self._balancer = Balancer(endpoints, lambda server: check(server.http), patience)
         self._stack = AsyncExitStack()
         self._probing = anyio.Lock()
         self._capabilities: Capabilities | None = None
@@ -130,12 +139,7 @@ class OpenAIEngine(Engine):
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close all connections."""
         await self._stack.aclose()
 
@@ -160,7 +164,7 @@ class OpenAIEngine(Engine):
 
         async def ask(server: Server) -> None:
             try:
-                await _check(server)
+                await check(server.http)
             except EngineError as error:
                 troubles.append(error)
 
@@ -170,14 +174,8 @@ class OpenAIEngine(Engine):
         if len(troubles) == len(self._servers):
             raise troubles[0]
 
-    async def stream(
-        self, request: TraceRequest, *, extra: Json = NOTHING
-    ) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Generate one trace.
-
-        Args:
-            request: The trace.
-            extra: Further settings to send with this trace.
 
         Raises:
             EngineUnavailableError: no server can be reached, or it refuses us.
@@ -185,7 +183,7 @@ class OpenAIEngine(Engine):
             StreamError: the stream broke, stalled, or is no stream of completions.
             EngineError: the server refuses the request for another reason.
         """
-        lease, trace, notes = await self._begin(request, {**self._extra, **extra})
+        lease, trace, notes = await self._begin(request)
         server = lease.endpoint.server
         complete = False
         try:
@@ -212,16 +210,8 @@ class OpenAIEngine(Engine):
             self._balancer.give_back(lease, complete=complete)
         yield replace(last, notes=(*notes, *last.notes)) if notes else last
 
-    async def post(self, path: str, body: Json) -> bytes:
-        """Post JSON below the first server's base URL and give the body of the answer.
-
-        Raises:
-            EngineError: the server cannot be reached, or does not answer with 200.
-        """
-        return await self._servers[0].http.ask("POST", path, body)
-
     async def _begin(
-        self, request: TraceRequest, extra: Json
+        self, request: TraceRequest
     ) -> tuple[Lease[Server], TraceStream, tuple[str, ...]]:
         """A server's answer, once one takes the trace, and what happened on the way."""
         notes: dict[str, None] = {}
@@ -231,7 +221,7 @@ class OpenAIEngine(Engine):
             endpoint = lease.endpoint
             facts = endpoint.server.facts
             try:
-                trace = await self._open(endpoint.server, request, extra)
+                trace = await self._open(endpoint.server, request)
             except EngineUnavailableError as error:
                 self._balancer.give_back(lease)
                 alone = len(self._balancer.endpoints) == 1
@@ -278,9 +268,10 @@ class OpenAIEngine(Engine):
         if self._cache and server.facts:
             self._cache.forget(server.http.base_url, server.facts.model, self._route)
 
-    async def _open(self, server: Server, request: TraceRequest, extra: Json) -> TraceStream:
-        route = Route.COMPLETIONS if request.templated else self._route
-        return await open_trace(server, request, route=route, model=self._model, extra=extra)
+    async def _open(self, server: Server, request: TraceRequest) -> TraceStream:
+        plainest = Dialect(dict(FILTERS_OFF[0]))
+        facts = server.facts or ServerFacts(self._model or "", dialect=plainest)
+        return await open_trace(server.http, facts, request, route=self._route, extra=self._extra)
 
     async def _find_out(self) -> Capabilities:
         async with anyio.create_task_group() as tasks:
@@ -328,20 +319,7 @@ class OpenAIEngine(Engine):
 
     async def _probe(self, server: Server, listed: ServerFacts) -> ServerFacts:
         facts = await probe(server.http, self._route, listed)
-        # Whoever is told that there are none will switch them on.
+        # Without log-probabilities, the user may switch them on and start again at once.
         if self._cache and facts.top_k:
             self._cache.save(server.http.base_url, self._route, facts)
         return facts
-
-
-async def _check(server: Server) -> None:
-    """Ask for a sign of life."""
-    try:
-        with anyio.fail_after(_CHECK_SECONDS):
-            await server.http.ask("GET", "/models")
-    except TimeoutError as error:
-        raise server.http.failures.unreachable(error) from error
-    except TemporarilyUnavailableError:
-        raise
-    except EngineError:
-        return  # It refuses to list its models, but it lives.

@@ -1,4 +1,4 @@
-"""What the events of a streamed completion mean: text, token confidences, the end.
+"""What a streamed completion means: bytes to events, events to text and token confidences.
 
 Both routes are read, chat completions and plain completions, as is everything that servers do
 differently: names of the thinking, shapes of log-probabilities, where the counts stand. Nothing
@@ -6,7 +6,7 @@ here does any I/O, so recorded streams can be read as well as live ones.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isfinite, nan
 from typing import TypeVar
 
@@ -14,26 +14,102 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.confidence import token_confidence
+from conviction.confidence import FILLER, token_confidence
 from conviction.core import FinishReason
 from conviction.engines.base import Chunk
-from conviction.engines.openai.streamed_events import Choice, Delta, Event, Timings, TokenUsage
+from conviction.engines.openai.failures import OTHERS_GO_ON, error_message, quoted
+from conviction.engines.openai.shapes import (
+    Delta,
+    Event,
+    EventChoice,
+    Logprobs,
+    Timings,
+    TokenUsage,
+)
 from conviction.errors import EngineError, StreamError
 
-DONE = b"[DONE]"
+MOST_EVENT_BYTES = 1 << 24
+"""A longer event is a fault: the largest honest ones have some hundred kilobytes."""
+
+_DONE = b"[DONE]"
 _FINISHES = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 _REFUSED = ("content_filter", "tool_calls", "function_call")
 """Finish reasons that would come again if the trace were started again."""
 
-_MOST_QUOTED = 300
 _SPARE_TOKENS = 16
-"""Tokens beyond the limit that are let pass: servers count the last one differently."""
+"""Tokens allowed beyond the limit: servers count the last one differently."""
 
 _MOST_TOKENS = 1 << 24
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
-_DECODER = msgspec.json.Decoder(Event)
+_EVENT = msgspec.json.Decoder(Event)
+_NO_USAGE, _NO_TIMINGS = TokenUsage(), Timings()
+
+
+class EventParser:
+    """Takes a stream of server-sent events in pieces of any size, gives the data of each event.
+
+    Works on bytes and leaves decoding to the JSON parser: a third of the cost of decoding text
+    and splitting it into lines first, and a character cut in two between reads does no harm.
+
+    Source: the event stream format of the HTML standard, section 9.2. Names, ids and retry times
+    of events are skipped, as no server of completions gives them a meaning.
+    """
+
+    def __init__(self, most_bytes: int = MOST_EVENT_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._line = bytearray()
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._carriage_return = False
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The data of the events that `piece` completes, in order.
+
+        Raises:
+            StreamError: an event is larger than allowed.
+        """
+        if self._carriage_return:
+            piece, self._carriage_return = b"\r" + piece, False
+        if b"\r" in piece:
+            if piece.endswith(b"\r"):
+                # Perhaps half of a line end: the next piece tells.
+                piece, self._carriage_return = piece[:-1], True
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = piece.split(b"\n")
+        if lines and self._line:
+            lines[0] = bytes(self._line) + lines[0]
+            self._line.clear()
+        self._line += rest
+        events = self._read(lines)
+        if len(self._line) + self._data_bytes > self._most_bytes:
+            raise StreamError(
+                tried="read the server's stream",
+                found=f"one event has more than {self._most_bytes:,} bytes",
+                remedy="Check that the address is that of a server of completions.",
+            )
+        return events
+
+    def finish(self) -> list[bytes]:
+        """What the end of the stream completes; some servers leave out the last empty line."""
+        lines = [bytes(self._line), b""]
+        self._line.clear()
+        return self._read(lines)
+
+    def _read(self, lines: list[bytes]) -> list[bytes]:
+        """The data of the events that whole lines complete."""
+        events: list[bytes] = []
+        data = self._data
+        for line in lines:
+            if line.startswith(b"data:"):
+                data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._data_bytes += len(line)
+            elif not line and data:
+                events.append(b"\n".join(data))
+                data.clear()
+                self._data_bytes = 0
+        return events
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[StructT]) -> StructT:
@@ -95,8 +171,7 @@ class TraceReader:
         self._secret = secret
         self._stop_token = stop_token
         self._finish: FinishReason | None = None
-        self._usage: TokenUsage | None = None
-        self._timings: Timings | None = None
+        self._usage, self._timings = _NO_USAGE, _NO_TIMINGS
         self._thinking = False
         self._failure: EngineError | None = None
         self.tokens = 0
@@ -144,25 +219,24 @@ class TraceReader:
         """
         self.check()
         if self._finish is None:
-            raise _broken(
-                f"the stream ended in the middle of the trace, after {self.tokens} tokens"
-            )
+            after = f"after {self.tokens} tokens"
+            raise _broken(f"the stream ended in the middle of the trace, {after}")
         # The token that ends a trace has no text, and on some servers no log-probabilities.
         silent = max(0, self._told() - self.tokens)
         self.tokens += silent
         return self._chunk("", [nan] * silent, self._finish)
 
     def _read(self, data: bytes, texts: list[str], confidences: list[float]) -> None:
-        if data == DONE:
+        if data == _DONE:
             self.done = True
             return
         try:
-            event = decode(data, _DECODER)
+            event = decode(data, _EVENT)
         except ValueError as error:
             found = quoted(data, self._secret)
             raise _broken(f"malformed data came: {found}") from error
         if event.error:
-            said = _said(event.error, self._secret)
+            said = error_message(event.error, self._secret)
             raise _broken(f"the server reported an error: {said}")
         if event.usage is not None or event.timings is not None:
             self._count(event)
@@ -178,7 +252,7 @@ class TraceReader:
             # Found before room is made for so many tokens: the number may be anything.
             raise _broken(f"the server counts {told:,} tokens, more than were asked for")
 
-    def _read_choice(self, choice: Choice, texts: list[str], confidences: list[float]) -> None:
+    def _read_choice(self, choice: EventChoice, texts: list[str], confidences: list[float]) -> None:
         if choice.finish_reason:
             self._finish = _finish(choice.finish_reason, self._secret)
             if self._stop_token is not None and choice.stop_reason == self._stop_token:
@@ -194,14 +268,14 @@ class TraceReader:
             return
         else:
             k = self._top_k
-            known = [token_confidence(c, k) for c in choice.logprobs.candidates(k)]
+            known = [token_confidence(c, k) for c in _candidates(choice.logprobs, k)]
             # llama.cpp keeps the pieces of a character to itself until it is whole, vLLM what
             # its parser has not understood yet; both then tell the last token's numbers only.
             silent = self._told() - self.tokens - len(known) if known else 0
             if silent > 0:
                 known = [nan] * silent + known
             if self._logprobs is not None:
-                generated = list(choice.logprobs.generated())
+                generated = list(_generated(choice.logprobs))
                 self._logprobs += [nan] * (len(known) - len(generated)) + generated
             self.informed = self.informed or any(map(isfinite, known))
         confidences += known
@@ -223,8 +297,7 @@ class TraceReader:
 
     def _told(self) -> int:
         """Tokens of the trace, as far as the server tells."""
-        usage, timings = self._usage, self._timings
-        return max((usage and usage.completion_tokens) or 0, timings.predicted_n if timings else 0)
+        return max(self._usage.completion_tokens or 0, self._timings.predicted_n)
 
     def _chunk(
         self, text: str, confidences: list[float], finish: FinishReason | None = None
@@ -232,19 +305,10 @@ class TraceReader:
         values: NDArray[np.float32] = np.array(confidences, np.float32)
         logprobs = None if self._logprobs is None else self._taken(len(confidences))
         usage, timings = self._usage, self._timings
-        if usage is None and timings is None:
-            return Chunk(text, values, finish, logprobs=logprobs)
-        details = usage and usage.prompt_tokens_details
-        return Chunk(
-            text,
-            values,
-            finish,
-            prompt_tokens=(usage and usage.prompt_tokens)
-            or (timings.prompt_n + timings.cache_n if timings else 0),
-            cached_tokens=(details and details.cached_tokens)
-            or (timings.cache_n if timings else 0),
-            logprobs=logprobs,
-        )
+        details = usage.prompt_tokens_details
+        prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n
+        cached = (details and details.cached_tokens) or timings.cache_n
+        return Chunk(text, values, finish, prompt, cached, logprobs=logprobs)
 
     def _taken(self, tokens: int) -> NDArray[np.float32]:
         """The log-probabilities since the last chunk; silent tokens at the end have none."""
@@ -266,42 +330,45 @@ def _finish(reason: str, secret: str | None) -> FinishReason:
 
 
 def _broken(found: str) -> StreamError:
-    return StreamError(
-        tried="read the trace's stream",
-        found=found,
-        remedy="Other traces go on; if all fail, look into the server's log.",
-    )
+    return StreamError(tried="read the trace's stream", found=found, remedy=OTHERS_GO_ON)
 
 
-def _said(error: object, secret: str | None) -> str:
-    try:
-        return error_message(error, secret)
-    except RecursionError:
-        return "one without end"
+def _candidates(logprobs: Logprobs, top_k: int) -> Iterable[Sequence[float]]:
+    """For each token the log-probabilities of the `top_k` likeliest ones at its place."""
+    for token in logprobs.content or ():
+        values = [
+            value
+            for candidate in token.top_logprobs or ()
+            if (value := candidate.logprob) is not None
+        ]
+        if len(values) == top_k > 2 and values[0] < values[-1]:
+            _replace_sampled(values)
+        yield values
+    for mapping in logprobs.top_logprobs or ():
+        yield [value for value in (mapping or {}).values() if value is not None]
 
 
-def error_message(error: object, secret: str | None) -> str:
-    """The words in an error object, however the server shapes it."""
-    match error:
-        case {"message": str(message)} | {"detail": str(message)} | {"error": str(message)}:
-            return quoted(message, secret)
-        case {"error": object() as inner}:
-            return error_message(inner, secret)
-        case _:
-            return quoted(str(error), secret)
+def _generated(logprobs: Logprobs) -> Iterable[float]:
+    """For each token that has candidates its own log-probability, NaN if unknown."""
+    for token in logprobs.content or ():
+        yield _usable(token.logprob)
+    values = logprobs.token_logprobs or ()
+    for place in range(len(logprobs.top_logprobs or ())):
+        yield _usable(values[place] if place < len(values) else None)
 
 
-def quoted(text: str | bytes, secret: str | None = None) -> str:
-    """The beginning of what a server sent, fit for a message.
+def _usable(logprob: float | None) -> float:
+    return logprob if logprob is not None and FILLER < logprob <= 0.0 else nan
 
-    Args:
-        text: What it sent.
-        secret: What must not be shown, one on each line; taken out first, as shortening would
-            leave a part of it.
+
+def _replace_sampled(values: list[float]) -> None:
+    """Undo that vLLM gives the sampled token the place of the k-th best.
+
+    A sampled token that is not among the k best stands before them in chats, and the list is cut
+    at k. What was cut off is at most the last of the others, and hardly less: that stands in for
+    it. An unlikely sample would else make the model look surer than it is.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
-    for hidden in (secret or "").splitlines():
-        text = text.replace(hidden, "…")
-    text = " ".join(text.split())
-    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
+    others = values[1:]
+    usable = all(FILLER < value <= 0.0 for value in values)
+    if usable and values[0] < others[-1] and others == sorted(others, reverse=True):
+        values[0] = others[-1]

@@ -1,21 +1,64 @@
 """What was found out about one server and one model, and how it is kept between runs."""
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
-
-from conviction.engines.openai.requests import Dialect, Route
 
 FRESH_SECONDS = 24 * 3600.0
 """Servers are restarted with other settings; what is older than this is asked again."""
 
 _SCHEMA = 3
 _MOST_BYTES = 1 << 16
+
+FILTERS_OFF: tuple[Mapping[str, float], ...] = (
+    {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    {"top_p": 1.0, "top_k": -1, "min_p": 0.0},
+    {"top_p": 1.0, "top_k": 0, "min_p": 0.0},
+    {"top_p": 1.0},
+    {},
+)
+"""Values that switch filters and penalties off, as servers accept them, the fullest first.
+
+They are sent because servers of open models have some of their own, which hold where a request is
+silent: vLLM takes them from the model's folder. Servers differ in the `top_k` for "all", and hosted
+services refuse what the original protocol does not have.
+"""
+
+
+class Route(StrEnum):
+    """Where a trace is asked for."""
+
+    CHAT = "/chat/completions"
+    """The server puts the model's chat template around the messages."""
+    COMPLETIONS = "/completions"
+    """The text goes to the model as it is, for prompts that have their template already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one server wants to be spoken to.
+
+    Attributes:
+        filters_off: What to send for filters that a sampling leaves off.
+        limit_name: What the limit of tokens is called.
+        counts: Where every event can carry the counts of tokens: in its usage (vLLM, SGLang), its
+            timings (llama.cpp), or nowhere.
+        token_ids: Whether candidates can be named by number. Plain completions give them as a
+            mapping, in which two tokens that read the same would be one.
+    """
+
+    filters_off: dict[str, float] = field(default_factory=dict[str, float])
+    limit_name: str = "max_tokens"
+    counts: Literal["", "usage", "timings"] = ""
+    token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)

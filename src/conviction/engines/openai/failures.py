@@ -5,13 +5,13 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from math import isfinite
 
 import aiohttp
 
-from conviction.engines.openai.events import error_message, quoted
 from conviction.errors import (
     ContextOverflowError,
     EngineError,
@@ -21,41 +21,38 @@ from conviction.errors import (
 )
 
 _OVERFLOW_WORDS = (
-    "exceed_context_size",
-    "context_length_exceeded",
-    "context length",
-    "context size",
-    "context window",
-    "maximum context",
-    "max_model_len",
+    b"exceed_context_size",
+    b"context_length_exceeded",
+    b"context length",
+    b"context size",
+    b"context window",
+    b"maximum context",
+    b"max_model_len",
 )
 _UNAUTHORISED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
-_OUT_OF_QUOTA = b"insufficient_quota"
 _REDIRECTS = range(300, 400)
-_OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
+_MOST_QUOTED = 300
+OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
 
 
+@dataclass(frozen=True, slots=True)
 class Failures:
     """Names the failures of one server; its key never appears in a message.
 
-    Args:
-        base_url: Address of the server, as in "http://127.0.0.1:8000/v1".
-        api_key: The key that is sent, if any.
-
     Attributes:
-        secret: The same, under the name of what must be done with it.
+        base_url: Address of the server, as in "http://127.0.0.1:8000/v1".
+        secret: The key that is sent, if any.
     """
 
-    def __init__(self, base_url: str, api_key: str | None) -> None:
-        self._base_url = base_url
-        self.secret = api_key
+    base_url: str
+    secret: str | None
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> EngineError:
         """The error for an answer other than 200."""
         if status in _REDIRECTS:
             return EngineUnavailableError(
-                tried=f"ask {self._base_url}",
+                tried=f"ask {self.base_url}",
                 found=f"it sends us on to {self._clean(headers.get('Location', 'nowhere'))}",
                 remedy="Use that address if you trust it; redirects are not followed, because "
                 "they could carry the key to a stranger.",
@@ -64,7 +61,7 @@ class Failures:
         wait = _seconds_to_wait(headers.get("Retry-After", ""))
         asks = "" if wait is None else f"; it asks us to wait {wait:,.0f} s"
         error = kind(
-            tried=f"ask {self._base_url}",
+            tried=f"ask {self.base_url}",
             found=f"status {status}: {_message(body, self.secret) or 'no reason given'}{asks}",
             remedy=remedy,
         )
@@ -75,16 +72,16 @@ class Failures:
 
     def _refusal(self, status: int, body: bytes) -> tuple[type[EngineError], str]:
         kind: type[EngineError] = EngineUnavailableError
-        if status in _UNAUTHORISED:
+        if status in _UNAUTHORISED and self.secret:
+            remedy = "Give the key that belongs to this server."
+        elif status in _UNAUTHORISED:
             remedy = (
-                "Give the key that belongs to this server."
-                if self.secret
-                else "The server wants a key: put it into CONVICTION_API_KEY, or name a file with "
+                "The server wants a key: put it into CONVICTION_API_KEY, or name a file with "
                 "--api-key-file; in a program, give api_key."
             )
         elif status == HTTPStatus.NOT_FOUND:
             remedy = "Check the model's name, and the address: most servers want it to end in /v1."
-        elif status in _BUSY and _OUT_OF_QUOTA in body:
+        elif status in _BUSY and b"insufficient_quota" in body:
             remedy = "Raise the quota of this key, or use another one."
         elif status in _BUSY:
             kind = TemporarilyUnavailableError
@@ -94,7 +91,7 @@ class Failures:
         elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = TemporarilyUnavailableError
             remedy = "Look into the server's log, and try again later."
-        elif _is_overflow(body):
+        elif any(words in body.lower() for words in _OVERFLOW_WORDS):
             kind = ContextOverflowError
             remedy = (
                 "Shorten the question, lower --max-tokens, or give the server a larger context."
@@ -106,82 +103,59 @@ class Failures:
 
     def not_a_stream(self, content_type: str, body: bytes) -> EngineError:
         """The error for a 200 that holds no stream of events."""
-        said = _message(body, self.secret)
+        said = _message(body, self.secret) or "nothing"
         # A server that reports its trouble this way may be well again when asked once more;
         # whatever else answers in a page or a file will do so every time.
         in_trouble = content_type.startswith("application/json")
         return (StreamError if in_trouble else EngineUnavailableError)(
-            tried=f"read a stream from {self._base_url}",
-            found=f"it answered with {self._clean(content_type) or 'no content type'}: "
-            f"{said or 'nothing'}",
+            tried=f"read a stream from {self.base_url}",
+            found=f"it answered with {self._clean(content_type) or 'no content type'}: {said}",
             remedy="Check that the address is that of a server of completions.",
         )
 
     def unreachable(self, error: Exception) -> EngineUnavailableError:
         """The error for a request that got no answer."""
+        kind, tried = EngineUnavailableError, f"reach {self.base_url}"
         match error:
             case aiohttp.ClientSSLError():
-                return EngineUnavailableError(
-                    tried=f"reach {self._base_url} safely",
-                    found=self._reason(error),
-                    remedy="Mend the server's certificate, or add its authority to those that "
-                    "this machine trusts (SSL_CERT_FILE names a file of them).",
+                tried += " safely"
+                remedy = (
+                    "Mend the server's certificate, or add its authority to those that this "
+                    "machine trusts (SSL_CERT_FILE names a file of them)."
                 )
             case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():
-                return EngineUnavailableError(
-                    tried=f"use {self._base_url!r} as a server's address",
-                    found=self._reason(error),
-                    remedy="Give an address such as http://127.0.0.1:8000/v1.",
-                )
+                tried = f"use {self.base_url!r} as a server's address"
+                remedy = "Give an address such as http://127.0.0.1:8000/v1."
             case aiohttp.ClientConnectorDNSError():
-                return EngineUnavailableError(
-                    tried=f"reach {self._base_url}",
-                    found=self._reason(error),
-                    remedy="Check the name in the address.",
-                )
+                remedy = "Check the name in the address."
             case _:
-                return TemporarilyUnavailableError(
-                    tried=f"reach {self._base_url}",
-                    found=self._reason(error),
-                    remedy="Check that the server runs, and its address"
-                    + (", and that it speaks TLS." if self._base_url[:6] == "https:" else "."),
-                )
+                kind = TemporarilyUnavailableError
+                tls = ", and that it speaks TLS" if self.base_url[:6] == "https:" else ""
+                remedy = f"Check that the server runs, and its address{tls}."
+        return kind(tried=tried, found=self._reason(error), remedy=remedy)
 
-    def broken(self, error: Exception) -> StreamError:
-        """The error for a stream that was cut."""
-        return self._broken(self._reason(error))
-
-    def lost(self) -> StreamError:
-        """The error for a stream that ended without a word."""
-        return self._broken("the connection was lost, or something came that is no HTTP")
+    def broken(self, why: str | Exception) -> StreamError:
+        """The error for a stream that was cut, or cannot be read on."""
+        return StreamError(
+            tried=f"read a trace from {self.base_url}",
+            found=why if isinstance(why, str) else self._reason(why),
+            remedy=OTHERS_GO_ON,
+        )
 
     def silent(self, seconds: float) -> StreamError:
         """The error for a stream that stalled."""
         return StreamError(
-            tried=f"read a trace from {self._base_url}",
+            tried=f"read a trace from {self.base_url}",
             found=f"not a byte came within {seconds:g} s",
             remedy="If the server is only slow, allow it more time; if something between holds "
             "streams back until they are complete, go around it.",
-        )
-
-    def too_long(self, seconds: float) -> StreamError:
-        """The error for a trace that takes too much time."""
-        return self._broken(f"the trace had not ended after {seconds:g} s")
-
-    def too_large(self, size: int) -> StreamError:
-        """The error for a trace of too many bytes."""
-        return self._broken(f"it sent more than {size:,} bytes for one trace")
-
-    def _broken(self, found: str) -> StreamError:
-        return StreamError(
-            tried=f"read a trace from {self._base_url}", found=found, remedy=_OTHERS_GO_ON
         )
 
     def _reason(self, error: Exception) -> str:
         found = str(error)
         match error:
             case aiohttp.ConnectionTimeoutError():
-                found = "nobody took the connection in time"
+                found = "the connection was not accepted in time"
             case TimeoutError():
                 found = "not a byte came in the time allowed"
             case aiohttp.ClientHttpProxyError(status=status):
@@ -211,13 +185,32 @@ def _seconds_to_wait(value: str) -> float | None:
     return None
 
 
+def error_message(error: object, secret: str | None) -> str:
+    """The words in an error object, however the server shapes it."""
+    try:
+        match error:
+            case {"message": str(words)} | {"detail": str(words)} | {"error": str(words)}:
+                return quoted(words, secret)
+            case {"error": object() as inner}:
+                return error_message(inner, secret)
+            case _:
+                return quoted(str(error), secret)
+    except RecursionError:
+        return "a message nested too deeply to be shown"
+
+
+def quoted(text: str | bytes, secret: str | None = None) -> str:
+    """The beginning of what a server sent, fit for a message, without the secrets, one a line."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    for hidden in (secret or "").splitlines():  # First, as shortening would leave a part of it.
+        text = text.replace(hidden, "…")
+    text = " ".join(text.split())
+    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
+
+
 def _message(body: bytes, secret: str | None) -> str:
     try:
         return error_message(json.loads(body), secret)
     except (ValueError, RecursionError):
         return quoted(body, secret)
-
-
-def _is_overflow(body: bytes) -> bool:
-    text = body.decode("utf-8", "replace").lower()
-    return any(word in text for word in _OVERFLOW_WORDS)

@@ -6,11 +6,11 @@ response closes the connection at once, which is what tells a server to stop.
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,9 +20,17 @@ import anyio
 import msgspec
 
 from conviction.core import require
+from conviction.engines.base import not_started
 from conviction.engines.openai.failures import Failures
-from conviction.engines.openai.requests import Json
-from conviction.errors import EngineError, EngineUnavailableError, InvalidSettingError
+from conviction.errors import (
+    EngineError,
+    InvalidSettingError,
+    TemporarilyUnavailableError,
+)
+
+Json = Mapping[str, object]
+
+NOTHING: Json = MappingProxyType({})
 
 _MOST_ANSWER_BYTES = 1 << 22
 _READ_BYTES = 1 << 18
@@ -32,6 +40,7 @@ _KEEP_ALIVE_SECONDS = 4.0
 _CLOSE_SECONDS = 2.0
 _DRAIN_SECONDS = 0.2
 _PAGE_SECONDS = 15.0
+_CHECK_SECONDS = 5.0
 _FAREWELL_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 """Between two looks at a stream, at most."""
@@ -83,14 +92,13 @@ class HttpClient:
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._check_address()
+        _check_address(self.base_url)
         self.timeouts = timeouts
         secrets = (api_key or "", *(value for value in headers.values() if len(value) > 7))
         self.failures = Failures(self.base_url, "\n".join(filter(None, secrets)) or None)
         self._api_key = api_key
         self._headers = dict(headers)
         self._session: aiohttp.ClientSession | None = None
-        self._stack = AsyncExitStack()
 
     @property
     def sends_key_in_the_open(self) -> bool:
@@ -111,12 +119,7 @@ class HttpClient:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close all connections."""
         session, self._session = self._session, None
         if session is not None:
@@ -133,7 +136,7 @@ class HttpClient:
         response = await self._send("POST", self.base_url + path, body)
         content_type = response.headers.get("Content-Type", "").lower()
         if response.status == 200 and content_type.startswith("text/event-stream"):
-            return ByteStream(response, self.timeouts, self.failures, began)
+            return ByteStream(self, response, began)
         answer = await self._read(response)
         if response.status == 200:
             raise self.failures.not_a_stream(content_type, answer)
@@ -142,13 +145,15 @@ class HttpClient:
     async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
         """Send a request and give the whole body of its answer.
 
+        Args:
+            method: The HTTP method.
+            path: Where to, below the base URL; or a whole address.
+            body: What to send as JSON.
+
         Raises:
             EngineError: the server cannot be reached, or does not answer with 200.
         """
-        return await self.fetch(method, self.base_url + path, body)
-
-    async def fetch(self, method: str, url: str, body: Json | None = None) -> bytes:
-        """`ask` for an address that is not below the base URL."""
+        url = path if "://" in path else self.base_url + path
         # What needs no tokens needs little time.
         bound = _PAGE_SECONDS if body is None else inf
         try:
@@ -161,28 +166,9 @@ class HttpClient:
             raise self.failures.answered(response.status, response.headers, answer)
         return answer
 
-    def _check_address(self) -> None:
-        # What stands before an @ or behind a ? may be secret, so it is not shown.
-        shown = self.base_url.rpartition("@")[2].partition("?")[0]
-        try:
-            address = urlsplit(self.base_url)
-            problem = _problem(address)
-        except ValueError as error:
-            problem = "it is malformed" if shown != self.base_url else str(error)
-        if problem:
-            raise InvalidSettingError(
-                tried=f"use {shown!r} as a server's address",
-                found=problem,
-                remedy="Give an address such as http://127.0.0.1:8000/v1.",
-            )
-
     async def _send(self, method: str, url: str, body: Json | None) -> aiohttp.ClientResponse:
         if self._session is None:
-            raise EngineUnavailableError(
-                tried=f"ask {self.base_url}",
-                found="the engine is not started",
-                remedy="Use it within `async with engine:`.",
-            )
+            raise not_started(f"the engine of {self.base_url}")
         data = None if body is None else msgspec.json.encode(body)
         headers = dict(self._headers)
         if body is not None:
@@ -207,13 +193,12 @@ class HttpClient:
             raise self.failures.unreachable(error) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """The body, up to a bound; what lies beyond is of no use to anybody."""
+        """The body, up to a bound."""
         body = bytearray()
         try:
             with anyio.fail_after(self.timeouts.first_byte):
-                while len(body) < _MOST_ANSWER_BYTES and (
-                    piece := await response.content.readany()
-                ):
+                read = response.content.readany
+                while len(body) < _MOST_ANSWER_BYTES and (piece := await read()):
                     body += piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.failures.unreachable(error) from error
@@ -229,19 +214,12 @@ class ByteStream:
     reading the byte.
     """
 
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        timeouts: Timeouts,
-        failures: Failures,
-        began: float,
-    ) -> None:
+    def __init__(self, http: HttpClient, response: aiohttp.ClientResponse, began: float) -> None:
         self._response = response
-        self._timeouts = timeouts
-        self._failures = failures
-        self._began = began
-        self._heard = began
-        self._allowed = timeouts.first_byte
+        self._timeouts = http.timeouts
+        self._failures = http.failures
+        self._began = self._heard = began
+        self._allowed = http.timeouts.first_byte
         self._given_up: EngineError | None = None
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_at(self._next_look(), self._look)
@@ -256,7 +234,7 @@ class ByteStream:
         clock = self._loop.time
         try:
             while piece := await read():
-                self._heard = inf  # Until the next piece is asked for, nobody is kept waiting.
+                self._heard = inf  # No read is pending until the next piece is asked for.
                 yield piece
                 self._heard, self._allowed = clock(), self._timeouts.stall
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
@@ -288,11 +266,13 @@ class ByteStream:
     def _look(self) -> None:
         now = self._loop.time()
         if now >= self._began + self._timeouts.trace:
-            self._given_up = self._failures.too_long(self._timeouts.trace)
+            late = f"the trace had not ended after {self._timeouts.trace:g} s"
+            self._given_up = self._failures.broken(late)
         elif now >= self._heard + self._allowed:
             self._given_up = self._failures.silent(self._allowed)
         elif self._is_lost():
-            self._given_up = self._failures.lost()
+            lost = "the connection was lost, or something came that is no HTTP"
+            self._given_up = self._failures.broken(lost)
         else:
             self._timer = self._loop.call_at(self._next_look(), self._look)
             return
@@ -309,11 +289,43 @@ class ByteStream:
         return connection.transport is None or connection.transport.is_closing()
 
 
+async def check(http: HttpClient) -> None:
+    """Ask a server for a sign of life.
+
+    Raises:
+        EngineUnavailableError: it gives none in time.
+    """
+    try:
+        with anyio.fail_after(_CHECK_SECONDS):
+            await http.ask("GET", "/models")
+    except TimeoutError as error:
+        raise http.failures.unreachable(error) from error
+    except TemporarilyUnavailableError:
+        raise
+    except EngineError:
+        return  # It refuses to list its models, but it lives.
+
+
 def _give_back(response: aiohttp.ClientResponse) -> None:
     if response.content.at_eof():
         response.release()
     else:
         response.close()
+
+
+def _check_address(url: str) -> None:
+    # What stands before an @ or behind a ? may be secret, so it is not shown.
+    shown = url.rpartition("@")[2].partition("?")[0]
+    try:
+        problem = _problem(urlsplit(url))
+    except ValueError as error:
+        problem = "it is malformed" if shown != url else str(error)
+    if problem:
+        raise InvalidSettingError(
+            tried=f"use {shown!r} as a server's address",
+            found=problem,
+            remedy="Give an address such as http://127.0.0.1:8000/v1.",
+        )
 
 
 def _problem(address: SplitResult) -> str:
@@ -329,7 +341,7 @@ def _problem(address: SplitResult) -> str:
 
 
 def _proxy(address: SplitResult) -> str | None:
-    """The proxy that the environment names for the outside world, which knows nothing of loopback.
+    """The proxy that the environment names, but for loopback.
 
     aiohttp would find it, too, but then adds what netrc holds for the server to our own key.
     """

@@ -3,47 +3,51 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
 import numpy as np
 
-from conviction.core import Message, Sampling
-from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
-from conviction.engines.channel import Channel, channel_for, remove_leftovers
-from conviction.engines.gates import ABSURD, gate_arguments
-from conviction.engines.seeds import seeds_count
-from conviction.engines.vllm.inside import AsyncEngine, Completion
+from conviction.core import FinishReason, Message, Sampling
+from conviction.engines.base import (
+    Capabilities,
+    Chunk,
+    Engine,
+    TraceRequest,
+    context_overflow,
+    not_started,
+    seeds_count,
+)
 from conviction.engines.vllm.outputs import (
-    confidences_of,
+    OutputReader,
+    core_died,
     failure_of,
-    finish_of,
-    logprobs_of,
     outputs_of,
+    sampling_parameters,
 )
-from conviction.engines.vllm.prompts import Prompts
 from conviction.engines.vllm.starting import check_installed, check_model, start
-from conviction.errors import (
-    ContextOverflowError,
-    EngineError,
-    EngineUnavailableError,
-)
+from conviction.engines.vllm_gate import ABSURD, channel_for, gate_arguments, remove_leftovers
+from conviction.errors import EngineError, EngineUnavailableError
 from conviction_gate.names import DEFAULT_K, MOST_K, stop_token_of
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 _COUNT = (Message("user", "Count from one to one hundred in words."),)
 _DRAWN = 24
+_MOST_PROMPTS = 64
+"""Prompts that are remembered: all traces of a question have the same."""
 
 NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class _Running:
-    vllm: AsyncEngine
-    prompts: Prompts
+class _Started:
+    vllm: "AsyncLLM"
+    prompts: "Prompts"
     stop_token: int | None
     context: int
     most_logprobs: int
@@ -82,7 +86,7 @@ class VLLMEngine(Engine):
         self._label = folder.resolve().name if folder.is_dir() else self._model
         self._options = dict(options)
         self._templated = templated
-        self._running: _Running | None = None
+        self._running: _Started | None = None
         self._gating = _Gating()
         self._probing = anyio.Lock()
         self._capabilities: Capabilities | None = None
@@ -104,7 +108,7 @@ class VLLMEngine(Engine):
         check_installed()
         check_model(self._model)
         await anyio.to_thread.run_sync(remove_leftovers)
-        # Not left alone when cancelled: it would hold the device, and nobody would end it.
+        # Waited for also when cancelled, or a vLLM that starts later would hold the device.
         vllm = await anyio.to_thread.run_sync(start, self._model, self._options)
         try:
             self._running = await anyio.to_thread.run_sync(_running, vllm)
@@ -114,12 +118,7 @@ class VLLMEngine(Engine):
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End vLLM and all its processes."""
         running, self._running = self._running, None
         self._capabilities = None
@@ -128,7 +127,7 @@ class VLLMEngine(Engine):
                 await anyio.to_thread.run_sync(running.vllm.shutdown)
 
     async def capabilities(self) -> Capabilities:
-        """What it can do: its settings, and the gate and the seeds as a few tokens show them.
+        """What it can do: its settings, and what a few tokens show of the gate and the seeds.
 
         Raises:
             EngineError: it is not started, or generates nothing.
@@ -161,7 +160,7 @@ class VLLMEngine(Engine):
         except EngineError:
             raise
         except Exception as error:
-            raise self._dead(error) from error
+            raise core_died(error, self.name) from error
 
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Generate one trace.
@@ -185,25 +184,27 @@ class VLLMEngine(Engine):
     ) -> AsyncGenerator[Chunk, None]:
         running = self._started()
         prompt = await running.prompts.tokens(request)
-        self._check_context(running, len(prompt), request.sampling.max_tokens)
+        most = request.sampling.max_tokens
+        if len(prompt) + most > running.context:
+            larger = "give vLLM a greater max_model_len"
+            raise context_overflow(len(prompt), most, running.context, larger)
         channel, notes = None, ()
         if gating.reports and request.top_k:
             channel, notes = channel_for(request, running.most_logprobs)
         # With a channel, the generated token's own value is all that is asked for, if any.
         top_k = 0 if channel is not None else min(request.top_k, running.most_logprobs)
         stop_token = running.stop_token if gating.gates and request.gate is not None else None
-        parameters = _parameters(
-            request,
-            logprobs=top_k or (0 if request.logprobs and request.top_k else None),
-            arguments=gate_arguments(
-                request.gate,
-                top_k=request.top_k or DEFAULT_K,
-                stop_token=stop_token,
-                report=channel and channel.name,
-            ),
+        arguments = gate_arguments(
+            request.gate,
+            top_k=request.top_k or DEFAULT_K,
             stop_token=stop_token,
+            report=channel and channel.name,
         )
-        reader = _Reader(request, top_k, channel, stop_token, notes)
+        logprobs = request.logprobs and request.top_k > 0
+        parameters = sampling_parameters(
+            request, top_k or (0 if logprobs else None), arguments, stop_token
+        )
+        reader = OutputReader(top_k, logprobs, channel, stop_token, notes)
         try:
             async with aclosing(outputs_of(running.vllm, prompt, parameters)) as outputs:
                 async for output in outputs:
@@ -212,7 +213,7 @@ class VLLMEngine(Engine):
         except EngineError:
             raise
         except Exception as error:
-            raise self._failure(error) from error
+            raise failure_of(error, self.name) from error
         finally:
             if channel is not None:
                 channel.close()
@@ -231,7 +232,7 @@ class VLLMEngine(Engine):
             raise
         except EngineError as error:
             return _Gating(note=f"vLLM refuses gates, so traces are stopped from outside: {error}")
-        stopped = seen.finish is not None and seen.finish.name == "LOW_CONFIDENCE"
+        stopped = seen.finish is FinishReason.LOW_CONFIDENCE
         return _Gating(stopped, stopped and bool(np.isfinite(seen.confidences).any()))
 
     async def _draw(self, seed: int) -> str:
@@ -240,83 +241,16 @@ class VLLMEngine(Engine):
         async with aclosing(self._generate(trace, _Gating())) as chunks:
             return "".join([chunk.text async for chunk in chunks])
 
-    def _started(self) -> _Running:
+    def _started(self) -> _Started:
         if self._running is None:
-            raise EngineUnavailableError(
-                tried=f"use {self.name}",
-                found="it is not started",
-                remedy="Use it within `async with engine:`.",
-            )
+            raise not_started(self.name)
         return self._running
 
-    def _failure(self, error: Exception) -> EngineError:
-        if type(error).__name__ == "EngineDeadError":
-            return self._dead(error)
-        return failure_of(error, self.name)
 
-    def _dead(self, error: Exception) -> EngineUnavailableError:
-        return EngineUnavailableError(
-            tried=f"use {self.name}",
-            found=f"its core has died ({error})",
-            remedy="What vLLM wrote above tells why: out of memory, most often. Lower "
-            "gpu_memory_utilization, max_num_seqs or max_model_len, and start it again.",
-        )
-
-    def _check_context(self, running: _Running, prompt: int, max_tokens: int) -> None:
-        if prompt + max_tokens <= running.context:
-            return
-        raise ContextOverflowError(
-            tried=f"generate up to {max_tokens:,} tokens after a prompt of {prompt:,}",
-            found=f"together that is {prompt + max_tokens:,}, and the context has "
-            f"{running.context:,}",
-            remedy="Lower --max-tokens, shorten the question, or give vLLM a greater "
-            "max_model_len.",
-        )
-
-
-class _Reader:
-    """From vLLM's outputs to the chunks of a trace."""
-
-    def __init__(
-        self,
-        request: TraceRequest,
-        top_k: int,
-        channel: Channel | None,
-        stop_token: int | None,
-        notes: tuple[str, ...],
-    ) -> None:
-        self._wants_logprobs = request.logprobs and request.top_k > 0
-        self._top_k = top_k
-        self._channel = channel
-        self._stop_token = stop_token
-        self._notes = notes
-
-    async def read(self, completion: Completion, prompt: int, cached: int) -> Chunk:
-        """The chunk for one output."""
-        if self._channel is None:
-            confidences = confidences_of(completion, self._top_k)
-        else:
-            confidences = await self._channel.take(len(completion.token_ids))
-        chunk = Chunk(
-            completion.text,
-            confidences,
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            notes=self._notes,
-            logprobs=logprobs_of(completion) if self._wants_logprobs else None,
-        )
-        self._notes = ()
-        if completion.finish_reason is None:
-            return chunk
-        missing = self._channel.notes if self._channel else ()
-        finish = finish_of(completion, self._stop_token)
-        return replace(chunk, finish=finish, notes=(*chunk.notes, *missing))
-
-
-def _running(vllm: AsyncEngine) -> _Running:
+def _running(vllm: "AsyncLLM") -> _Started:
     """What is known of vLLM once it runs."""
     config = vllm.model_config
-    return _Running(
+    return _Started(
         vllm=vllm,
         prompts=Prompts(vllm.get_tokenizer()),
         stop_token=stop_token_of(vllm.model_config, vllm.get_tokenizer()),
@@ -325,26 +259,59 @@ def _running(vllm: AsyncEngine) -> _Running:
     )
 
 
-def _parameters(
-    request: TraceRequest,
-    *,
-    logprobs: int | None,
-    arguments: Mapping[str, str | int | float],
-    stop_token: int | None,
-) -> object:
-    """What vLLM is told of a trace, filters that are off spelled out."""
-    vllm: Any = import_module("vllm.sampling_params")
-    sampling = request.sampling
-    return vllm.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=1.0 if sampling.top_p is None else sampling.top_p,
-        top_k=sampling.top_k or 0,
-        min_p=sampling.min_p or 0.0,
-        seed=request.seed,
-        max_tokens=sampling.max_tokens,
-        logprobs=logprobs,
-        stop_token_ids=None if stop_token is None else [stop_token],
-        extra_args=dict(arguments) or None,
-        # Each output brings what is new, not all so far: that would be quadratic in the tokens.
-        output_kind=vllm.RequestOutputKind.DELTA,
-    )
+class Prompts:
+    """From the messages of a trace to the tokens of its prompt, by the model's own tokenizer.
+
+    vLLM hands out one that several threads may use.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._kept: dict[tuple[object, str, bool], list[int]] = {}
+        self._lock = anyio.Lock()
+
+    async def tokens(self, request: TraceRequest) -> list[int]:
+        """The prompt of a trace, with what it begins with.
+
+        Raises:
+            EngineError: the model has no template for such a chat.
+        """
+        key = (request.messages, request.prefix, request.templated)
+        if key in self._kept:
+            return self._kept[key]
+        async with self._lock:  # The traces of a question come together; one of them does it.
+            if key not in self._kept:
+                # A long prompt takes a while, in which other traces go on.
+                self._kept[key] = await anyio.to_thread.run_sync(self._split, request)
+                if len(self._kept) > _MOST_PROMPTS:
+                    del self._kept[next(iter(self._kept))]
+            return self._kept[key]
+
+    def _split(self, request: TraceRequest) -> list[int]:
+        if request.templated:
+            text = request.messages[0].content + request.prefix
+            begin = getattr(self._tokenizer, "bos_token", None)
+            # A template that writes the mark of the beginning leaves none to be added.
+            has_mark = bool(begin) and text.startswith(begin)
+        else:
+            text, has_mark = self._chat(request), True
+        return list(self._tokenizer.encode(text, add_special_tokens=not has_mark))
+
+    def _chat(self, request: TraceRequest) -> str:
+        messages, going_on = request.messages, bool(request.prefix)
+        if going_on:
+            messages = (*messages, Message("assistant", request.prefix))
+        try:
+            return self._tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in messages],
+                tokenize=False,
+                add_generation_prompt=not going_on,
+                continue_final_message=going_on,
+            )
+        except Exception as error:  # a template is a program of the model's, and may raise anything
+            raise EngineError(
+                tried="put the model's chat template around the messages",
+                found=f"{type(error).__name__}: {error}",
+                remedy="Use a model with a chat template, or messages that its template takes; "
+                "a question that has its template already goes as it is (templated).",
+            ) from error

@@ -1,4 +1,4 @@
-"""Starting vLLM: what can be refused before it loads for minutes, and what it says of the rest."""
+"""Starting vLLM: what is refused before it loads for minutes, and why it did not start."""
 
 import dataclasses
 import importlib
@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from conviction.engines.vllm.inside import AsyncEngine
 from conviction.errors import (
     EngineStartError,
     InvalidSettingError,
@@ -16,16 +16,14 @@ from conviction.errors import (
     NotAChatModelError,
 )
 
-_OURS = ("model",)
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
 _MEMORY_WORDS = ("out of memory", "kv cache", "gpu_memory_utilization", "free memory")
 
 
 def check_installed() -> None:
-    """See whether vLLM is here.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
+    """Raise MissingExtraError where vLLM is not installed."""
     if find_spec("vllm") is None:
         raise MissingExtraError(
             tried="start vLLM in this program",
@@ -57,12 +55,8 @@ def check_model(model: str) -> None:
     )
 
 
-def start(model: str, options: Mapping[str, object]) -> AsyncEngine:
-    """Start vLLM, which takes from seconds to minutes.
-
-    Args:
-        model: A folder, or the name of a model on the hub.
-        options: vLLM's own settings.
+def start(model: str, options: Mapping[str, object]) -> "AsyncLLM":
+    """Start vLLM with settings of its own, which takes from seconds to minutes.
 
     Raises:
         InvalidSettingError: vLLM has no such setting, or refuses its value.
@@ -87,17 +81,15 @@ def start(model: str, options: Mapping[str, object]) -> AsyncEngine:
 
 
 def _check_names(arguments: ModuleType, options: Mapping[str, object]) -> None:
-    known = {field.name for field in dataclasses.fields(arguments.AsyncEngineArgs)}
-    for name in options:
-        if name in known and name not in _OURS:
-            continue
-        near = get_close_matches(name, known - set(_OURS), n=1)
+    fields = dataclasses.fields(arguments.AsyncEngineArgs)
+    known = {field.name for field in fields} - {"model"}
+    for name in options.keys() - known:
+        near = get_close_matches(name, known, n=1)
+        listed = "`vllm serve --help` lists them, with dashes in place of the underscores."
         raise InvalidSettingError(
             tried=f"start vLLM with {name}",
-            found="the model has its own place" if name in _OURS else "it has no such setting",
-            remedy=f"Did you mean {near[0]!r}?"
-            if near
-            else "`vllm serve --help` lists them, with dashes in place of the underscores.",
+            found="the model has its own place" if name == "model" else "it has no such setting",
+            remedy=f"Did you mean {near[0]!r}?" if near else listed,
         )
 
 
@@ -108,17 +100,16 @@ def _not_started(model: str, error: Exception) -> EngineStartError:
         causes.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__ or cause.__context__
     said = causes[0]
+    remedy = (
+        "What vLLM wrote above tells the cause. Most often it is memory (lower "
+        "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
+    )
     memory = any(word in text.lower() for text in causes for word in _MEMORY_WORDS)
     if memory or "OutOfMemory" in said:
         remedy = (
             "The memory does not suffice: lower gpu_memory_utilization if others use the device, "
             "max_model_len or max_num_seqs if vLLM needs less, or take a smaller or quantized "
             "model."
-        )
-    else:
-        remedy = (
-            "What vLLM wrote above tells the cause. Most often it is memory (lower "
-            "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
         )
     return EngineStartError(
         tried=f"start vLLM with the model {model}", found=" ".join(said.split()), remedy=remedy

@@ -16,7 +16,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 
-from conviction.answers.base import AnswerKind
+from conviction.answers import AnswerKind
 from conviction.core import Answer, FinishReason, Trace
 from conviction.recordings.folder import explained
 from conviction.recordings.importing.answers_only import read_answers_only

@@ -1,14 +1,15 @@
-"""The client's side of a channel: a small file that a server on this machine writes into.
+"""The client's side of the gate inside vLLM: its arguments, and the channel of confidences.
 
-vLLM with the gate loaded writes the confidence of every token there, so that no log-probabilities
-have to travel. One file belongs to one trace. The client makes it, reads it while the trace is
-generated, and unlinks it; the server only fills it, and goes on without where it cannot.
+A channel is a small file. vLLM with the gate loaded writes the confidence of every token there, so
+that no log-probabilities have to travel. One file belongs to one trace: the client makes it, reads
+it while the trace is generated, and unlinks it; a server that cannot fill it goes on without.
 """
 
 import errno
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from math import nan
 from pathlib import Path
@@ -19,8 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.engines.base import TraceRequest
+from conviction.gate import Gate
+from conviction_gate import names
 from conviction_gate.channel import HEADER, MAGIC, NAME, VALUE, VERSION
 from conviction_gate.channel import folder as channel_folder
+
+ABSURD = Gate(window=1, threshold=1e9)
+"""A gate that stops every trace at its first token, which shows whether gates are applied."""
+
+Arguments = Mapping[str, str | int | float]
 
 MOST_TOKENS = 1 << 22
 """Tokens that a channel has room for at most: 16 MiB."""
@@ -32,13 +40,41 @@ _UNWRITTEN = VALUE.pack(nan)
 _LEFTOVER_SECONDS = 60.0
 _ROUNDING = 1e-3
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+_NO_LINKS = 0 if sys.platform == "win32" else os.O_NOFOLLOW
+
+
+def gate_arguments(
+    gate: Gate | None, *, top_k: int, stop_token: int | None, report: str | None = None
+) -> dict[str, str | int | float]:
+    """The arguments of a request that stop a trace by its gate, or measure it, or both.
+
+    Args:
+        gate: When to stop; None to measure only. One that the server could not hold is left to
+            the client, which applies the gate as well.
+        top_k: The k of token confidence (eq. 2).
+        stop_token: The reserved token that a stopped trace ends with; without it there is no gate.
+        report: Name of the channel that the confidences go to, if any.
+    """
+    arguments: dict[str, str | int | float] = {}
+    if gate is not None and stop_token is not None and gate.window <= names.MOST_WINDOW:
+        arguments[names.WINDOW] = gate.window
+        arguments[names.THRESHOLD] = float(gate.threshold)
+        arguments[names.STOP_TOKEN] = stop_token
+    if report is not None:
+        arguments[names.REPORT] = report
+    elif arguments:
+        # By it the window is found again when vLLM has put a trace aside; a channel names it too.
+        arguments[names.TRACE] = token_hex(16)
+    if arguments and top_k:
+        arguments[names.K] = min(top_k, names.MOST_K)
+    return arguments
 
 
 class Channel:
     """The confidences of one trace, as they arrive. Close it when the trace is over.
 
     Its file is read with plain calls in place of a mapping: a trace then costs one descriptor, and
-    a file that somebody cut short costs confidences, not the process.
+    a file that was cut short costs confidences, not the process.
 
     Args:
         tokens: The most tokens that the trace may generate; more than `MOST_TOKENS` have no room.
@@ -60,12 +96,13 @@ class Channel:
         self._unknown = 0
         self._patience = PATIENCE
         self._file: int | None = None
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _no_links(), 0o600)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o600)
         try:
             _lock(self._file)
-            header = HEADER.pack(MAGIC, VERSION, self._capacity, 0)
             # All of its room is taken at once, so that none is wanting in the middle of a trace.
-            _write(self._file, header + _UNWRITTEN * self._capacity)
+            data = HEADER.pack(MAGIC, VERSION, self._capacity, 0) + _UNWRITTEN * self._capacity
+            if os.write(self._file, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  # closed below
         except BaseException:
             self.close()
             raise
@@ -77,7 +114,7 @@ class Channel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is not known of what was taken, in whole sentences; empty if all is."""
+        """Which confidences are missing and why, in whole sentences."""
         notes: list[str] = []
         if self._missed:
             notes.append("Some confidences did not arrive through the gate's channel.")
@@ -89,10 +126,7 @@ class Channel:
         return tuple(notes)
 
     async def take(self, tokens: int) -> NDArray[np.float32]:
-        """The confidences of the next tokens, waiting a little for those that are late.
-
-        Args:
-            tokens: How many came since the last call.
+        """The confidences of the next `tokens`, waiting a little for those that are late.
 
         Returns:
             Shape (tokens,), NaN for those that are unknown or did not come.
@@ -144,7 +178,7 @@ class Channel:
         data = self._read(HEADER.size + VALUE.size * begin, size)
         whole = len(data) - len(data) % VALUE.size
         values = np.frombuffer(data[:whole], "<f4").astype(np.float32)
-        # What is no number could not be told; and none is below 0 but by rounding.
+        # NaN marks what is unknown; only rounding makes one negative.
         known = np.isfinite(values) & (values > -_ROUNDING)
         return np.where(known, np.maximum(values, 0), np.float32(nan))
 
@@ -158,12 +192,7 @@ class Channel:
 
 
 def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None, tuple[str, ...]]:
-    """A channel for a trace, and no notes; or none, and a note of why.
-
-    Args:
-        request: The trace.
-        most_top_k: The most log-probabilities that can be had in its place.
-    """
+    """A channel for a trace; or none, and a note of why: `most_top_k` values come in its place."""
     try:
         return Channel(request.sampling.max_tokens), ()
     except OSError as error:
@@ -178,16 +207,10 @@ def channel_for(request: TraceRequest, most_top_k: int) -> tuple[Channel | None,
 
 
 def remove_leftovers(folder: Path | None = None) -> int:
-    """Remove the channels of programs that were killed.
+    """Remove the channels of programs that were killed, and count them.
 
-    A living program holds a lock on each of its channels, and the system lets go of it however
-    the program ends.
-
-    Args:
-        folder: Where to look.
-
-    Returns:
-        How many were removed.
+    A living program holds a lock on each of its channels; the system releases it however the
+    program ends.
     """
     removed = 0
     with suppress(OSError), os.scandir(folder or channel_folder()) as entries:
@@ -202,7 +225,7 @@ def _removed(path: Path) -> bool:
     with suppress(OSError):
         if time.time() - path.lstat().st_mtime < _LEFTOVER_SECONDS:
             return False
-        file = os.open(path, os.O_RDWR | _no_links())
+        file = os.open(path, os.O_RDWR | _NO_LINKS)
         try:
             _lock(file)
             path.unlink()
@@ -212,18 +235,9 @@ def _removed(path: Path) -> bool:
     return False
 
 
-def _no_links() -> int:
-    return 0 if sys.platform == "win32" else os.O_NOFOLLOW
-
-
 def _lock(file: int) -> None:
     if sys.platform == "win32":
         raise OSError("vLLM does not run here")
     import fcntl  # noqa: PLC0415  # not everywhere
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _write(file: int, data: bytes) -> None:
-    if os.write(file, data) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from conviction.lab.statistics import Estimate, Numbers, wilson
 
 _PRIOR = 2.0
-"""Questions that each bin is taken to hold besides its own."""
+"""Prior weight in questions."""
 
 _DOUBT = 0.1
-"""How far what verdicts show is drawn to one half, where it counts as their probability."""
+"""How far the prior is drawn from what verdicts show to one half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,11 @@ class Steps:
     def fit(cls, shown: Numbers, right: NDArray[np.bool_], voted: NDArray[np.bool_]) -> Self:
         """Learn from verdicts of which it is known whether they are right.
 
-        They are put into bins of at least one question's worth each; a question of which some
-        draws fall into a bin counts there in part. Bins that would fall against the one below are
-        joined with it: isotonic regression, by pooling adjacent violators (Ayer et al. 1955). A
-        bin's interval is Wilson's for its effective number of questions (Kish 1965: the squared sum
-        of weights over the sum of squares). Its figure is drawn to what its verdicts show, as if
-        that were the probability of two more questions: where little is known, what they show is
-        the best guess. It stays inside the interval, and is never 0 or 1.
+        Isotonic regression by pooling adjacent violators (Ayer et al. 1955), over bins of at least
+        one question's worth of draws each. A bin's interval is Wilson's for its effective number of
+        questions (Kish 1965: the squared sum of weights over the sum of squares). Its figure is
+        shrunk toward what its verdicts show with a prior weight of two questions; it stays inside
+        the interval, and is never 0 or 1.
 
         Args:
             shown: What each verdict shows, in [0, 1], shape (questions, draws).
@@ -78,12 +76,9 @@ class Steps:
         return cls(tuple(pile.step() for pile in piles))
 
     def at(self, shown: float) -> Estimate | None:
-        """How often verdicts that show this are right: straight lines between the steps' means.
+        """How often verdicts that show this are right, interpolated between the steps' means.
 
-        Above the most that any verdict showed it is what it was there.
-
-        Returns:
-            None below the least that any verdict showed.
+        Constant above the most that any verdict showed, None below the least.
         """
         if not self.steps or shown < self.steps[0].low:
             return None

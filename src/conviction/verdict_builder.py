@@ -1,15 +1,15 @@
-"""What comes of a run: finished traces with their answers, and at the end the verdict."""
+"""From traces that ended to the verdict: answers are found and classified, warnings collected."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.answers.base import AnswerKind
-from conviction.answers.grouping import Grouping
+from conviction.answers import AnswerKind, Grouping
 from conviction.confidence import Metric, measure
 from conviction.core import Answer, FinishReason, Question, Sampling, Trace
 from conviction.engines.base import Capabilities, Engine
@@ -17,14 +17,12 @@ from conviction.errors import (
     AllTracesFailedError,
     CannotContinueError,
     EngineError,
+    InvalidSettingError,
     MissingLogprobsError,
 )
-from conviction.live import LiveTrace
-from conviction.policies.base import Policy
-from conviction.verdict import Usage, Verdict, caveats
-
-OUT_OF_TOKENS = "tokens"
-"""`Verdict.ended` of a run that a total of tokens cut short."""
+from conviction.live import LiveTrace, beginning
+from conviction.policies.base import Continue, Policy
+from conviction.verdict import OUT_OF_TOKENS, Usage, Verdict, caveats
 
 _WRONG_SIGN = (
     "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
@@ -50,41 +48,46 @@ def cannot_continue(engine: Engine, policy: Policy) -> CannotContinueError:
     )
 
 
-class Conclusions:
-    """The traces of one run that have ended, and what a reader of its verdict should know.
+@dataclass(frozen=True)
+class RunSetup:
+    """What a run is given, as it stands when the run begins.
 
-    Args:
-        question: What was asked.
-        engine: What generates the traces.
-        capabilities: What it can do.
-        policy: What steers the run.
-        answers: Finds answers in traces and tells equal ones.
+    Attributes:
+        question: What is asked.
+        engine: Generates the traces.
+        capabilities: What the engine can do.
+        policy: Steers the run.
+        answers: Finds answers in traces and compares them.
         sampling: How tokens are drawn.
+        seed: Seeds of all traces derive from it and the question's id.
+        top_k: Log-probabilities behind each token confidence.
         counted: Whether every token has to be counted, because there is a total.
+    """
+
+    question: Question
+    engine: Engine
+    capabilities: Capabilities
+    policy: Policy
+    answers: AnswerKind
+    sampling: Sampling
+    seed: int
+    top_k: int
+    counted: bool
+
+
+class VerdictBuilder:
+    """The traces of one run that have ended, and what a reader of its verdict should know.
 
     Attributes:
         traces: Those that have ended, by id.
     """
 
-    def __init__(
-        self,
-        *,
-        question: Question,
-        engine: Engine,
-        capabilities: Capabilities,
-        policy: Policy,
-        answers: AnswerKind,
-        sampling: Sampling,
-        counted: bool,
-    ) -> None:
-        self._question = question
-        self._engine = engine
-        self._capabilities = capabilities
-        self._policy = policy
-        self._answers = answers
-        self._grouping = Grouping(answers)
-        self._sampling = sampling
-        self._counted = counted
+    def __init__(self, setup: RunSetup) -> None:
+        self._setup = setup
+        self._engine = setup.engine
+        self._policy = setup.policy
+        self._answers = setup.answers
+        self._grouping = Grouping(setup.answers)
         self.traces: dict[int, Trace] = {}
         self._informed = False
         self._notes: Counter[str] = Counter()
@@ -94,8 +97,24 @@ class Conclusions:
         """Count the tokens of an attempt that broke off."""
         self._lost[error] += tokens
 
-    async def conclude(self, live: LiveTrace, running: Iterable[LiveTrace], now: float) -> Trace:
-        """Turn a trace that ended into a finished one, its answer classified.
+    def beginning_of(self, action: Continue) -> tuple[str, int]:
+        """What a continued trace begins with, and about how many tokens that is.
+
+        Raises:
+            InvalidSettingError: there is no such complete trace, or it continues another itself.
+        """
+        trace = self.traces.get(action.trace)
+        if trace is None or not trace.complete or trace.continues is not None:
+            raise InvalidSettingError(
+                tried=f"continue trace {action.trace} for the policy {self._policy.name!r}",
+                found="it is not a complete trace of its own",
+                remedy="Correct the policy.",
+            )
+        prefix = beginning(trace.text, action.keep)
+        return prefix, trace.tokens * len(prefix) // max(len(trace.text), 1)
+
+    async def finish(self, live: LiveTrace, running: Iterable[LiveTrace], now: float) -> Trace:
+        """Turn a trace that ended into a finished one, with its answer classified.
 
         Args:
             live: The trace.
@@ -113,7 +132,7 @@ class Conclusions:
             finish, live.error = FinishReason.ERROR, _WRONG_SIGN
         answer = None
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
-            if self._counted and len(text) > len(live.prefix) and not confidences.size:
+            if self._setup.counted and len(text) > len(live.prefix) and not confidences.size:
                 raise _no_counts(self._engine)
             answer = await self._find_answer(text)
             if self._policy.needs_confidence and confidences.size:
@@ -140,16 +159,12 @@ class Conclusions:
         self.traces[trace.id] = trace
         return trace
 
-    def verdict(
-        self, ended: str, *, seconds: float, seed: int, top_k: int, warnings: Iterable[str] = ()
-    ) -> Verdict:
+    def verdict(self, ended: str, *, seconds: float, warnings: Iterable[str] = ()) -> Verdict:
         """The verdict of all traces that were concluded.
 
         Args:
             ended: Why the run ended.
             seconds: Its wall time.
-            seed: The seed that every trace's seed was derived from.
-            top_k: Log-probabilities behind each token confidence.
             warnings: What else a reader should know.
 
         Raises:
@@ -166,7 +181,7 @@ class Conclusions:
         standing = self._policy.standing()
         tally, budget = standing.tally, self._policy.budget
         return Verdict(
-            question=self._question,
+            question=self._setup.question,
             answer=tally.leader.text if tally.leader else None,
             tally=tally,
             ended=ended,
@@ -176,10 +191,10 @@ class Conclusions:
             budget=budget,
             threshold=standing.threshold,
             window=standing.window,
-            top_k=top_k,
+            top_k=self._setup.top_k,
             seconds=seconds,
             engine=self._engine.name,
-            seed=seed,
+            seed=self._setup.seed,
             warnings=(
                 *standing.notes,
                 *caveats(traces, tally),
@@ -221,7 +236,7 @@ class Conclusions:
             yield f"{silent} of {started} traces ended without an answer of kind {kind!r}."
         cut = sum(trace.finish is FinishReason.LENGTH for trace in traces)
         if cut:
-            most = self._sampling.max_tokens
+            most = self._setup.sampling.max_tokens
             yield f"{cut} of {started} traces reached {most} tokens and did not vote."
         begun_again = [trace for trace in traces if trace.restarts]
         if begun_again:
@@ -232,7 +247,7 @@ class Conclusions:
             )
         for note, count in self._notes.items():
             yield f"{note} ({count} of {started} traces)"
-        yield from self._capabilities.notes
+        yield from self._setup.capabilities.notes
         yield from self._grouping.limits
 
 
