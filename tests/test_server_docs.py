@@ -11,7 +11,7 @@ from server_app import SECONDS, engine_of, served, served_in_thread
 
 from conviction.answers import kinds
 from conviction.cli import main
-from conviction.server.wishes import Wishes
+from conviction.server.request_schema import ConvictionOptions
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
@@ -33,14 +33,16 @@ def test_each_option_that_the_docs_name_exists(capsys: pytest.CaptureFixture[str
 
 
 def test_each_field_of_the_conviction_object_is_told() -> None:
-    assert {row[0].strip("`") for row in rows("`conviction.…`")} == set(Wishes.model_fields)
+    assert {row[0].strip("`") for row in rows("`conviction.…`")} == set(
+        ConvictionOptions.model_fields
+    )
 
 
 @pytest.mark.anyio
 async def test_the_schema_tells_the_kinds_of_answer_and_the_total_of_tokens() -> None:
     async with served(engine_of(7), ceilings={"total_tokens": 500}) as server:
         schema = (await server.http.get("/openapi.json")).json()
-    wishes = schema["components"]["schemas"]["Wishes"]["properties"]
+    wishes = schema["components"]["schemas"]["ConvictionOptions"]["properties"]
     assert wishes["answers"]["anyOf"][0]["enum"] == list(kinds())
     assert wishes["total_tokens"]["anyOf"][0]["maximum"] == 500
 

@@ -10,7 +10,7 @@ import pytest
 from server_app import SECONDS, Served, asking, engine_of, served
 
 from conviction.errors import InvalidSettingError
-from conviction.server.keys import check_bound, read_keys
+from conviction.server.access import check_bound, read_keys
 
 KEYS = {"a-key-of-ann": "ann", "a-key-of-bob": "bob"}
 

@@ -16,7 +16,7 @@ from conviction.engines.base import Chunk, Engine, TraceRequest
 from conviction.engines.local import LocalEngine
 from conviction.engines.openai import OpenAIEngine
 from conviction.models import resolve
-from conviction.server.streaming import PING
+from conviction.server.responses import PING
 
 pytestmark = pytest.mark.anyio
 

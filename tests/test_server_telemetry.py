@@ -13,10 +13,9 @@ from server_app import asking, endless, engine_of, served, until
 
 from conviction.core import Message
 from conviction.engines.base import Engine
-from conviction.server.choosing import ask_chat
+from conviction.server.request_schema import ConvictionOptions, RunRequest
 from conviction.server.service import Service
 from conviction.server.settings import Settings
-from conviction.server.wishes import Generation, Wishes
 
 pytestmark = pytest.mark.anyio
 
@@ -37,15 +36,11 @@ async def spans_of(
     provider, exporter = recording()
     settings = Settings(log_content=log_content)
     async with Service(settings, engine, tracing=provider) as service:
-        asked = ask_chat(
-            service,
-            [Message("user", SECRET)],
-            model="scripted",
-            wishes=Wishes(policy="majority", budget=3),
-            generation=Generation(),
-        )
+        request = RunRequest("scripted", ConvictionOptions(policy="majority", budget=3))
+        options = service.resolver.chat([Message("user", SECRET)], request)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(service.think, asked)
+            with service.join(options) as pending:
+                tasks.start_soon(pending.think)
             if cancel_when:
                 await until(cancel_when)
                 tasks.cancel_scope.cancel()

@@ -25,8 +25,8 @@ from conviction.events import (
 )
 from conviction.gate import Gate
 from conviction.policies.base import Standing
-from conviction.server.lines import MOST_POINTS, Line
 from conviction.server.tape import Tape, encode
+from conviction.server.taped_trace import MOST_POINTS, ConfidenceLine
 from conviction.verdict import Usage, Verdict
 
 QUESTION = Question.ask("How many?")
@@ -174,7 +174,7 @@ def test_falls_below_a_threshold_survive_down_sampling(
     seed: int, size: int, window: int, sizes: list[int]
 ) -> None:
     values = gamma(seed, size)
-    line = Line(window)
+    line = ConfidenceLine(window)
     begin = 0
     for count in [*sizes, size]:
         part = values[begin : begin + count]
@@ -199,7 +199,7 @@ def test_falls_below_a_threshold_survive_down_sampling(
 @given(st.integers(0, 99), st.integers(300, 4000))
 def test_every_point_is_the_lowest_full_group_of_its_stride(seed: int, size: int) -> None:
     values, window = gamma(seed, size), 16
-    line = Line(window)
+    line = ConfidenceLine(window)
     line.push(values, np.arange(size))
     groups = group_confidences(values, window)
     for place, point in enumerate(line.points):
@@ -224,7 +224,7 @@ def test_lines_are_drawn_again_when_the_policy_has_chosen_its_window() -> None:
     )
     reader = TapeReader(*frames)
     assert [one["window"] for one in reader.traces.values()] == [64, 64]
-    expected = Line(64)
+    expected = ConfidenceLine(64)
     expected.push(second, np.zeros(200, np.int64))
     assert reader.traces[1]["points"] == expected.points
     at = reader.traces[0]["end"]["at"]

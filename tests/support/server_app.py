@@ -17,7 +17,7 @@ from conviction.core import FinishReason
 from conviction.engines.base import Engine
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.server.app import create_app
-from conviction.server.running import WebServer, listen, web_config
+from conviction.server.running import WebServer, listen
 from conviction.server.service import Service
 from conviction.server.settings import Settings
 
@@ -92,7 +92,7 @@ async def served(
     app = create_app(told, engine, tracing=tracing)
     listener = listen(told)
     started = anyio.Event()
-    server = WebServer(web_config(app, 0.0), started.set)
+    server = WebServer(app, 0.0, started.set)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     service: Service = app.state.service
     # Closed here, too, where a test that fails cuts the server off.
@@ -120,7 +120,7 @@ def served_in_thread(engine: Engine, **settings: Any) -> Generator[str]:
     listener = listen(told)
     started = threading.Event()
     app: FastAPI = create_app(told, engine)
-    server = WebServer(web_config(app, 0.0), started.set)
+    server = WebServer(app, 0.0, started.set)
     thread = threading.Thread(target=anyio.run, args=(server.serve, [listener]), daemon=True)
     thread.start()
     try:

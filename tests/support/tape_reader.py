@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from conviction.server.lines import merged
+from conviction.server.taped_trace import merged
 
 Frame = dict[str, Any]
 

@@ -226,7 +226,7 @@ def _settings(
         UsageError: a setting is unknown or out of range, or others could come in without a key.
     """
     from conviction.server import settings as told  # noqa: PLC0415  # an extra
-    from conviction.server.keys import check_bound, read_keys  # noqa: PLC0415
+    from conviction.server.access import check_bound, read_keys  # noqa: PLC0415
 
     steering = named_policy(
         defaults.policy, **({} if defaults.budget is None else {"budget": defaults.budget})

@@ -70,7 +70,7 @@ def view(
         write_page(html, page)
         console.print(f"Written to {escape(safe(str(html)))}.")
         return
-    from conviction.server.one_page import serve_page  # noqa: PLC0415  # seldom needed
+    from conviction.server.page_file import serve_page  # noqa: PLC0415  # seldom needed
 
     def tell(address: str) -> None:
         console.print(f"Watch it: {address}   Ctrl-C ends it.")

@@ -21,8 +21,8 @@ from conviction.ray.host import EngineHost, Started
 from conviction.ray.remote import RemoteEngine
 from conviction.ray.routing import PrefixRouter
 from conviction.ray.streams import Batch, batches
+from conviction.server.access import check_bound
 from conviction.server.app import create_app
-from conviction.server.keys import check_bound
 from conviction.server.settings import Count, Settings
 
 _BESIDE_TRACES = 16

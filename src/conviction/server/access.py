@@ -1,91 +1,319 @@
-"""One line of log per request, and how soon it was answered. Never a prompt, unless asked for."""
+"""Who may use the server: names, web pages, keys and sizes; and a line of log for each request."""
 
-import logging
+import hmac
+import os
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
 from time import perf_counter
-from traceback import format_tb
+from typing import Final
 
+import anyio
 from opentelemetry import context
 from opentelemetry.propagate import extract
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from conviction.errors import ConvictionError, RefusedError
-from conviction.server.answering import Reply
-from conviction.server.asked import Asked
-from conviction.server.failures import status_and_body
-from conviction.server.metrics import Metrics
-from conviction.server.settings import Settings
+from conviction.errors import InvalidSettingError
+from conviction.server.failures import LOGGER, RequestError, failure_response
+from conviction.server.telemetry import Metrics
 
-LOGGER = logging.getLogger("conviction.server")
-_GONE = 499
-_OUR_FAULT = 500
-_TIMED = ("/v1/chat/completions", "/v1/completions")
+LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
+
+_KEYS_VARIABLE: Final = "CONVICTION_SERVER_KEYS"
+_MOST_KEY_BYTES = 1 << 20
+_SHORTEST_KEY = 8
+_PATHS_WITH_KEYS = ("/v1/", "/api/", "/metrics")
+_TIMED_PATHS = ("/v1/chat/completions", "/v1/completions")
+_READING: Final = ("GET", "HEAD", "OPTIONS")
+_BODY_SECONDS = 60.0
+_DISCONNECTED = 499
+
+_SECURITY: Final = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
 
 
-class AccessLog:
-    """Logs every request when it was answered, and takes up the trace that it belongs to.
+def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The keys of clients from a file, or from the environment, each with its name.
+
+    One key a line (in the environment also between commas), after a name if wanted: "NAME KEY".
+    Empty lines and those that begin with "#" are skipped.
+
+    Raises:
+        InvalidSettingError: the file cannot be read, or a key is invalid. No key is part of it.
+    """
+    if file is None:
+        text = environment.get(_KEYS_VARIABLE, "").replace(",", "\n")
+        return _parsed(text, f"the variable {_KEYS_VARIABLE}")
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(_MOST_KEY_BYTES + 1).decode()
+        keys = _parsed(text, f"the file {file}")
+        if keys and len(text) <= _MOST_KEY_BYTES:
+            return keys
+        problem = "it is too large" if keys else "there is none in it"
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "it is not text"
+    raise InvalidSettingError(
+        tried=f"read the keys of clients from {file}",
+        found=problem,
+        remedy="Name a file with one key a line.",
+    )
+
+
+def check_bound(host: str, keys: Mapping[str, str]) -> None:
+    """Check that an address that others can reach has keys.
+
+    Raises:
+        InvalidSettingError: it has none.
+    """
+    if keys or is_loopback(host):
+        return
+    raise InvalidSettingError(
+        tried=f"listen on {host}",
+        found="others can reach that address, and there are no keys of clients",
+        remedy=f"Name a file with --client-keys, or set {_KEYS_VARIABLE}; or listen on 127.0.0.1.",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def client_of(request: HTTPConnection) -> str:
+    """Name of the key that a request was sent with; "" where there are no keys."""
+    return request.scope.get("conviction.client", "")
+
+
+class Middleware:
+    """Stands in front of an application; only requests of HTTP go through `handle`.
 
     Args:
-        app: What answers.
-        metrics: Hears how soon the first byte came.
+        app: The application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request, or pass on what is none."""
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request if `check` raises, else pass it on."""
+        try:
+            self.check(scope, Headers(scope=scope))
+        except RequestError as error:
+            await failure_response(error)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Raise a `RequestError` if a request is refused."""
+
+
+class NameGuard(Middleware):
+    """Refuses requests that call the server by a name that is not its own.
+
+    A web page can make its own name point to this machine (DNS rebinding); its requests then carry
+    that name.
+
+    Args:
+        app: The application.
+        names: The names, without ports.
+    """
+
+    def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
+        super().__init__(app)
+        self._names = {name.lower() for name in names}
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Raise if the Host header has another name."""
+        del scope
+        if _without_port(headers.get("host", "")) not in self._names:
+            raise RequestError(
+                "This server is not called that. Use its own address, or start it with "
+                "--allow-host.",
+                code="unknown_host",
+                status=421,
+            )
+
+
+class OriginGuard(Middleware):
+    """Refuses requests that change something and come from web pages of other addresses.
+
+    Args:
+        app: The application.
+        origins: Web pages that may, as in "https://chat.example.org".
+    """
+
+    def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
+        super().__init__(app)
+        self._origins = {origin.lower().rstrip("/") for origin in origins}
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Raise if the Origin header has another address."""
+        origin = headers.get("origin", "").lower()
+        host = headers.get("host", "").lower()
+        allowed = origin in (f"http://{host}", f"https://{host}", "") or origin in self._origins
+        if scope["method"] not in _READING and not allowed:
+            raise RequestError(
+                "A web page of another address asks. Start the server with --cors-origin to let "
+                "it.",
+                code="foreign_origin",
+                status=403,
+            )
+
+
+class KeyGuard(Middleware):
+    """Refuses requests without a valid key, and notes the name of the key of others.
+
+    Args:
+        app: The application.
+        keys: The keys, and the name of each.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Mapping[str, str]) -> None:
+        super().__init__(app)
+        self._keys = [(key.encode(), name) for key, name in keys.items()]
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Raise if there is no key, or a wrong one."""
+        if not self._keys or not scope["path"].startswith(_PATHS_WITH_KEYS):
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given_key = given.strip().encode() if scheme.lower() == "bearer" else b""
+        # All keys are compared: the time that it takes reveals nothing.
+        names = [name for key, name in self._keys if hmac.compare_digest(key, given_key)]
+        if not names:
+            raise RequestError(
+                "The key is missing or wrong. Send it as: Authorization: Bearer KEY.",
+                code="invalid_api_key",
+                status=401,
+            )
+        scope["conviction.client"] = names[-1]
+
+
+class BodyGuard(Middleware):
+    """Reads the whole body of a request before anything else, and refuses one that is too large.
+
+    Args:
+        app: The application.
+        most_bytes: The most bytes of a body.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+        super().__init__(app)
+        self._most_bytes = most_bytes
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its body, or refuse it."""
+        messages: list[Message] = []
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        try:
+            with anyio.fail_after(_BODY_SECONDS):
+                messages.append(await self._read(scope, receive))
+        except TimeoutError:
+            refusal = RequestError("The request did not come whole.", code="timeout", status=408)
+        except RequestError as error:
+            refusal = error
+        else:
+            await self.app(scope, replay, send)
+            return
+        await failure_response(refusal)(scope, receive, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> Message:
+        """One message with the whole body, or the news that the client disconnected."""
+        declared = Headers(scope=scope).get("content-length", "0")
+        size = int(declared) if declared.isdecimal() else 0
+        body = bytearray()
+        while True:
+            if max(size, len(body)) > self._most_bytes:
+                raise RequestError(
+                    f"The request has more than {self._most_bytes:,} bytes.",
+                    code="request_too_large",
+                    status=413,
+                )
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            body += message.get("body", b"")
+            if not message.get("more_body", False) and len(body) <= self._most_bytes:
+                return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+
+class SecurityHeaders(Middleware):
+    """Tells browsers to load nothing from elsewhere; a route may set headers of its own instead."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and add headers to its response."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+class AccessLog(Middleware):
+    """Logs every request once it was answered, and takes up the OpenTelemetry trace it belongs to.
+
+    Args:
+        app: The application.
+        metrics: Counts the time to the first byte.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
+        super().__init__(app)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and log it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         began = perf_counter()
-        status = _GONE
-        first: float | None = None
+        status = _DISCONNECTED
+        answered = False
 
         async def watch(message: Message) -> None:
-            nonlocal status, first
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
-            if first is None and message["type"] == "http.response.body":
-                first = perf_counter() - began
-                if status == 200 and scope["path"] in _TIMED:
-                    self._metrics.first_byte(first, stream=message.get("more_body", False))
+            elif message["type"] == "http.response.body" and not answered:
+                answered = True
+                if status == 200 and scope["path"] in _TIMED_PATHS:
+                    seconds = perf_counter() - began
+                    self._metrics.first_byte(seconds, stream=message.get("more_body", False))
             await send(message)
 
         token = context.attach(extract(dict(Headers(scope=scope))))
         try:
-            await self._app(scope, receive, watch)
+            await self.app(scope, receive, watch)
         except Exception:
-            status = 500  # The answer to it is made outside of this.
+            status = 500  # Its response is made outside of this.
             raise
         finally:
             context.detach(token)
             _log(scope, status, perf_counter() - began)
-
-
-def log_content(settings: Settings, asked: Asked, shown: Reply) -> None:
-    """Log a question and its answer, if the settings say so."""
-    if settings.log_content:
-        LOGGER.info("asked: %s", asked.text)
-        LOGGER.info("answered: %s", shown.text)
-
-
-def log_failure(settings: Settings, error: BaseException) -> None:
-    """Log what left a request without its answer, and of a fault of ours where it happened.
-
-    What was found comes from the server behind this one, which may repeat the question in it; so it
-    is logged only where the settings say so. The client hears of it in any case.
-    """
-    status, body = status_and_body(error)
-    if status < _OUR_FAULT or isinstance(error, RefusedError):
-        return
-    known = isinstance(error, ConvictionError)
-    what = f"{type(error).__name__}: {error.tried}" if known else type(error).__name__
-    if settings.log_content:
-        what = f"{type(error).__name__}: {body['error']['message'] if known else error}"
-    where = "" if known else "\n" + "".join(format_tb(error.__traceback__))
-    LOGGER.error("%s%s", what, where)
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
@@ -94,3 +322,29 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
     # Paths come from clients: control characters in them would forge lines.
     path = scope["path"].encode("unicode_escape").decode()
     LOGGER.info("%s %s %s %s %d %.3fs", address, client, scope["method"], path, status, seconds)
+
+
+def _without_port(host: str) -> str:
+    """A host without its port, in lower case; an IPv6 address in brackets."""
+    host = host.lower()
+    if host.startswith("["):
+        return host[: host.find("]") + 1]
+    return host.partition(":")[0]
+
+
+def _parsed(text: str, source: str) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        *names, key = words
+        if len(names) > 1 or len(key) < _SHORTEST_KEY or not (key.isascii() and key.isprintable()):
+            raise InvalidSettingError(
+                tried=f"use the keys in {source}",
+                found=f"key number {len(keys) + 1} is no word of at least {_SHORTEST_KEY} "
+                "characters",
+                remedy="Give one key a line, or a name, a blank and the key.",
+            )
+        keys[key] = names[0] if names else f"key-{len(keys) + 1}"
+    return keys

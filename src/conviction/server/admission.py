@@ -1,10 +1,9 @@
-"""Who thinks now, who waits, and who is sent away."""
+"""Which requests run, which wait, and which are refused."""
 
 from collections import deque
 from collections.abc import Callable
 from math import ceil
 from time import monotonic
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -13,7 +12,7 @@ from conviction.errors import OverloadedError
 from conviction.server.settings import Queueing
 
 _FIRST_GUESS = 10.0
-"""Seconds of a verdict before any was seen."""
+"""Assumed seconds of a verdict before the first one."""
 _WEIGHT_OF_NEWEST = 0.1
 _LONGEST_WAIT = 120
 
@@ -24,7 +23,7 @@ class Ticket:
     Leaving its context gives the turn to the next; it can be left more than once.
 
     Attributes:
-        client: Who asks.
+        client: Name of the client's key.
         called: Set when it is its turn.
         began: When that was, by the clock of the admission.
         left: Whether its turn is over.
@@ -40,19 +39,14 @@ class Ticket:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Give the turn to the next, once."""
         if not self.left:
             self.left = True
             self._admission.leave(self)
-
-    async def turn(self) -> None:
-        """Wait until it is its turn."""
-        await self.called.wait()
 
 
 class Admission:
@@ -60,7 +54,7 @@ class Admission:
 
     Args:
         queueing: The bounds.
-        clock: Tells seconds.
+        clock: Returns seconds.
 
     Attributes:
         running: Verdicts that are being thought about.
@@ -72,7 +66,7 @@ class Admission:
         self.queued = 0
         self._bounds = queueing
         self._clock = clock
-        # In order of turns: who was served goes to the end; who waits for nothing is left out.
+        # In order of turns: a client that was served goes to the end, unless nothing of it waits.
         self._waiting: dict[str, deque[Ticket]] = {}
         self._mean_seconds: float | None = None
 
@@ -89,7 +83,7 @@ class Admission:
         if self.queued >= self._bounds.queued:
             raise self._overloaded("the queue", self._bounds.queued, own=False)
         own = self._waiting.get(client, deque[Ticket]())
-        # Without keys nobody can be told from others, so all share the one bound.
+        # Without keys clients cannot be told apart, so all share the one bound.
         if client and len(own) >= self._bounds.queued_per_client:
             raise self._overloaded("your queue", self._bounds.queued_per_client, own=True)
         own.append(ticket)
@@ -100,9 +94,15 @@ class Admission:
     def leave(self, ticket: Ticket) -> None:
         """Give the turn of a ticket to the next."""
         if not ticket.called.is_set():
-            self._forget(ticket)
+            tickets = self._waiting[ticket.client]
+            tickets.remove(ticket)
+            self.queued -= 1
+            if not tickets:
+                del self._waiting[ticket.client]
             return
-        self._learn(self._clock() - ticket.began)
+        seconds = self._clock() - ticket.began
+        mean = seconds if self._mean_seconds is None else self._mean_seconds
+        self._mean_seconds = mean + _WEIGHT_OF_NEWEST * (seconds - mean)
         self.running -= 1
         while self._waiting and self.running < self._bounds.running:
             self._call_next()
@@ -127,17 +127,6 @@ class Admission:
         self.running += 1
         ticket.began = self._clock()
         ticket.called.set()
-
-    def _forget(self, ticket: Ticket) -> None:
-        tickets = self._waiting[ticket.client]
-        tickets.remove(ticket)
-        self.queued -= 1
-        if not tickets:
-            del self._waiting[ticket.client]
-
-    def _learn(self, seconds: float) -> None:
-        before = seconds if self._mean_seconds is None else self._mean_seconds
-        self._mean_seconds = before + _WEIGHT_OF_NEWEST * (seconds - before)
 
     def _overloaded(self, queue: str, most: int, *, own: bool) -> OverloadedError:
         wait = self.retry_after

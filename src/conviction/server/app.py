@@ -1,9 +1,10 @@
-"""The application: all routes, and what stands in front of them."""
+"""The application: the routes of the API, what stands in front of them, and how failures end."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from opentelemetry.trace import TracerProvider
 from starlette.exceptions import HTTPException
@@ -12,21 +13,98 @@ from starlette.responses import JSONResponse, Response
 
 from conviction.engines.base import Engine
 from conviction.errors import ConvictionError
-from conviction.server import chat, completions, documentation, health, page_routes
-from conviction.server.access import AccessLog, log_failure
-from conviction.server.failures import error_body, of_validation
-from conviction.server.guards import (
-    LOOPBACK_NAMES,
-    BodyGuard,
-    NameGuard,
-    OriginGuard,
-    SecurityHeaders,
-)
-from conviction.server.keys import KeyGuard, is_loopback
-from conviction.server.replies import failure_response
-from conviction.server.service import Service
+from conviction.server import access, documentation, page_routes
+from conviction.server import answer_schema as schema
+from conviction.server.access import client_of
+from conviction.server.answers import ChatFormat, CompletionFormat, TextFormat
+from conviction.server.failures import error_body, failure_response, log_failure, validation_error
+from conviction.server.request_schema import ChatRequest, CompletionRequest, ConvictionOptions
+from conviction.server.responses import ClientGoneError, StreamedAnswer, whole_answer
+from conviction.server.run_options import RunOptions
+from conviction.server.service import Service, service_of
 from conviction.server.settings import Settings
-from conviction.server.streaming import ClientGoneError
+
+router = APIRouter()
+"""The routes of the API."""
+
+
+@router.post(
+    "/v1/chat/completions", tags=["OpenAI"], responses=schema.CHAT_ANSWERS, response_model=None
+)
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Think about a chat many times in parallel, vote, and answer.
+
+    The policy is picked by the model's name (`NAME@policy`), by the `conviction` object, or by
+    the server's default. With `stream`, progress comes as reasoning until the answer does.
+    """
+    messages = [message.message for message in body.messages]
+    options = service_of(request).resolver.chat(messages, body.run_request(client_of(request)))
+    return await _answer(body, options, request, ChatFormat())
+
+
+@router.post(
+    "/v1/completions", tags=["OpenAI"], responses=schema.COMPLETION_ANSWERS, response_model=None
+)
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Think about a prompt that is sent to the model as it is, vote, and answer."""
+    options = service_of(request).resolver.prompt(body.text, body.run_request(client_of(request)))
+    return await _answer(body, options, request, TextFormat())
+
+
+async def _answer(
+    body: ChatRequest | CompletionRequest,
+    options: RunOptions,
+    request: Request,
+    format: CompletionFormat,  # noqa: A002
+) -> Response:
+    service = service_of(request)
+    if body.stream:
+        return StreamedAnswer(service, options, format, with_usage=body.stream_usage)
+    return await whole_answer(service, options, request.receive, format)
+
+
+@router.get(
+    "/health",
+    tags=["Operation"],
+    responses=schema.HEALTH_ANSWERS,
+    response_model=schema.HealthAnswer,
+)
+async def health(request: Request) -> Response:
+    """Whether the server can think just now: it is not about to end, and its engine lives."""
+    service = service_of(request)
+    trouble = await service.trouble()
+    closing = service.closing.is_set()
+    answer = schema.HealthAnswer(
+        status="closing" if closing else "unwell" if trouble else "ok",
+        model=service.model,
+        running=service.admission.running,
+        queued=service.admission.queued,
+    )
+    return JSONResponse(answer.model_dump(), 503 if closing or trouble else 200)
+
+
+@router.get(
+    "/metrics", tags=["Operation"], response_class=Response, responses=schema.METRICS_ANSWERS
+)
+async def metrics(request: Request) -> Response:
+    """What was counted, for Prometheus."""
+    counted = service_of(request).metrics.exposition()
+    return Response(counted, headers={"content-type": schema.METRICS_TYPE})
+
+
+@router.get("/v1/models", tags=["OpenAI"], responses=schema.MODELS_ANSWERS)
+async def models(request: Request) -> schema.ModelsAnswer:
+    """The model's name alone, for the server's own policy, and with every policy behind it."""
+    return schema.ModelsAnswer(
+        data=[schema.ModelAnswer(id=name) for name in service_of(request).resolver.models]
+    )
+
+
+@router.get("/v1/models/{model:path}", tags=["OpenAI"], responses=schema.MODEL_ANSWERS)
+async def model(model: str, request: Request) -> schema.ModelAnswer:
+    """One of the names; with settings behind its policy, too, as in `NAME@esc:window=5`."""
+    service_of(request).resolver.policy(model, ConvictionOptions())
+    return schema.ModelAnswer(id=model)
 
 
 def create_app(
@@ -35,7 +113,7 @@ def create_app(
     """The server as an application, which starts the engine and ends it.
 
     Args:
-        settings: What the server was told.
+        settings: Of the server.
         engine: Generates the traces; not started yet.
         tracing: Where spans go; None for what the process has set up, which may be nowhere.
     """
@@ -43,15 +121,13 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        try:
-            await service.__aenter__()
-        except ConvictionError as error:
-            app.state.failure = error
-            raise
-        try:
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(service)
+            except ConvictionError as error:
+                app.state.failure = error
+                raise
             yield
-        finally:
-            await service.__aexit__(None, None, None)
 
     app = FastAPI(
         title="conviction",
@@ -61,19 +137,19 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    for module in (chat, completions, health, page_routes):
-        app.include_router(module.router(service))
-    documentation.add(app, service)
+    for routes in (router, page_routes.router, documentation.router):
+        app.include_router(routes)
+    app.openapi = partial(documentation.openapi, app)
     _answer_failures(app, settings)
-    _put_guards(app, service)
+    _add_guards(app, service)
     return app
 
 
-def _put_guards(app: FastAPI, service: Service) -> None:
+def _add_guards(app: FastAPI, service: Service) -> None:
     """The innermost first; a request passes them from the last to the first."""
     settings = service.settings
-    app.add_middleware(BodyGuard, most_bytes=settings.ceilings.body_bytes)
-    app.add_middleware(KeyGuard, keys=settings.keys)
+    app.add_middleware(access.BodyGuard, most_bytes=settings.ceilings.body_bytes)
+    app.add_middleware(access.KeyGuard, keys=settings.keys)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -82,20 +158,20 @@ def _put_guards(app: FastAPI, service: Service) -> None:
             allow_headers=["authorization", "content-type"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(OriginGuard, origins=settings.origins)
+    app.add_middleware(access.OriginGuard, origins=settings.origins)
     # Where others reach the server they need a key, which no foreign page has.
-    if is_loopback(settings.host) or settings.hosts:
-        names = [*LOOPBACK_NAMES, settings.host, *settings.hosts]
-        app.add_middleware(NameGuard, names=names)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(AccessLog, metrics=service.metrics)
+    if access.is_loopback(settings.host) or settings.hosts:
+        names = [*access.LOOPBACK_NAMES, settings.host, *settings.hosts]
+        app.add_middleware(access.NameGuard, names=names)
+    app.add_middleware(access.SecurityHeaders)
+    app.add_middleware(access.AccessLog, metrics=service.metrics)
 
 
 def _answer_failures(app: FastAPI, settings: Settings) -> None:
     async def on_validation(request: Request, error: Exception) -> Response:
         del request
         assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
-        return failure_response(of_validation(error.errors()))
+        return failure_response(validation_error(error.errors()))
 
     async def on_http(request: Request, error: Exception) -> Response:
         del request
@@ -105,12 +181,12 @@ def _answer_failures(app: FastAPI, settings: Settings) -> None:
 
     async def on_error(request: Request, error: Exception) -> Response:
         del request
-        log_failure(settings, error)
+        log_failure(error, content=settings.log_content)
         return failure_response(error)
 
     async def on_gone(request: Request, error: Exception) -> Response:
         del request, error
-        return Response(status_code=499)  # Nobody reads it but the log.
+        return Response(status_code=499)  # Read by nothing but the log.
 
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)

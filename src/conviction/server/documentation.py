@@ -1,16 +1,15 @@
-"""The documentation of the API at /docs: plain HTML made here, so it needs no network."""
+"""The documentation of the API: its schema, and plain HTML at /docs that needs no network."""
 
 import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any, cast
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import HTMLResponse
 
 from conviction.answers import kinds
 from conviction.policies import policy_names
-from conviction.server.choosing import runnable_policies
 from conviction.server.service import Service
 
 Json = dict[str, Any]
@@ -27,48 +26,48 @@ summary { cursor: pointer; padding: .4rem 0 }
 """
 
 
-def add(app: FastAPI, service: Service) -> None:
-    """Add /docs, and make the schema say what this very server takes."""
-    made: Json = {}
+_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
-    def openapi() -> Json:
-        if not made:
-            made.update(FastAPI.openapi(app))
-            _tell_bounds(made, service)
-        return made
-
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(_page(openapi()), headers={"content-security-policy": _POLICY})
-
-    app.openapi = openapi
-    app.add_api_route("/docs", docs, include_in_schema=False)
+router = APIRouter(include_in_schema=False)
 
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+@router.get("/docs")
+async def docs(request: Request) -> HTMLResponse:
+    """The documentation for people."""
+    headers = {"content-security-policy": _SECURITY_POLICY}
+    return HTMLResponse(_page(request.app.openapi()), headers=headers)
 
 
-def _tell_bounds(schema: Json, service: Service) -> None:
-    ceilings = service.settings.ceilings
-    models = [service.model, *(f"{service.model}@{name}" for name in runnable_policies(service))]
+def openapi(app: FastAPI) -> Json:
+    """The documentation for programs: FastAPI's schema, with what this very server accepts."""
+    if app.openapi_schema is None:
+        _add_bounds(FastAPI.openapi(app), app.state.service)
+    return cast("Json", app.openapi_schema)
+
+
+def _add_bounds(schema: Json, service: Service) -> None:
+    ceilings, resolver = service.settings.ceilings, service.resolver
     schemas = schema["components"]["schemas"]
-    wishes = schemas["Wishes"]["properties"]
-    _number(wishes["budget"])["maximum"] = ceilings.budget
-    _number(wishes["time_limit"])["maximum"] = ceilings.seconds
-    if ceilings.concurrency is not None:
-        _number(wishes["concurrency"])["maximum"] = ceilings.concurrency
-    if ceilings.total_tokens is not None:
-        _number(wishes["total_tokens"])["maximum"] = ceilings.total_tokens
-    wishes["answers"]["anyOf"] = [{"type": "string", "enum": list(kinds())}, {"type": "null"}]
+    conviction = schemas["ConvictionOptions"]["properties"]
+    for name, ceiling in (
+        ("budget", ceilings.budget),
+        ("time_limit", ceilings.seconds),
+        ("concurrency", ceilings.concurrency),
+        ("total_tokens", ceilings.total_tokens),
+    ):
+        if ceiling is not None:
+            _number(conviction[name])["maximum"] = ceiling
+    conviction["answers"]["anyOf"] = [{"type": "string", "enum": list(kinds())}, {"type": "null"}]
     names = "|".join(policy_names())
-    wishes["policy"]["anyOf"] = [
-        {"type": "string", "enum": list(runnable_policies(service))},
+    conviction["policy"]["anyOf"] = [
+        {"type": "string", "enum": list(resolver.policies)},
         {"type": "string", "pattern": f"^({names}):[a-z_]+=", "maxLength": 1000},
         {"type": "null"},
     ]
     for name in ("ChatRequest", "CompletionRequest"):
         fields = schemas[name]["properties"]
         fields["model"]["anyOf"] = [
-            {"type": "string", "enum": models},
+            {"type": "string", "enum": resolver.models},
             {"type": "string", "pattern": f"^{re.escape(service.model)}@({names}):[a-z_]+="},
         ]
         for limit in ("max_tokens", "max_completion_tokens"):

@@ -1,7 +1,11 @@
-"""Every failure in the shape that clients of OpenAI know."""
+"""Every failure in the format that clients of OpenAI know, and in the log."""
 
+import logging
 from collections.abc import Sequence
+from traceback import format_tb
 from typing import Any, Final
+
+from starlette.responses import JSONResponse, Response
 
 from conviction.errors import (
     AllTracesFailedError,
@@ -13,9 +17,11 @@ from conviction.errors import (
     RefusedError,
     UsageError,
 )
-from conviction.server.openai_schema import REFUSED
+from conviction.server.request_schema import UNSUPPORTED
 
-_KINDS: Final = (
+LOGGER: Final = logging.getLogger("conviction.server")
+
+_STATUS_AND_CODE: Final = (
     (OverloadedError, 503, "overloaded"),
     (RefusedError, 503, "shutting_down"),
     (ContextOverflowError, 400, "context_length_exceeded"),
@@ -24,21 +30,28 @@ _KINDS: Final = (
     (EngineError, 502, "engine_failed"),
     (AllTracesFailedError, 502, "engine_failed"),
 )
-"""Status of HTTP and code by kind of error; the first that fits."""
+"""HTTP status and code by kind of error; the first that fits."""
 
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""OpenAI's type of error by HTTP status, where it is not the one of all below or above 500."""
 
 _LONGEST_NAME = 100
 """Characters of a field's name that is repeated; those of this server are shorter."""
 
 
 class RequestError(UsageError):
-    """A request asks for what this server does not do.
+    """A request asks for something that this server does not do.
 
     Args:
         message: What is wrong and what to do, for people; whole sentences.
         param: The field that is meant, as in "conviction.budget"; None where there is none.
         code: A word for programs.
-        status: Of HTTP.
+        status: HTTP status.
     """
 
     def __init__(
@@ -60,72 +73,77 @@ def error_body(
     message: str, *, status: int, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """The JSON of a failure."""
-    return {
-        "error": {
-            "message": message,
-            "type": _kind(status),
-            "param": param,
-            "code": code,
-        }
-    }
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def status_and_body(error: BaseException) -> tuple[int, dict[str, Any]]:
-    """Status of HTTP and JSON of any error; one that nobody foresaw tells nothing of itself."""
+    """HTTP status and JSON of any error; an unexpected one reveals nothing of itself."""
     if isinstance(error, RequestError):
         body = error_body(error.message, status=error.status, param=error.param, code=error.code)
         return error.status, body
     if not isinstance(error, ConvictionError):
         return 500, error_body("The server failed.", status=500, code="internal_error")
-    status, code = _status_and_code(error)
-    message = str(error)
-    return status, error_body(message[:1].upper() + message[1:], status=status, code=code)
-
-
-def retry_after(error: BaseException) -> int | None:
-    """Seconds to wait before asking again; None where waiting does not help."""
-    if isinstance(error, OverloadedError):
-        return error.retry_after
-    return 1 if isinstance(error, RefusedError) else None
-
-
-def _status_and_code(error: ConvictionError) -> tuple[int, str]:
     if isinstance(error, OverloadedError) and error.own:
-        return 429, "rate_limit_exceeded"
-    for kind, status, code in _KINDS:
-        if isinstance(error, kind):
-            return status, code
-    return 500, "internal_error"
+        status, code = 429, "rate_limit_exceeded"
+    else:
+        status, code = next(
+            ((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind)),
+            (500, "internal_error"),
+        )
+    return status, error_body(sentence(error), status=status, code=code)
 
 
-def _kind(status: int) -> str:
-    match status:
-        case 401:
-            return "authentication_error"
-        case 403:
-            return "permission_error"
-        case 429:
-            return "rate_limit_error"
-        case 503:
-            return "overloaded_error"
-        case _:
-            return "invalid_request_error" if status < 500 else "server_error"
+def sentence(error: ConvictionError) -> str:
+    """What was tried, what was found and what to do, in sentences."""
+    message = str(error)
+    return message[:1].upper() + message[1:]
 
 
-def of_validation(problems: Sequence[Any]) -> RequestError:
-    """The first thing that is wrong with a request; nothing of its content is repeated."""
+def failure_response(error: BaseException) -> Response:
+    """The HTTP response for an error."""
+    status, body = status_and_body(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, RefusedError):
+        headers["retry-after"] = str(error.retry_after if isinstance(error, OverloadedError) else 1)
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(body, status, headers)
+
+
+def log_failure(error: BaseException, *, content: bool) -> None:
+    """Log an error that left a request without its answer, and where it is ours, its traceback.
+
+    Args:
+        error: The error.
+        content: Whether to log what was found. That comes from the server behind this one, which
+            may repeat the question in it; the client gets it in any case.
+    """
+    status, body = status_and_body(error)
+    if status < 500 or isinstance(error, RefusedError):
+        return
+    known = isinstance(error, ConvictionError)
+    what = f"{type(error).__name__}: {error.tried}" if known else type(error).__name__
+    if content:
+        what = f"{type(error).__name__}: {body['error']['message'] if known else error}"
+    where = "" if known else "\n" + "".join(format_tb(error.__traceback__))
+    LOGGER.error("%s%s", what, where)
+
+
+def validation_error(problems: Sequence[Any]) -> RequestError:
+    """The first problem of a request as an error; nothing of the request's content is repeated."""
     first = problems[0]
     path = [part for part in first["loc"] if part != "body"]
-    # Where JSON breaks off stands in the path as well, but is no field.
-    no_object = first["type"] == "model_attributes_type" and not _names(path)
+    names = _names(path)
+    # Where JSON breaks off stands in the path as well, but is not a field.
+    no_object = first["type"] == "model_attributes_type" and not names
     if no_object or first["type"] == "json_invalid":
         return RequestError(
             "The body is no JSON object. Send one, as Content-Type: application/json.",
             code="invalid_json",
         )
-    names = _names(path)
     param = ".".join(names) or None
-    field = next((name for name in names if name in REFUSED), None)
+    field = next((name for name in names if name in UNSUPPORTED), None)
     if first["type"] == "extra_forbidden":
         return RequestError(
             f"There is no field {names[-1]!r} here." if names else "An unknown field.",
@@ -134,7 +152,7 @@ def of_validation(problems: Sequence[Any]) -> RequestError:
         )
     if first["type"] == "missing":
         return RequestError("A field is missing.", param=param, code="missing_field")
-    text = REFUSED.get(field or "") or f"{first['msg']}."
+    text = UNSUPPORTED.get(field or "") or f"{first['msg']}."
     return RequestError(text, param=param, code="unsupported" if field else "invalid_value")
 
 

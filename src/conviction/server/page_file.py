@@ -1,20 +1,23 @@
-"""The page as files, and as one file that holds everything: style, scripts, and a tape to play.
+"""The page as files, and as one file with everything: style, scripts, and a tape to play.
 
-Such a file needs no server and no network; its policy forbids it both.
+Such a file needs no server and no network; its security policy forbids both. `serve_page` shows it
+on this machine with nothing but Python.
 """
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
 import msgspec
 
-from conviction.server.passages import cut
+from conviction.errors import InvalidSettingError
+from conviction.server.passages import Piece
 from conviction.server.tape import Frame, Tape, encode
 
 TYPES = {
@@ -33,6 +36,9 @@ _POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'"
 )
 
+_HOST = "127.0.0.1"
+_NAMES = (_HOST, "localhost")
+
 _IMPORT = re.compile(r'(from ")(\./[\w./]+\.js)(")')
 _STYLE = re.compile(r'<link rel="stylesheet" href="page/([\w./]+)">')
 _ICON = re.compile(r'href="page/(icon\.svg)"')
@@ -45,8 +51,8 @@ class Recorded:
 
     Attributes:
         frame: The whole tape.
-        texts: What each trace wrote, as `text_of` tells it.
-        speed: At which it plays if nobody chooses another.
+        texts: What each trace wrote, as from `text_of`.
+        speed: At which it plays at first.
     """
 
     frame: Frame
@@ -57,7 +63,7 @@ class Recorded:
     def of(
         cls, tape: Tape, *, spread: bool = False, has_texts: bool = True, speed: float = 1.0
     ) -> "Recorded":
-        """What a tape says, of which every frame was told.
+        """The content of a tape, of which all frames were taken.
 
         Args:
             tape: The tape.
@@ -80,13 +86,26 @@ def text_of(tape: Tape, trace: int, most: int) -> dict[str, Any] | None:
     Args:
         tape: Of its run.
         trace: Its number.
-        most: Characters that are told.
+        most: Characters to return; the number of further ones is in "left".
     """
     passages = tape.passages(trace)
     if passages is None:
         return None
-    pieces, left = cut(passages.pieces(), most)
+    pieces, left = _cut(passages.pieces(), most)
     return {"pieces": pieces, "left": left, "running": tape.runs(trace)}
+
+
+def _cut(pieces: Sequence[Piece], characters: int) -> tuple[list[Piece], int]:
+    """The first pieces, of at most so many characters, and how many characters were left out."""
+    kept: list[Piece] = []
+    left = characters
+    for text, mark in pieces:
+        if left <= 0:
+            break
+        kept.append((text[:left], mark))
+        left -= len(text)
+    total = sum(len(text) for text, _ in pieces)
+    return kept, total - sum(len(text) for text, _ in kept)
 
 
 @cache
@@ -106,12 +125,12 @@ def whole_page(recorded: Recorded) -> str:
             "speed": recorded.speed,
         }
     ).decode()
-    # Where "</script" stands, a script ends, and be it within a string.
+    # A script ends at "</script", even within a string.
     tape = tape.replace("<", "\\u003c")
     head = [f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">']
-    # Whoever passes the file on passes uPlot on, whose licence wants to go with it.
-    head += [f"<!-- uPlot\n\n{_text(contents, 'vendor/uplot/LICENSE')}-->"]
-    head += [f"<style>\n{_text(contents, path)}</style>" for path in _STYLE.findall(page)]
+    # The file contains uPlot, whose licence has to come with it.
+    head += [f"<!-- uPlot\n\n{contents['vendor/uplot/LICENSE'].decode()}-->"]
+    head += [f"<style>\n{contents[path].decode()}</style>" for path in _STYLE.findall(page)]
     modules = {
         _name(path): _data("text/javascript", _bound(path, data.decode()).encode())
         for path, data in contents.items()
@@ -136,10 +155,6 @@ def _below(folder: Traversable, prefix: str) -> Iterable[tuple[str, bytes]]:
             yield prefix + entry.name, entry.read_bytes()
 
 
-def _text(contents: Mapping[str, bytes], path: str) -> str:
-    return contents[path].decode()
-
-
 def _name(path: str) -> str:
     """A module's name within the file; relative ones mean nothing there."""
     return f"conviction/{path}"
@@ -154,3 +169,48 @@ def _bound(path: str, source: str) -> str:
 
 def _data(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{b64encode(data).decode()}"
+
+
+def serve_page(page: str, *, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serve a page at / until Ctrl-C.
+
+    Args:
+        page: HTML.
+        port: Port to listen on; 0 for any free one.
+        on_ready: Called with the address once it can be opened.
+
+    Raises:
+        InvalidSettingError: the port is not available.
+    """
+    data = page.encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # Another name belongs to a web page that points it to this machine (DNS rebinding).
+            known = self.headers.get("host", "").rpartition(":")[0] in _NAMES
+            found = known and self.path == "/"
+            body = data if found else b"There is nothing here.\n"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", "text/html; charset=utf-8" if found else "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Log nothing."""
+
+    try:
+        server = ThreadingHTTPServer((_HOST, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise InvalidSettingError(
+            tried=f"listen on port {port} of {_HOST}",
+            found=getattr(error, "strerror", None) or str(error),
+            remedy="Name another port, or none.",
+        ) from None
+    with server:
+        on_ready(f"http://{_HOST}:{server.server_address[1]}/")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return

@@ -1,180 +1,77 @@
-"""The live page and what it is fed with. Not for programs: these routes may change at any time."""
+"""The live page and its data. Not for programs: these routes may change at any time."""
 
-from functools import partial
+from functools import cache, partial
 from hashlib import blake2b
 from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from conviction.answers import kinds
 from conviction.core import Message
 from conviction.policies import policy as named_policy
 from conviction.policies.named import setting_types, written
-from conviction.server.choosing import ask_chat, runnable_policies
+from conviction.server.access import client_of
 from conviction.server.failures import RequestError
-from conviction.server.keys import client_of
 from conviction.server.page_file import TYPES, Recorded, page_files, text_of, whole_page
-from conviction.server.runs import Run
-from conviction.server.service import Service
-from conviction.server.streaming import Emit, EventStream
+from conviction.server.request_schema import (
+    MOST_NAME,
+    ConvictionOptions,
+    RunRequest,
+    SamplingOptions,
+    Strict,
+)
+from conviction.server.responses import Emit, EventStream
+from conviction.server.runs import ServedRun
+from conviction.server.service import service_of
 from conviction.server.tape import encode
-from conviction.server.wishes import MOST_NAME, Generation, Wishes
 
 _JSON = "application/json"
 _MOST_TEXT = 4_000_000
-"""Characters of one trace that a page is told."""
+"""Characters of one trace that a page gets."""
+
+router = APIRouter(include_in_schema=False)
+"""The routes of the page: `/` and all below `/page/` and `/api/`."""
 
 
-class Question(BaseModel):
+class PageQuestion(Strict):
     """What the page's form asks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     question: Annotated[str, Field(min_length=1, max_length=1_000_000)]
     model: Annotated[str | None, Field(max_length=MOST_NAME)] = None
-    conviction: Wishes = Wishes()
-    generation: Generation = Generation()
+    conviction: ConvictionOptions = ConvictionOptions()
+    generation: SamplingOptions = SamplingOptions()
 
 
-class _Watching(Response):
-    """Tells a page of a run until it is over."""
-
-    def __init__(self, run: Run, last: int | None, service: Service) -> None:
-        super().__init__()
-        self._run = run
-        self._last = last
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything."""
-        seconds = self._service.settings.ping_seconds
-        await EventStream(self._produce, ping_seconds=seconds)(scope, receive, send)
-
-    async def _produce(self, emit: Emit) -> None:
-        async for frame in self._run.frames(self._last, self._service.closing):
-            data = frame if isinstance(frame, bytes) else encode(frame)
-            await emit(b"data: " + data + b"\n\n")
+@router.api_route("/", methods=["GET", "HEAD"])
+async def index(request: Request) -> Response:
+    """The page."""
+    return await file("index.html", request)
 
 
-def router(service: Service) -> APIRouter:
-    """The routes of the page: `/` and all below `/page/` and `/api/`.
-
-    Called when the app is made, so before the service is entered.
-    """
-    routes = APIRouter(include_in_schema=False)
-    _add_files(routes)
-    _add_runs(routes, service)
-    _add_run(routes, service)
-    _add_contents(routes, service)
-    return routes
-
-
-def _digest(data: bytes) -> str:
-    return blake2b(data, digest_size=12).hexdigest()
+@router.api_route("/page/{path:path}", methods=["GET", "HEAD"])
+async def file(path: str, request: Request) -> Response:
+    """A file of the page."""
+    data = page_files().get(path)
+    if data is None:
+        return Response("There is no such file.\n", 404, media_type="text/plain")
+    tag = _tag(path)
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    kind = TYPES.get(path[path.rfind(".") :], "text/plain; charset=utf-8")
+    return Response(data, headers=headers | {"content-type": kind})
 
 
-def _add_files(routes: APIRouter) -> None:
-    contents = page_files()
-    # The files of another version must not be mixed with those of this one.
-    tags = {path: f'"{_digest(data)}"' for path, data in contents.items()}
-
-    def answer(path: str, request: Request) -> Response:
-        if path not in contents:
-            return Response("There is no such file.\n", 404, media_type="text/plain")
-        headers = {"etag": tags[path], "cache-control": "no-cache"}
-        if request.headers.get("if-none-match") == tags[path]:
-            return Response(status_code=304, headers=headers)
-        kind = TYPES.get(path[path.rfind(".") :], "text/plain; charset=utf-8")
-        return Response(contents[path], headers=headers | {"content-type": kind})
-
-    @routes.api_route("/", methods=["GET", "HEAD"])
-    async def index(request: Request) -> Response:
-        return answer("index.html", request)
-
-    @routes.api_route("/page/{path:path}", methods=["GET", "HEAD"])
-    async def file(path: str, request: Request) -> Response:
-        return answer(path, request)
-
-
-def _add_runs(routes: APIRouter, service: Service) -> None:
-    @routes.get("/api/options")
-    async def options() -> dict[str, Any]:
-        return _options(service)
-
-    @routes.post("/api/runs", status_code=201)
-    async def begin(body: Question, request: Request) -> dict[str, str]:
-        asked = ask_chat(
-            service,
-            [Message("user", body.question)],
-            model=body.model or service.model,
-            wishes=body.conviction,
-            generation=body.generation,
-            client=client_of(request),
-        )
-        return {"id": service.begin(asked).id}
-
-    @routes.get("/api/runs")
-    async def runs(request: Request, known: str = "") -> dict[str, Any]:
-        listed = [run.facts() for run in service.runs.of(client_of(request))]
-        stamp = _digest(encode({"runs": listed}))
-        # Pages ask every other second.
-        return {"stamp": stamp} | ({} if known == stamp else {"runs": listed})
-
-
-def _found(service: Service, run: str, request: Request) -> Run:
-    known = service.runs.find(run, client_of(request))
-    if known is None:
-        raise RequestError(
-            "There is no run of that id, or it is no longer kept.", code="no_run", status=404
-        )
-    return known
-
-
-def _add_run(routes: APIRouter, service: Service) -> None:
-    @routes.get("/api/runs/{run}")
-    async def tape(run: str, request: Request) -> Response:
-        return Response(encode(_found(service, run, request).snapshot()), media_type=_JSON)
-
-    @routes.delete("/api/runs/{run}")
-    async def cancel(run: str, request: Request) -> dict[str, bool]:
-        return {"running": service.interrupt(_found(service, run, request).id)}
-
-    @routes.get("/api/runs/{run}/events", response_model=None)
-    async def events(
-        run: str, request: Request, last_event_id: Annotated[int | None, Header()] = None
-    ) -> Response:
-        return _Watching(_found(service, run, request), last_event_id, service)
-
-
-def _add_contents(routes: APIRouter, service: Service) -> None:
-    @routes.get("/api/runs/{run}/traces/{trace}")
-    async def text(run: str, trace: int, request: Request) -> Response:
-        told = text_of(_found(service, run, request).tape, trace, _MOST_TEXT)
-        if told is None:
-            raise RequestError("There is no trace of that number.", code="no_trace", status=404)
-        return Response(encode(told), media_type=_JSON)
-
-    @routes.get("/api/runs/{run}/export")
-    async def export(run: str, request: Request) -> Response:
-        known = _found(service, run, request)
-        known.snapshot()
-        recorded = Recorded.of(known.tape)
-        # Megabytes of JSON would hold up all that runs.
-        page = await anyio.to_thread.run_sync(partial(whole_page, recorded))
-        name = f'attachment; filename="conviction-{known.id[:8]}.html"'
-        headers = {"content-type": TYPES[".html"], "content-disposition": name}
-        return Response(page.encode(), headers=headers)
-
-
-def _options(service: Service) -> dict[str, Any]:
+@router.get("/api/options")
+async def options(request: Request) -> dict[str, Any]:
     """What the form offers."""
+    service = service_of(request)
     settings = service.settings
     policies: list[dict[str, Any]] = []
-    for name in runnable_policies(service):
+    for name in service.resolver.policies:
         chosen = named_policy(name)
         values = {one: written(getattr(chosen, one)) for one in setting_types(name)}
         policies.append({"name": name, "settings": values, "budget": chosen.budget})
@@ -186,3 +83,89 @@ def _options(service: Service) -> dict[str, Any]:
         "defaults": settings.defaults.model_dump(mode="json"),
         "ceilings": settings.ceilings.model_dump(mode="json"),
     }
+
+
+@router.post("/api/runs", status_code=201)
+async def begin(body: PageQuestion, request: Request) -> dict[str, str]:
+    """Begin a run."""
+    service = service_of(request)
+    asked = RunRequest(
+        body.model or service.model, body.conviction, body.generation, client_of(request)
+    )
+    run = service.begin(service.resolver.chat([Message("user", body.question)], asked))
+    return {"id": run.id}
+
+
+@router.get("/api/runs")
+async def runs(request: Request, known: str = "") -> dict[str, Any]:
+    """The client's runs, unless the page knows the list already: it asks every other second."""
+    listed = [run.facts() for run in service_of(request).runs.of(client_of(request))]
+    stamp = _digest(encode({"runs": listed}))
+    return {"stamp": stamp} | ({} if known == stamp else {"runs": listed})
+
+
+@router.get("/api/runs/{run}")
+async def tape(run: str, request: Request) -> Response:
+    """The tape of a run so far."""
+    return Response(encode(_found(run, request).snapshot()), media_type=_JSON)
+
+
+@router.delete("/api/runs/{run}")
+async def cancel(run: str, request: Request) -> dict[str, bool]:
+    """Let a run end with the votes it has."""
+    return {"running": service_of(request).interrupt(_found(run, request).id)}
+
+
+@router.get("/api/runs/{run}/events", response_model=None)
+async def events(
+    run: str, request: Request, last_event_id: Annotated[int | None, Header()] = None
+) -> Response:
+    """The frames of a run until it is over."""
+    service, known = service_of(request), _found(run, request)
+
+    async def send_frames(emit: Emit) -> None:
+        async for frame in known.frames(last_event_id, service.closing):
+            await emit(b"data: " + frame + b"\n\n")
+
+    return EventStream(send_frames, ping_seconds=service.settings.ping_seconds)
+
+
+@router.get("/api/runs/{run}/traces/{trace}")
+async def text(run: str, trace: int, request: Request) -> Response:
+    """What a trace wrote so far."""
+    written_text = text_of(_found(run, request).tape, trace, _MOST_TEXT)
+    if written_text is None:
+        raise RequestError("There is no trace of that number.", code="no_trace", status=404)
+    return Response(encode(written_text), media_type=_JSON)
+
+
+@router.get("/api/runs/{run}/export")
+async def export(run: str, request: Request) -> Response:
+    """A run as a page in one file."""
+    known = _found(run, request)
+    known.snapshot()
+    recorded = Recorded.of(known.tape)
+    # Megabytes of JSON would hold up all that runs.
+    page = await anyio.to_thread.run_sync(partial(whole_page, recorded))
+    name = f'attachment; filename="conviction-{known.id[:8]}.html"'
+    headers = {"content-type": TYPES[".html"], "content-disposition": name}
+    return Response(page.encode(), headers=headers)
+
+
+def _found(run: str, request: Request) -> ServedRun:
+    known = service_of(request).runs.find(run, client_of(request))
+    if known is None:
+        raise RequestError(
+            "There is no run of that id, or it is no longer kept.", code="no_run", status=404
+        )
+    return known
+
+
+@cache
+def _tag(path: str) -> str:
+    """Changes with a file's content: files of two versions must not be mixed."""
+    return f'"{_digest(page_files()[path])}"'
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=12).hexdigest()

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -56,15 +56,8 @@ class Passages:
     """
 
     __slots__ = (
-        "_bytes",
-        "_confidences",
-        "_ends",
-        "_known",
-        "_open",
-        "_sum",
-        "_sureness",
-        "_tokens",
-    )
+        "_bytes", "_confidences", "_ends", "_known", "_open", "_sum", "_sureness", "_tokens",
+    )  # fmt: skip
 
     def __init__(self, sureness: Sureness) -> None:
         self._sureness = sureness
@@ -142,16 +135,3 @@ class Passages:
         if self._open:
             known = self._known or float("nan")
             yield "".join(self._open).encode("utf-8", "replace").decode("utf-8"), self._sum / known
-
-
-def cut(pieces: Sequence[Piece], characters: int) -> tuple[list[Piece], int]:
-    """The first pieces, of at most so many characters, and how many characters were left out."""
-    kept: list[Piece] = []
-    left = characters
-    for text, mark in pieces:
-        if left <= 0:
-            break
-        kept.append((text[:left], mark))
-        left -= len(text)
-    total = sum(len(text) for text, _ in pieces)
-    return kept, total - sum(len(text) for text, _ in kept)

@@ -1,30 +1,27 @@
 """Running the application: a socket, a web server, and how it ends."""
 
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from math import inf
 
 import anyio
-import anyio.abc
 import uvicorn
 from fastapi import FastAPI
 
 from conviction.errors import ConvictionError, InvalidSettingError, ServerStartError
 from conviction.server.service import Service
 from conviction.server.settings import Settings
+from conviction.signals import on_signals
 
 _GRACE_SECONDS = 5.0
-"""Time to send off what runs that were ended brought."""
-_SAME_SIGNAL_SECONDS = 0.5
+"""Time to send the answers of runs that were ended."""
 _BACKLOG = 2048
 
 
-class Forced(Exception):  # noqa: N818  # no error: somebody wanted it so
-    """Somebody asked twice to end."""
+class Forced(Exception):  # noqa: N818  # not an error: it was wanted
+    """The server was told twice to end."""
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -63,7 +60,7 @@ def listen(settings: Settings) -> socket.socket:
 async def run(
     app: FastAPI, listener: socket.socket, on_started: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve until somebody asks to end, then let what runs come to its end.
+    """Serve until a signal to end, then let active runs finish.
 
     Args:
         app: From `create_app`.
@@ -72,12 +69,22 @@ async def run(
 
     Raises:
         ConvictionError: the engine did not start.
-        Forced: somebody asked twice to end.
+        Forced: there was a second signal.
     """
     service: Service = app.state.service
-    server = WebServer(web_config(app, service.settings.drain_seconds), on_started)
+    server = WebServer(app, service.settings.drain_seconds, on_started)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_on_signals, server, service, tasks)
+
+        def finish_runs() -> None:
+            service.close()
+            server.should_exit = True
+            tasks.start_soon(service.drain)
+
+        def end_at_once() -> None:
+            server.force_exit = True
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(on_signals, finish_runs, end_at_once)
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
     failure: ConvictionError | None = getattr(app.state, "failure", None)
@@ -87,44 +94,25 @@ async def run(
         raise Forced
 
 
-async def _end_on_signals(
-    server: "WebServer", service: Service, tasks: anyio.abc.TaskGroup
-) -> None:
-    """End in peace at the first signal, at once at the second."""
-    if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
-        return
-    first = inf
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            now = anyio.current_time()
-            if first == inf:
-                first = now
-                service.close()
-                server.should_exit = True
-                tasks.start_soon(service.drain)
-            # A supervisor may signal us and our whole group, so one Ctrl-C can come twice.
-            elif now - first > _SAME_SIGNAL_SECONDS:
-                server.force_exit = True
-                tasks.cancel_scope.cancel()
-
-
-def web_config(app: FastAPI, drain_seconds: float) -> uvicorn.Config:
-    """How an application is served that has so long to end."""
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        ws="none",
-        timeout_graceful_shutdown=int(drain_seconds + _GRACE_SECONDS) + 1,
-    )
-
-
 class WebServer(uvicorn.Server):
-    """A web server that leaves signals to us, and tells when it has started."""
+    """A web server that leaves signals to `run`.
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    Args:
+        app: From `create_app`.
+        drain_seconds: Time that active runs have to finish.
+        on_started: Called when requests are answered.
+    """
+
+    def __init__(self, app: FastAPI, drain_seconds: float, on_started: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=int(drain_seconds + _GRACE_SECONDS) + 1,
+        )
         super().__init__(config)
         self._on_started = on_started
 
@@ -138,13 +126,13 @@ class WebServer(uvicorn.Server):
         try:
             await super().serve(sockets)
         except SystemExit:
-            return  # The application did not start; it says itself why.
+            return  # The application did not start: `run` raises the reason.
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application and listen."""
         log = logging.getLogger("uvicorn.error")
         level = log.level
-        log.setLevel(logging.CRITICAL + 1)  # Why the engine does not start is told elsewhere.
+        log.setLevel(logging.CRITICAL + 1)  # `run` raises the reason why an engine does not start.
         try:
             await super().startup(sockets)
         finally:

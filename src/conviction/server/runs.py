@@ -1,29 +1,19 @@
-"""Every run of the server: what pages are told of it, while it lasts and for some time after."""
+"""Every run of the server, with its tape, while it lasts and for some time after."""
 
 import time
 from asyncio import CancelledError
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import anyio
 
 from conviction.events import Event, RunFinished, RunStarted
 from conviction.server.failures import status_and_body
+from conviction.server.run_options import RunOptions
 from conviction.server.tape import Frame, Tape, encode
 from conviction.verdict import Verdict
-
-if TYPE_CHECKING:
-    from conviction.server.asked import Asked
-
-State = Literal["waiting", "running", "over"]
-
-MOST_KEPT = 200
-"""Runs that are kept after their end."""
-
-MOST_BYTES = 256 << 20
-"""Memory that they may take, about."""
 
 _RECENT = 64
 """Frames that are kept for pages whose connection broke."""
@@ -39,65 +29,57 @@ _QUESTION = 300
 """Characters of a question in the list."""
 
 
-class Run:
+class ServedRun:
     """One run, and the tape of it.
 
     Args:
-        asked: What was asked.
-        clock: Tells seconds.
+        options: Of the run.
+        on_finish: Called when it has ended.
 
     Attributes:
-        id: Its name, which nobody guesses.
-        client: Who asked; "" where there are no keys.
-        tape: What pages are told.
+        id: Its name, which cannot be guessed.
+        client: Name of the client's key; "" where there are no keys.
+        tape: What happens in it.
+        finished: Whether `finish` was called.
     """
 
-    def __init__(self, asked: "Asked", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, options: RunOptions, on_finish: Callable[["ServedRun"], None]) -> None:
         self.id = token_hex(12)
-        self.client = asked.client
-        self.tape = Tape(asked.text)
+        self.client = options.client
+        self.tape = Tape(options.text)
+        self.finished = False
         self._created = time.time()
-        self._facts = {"question": asked.text[:_QUESTION], "policy": asked.policy.name}
-        self._clock = clock
+        self._facts = {"question": options.text[:_QUESTION], "policy": options.policy.name}
+        self._on_finish = on_finish
         self._began: float | None = None
         self._outcome: Frame = {"answer": None, "share": None}
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
         self._recent_bytes = 0
-        self._on_end: Callable[[], None] = lambda: None
 
-    @property
-    def state(self) -> State:
-        """Whether it waits for its turn, runs, or is over."""
-        if self.tape.over:
-            return "over"
-        return "waiting" if self._began is None else "running"
-
-    def on_end(self, call: Callable[[], None]) -> None:
-        """Call something when it ends."""
-        self._on_end = call
-
-    def listener(self, event: Event) -> None:
-        """Hear of an event of the driver."""
+    def on_event(self, event: Event) -> None:
+        """Take note of an event of the driver."""
         if self._began is None or isinstance(event, RunStarted):
-            self._began = self._clock()
-        self.tape.hear(event, self._clock() - self._began)
+            self._began = time.monotonic()
+        self.tape.hear(event, time.monotonic() - self._began)
 
-    def finished(self, outcome: Verdict | BaseException) -> None:
-        """Hear how it ended: with a verdict, or with an error; `Cancelled` if nobody waits."""
-        elapsed = 0.0 if self._began is None else self._clock() - self._began
+    def finish(self, outcome: Verdict | BaseException) -> None:
+        """Take note of its verdict, or of the error or the cancellation that it ended with."""
+        self.finished = True
+        elapsed = 0.0 if self._began is None else time.monotonic() - self._began
         if isinstance(outcome, Verdict):
             if not self.tape.over:
                 self.tape.hear(RunFinished(outcome), elapsed)
             self._outcome = {"answer": outcome.answer, "share": outcome.share}
         elif isinstance(outcome, (CancelledError, GeneratorExit)):
-            self.tape.fail("Whoever asked has gone.", elapsed)
+            self.tape.fail("The client disconnected.", elapsed)
         else:
             self.tape.fail(status_and_body(outcome)[1]["error"]["message"], elapsed)
-        self._on_end()
+        self._on_finish(self)
 
     def facts(self) -> dict[str, Any]:
-        """What the list of runs tells."""
-        facts = {"id": self.id, "created": self._created, "state": self.state}
+        """Its entry in the list of runs."""
+        state = "over" if self.tape.over else "waiting" if self._began is None else "running"
+        facts = {"id": self.id, "created": self._created, "state": state}
         return facts | self._facts | self._outcome
 
     def snapshot(self) -> Frame:
@@ -105,11 +87,10 @@ class Run:
         self._publish()
         return self.tape.snapshot()
 
-    async def frames(self, last: int | None, closing: anyio.Event) -> AsyncIterator[Frame | bytes]:
-        """What a page is told, until the run is over: each frame, or what it is as JSON.
+    async def frames(self, last: int | None, closing: anyio.Event) -> AsyncIterator[bytes]:
+        """The frames for one page, as JSON, until the run is over.
 
-        A page that is slow is told of less: whoever asks for the next frame late gets one that
-        says it all.
+        A page that asks for the next frame late gets one frame that says it all.
 
         Args:
             last: Number of the last frame that the page has; None for none.
@@ -117,15 +98,9 @@ class Run:
         """
         while not closing.is_set():
             self._publish()
-            since = self._since(last)
-            if since is None:
-                frame = self.tape.snapshot()
-                last = self.tape.number
-                yield frame
-            else:
-                for number, data in since:
-                    yield data
-                    last = number
+            for number, data in self._since(last):
+                yield data
+                last = number
             if self.tape.over and last == self.tape.number:
                 return
             await anyio.sleep(_OFTEN if len(self.tape.traces) < _MANY else _SELDOM)
@@ -142,48 +117,46 @@ class Run:
         while self._recent_bytes > _RECENT_BYTES:
             self._recent_bytes -= len(self._recent.popleft()[1])
 
-    def _since(self, last: int | None) -> list[tuple[int, bytes]] | None:
-        """Frames after one; None if they are not all there."""
-        if last is None or last > self.tape.number:
-            return None
-        missing = self.tape.number - last
-        if missing > len(self._recent):
-            return None
-        return list(self._recent)[len(self._recent) - missing :] if missing else []
+    def _since(self, last: int | None) -> list[tuple[int, bytes]]:
+        """Frames after one, with their numbers; one with all of it if they are no longer kept."""
+        number, kept = self.tape.number, len(self._recent)
+        if last is None or not 0 <= number - last <= kept:
+            return [(number, encode(self.tape.snapshot()))]
+        return list(self._recent)[kept - (number - last) :]
 
 
 class Runs:
-    """The runs that are, and the latest that were.
+    """The active runs, and the latest of the past ones.
 
     Args:
         most: Runs that are kept after their end.
         most_bytes: Memory that they may take, about.
     """
 
-    def __init__(self, most: int = MOST_KEPT, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most: int = 200, most_bytes: int = 256 << 20) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._all: OrderedDict[str, Run] = OrderedDict()
+        self._all: OrderedDict[str, ServedRun] = OrderedDict()
         self._ended: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
 
-    def begin(self, asked: "Asked") -> Run:
+    def begin(self, options: RunOptions) -> ServedRun:
         """A new run."""
-        run = Run(asked)
-        run.on_end(lambda: self._end(run))
+        run = ServedRun(options, self._keep)
         self._all[run.id] = run
         return run
 
-    def of(self, client: str) -> list[Run]:
+    def of(self, client: str) -> list[ServedRun]:
         """A client's runs, the newest first."""
         return [run for run in reversed(self._all.values()) if run.client == client]
 
-    def find(self, run: str, client: str) -> Run | None:
+    def find(self, run: str, client: str) -> ServedRun | None:
         """A client's run of that id."""
         found = self._all.get(run)
         return found if found is not None and found.client == client else None
 
-    def _end(self, run: Run) -> None:
+    def _keep(self, run: ServedRun) -> None:
+        """Keep a run that has ended, in place of older ones."""
         size = run.tape.size
         self._ended[run.id] = size
         self._bytes += size

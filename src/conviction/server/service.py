@@ -1,34 +1,30 @@
 """What all requests share: the engine, its slots, the queue, and the runs."""
 
 from asyncio import CancelledError
-from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
 from opentelemetry.trace import TracerProvider
+from starlette.requests import HTTPConnection
 
 from conviction.answers import AnswerKind, kind
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError, EngineError, OverloadedError, ShuttingDownError
 from conviction.events import Event, Listener
 from conviction.server.admission import Admission, Ticket
-from conviction.server.asked import Asked
-from conviction.server.metrics import Metrics, Spent
-from conviction.server.runs import Run, Runs
+from conviction.server.run_options import RequestResolver, RunOptions
+from conviction.server.runs import Runs, ServedRun
 from conviction.server.settings import Settings
-from conviction.server.telemetry import Telemetry
+from conviction.server.telemetry import Metrics, Tracing
 from conviction.sharing import Slots
 from conviction.tasks import unless_ended
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 
-__all__ = ["Asked", "Pending", "Run", "Service"]
-
 _HEALTH_SECONDS = 2.0
-"""How long what was found out about the engine's health is believed."""
+"""How long a finding about the engine's health is reused."""
 _CHECK_SECONDS = 5.0
 
 
@@ -36,23 +32,23 @@ class Service:
     """What all requests share. Entering it starts the engine; leaving it ends all that runs.
 
     Args:
-        settings: What the server was told.
-        engine: Generates the traces; not started yet.
+        settings: Of the server; also an attribute.
+        engine: Generates the traces; not started yet; also an attribute.
         tracing: Where spans go; None for what the process has set up, which may be nowhere.
 
     Attributes:
-        settings: As given.
-        engine: As given.
         capabilities: What the engine can do, from when the service was entered.
-        admission: Who thinks and who waits.
-        metrics: What is counted.
-        telemetry: What is told to OpenTelemetry.
+        resolver: Finds the run options of requests, from when the service was entered.
+        admission: The queue.
+        metrics: Counters for Prometheus.
+        tracing: Spans for OpenTelemetry.
         active: What ends a run with the votes it has, by the run's id.
         runs: Every run, of the API and of the page.
-        closing: Set when the server was told to end: endless streams must end then.
+        closing: Set when the server is about to end: endless streams must end then.
     """
 
     capabilities: Capabilities
+    resolver: RequestResolver
 
     def __init__(
         self, settings: Settings, engine: Engine, *, tracing: TracerProvider | None = None
@@ -63,7 +59,7 @@ class Service:
         self.runs = Runs()
         self.closing = anyio.Event()
         self.metrics = Metrics(self.admission, lambda: self._slots.running)
-        self.telemetry = Telemetry(tracing, content=settings.log_content)
+        self.tracing = Tracing(tracing, content=settings.log_content)
         self.active: dict[str, anyio.Event] = {}
         self._kinds: dict[str, AnswerKind] = {}
         self._stack = AsyncExitStack()
@@ -80,6 +76,7 @@ class Service:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.engine)
             self.capabilities = await self.engine.capabilities()
+            self.resolver = RequestResolver(self.settings, self.capabilities)
             self._slots = Slots(self.capabilities.concurrency)
             stack.callback(self._close_kinds)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -87,22 +84,17 @@ class Service:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End what runs, and the engine."""
         await self._stack.aclose()
 
     @property
     def model(self) -> str:
         """The name that clients know the model by."""
-        return self.settings.model or self.capabilities.model
+        return self.resolver.model
 
-    def join(self, asked: Asked) -> "Pending":
-        """Take a place for a request; leave its context to give it back.
+    def join(self, options: RunOptions) -> "PendingRun":
+        """Take a place for a run; leave its context to give it back.
 
         Raises:
             OverloadedError: too many wait already.
@@ -116,45 +108,24 @@ class Service:
                 remedy="Ask again when it has been started anew.",
             )
         try:
-            ticket = self.admission.join(asked.client)
+            ticket = self.admission.join(options.client)
         except ConvictionError:
             self.metrics.refuse("overloaded")
             raise
-        return Pending(self, asked, ticket)
+        return PendingRun(self, options, ticket)
 
-    async def think(
-        self,
-        asked: Asked,
-        *,
-        on_event: Listener | None = None,
-        interrupt: anyio.Event | None = None,
-    ) -> Verdict:
-        """Wait for a turn, then think. Cancelling the caller ends all traces at once.
-
-        Args:
-            asked: What to think about.
-            on_event: Called with every event of the driver.
-            interrupt: When set, the run ends with the votes it has.
-
-        Raises:
-            RefusedError: too many wait already, or the server is about to end.
-            ConvictionError: as `deliberate` raises.
-        """
-        with self.join(asked) as pending:
-            return await pending.think(on_event=on_event, interrupt=interrupt)
-
-    def begin(self, asked: Asked) -> Run:
-        """Begin a run that goes on whoever listens, and tell which; it hears how it ends.
+    def begin(self, options: RunOptions) -> ServedRun:
+        """Begin a run in the background: it goes on without a client that waits for it.
 
         Raises:
             RefusedError: too many wait already, or the server is about to end.
         """
-        pending = self.join(asked)
+        pending = self.join(options)
         self._tasks.start_soon(self._in_background, pending)
         return pending.run
 
     def interrupt(self, run: str) -> bool:
-        """Let a run end with the votes it has; whether there is one of that id that runs."""
+        """Let a run end with the votes it has; whether a run of that id is active."""
         event = self.active.get(run)
         if event is not None:
             event.set()
@@ -171,7 +142,7 @@ class Service:
             event.set()
 
     async def trouble(self) -> EngineError | None:
-        """Why the engine cannot be used just now; None where it can. Asked every two seconds."""
+        """Why the engine cannot be used just now; None if it can. Checked every two seconds."""
         now = anyio.current_time()
         if self._health is None or now - self._health[0] > _HEALTH_SECONDS:
             self._health = (now, await self._check_engine())
@@ -191,88 +162,87 @@ class Service:
             return error
         return None
 
-    async def _in_background(self, pending: "Pending") -> None:
+    async def _in_background(self, pending: "PendingRun") -> None:
         with pending:
             try:
                 await pending.think()
             except ConvictionError:
-                return  # The run has heard of it.
+                return  # The run has noted it.
 
-    async def deliberate(self, asked: Asked, listener: Listener, interrupt: anyio.Event) -> Verdict:
-        """Think about a request whose turn has come."""
-        with self._slots.place(most=asked.concurrency, total=asked.total_tokens) as place:
+    async def deliberate(
+        self, options: RunOptions, listener: Listener, interrupt: anyio.Event
+    ) -> Verdict:
+        """Run the policy for a request whose turn has come."""
+        if options.answers not in self._kinds:
+            self._kinds[options.answers] = kind(options.answers)
+        with self._slots.place(most=options.concurrency, total=options.total_tokens) as place:
             return await deliberate(
-                asked.question,
+                options.question,
                 engine=self.engine,
-                policy=asked.policy,
-                answers=self._kind(asked.answers),
-                sampling=asked.sampling,
-                seed=asked.seed,
+                policy=options.policy,
+                answers=self._kinds[options.answers],
+                sampling=options.sampling,
+                seed=options.seed,
                 on_event=listener,
-                time_limit=asked.time_limit,
+                time_limit=options.time_limit,
                 interrupt=interrupt,
                 place=place,
             )
-
-    def _kind(self, name: str) -> AnswerKind:
-        if name not in self._kinds:
-            self._kinds[name] = kind(name)
-        return self._kinds[name]
 
     def _close_kinds(self) -> None:
         for answers in self._kinds.values():
             answers.close()
 
 
-class Pending:
-    """A request that has its place; made by `Service.join`.
+class PendingRun:
+    """A run that waits for its turn or has it; made by `Service.join`.
 
     Attributes:
-        asked: What to think about.
-        run: The run that it is.
+        options: Of the run.
+        run: The run.
     """
 
-    def __init__(self, service: Service, asked: Asked, ticket: Ticket) -> None:
-        self.asked = asked
-        self.run = service.runs.begin(asked)
+    def __init__(self, service: Service, options: RunOptions, ticket: Ticket) -> None:
+        self.options = options
+        self.run = service.runs.begin(options)
         self._ticket = ticket
         self._service = service
-        self._concluded = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ticket.__exit__(kind, error, traceback)
-        if not self._concluded:
-            self.run.finished(error or CancelledError())
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._ticket.leave()
+        if not self.run.finished:
+            self.run.finish(error or CancelledError())
 
-    async def think(
-        self, *, on_event: Listener | None = None, interrupt: anyio.Event | None = None
-    ) -> Verdict:
-        """Wait for its turn, then think; as `Service.think`."""
-        service, event = self._service, interrupt or anyio.Event()
-        spent = Spent()
-        service.active[self.run.id] = event
+    async def think(self) -> Verdict:
+        """Wait for its turn, then run the policy. Cancelling the caller ends all traces at once.
+
+        Raises:
+            RefusedError: its turn did not come.
+            ConvictionError: as `deliberate` raises.
+        """
+        service, run, interrupt = self._service, self.run, anyio.Event()
+        service.active[run.id] = interrupt
         try:
-            with service.telemetry.verdict(self.asked, self.run.id) as span:
-                listeners = (spent.on_event, self.run.listener, span.on_event, on_event)
-                with self._ticket:  # Whoever reads the answer slowly holds no turn.
-                    await self._turn(event)
-                    verdict = await service.deliberate(self.asked, _all(listeners), event)
+            with service.tracing.verdict(self.options, run.id) as span:
+
+                def on_event(event: Event) -> None:
+                    run.on_event(event)
+                    span.on_event(event)
+
+                with self._ticket:  # A client that reads the answer slowly holds no turn.
+                    await self._turn(interrupt)
+                    verdict = await service.deliberate(self.options, on_event, interrupt)
         except BaseException as error:
-            service.metrics.fail(error, spent)
-            self._conclude(error)
+            service.metrics.fail(error, traces=len(run.tape.traces), tokens=run.tape.tokens)
+            run.finish(error)
             raise
         finally:
-            del service.active[self.run.id]
-        service.metrics.conclude(verdict)
-        self._conclude(verdict)
+            del service.active[run.id]
+        service.metrics.finish(verdict)
+        run.finish(verdict)
         return verdict
 
     @property
@@ -282,7 +252,7 @@ class Pending:
 
     async def _turn(self, interrupt: anyio.Event) -> None:
         seconds = self._service.settings.queueing.seconds
-        _, ended = await unless_ended(self._ticket.turn, seconds, interrupt)
+        _, ended = await unless_ended(self._ticket.called.wait, seconds, interrupt)
         if ended == "time":
             wait = self._service.admission.retry_after
             raise OverloadedError(
@@ -298,16 +268,7 @@ class Pending:
                 remedy="Ask again.",
             )
 
-    def _conclude(self, outcome: Verdict | BaseException) -> None:
-        self._concluded = True
-        self.run.finished(outcome)
 
-
-def _all(listeners: Iterable[Listener | None]) -> Listener:
-    listening = [listener for listener in listeners if listener is not None]
-
-    def listen(event: Event) -> None:
-        for listener in listening:
-            listener(event)
-
-    return listen
+def service_of(request: HTTPConnection) -> Service:
+    """The service of the application that a request was sent to."""
+    return request.app.state.service

@@ -1,8 +1,8 @@
-"""A run as a tape: what a page needs to show it live, later, or at another speed.
+"""A run as a tape: the one description of it that page, stream and list of runs share.
 
-The tape hears the driver's events and gives *frames*, JSON objects that say what is new since the
-frame before. All frames applied in order are the tape; `Tape.snapshot` is one frame that says it
-all. Every part carries its time, so a page shows any moment of a run out of one tape: live is the
+The tape takes the driver's events and returns *frames*, JSON objects with what is new since the
+frame before. All frames applied in order are the tape; `Tape.snapshot` is one frame with all of
+it. Every part carries its time, so a page shows any moment of a run from one tape: live is the
 newest moment, playback any other.
 
 A frame (what is not new is left out):
@@ -15,18 +15,19 @@ A frame (what is not new is left out):
     votes      [{at, rows, more, lead, joined, left}]: rows are the leading answers as [class,
                weight, votes], more is the others as [classes, weight, votes], joined and left
                are the traces that began and ceased to vote
-    traces     [trace], see `conviction.server.track`
+    traces     [trace], see `conviction.server.taped_trace`
     verdict    as `Verdict.to_dict`, without traces, and with the numbers of those that voted
     failed     the reason why there is no verdict
     over       true: the run has ended
 """
 
 import json
+from collections import Counter
 from typing import Any
 
 import msgspec
 
-from conviction.core import Tally, Trace
+from conviction.core import FinishReason, Tally, Trace
 from conviction.events import (
     Event,
     RunFinished,
@@ -39,7 +40,7 @@ from conviction.events import (
 from conviction.gate import Gate
 from conviction.policies.base import Standing
 from conviction.server.passages import Passages, Sureness
-from conviction.server.track import Track
+from conviction.server.taped_trace import TapedTrace
 from conviction.verdict import Verdict
 from conviction.voting import lead_of
 
@@ -55,10 +56,13 @@ _MOST_TEXT = 64 << 20
 """Bytes of text that are kept of one run."""
 
 _ROWS = 8
-"""Answers whose votes are told; the others are told as a sum."""
+"""Answers whose votes are listed; the others are summed up."""
 
 _LONGEST = 300
 """Characters of an answer or an error."""
+
+_PROGRESS_ANSWER = 60
+"""Characters of an answer in a line of progress."""
 
 
 def encode(frame: Frame) -> bytes:
@@ -71,20 +75,29 @@ def encode(frame: Frame) -> bytes:
 
 
 class Tape:
-    """Hears of a run and tells it. Pure: whoever calls says what time it is.
+    """Takes the events of a run and describes it. Pure: the caller says what time it is.
 
     Args:
         question: The user's own words, if the question is in others.
         gold: The right answer, where it is known.
+
+    Attributes:
+        number: Number of the newest frame.
+        tokens: Tokens generated so far, those of attempts that broke off too.
+        finishes: Traces that ended, by finish reason.
+        tally: The latest vote.
     """
 
     def __init__(self, question: str = "", gold: str | None = None) -> None:
+        self.number = 0
+        self.tokens = 0
+        self.finishes: Counter[FinishReason] = Counter()
+        self.tally = Tally()
         self._question = question
         self._gold = gold
-        self._number = 0
         self._at = 0
-        self._tracks: dict[int, Track] = {}
-        self._touched: dict[int, Track] = {}
+        self._traces: dict[int, TapedTrace] = {}
+        self._changed: dict[int, TapedTrace] = {}
         self._sureness = Sureness()
         self._window: int | None = None
         self._keeps = False
@@ -92,41 +105,37 @@ class Tape:
         self._text_bytes = 0
         self._classes: dict[str, int] = {}
         self._voters: frozenset[int] = frozenset()
-        self._run: Frame | None = None
+        self._run: Frame = {}
         self._ending: Frame = {}
-        # Histories grow only; `_told` says how much of each the frames have told.
+        # Histories grow only; `_framed` is how much of each is in the frames so far.
         self._histories: dict[str, list[Any]] = {"gates": [], "answers": [], "votes": []}
-        self._told: dict[str, int] = dict.fromkeys(self._histories, 0)
-        self._told_run = self._told_ending = False
+        self._framed: dict[str, int] = dict.fromkeys(self._histories, 0)
+        self._run_framed = self._ending_framed = False
 
     @property
     def over(self) -> bool:
         """Whether the run has ended."""
         return bool(self._ending)
 
-    @property
-    def number(self) -> int:
-        """Number of the newest frame."""
-        return self._number
-
     def hear(self, event: Event, at: float) -> None:
         """Take note of an event, `at` seconds after the run began."""
         self._at = max(self._at, round(at * 1000))
         match event:
             case TraceAdvanced(number, chunk):
-                track = self._touch(number)
-                if track.advance(chunk, self._at):
-                    self._draw(track)
+                self.tokens += chunk.confidences.size
+                trace = self._change(number)
+                if trace.advance(chunk, self._at):
+                    self._draw(trace)
             case TraceStarted(number, gate):
                 self._start(number, gate)
             case TraceFinished(trace, standing):
                 self._finish(trace, standing)
             case TraceRestarted(number, lost):
-                self._touch(number).begin_again(lost)
+                self._change(number).begin_again(lost)
             case RunStarted():
                 self._begin(event)
             case RunFinished(verdict):
-                self._end({"verdict": _told_verdict(verdict), "over": True})
+                self._end({"verdict": _verdict(verdict), "over": True})
 
     def fail(self, reason: str, at: float) -> None:
         """The run ended without a verdict, `at` seconds after it began."""
@@ -136,45 +145,61 @@ class Tape:
 
     def frame(self) -> Frame | None:
         """What is new since the last call; None if nothing is."""
-        for track in self._touched.values():
-            self._draw(track)
+        for trace in self._changed.values():
+            self._draw(trace)
         new = self._news()
         if not new:
             return None
-        self._number += 1
-        return {"n": self._number, "at": self._at, **new}
+        self.number += 1
+        return {"n": self.number, "at": self._at, **new}
 
     def snapshot(self) -> Frame:
-        """All that the frames so far have told, as one."""
-        told: Frame = {"n": self._number, "at": self._at, "whole": True}
-        if self._told_run and self._run is not None:
-            told["run"] = self._run
-        told |= {name: list(self._histories[name][:count]) for name, count in self._told.items()}
-        tracks = [track for track in self._tracks.values() if track.told]
-        told["traces"] = [track.everything() for track in tracks]
-        return told | (self._ending if self._told_ending else {})
+        """The content of all frames so far, as one."""
+        run = {"run": self._run} if self._run_framed else {}
+        histories = {name: self._histories[name][:count] for name, count in self._framed.items()}
+        traces = [known for trace in self._traces.values() if (known := trace.everything())]
+        frame = {"n": self.number, "at": self._at, "whole": True, **run, **histories}
+        return {**frame, "traces": traces, **(self._ending if self._ending_framed else {})}
 
     def passages(self, trace: int) -> Passages | None:
         """What a trace wrote so far; None if there is no such trace."""
-        track = self._tracks.get(trace)
-        if track is None:
+        taped = self._traces.get(trace)
+        if taped is None:
             return None
-        self._draw(track)
-        return track.passages
+        self._draw(taped)
+        return taped.passages
 
     def runs(self, trace: int) -> bool:
         """Whether a trace has not ended."""
-        return not self.over and self._tracks[trace].running
+        return not self.over and self._traces[trace].running
 
     @property
     def size(self) -> int:
         """Bytes that it takes, about."""
-        return self._text_bytes + sum(track.points for track in self._tracks.values()) * 72 + 4096
+        return self._text_bytes + sum(trace.points for trace in self._traces.values()) * 72 + 4096
 
     @property
     def traces(self) -> tuple[int, ...]:
         """Numbers of all traces."""
-        return tuple(self._tracks)
+        return tuple(self._traces)
+
+    @property
+    def progress(self) -> str:
+        """A line for people who wait; empty before the first trace."""
+        if not self._traces:
+            return ""
+        counts = (
+            f"{len(self._traces)} of up to {self._run['budget']} traces begun, "
+            f"{self.finishes.total()} ended"
+        )
+        stopped = self.finishes[FinishReason.LOW_CONFIDENCE] + self.finishes[FinishReason.CANCELLED]
+        if stopped:
+            counts += f" ({stopped} stopped early)"
+        parts = [f"{self._run['policy'].get('name', '')}: {counts}"]
+        if self.tally.leader is not None:
+            answer = _short(" ".join(self.tally.leader.text.split()), _PROGRESS_ANSWER)
+            parts.append(f"{answer} leads with {self.tally.share:.0%} of the vote")
+        return "; ".join([*parts, f"{self.tokens:,} tokens"]) + "."
 
     def _begin(self, event: RunStarted) -> None:
         # A policy that has no window will not choose one, so nothing need be kept for it.
@@ -195,7 +220,7 @@ class Tape:
         if gate is not None:
             self._choose(gate.window)
             self._set(gate.threshold, gate.window)
-        track = Track(
+        self._traces[number] = self._changed[number] = TapedTrace(
             number,
             self._at,
             gated=gate is not None,
@@ -203,11 +228,12 @@ class Tape:
             sureness=self._sureness,
             keep=self._keeps,
         )
-        self._tracks[number] = self._touched[number] = track
 
     def _finish(self, trace: Trace, standing: Standing) -> None:
-        track = self._touch(trace.id)
-        self._draw(track)
+        self.finishes[trace.finish] += 1
+        self.tally = standing.tally
+        taped = self._change(trace.id)
+        self._draw(taped)
         end: Frame = {"at": self._at, "finish": str(trace.finish), "tokens": trace.tokens}
         if trace.answer is not None:
             end |= {
@@ -216,7 +242,7 @@ class Tape:
             }
         if trace.error:
             end["error"] = _short(trace.error)
-        track.finish(end)
+        taped.finish(end)
         if standing.window is not None:
             self._choose(standing.window)
             if standing.threshold is not None:
@@ -225,20 +251,19 @@ class Tape:
 
     def _end(self, ending: Frame) -> None:
         self._ending = ending
-        for track in self._tracks.values():
-            self._draw(track)
-            track.forget()
+        for trace in self._traces.values():
+            self._draw(trace)
+            trace.forget()
 
-    def _touch(self, number: int) -> Track:
-        track = self._tracks[number]
-        self._touched[number] = track
-        return track
+    def _change(self, number: int) -> TapedTrace:
+        trace = self._changed[number] = self._traces[number]
+        return trace
 
-    def _draw(self, track: Track) -> None:
-        before = track.tokens
-        self._text_bytes += track.draw(with_text=self._text_bytes < _MOST_TEXT)
+    def _draw(self, trace: TapedTrace) -> None:
+        before = trace.tokens
+        self._text_bytes += trace.draw(with_text=self._text_bytes < _MOST_TEXT)
         if self._keeps:
-            self._kept_tokens += track.tokens - before
+            self._kept_tokens += trace.tokens - before
             if self._kept_tokens > _MOST_KEPT:
                 self._keep_no_longer()
 
@@ -247,16 +272,16 @@ class Tape:
         if self._window is not None:
             return
         self._window = window
-        for track in self._tracks.values():
-            self._draw(track)
-            track.redraw(window)
-        self._touched.update(self._tracks)
+        for trace in self._traces.values():
+            self._draw(trace)
+            trace.redraw(window)
+        self._changed.update(self._traces)
         self._keep_no_longer()
 
     def _keep_no_longer(self) -> None:
         self._keeps = False
-        for track in self._tracks.values():
-            track.forget()
+        for trace in self._traces.values():
+            trace.forget()
 
     def _set(self, threshold: float, window: int) -> None:
         gates = self._histories["gates"]
@@ -264,7 +289,7 @@ class Tape:
             gates.append({"at": self._at, "threshold": threshold, "window": window})
 
     def _vote(self, tally: Tally) -> None:
-        told = [
+        rows = [
             [self._class(entry.key, entry.text), entry.weight, entry.count]
             for entry in tally.entries[:_ROWS]
         ]
@@ -272,14 +297,14 @@ class Tape:
         more = [len(others), sum(one.weight for one in others), sum(one.count for one in others)]
         voters, before = tally.voters, self._voters
         votes = self._histories["votes"]
-        same = voters == before and (not votes or votes[-1]["rows"] == told)
-        if same or not (told or votes):
+        same = voters == before and (not votes or votes[-1]["rows"] == rows)
+        if same or not (rows or votes):
             return
         self._voters = voters
         votes.append(
             {
                 "at": self._at,
-                "rows": told,
+                "rows": rows,
                 "more": more,
                 "lead": lead_of(tally),
                 "joined": sorted(voters - before),
@@ -295,32 +320,32 @@ class Tape:
 
     def _news(self) -> Frame:
         new: Frame = {}
-        if self._run is not None and not self._told_run:
+        if self._run and not self._run_framed:
             new["run"] = self._run
-            self._told_run = True
+            self._run_framed = True
         for name, history in self._histories.items():
-            if len(history) > self._told[name]:
-                new[name] = history[self._told[name] :]
-                self._told[name] = len(history)
-        traces = [told for track in self._touched.values() if (told := track.news())]
-        self._touched.clear()
+            if len(history) > self._framed[name]:
+                new[name] = history[self._framed[name] :]
+                self._framed[name] = len(history)
+        traces = [changes for trace in self._changed.values() if (changes := trace.news())]
+        self._changed.clear()
         if traces:
             new["traces"] = traces
-        if self._ending and not self._told_ending:
+        if self._ending and not self._ending_framed:
             new |= self._ending
-            self._told_ending = True
+            self._ending_framed = True
         return new
 
 
-def _told_verdict(verdict: Verdict) -> Frame:
-    told = verdict.to_dict()
-    del told["traces"], told["question"]
-    return told | {
+def _verdict(verdict: Verdict) -> Frame:
+    whole = verdict.to_dict()
+    del whole["traces"], whole["question"]
+    return whole | {
         "voters": sorted(verdict.tally.voters),
         "started": len(verdict.traces),
         "finishes": {str(reason): count for reason, count in verdict.finishes().items()},
     }
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def _short(text: str, most: int = _LONGEST) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shape, as the documentation of the API has them."""
+"""Answers in OpenAI's format, for the documentation of the API."""
 
 from typing import Any, Final, Literal
 
@@ -20,14 +20,14 @@ class Failure(BaseModel):
     error: ErrorDetail
 
 
-class PromptDetails(BaseModel):
+class PromptTokens(BaseModel):
     """Prompt tokens that the engine took from its cache."""
 
     cached_tokens: int
 
 
-class CompletionDetails(BaseModel):
-    """Generated tokens by what became of their traces; those that are not shown are reasoning."""
+class CompletionTokens(BaseModel):
+    """Generated tokens by the fate of their traces; those that are not shown are reasoning."""
 
     reasoning_tokens: int
     voted_tokens: int
@@ -43,8 +43,8 @@ class UsageAnswer(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
-    completion_tokens_details: CompletionDetails
+    prompt_tokens_details: PromptTokens
+    completion_tokens_details: CompletionTokens
 
 
 class TallyAnswer(BaseModel):
@@ -94,25 +94,25 @@ class AssistantMessage(BaseModel):
     reasoning_content: str | None = None
 
 
-class ChatChoice(BaseModel):
+class _ChoiceBase(BaseModel):
+    index: Literal[0]
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatChoice(_ChoiceBase):
     """The only choice."""
 
-    index: Literal[0]
     message: AssistantMessage
-    logprobs: None
-    finish_reason: Literal["stop", "length"]
 
 
-class TextChoice(BaseModel):
+class TextChoice(_ChoiceBase):
     """The only choice."""
 
-    index: Literal[0]
     text: str
-    logprobs: None
-    finish_reason: Literal["stop", "length"]
 
 
-class _Answer(BaseModel):
+class _AnswerBase(BaseModel):
     id: str
     created: int
     model: str
@@ -120,14 +120,14 @@ class _Answer(BaseModel):
     conviction: VerdictAnswer
 
 
-class ChatAnswer(_Answer):
+class ChatAnswer(_AnswerBase):
     """Answer of `POST /v1/chat/completions`."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
 
-class CompletionAnswer(_Answer):
+class CompletionAnswer(_AnswerBase):
     """Answer of `POST /v1/completions`."""
 
     object: Literal["text_completion"]
@@ -159,42 +159,48 @@ class HealthAnswer(BaseModel):
     queued: int
 
 
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
 Answers = dict[int | str, dict[str, Any]]
+"""Descriptions of responses by HTTP status."""
+
+_FAILURES: Final = {
+    400: "Something in the request is unknown, out of range, or not done here.",
+    401: "The key is missing or wrong.",
+    403: "The request comes from a web page that may not use this server.",
+    404: "There is no such model.",
+    408: "The request did not come whole.",
+    413: "The request is too large.",
+    421: "The server is not called that.",
+    429: "Too many requests of this client wait; Retry-After tells how long to wait.",
+    500: "The server failed.",
+    502: "The engine failed.",
+    503: "Too many requests wait, or the server is about to end; see Retry-After.",
+}
 
 
-def failures(**texts: str) -> Answers:
-    """What the documentation says of failures, by status ("s400")."""
-    return {
-        int(status[1:]): {"model": Failure, "description": text} for status, text in texts.items()
-    }
+def _failures(*statuses: int) -> Answers:
+    return {one: {"model": Failure, "description": _FAILURES[one]} for one in statuses}
 
 
-_ASKED: Final = failures(
-    s400="Something in the request is unknown, out of range, or not done here.",
-    s401="The key is missing or wrong.",
-    s403="The request comes from a web page that may not use this server.",
-    s404="There is no such model.",
-    s408="The request did not come whole.",
-    s413="The request is too large.",
-    s421="The server is not called that.",
-    s429="Too many requests of this client wait; Retry-After tells how long to wait.",
-    s500="The server failed.",
-    s502="The engine failed.",
-    s503="Too many requests wait, or the server is about to end; see Retry-After.",
-)
-
-
-def _answers(model: type[BaseModel]) -> Answers:
+def _completions(model: type[BaseModel]) -> Answers:
     data = {"type": "string", "description": "A chunk as JSON, an error as JSON, or [DONE]."}
     event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     events = {"schema": {**event, "description": "With `stream`: each server-sent event."}}
-    whole: dict[str, Any] = {
-        "model": model,
-        "description": "The answer.",
-        "content": {"text/event-stream": events},
-    }
-    return {200: whole, **_ASKED}
+    content = {"text/event-stream": events}
+    whole = {"model": model, "description": "The answer.", "content": content}
+    return {200: whole, **_failures(*_FAILURES)}
 
 
-CHAT_ANSWERS: Final = _answers(ChatAnswer)
-COMPLETION_ANSWERS: Final = _answers(CompletionAnswer)
+CHAT_ANSWERS: Final = _completions(ChatAnswer)
+COMPLETION_ANSWERS: Final = _completions(CompletionAnswer)
+MODELS_ANSWERS: Final = _failures(401, 421)
+MODEL_ANSWERS: Final = _failures(400, 404, 401, 421)
+METRICS_ANSWERS: Final[Answers] = {
+    200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}},
+    **_failures(401, 421),
+}
+HEALTH_ANSWERS: Final[Answers] = {
+    503: {"model": HealthAnswer, "description": "It cannot."},
+    **_failures(421),
+}

@@ -1,0 +1,214 @@
+"""Answers in OpenAI's formats, from verdicts: the text, why it ended, the tokens, the verdict."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from conviction.core import FinishReason, Trace
+from conviction.errors import AllTracesFailedError
+from conviction.server.settings import Content
+from conviction.verdict import Verdict
+
+_THOUGHT = re.compile(r"\A\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAnswer:
+    """What a client gets for a verdict.
+
+    Attributes:
+        verdict: The verdict.
+        text: What the message holds.
+        reasoning: The reasoning of the shown trace, where its model marks it.
+        finish: "stop", or "length" if the shown trace was cut.
+        content: What the text is: a trace's, or the answer alone.
+        trace: Id of the trace that is shown.
+    """
+
+    verdict: Verdict
+    text: str
+    reasoning: str
+    finish: Literal["stop", "length"]
+    content: Content
+    trace: int
+
+    @classmethod
+    def of(cls, verdict: Verdict, content: Content) -> "ServedAnswer":
+        """The answer for a verdict.
+
+        It shows the most confident of the traces that voted for the answer; without an answer the
+        most confident of those that are whole and have any text, else the longest.
+
+        Args:
+            verdict: The verdict.
+            content: What the message is to hold. Without an answer, it is a trace's text.
+
+        Raises:
+            AllTracesFailedError: there is no trace.
+        """
+        shown = verdict.best_trace or _without_answer(verdict.traces)
+        if shown is None:
+            raise AllTracesFailedError(
+                tried=f"answer with {len(verdict.traces)} traces",
+                causes=[f"none had begun when the run ended ({verdict.ended})"],
+                remedy="Ask again, or allow more time.",
+            )
+        # The text after a prompt is given as it is, white space too.
+        templated = verdict.question.templated
+        reasoning, text = ("", shown.text) if templated else _split_reasoning(shown.text)
+        finish = "stop" if shown.finish is FinishReason.STOP else "length"
+        if content == "answer" and verdict.answer is not None:
+            return cls(verdict, verdict.answer, reasoning, finish, "answer", shown.id)
+        return cls(verdict, text, reasoning, finish, "trace", shown.id)
+
+    def usage(self) -> dict[str, Any]:
+        """All tokens of all traces, in OpenAI's format; those not shown count as reasoning."""
+        tokens = self.verdict.usage
+        visible = sum(trace.tokens for trace in self.verdict.traces if trace.id == self.trace)
+        hidden = tokens.generated - (visible if self.content == "trace" else 0)
+        return {
+            "prompt_tokens": tokens.prompt,
+            "completion_tokens": tokens.generated,
+            "total_tokens": tokens.prompt + tokens.generated,
+            "prompt_tokens_details": {"cached_tokens": tokens.cached_prompt},
+            "completion_tokens_details": {
+                "reasoning_tokens": hidden,
+                "voted_tokens": tokens.voted,
+                "unvoted_tokens": tokens.unvoted,
+                "stopped_tokens": tokens.stopped,
+                "cancelled_tokens": tokens.cancelled,
+                "failed_tokens": tokens.failed,
+            },
+        }
+
+    def conviction(self, run: str) -> dict[str, Any]:
+        """The `conviction` object of an answer: the verdict without the texts of its traces."""
+        verdict = self.verdict
+        # Without the traces, which take longer than all else together.
+        whole = replace(verdict, traces=()).to_dict()
+        kept = (
+            "schema_version", "answer", "share", "lead", "tied", "tally", "ended", "policy",
+            "budget", "threshold", "window", "top_k", "usage", "seconds", "engine", "seed",
+        )  # fmt: skip
+        warnings = list(verdict.warnings)
+        if verdict.answer is None:
+            warnings.append("No answer was found to vote on; the text of one trace is shown.")
+        return {
+            "run": run,
+            "content": self.content,
+            "trace": self.trace,
+            **{name: whole[name] for name in kept},
+            "warnings": warnings,
+            "traces": {str(reason): count for reason, count in verdict.finishes().items()},
+        }
+
+
+Fields = dict[str, Any]
+
+
+class CompletionFormat(Protocol):
+    """How OpenAI writes one kind of completion: its names, and the fields of its choices."""
+
+    id_prefix: str
+    whole: str
+    """OpenAI's name of a whole answer."""
+    chunk: str
+    """OpenAI's name of an event of a stream."""
+    first: ClassVar[Fields]
+    """Of a stream's first event."""
+    last: ClassVar[Fields]
+    """Of the event with the finish reason."""
+
+    def message(self, answer: ServedAnswer) -> Fields:
+        """Of a whole answer."""
+        ...
+
+    def piece(self, text: str) -> Fields:
+        """Of an event with a piece of the answer."""
+        ...
+
+    def reasoning(self, text: str) -> Fields | None:
+        """Of an event with reasoning or progress; None if there is no field for it."""
+        ...
+
+
+class ChatFormat(CompletionFormat):
+    """A chat's completion; reasoning has both names that clients look for."""
+
+    id_prefix = "chatcmpl"
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+    first: ClassVar[Fields] = {"delta": {"role": "assistant", "content": ""}}
+    last: ClassVar[Fields] = {"delta": {}}
+
+    def message(self, answer: ServedAnswer) -> Fields:
+        """A message."""
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message |= _both_names(answer.reasoning)
+        return {"message": message}
+
+    def piece(self, text: str) -> Fields:
+        """Content."""
+        return {"delta": {"content": text}}
+
+    def reasoning(self, text: str) -> Fields:
+        """Reasoning."""
+        return {"delta": _both_names(text)}
+
+
+class TextFormat(CompletionFormat):
+    """The completion of a prompt, which has no field for progress: only pings show it."""
+
+    id_prefix = "cmpl"
+    whole = chunk = "text_completion"
+    first: ClassVar[Fields] = {"text": ""}
+    last: ClassVar[Fields] = {"text": ""}
+
+    def message(self, answer: ServedAnswer) -> Fields:
+        """The text."""
+        return self.piece(answer.text)
+
+    def piece(self, text: str) -> Fields:
+        """Text."""
+        return {"text": text}
+
+    def reasoning(self, text: str) -> None:
+        """Nothing."""
+        del text
+
+
+def choice(fields: Fields, finish: str | None = None) -> Fields:
+    """The only choice of an answer or an event."""
+    return {"index": 0, **fields, "logprobs": None, "finish_reason": finish}
+
+
+def _both_names(reasoning: str) -> Fields:
+    return {"reasoning": reasoning, "reasoning_content": reasoning}
+
+
+def _split_reasoning(text: str) -> tuple[str, str]:
+    """The reasoning in `<think>` at the beginning of a text, and the rest.
+
+    Some chat templates open the tag themselves, so that only its end is in the text.
+    """
+    if found := _THOUGHT.match(text):
+        return found[1].strip(), text[found.end() :].strip()
+    before, end, after = text.partition("</think>")
+    return (before.strip(), after.strip()) if end else ("", text.strip())
+
+
+def _without_answer(traces: Sequence[Trace]) -> Trace | None:
+    written = [trace for trace in traces if trace.text.strip()]
+    whole = [trace for trace in written if trace.finish is FinishReason.STOP]
+    if whole:
+        return max(whole, key=_confidence)
+    return max(written or traces, key=lambda trace: trace.tokens, default=None)
+
+
+def _confidence(trace: Trace) -> float:
+    known = trace.confidences[np.isfinite(trace.confidences)]
+    return float(known.mean(dtype=np.float64)) if known.size else 0.0

@@ -1,0 +1,307 @@
+"""One trace on the tape, with its group confidence as a line of few points, however long it is.
+
+A trace within a frame (what is not new is left out):
+
+    id         its number
+    from       when it began, in milliseconds of the run
+    gated      whether it may be stopped for low confidence
+    window     tokens of a group; its line begins anew
+    halved     how often its line is halved, before the points below are added
+    points     hundredths of group confidence, or null where unknown; one per stride of tokens
+    gaps       milliseconds from one point to the next; the first one from `from`
+    partial    leading points that come before the first full group
+    tokens     generated so far
+    lost       tokens of attempts that broke off; the line begins anew
+    end        {at, finish, tokens, answer, class, error}
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import floor, inf, isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conviction.confidence import Floats, GroupWindow
+from conviction.engines.base import Chunk
+from conviction.server.passages import Passages, Sureness
+
+MOST_POINTS = 192
+"""Points of a line; when they are reached, each pair becomes one."""
+
+SCALE = 100
+"""Points are whole hundredths."""
+
+_FEWEST = 8
+"""Known tokens that the first point takes: fewer say nothing of a trace."""
+
+_MOST_WAITING = 256
+"""Chunks that wait to be drawn; drawing many at once takes a fraction of drawing each."""
+
+
+class ConfidenceLine:
+    """The line of one trace: every `stride` tokens a point, and the stride doubles as it grows.
+
+    A point is the lowest *full* group that ended within its stride, rounded down, so that a fall
+    below a threshold is never lost. Until the first group is full, points are means of what there
+    is; those are the first `partial` points, and no gate looks at them.
+
+    Args:
+        window: Tokens in a group, at least 1.
+
+    Attributes:
+        window: As given.
+        points: Hundredths; None where no confidence is known.
+        times: When each stride was complete, in whole milliseconds of the run.
+        halvings: How often pairs became points; the stride is two to the power of it.
+        partial: Leading points before the first full group.
+    """
+
+    __slots__ = (
+        "_groups", "_least", "_since", "halvings", "partial", "points", "times", "window",
+    )  # fmt: skip
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.points: list[int | None] = []
+        self.times: list[int] = []
+        self.halvings = 0
+        self.partial = 0
+        self._groups: GroupWindow | None = GroupWindow(window)
+        self._least = inf
+        self._since = 0
+
+    @property
+    def stride(self) -> int:
+        """Tokens from one point to the next."""
+        return 1 << self.halvings
+
+    def push(self, confidences: Floats, times: NDArray[np.int64]) -> None:
+        """Take the next tokens.
+
+        Args:
+            confidences: Token confidences, shape (tokens,), NaN where unknown.
+            times: When each came, in milliseconds of the run, shape (tokens,).
+        """
+        begin = 0
+        while self._groups is not None and begin < confidences.size:
+            end = min(begin + self.stride - self._since, confidences.size)
+            self._least = min(self._least, self._groups.push(confidences[begin:end]))
+            self._since += end - begin
+            begin = end
+            if self._since == self.stride:
+                self._point(self._groups, int(times[end - 1]))
+                if len(self.points) == MOST_POINTS:
+                    self._halve()
+
+    def end(self, at: int) -> None:
+        """The trace ended at `at`: what is left becomes the last point."""
+        if self._groups is not None and self._since:
+            self._point(self._groups, at)
+        self._groups = None  # A window of 2048 takes 34 kB.
+
+    def _point(self, groups: GroupWindow, at: int) -> None:
+        value = self._least
+        if not isfinite(value):
+            value = groups.current if groups.count >= min(_FEWEST, self.window) else inf
+            if groups.count < self.window:
+                self.partial += 1
+        self.points.append(floor(value * SCALE) if isfinite(value) else None)
+        self.times.append(at)
+        self._least, self._since = inf, 0
+
+    def _halve(self) -> None:
+        points, partial = self.points, self.partial
+        self.points = [
+            merged(points[place], points[place + 1], later_counts=place < partial)
+            for place in range(0, len(points), 2)
+        ]
+        self.times = self.times[1::2]
+        self.partial //= 2
+        self.halvings += 1
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What is in the frames so far."""
+
+    line: ConfidenceLine | None = None
+    points: int = 0
+    halvings: int = 0
+    partial: int = 0
+    lost: int = 0
+    begun: bool = False
+    ended: bool = False
+
+
+class TapedTrace:
+    """One trace, as far as it has come.
+
+    Args:
+        number: Of the trace.
+        at: When it began, in milliseconds of the run.
+        gated: Whether it may be stopped for low confidence.
+        window: Tokens in a group of its line.
+        sureness: Of the run.
+        keep: Whether its line may have to be drawn again with another window.
+
+    Attributes:
+        number: As given.
+        tokens: Tokens so far.
+        passages: What it wrote.
+    """
+
+    __slots__ = (
+        "_began", "_end", "_gated", "_kept", "_line", "_lost", "_shown", "_sureness", "_waiting",
+        "number", "passages", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, at: int, *, gated: bool, window: int, sureness: Sureness, keep: bool
+    ) -> None:
+        self.number = number
+        self.tokens = 0
+        self.passages = Passages(sureness)
+        self._began = at
+        self._gated = gated
+        self._sureness = sureness
+        self._line = ConfidenceLine(window)
+        # Confidences of all tokens so far, and when they came: for another window.
+        self._kept: list[tuple[Floats, NDArray[np.int64]]] | None = [] if keep else None
+        self._waiting: list[tuple[int, Chunk]] = []
+        self._lost = 0
+        self._end: dict[str, Any] | None = None
+        self._shown = _Shown()
+
+    def advance(self, chunk: Chunk, at: int) -> bool:
+        """Take a chunk; whether it is time to `draw`."""
+        self._waiting.append((at, chunk))
+        return len(self._waiting) >= _MOST_WAITING
+
+    def draw(self, *, with_text: bool) -> int:
+        """Take in what waits.
+
+        Args:
+            with_text: Whether its text is kept, too.
+
+        Returns:
+            By how many bytes its text grew.
+        """
+        if not self._waiting:
+            return 0
+        chunks = [chunk for _, chunk in self._waiting]
+        sizes = [chunk.confidences.size for chunk in chunks]
+        confidences = np.concatenate([chunk.confidences for chunk in chunks])
+        times = np.repeat(np.array([at for at, _ in self._waiting], np.int64), sizes)
+        self._waiting.clear()
+        self.tokens += confidences.size
+        self._line.push(confidences, times)
+        if self._kept is not None:
+            self._kept.append((confidences, times))
+        if not with_text:
+            return 0
+        return sum(self.passages.push(chunk.text, chunk.confidences) for chunk in chunks)
+
+    def redraw(self, window: int) -> None:
+        """Draw its line again with another window, as far as its tokens were kept."""
+        if self._kept is None or self._line.window == window:
+            return
+        line = ConfidenceLine(window)
+        for confidences, times in self._kept:
+            line.push(confidences, times)
+        if self._end is not None:
+            line.end(self._end["at"])
+        self._line = line
+
+    def forget(self) -> None:
+        """Keep its tokens no longer: its window will not change."""
+        self._kept = None
+
+    def begin_again(self, lost: int) -> None:
+        """It broke off and begins again from nothing."""
+        self._waiting.clear()
+        self._lost += lost
+        self.tokens = 0
+        self._line = ConfidenceLine(self._line.window)
+        self.passages = Passages(self._sureness)
+        if self._kept is not None:
+            self._kept = []
+
+    def finish(self, end: dict[str, Any]) -> None:
+        """It ended; `end` is its entry in a frame."""
+        self._end = end
+        self.tokens = end["tokens"]
+        self._line.end(end["at"])
+        self.passages.end()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._end is None
+
+    @property
+    def points(self) -> int:
+        """Points of its line."""
+        return len(self._line.points)
+
+    def news(self) -> dict[str, Any] | None:
+        """What is new since the last call; None if nothing is."""
+        changes = self._changes(self._shown)
+        line = self._line
+        self._shown = _Shown(
+            line=line,
+            points=len(line.points),
+            halvings=line.halvings,
+            partial=line.partial,
+            lost=self._lost,
+            begun=True,
+            ended=self._end is not None,
+        )
+        return changes
+
+    def everything(self) -> dict[str, Any]:
+        """All that `news` has returned so far, at once; empty before its first call."""
+        return (self._changes(_Shown()) or {}) if self._shown.begun else {}
+
+    def _changes(self, shown: _Shown) -> dict[str, Any] | None:
+        new: dict[str, Any] = {}
+        if not shown.begun:
+            new |= {"from": self._began, "gated": self._gated}
+        line, points, partial = self._line, shown.points, shown.partial
+        if line is not shown.line:
+            new |= {"window": line.window, "tokens": self.tokens}
+            points, partial = 0, 0
+        if self._lost != shown.lost:
+            new["lost"] = self._lost
+        halved = line.halvings - (shown.halvings if line is shown.line else 0)
+        points, partial = points >> halved, partial >> halved
+        if halved:
+            new["halved"] = halved
+        if len(line.points) > points:
+            new |= {
+                "points": line.points[points:],
+                "gaps": _gaps(
+                    line.times[points:], line.times[points - 1] if points else self._began
+                ),
+                "tokens": self.tokens,
+            }
+        if line.partial != partial:
+            new["partial"] = line.partial
+        if self._end is not None and not shown.ended:
+            new["end"] = self._end
+        return {"id": self.number} | new if new else None
+
+
+def merged(first: int | None, second: int | None, *, later_counts: bool) -> int | None:
+    """Two points as one: the lower; or the later, where the first is of a group not yet full."""
+    if second is None:
+        return first
+    if first is None or later_counts:
+        return second
+    return min(first, second)
+
+
+def _gaps(times: Sequence[int], before: int) -> list[int]:
+    return [later - earlier for earlier, later in pairwise((before, *times))]
