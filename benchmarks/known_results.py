@@ -5,7 +5,8 @@
 FOLDER holds the 11 pools of recorded answers. The known figures come from the prototype of
 settling: other code, other draws. Prints a Markdown table of means over the pools, budget 64 and 64
 slots: accuracy against majority voting in points, tokens and path as parts of its own; known, found
-here, and how far apart.
+here, and how far apart; then the same of two pools by themselves: majority voting's accuracy, and
+what the Beta rule saves and starts.
 """
 
 import argparse
@@ -17,14 +18,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from many_pools import draws, each_trials, mean_results, pools, results, row_of
+from many_pools import Results, draws, each_trials, mean_results, pools, results, row_of
 
 from conviction.core import Trace
 from conviction.lab.candidates import Candidate, parse
+from conviction.lab.comparison import compare
 from conviction.lab.replay import PlayedTrace
 from conviction.lab.sources import PoolTraces
 from conviction.lab.statistics import mean_of
-from conviction.lab.trials import draw
+from conviction.lab.trials import Trials, draw
 from conviction.policies import Action, AdaptiveConsistency, Done
 
 BUDGET = 64
@@ -80,6 +82,13 @@ KNOWN = [
     Known("oracle", None, nan, 0.103, nan),
     Known("the same, leading with others is enough", None, nan, 0.103, nan),
 ]
+
+
+KNOWN_POOLS = {
+    "aime2025_gpt-oss-20b": (0.890, 0.66, 13.3),
+    "aime2024_Qwen3-4B": (0.800, 0.77, 10.6),
+}
+"""Majority voting's accuracy, and what the Beta rule saves and starts, measured elsewhere."""
 
 
 def leaders(answers: Sequence[str | None]) -> Iterator[list[str]]:
@@ -150,6 +159,16 @@ def line(known: Known, difference: float, tokens: float, path: float) -> str:
     return f"| {' | '.join([known.policy, *parts])} |"
 
 
+def pool_line(name: str, known: tuple[float, float, float], trials: Trials) -> str:
+    """A row of the table of single pools."""
+    rows = {row.candidate.spec: row for row in compare(trials)}
+    rule = rows["adaptive-consistency"]
+    found = (rows["majority"].accuracy.value, rule.saving.value, rule.started)
+    cells = zip(("{:.3f}", "{:.2f}", "{:.1f}"), known, found, strict=True)
+    pairs = (f"{form.format(was)} | {form.format(now)}" for form, was, now in cells)
+    return f"| {' | '.join([name, *pairs])} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -168,7 +187,13 @@ def main() -> None:
             np.mean([oracle_tokens(one, draws(one, given.runs)) for _, one in sources], axis=0)
         )
         told = each_trials(sources, candidates, runs=given.runs, processes=given.processes)
-        found = mean_results([results(trials, seed) for _, trials, seed in told])
+        each: list[Results] = []
+        pool_lines: list[str] = []
+        for name, trials, seed in told:
+            each.append(results(trials, seed))
+            if known := KNOWN_POOLS.get(name):
+                pool_lines.append(pool_line(name, known, trials))
+        found = mean_results(each)
     print("| policy | points, known | found | apart | tokens, known | found | apart ", end="")
     print("| path, known | found | within 0.15 points and 3% of tokens |")
     print(f"|{' --- |' * 10}")
@@ -178,6 +203,8 @@ def main() -> None:
             continue
         one = found[row_of(candidate(known.spec))]
         print(line(known, one.difference, one.tokens, one.path[BUDGET]))
+    print("\n| pool | accuracy, known | found | saved, known | found | traces, known | found |")
+    print("\n".join([f"|{' --- |' * 7}", *pool_lines]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests."""
 
+import os
+import sys
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -35,6 +37,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="also run tests on real servers (vLLM, llama.cpp) and inspect_ai (3.4 GB, minutes)",
     )
+    parser.addoption(
+        "--no-skips",
+        action="store_true",
+        help="a test that skips fails, unless it only runs with --servers",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Tests start hundreds of programs: none may have to compile what it imports again.
+    if sys.dont_write_bytecode and (cache := getattr(config, "cache", None)):
+        sys.dont_write_bytecode = False
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(cache.mkdir("compiled"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m servers`, files without such tests are not even imported."""
+    if config.option.markexpr != "servers" or not collection_path.match("tests/test_*.py"):
+        return None
+    return "mark.servers" not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,6 +74,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         limit = item.get_closest_marker("timeout")
         seconds = limit.args[0] if limit else float(config.getini("timeout"))
         item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
+    # Real models use all cores. Together at the beginning, they come to the same worker and so
+    # run one after another; the other worker takes over what comes behind them.
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    expected = hasattr(report, "wasxfail") or item.get_closest_marker("servers") is not None
+    if report.skipped and not expected and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+    return report
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,18 +1,16 @@
 """Answers are found where a trace put them, and nowhere else."""
 
-import json
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import reference
 
 from conviction.answers import STRATEGIES, extract_answer, kind
 from conviction.answers.mathematical import MathematicalAnswers
 from conviction.errors import UnknownNameError
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 MATH = ("boxed", "marker")
 
 
@@ -142,12 +140,8 @@ EXPLAINED = {
 }
 
 
-@pytest.mark.skipif(
-    not SHARED.exists(), reason="the golden data (shared/data) do not lie beside this checkout"
-)
 def test_extraction_agrees_with_the_reference_but_for_its_two_known_defects() -> None:
-    path = SHARED / "golden" / "reference_metrics_and_votes.json"
-    cases = json.loads(path.read_text(encoding="utf-8"))["extraction"]
+    cases = reference()["extraction"]
     assert len(cases) == 6
     for case in cases:
         expected = EXPLAINED.get(case["text"], case["reference_extracts"])

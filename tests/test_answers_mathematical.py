@@ -1,10 +1,9 @@
 """Mathematical answers: what is equal, what is not, and what is decided without calculating."""
 
-import json
 from collections.abc import Iterator
 from fractions import Fraction
 from importlib.util import find_spec
-from pathlib import Path
+from itertools import product
 
 import pytest
 from hypothesis import example, given
@@ -14,8 +13,6 @@ from conviction.answers import Grouping
 from conviction.answers.formulas.algebra import render
 from conviction.answers.formulas.parsing import UnreadableError, parse
 from conviction.answers.mathematical import MathematicalAnswers
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 needs_math_verify = pytest.mark.skipif(
     find_spec("math_verify") is None, reason="math-verify (extra `math`) is not installed"
@@ -291,19 +288,36 @@ def test_without_math_verify_simple_forms_still_decide_and_the_reader_is_told(
     assert len(grouping.limits) == 1
 
 
-@needs_math_verify
-@pytest.mark.skipif(
-    not SHARED.exists(), reason="the MATH questions (shared/data) do not lie beside this checkout"
-)
-def test_the_answers_of_250_math_questions_are_found_in_their_solutions(
+FORMS = [
+    *("#", "-#", "1#.5", ".#", r"\frac{#}{19}", r"-\frac{#}{19}", r"\dfrac{#}{19}", r"\frac #7"),
+    *(r"#^\circ", "101_#", r"#\sqrt{11}", r"# \sqrt 5", r"\sqrt{1#}", r"\frac{\sqrt{1#}}{3}"),
+    *("#+4i", "#-5i", r"# \pm \sqrt{7}", r"\pi", r"-\frac{\pi}{#}", r"# \pi", "x=#", r"#\%"),
+    *("#,-4", "#, 2, 5", "(-#,3)", "(2,3,-#)", r"\left( #, \frac{\pi}{2} \right)", "(1,#]"),
+    *(r"(#,\infty)", "p - q", "x^7 - x^4 + # x - 1", "-2x+#", "(a+#)(b+2)", r"\cot x", r"2^{#}"),
+    *("2x - y + #z + 3 = 0", r"\text{Evelyn}", r"\text{(C)}", r"\$#,\!500", r"#,\! 500,\! 000"),
+    *(r"\begin{pmatrix} -# \\ 7/3 \\ -2 \end{pmatrix}", r"\left( \frac{#}{3}, -2 \right)"),
+]
+"""Answers as MATH writes them; `#` stands for a number."""
+
+ENDS = [
+    *(r"Hence it is $\boxed{@}$.", r"We get $$x + 1 = 9$$ and so \[\boxed{@}.\]", r"$\boxed{@}"),
+    *(r"Both give $\boxed{@} \text{ or so}$, as $a^2 \ge 0$.", r"\boxed{0}? No: $y = \boxed{@}.$"),
+    r"The first is $\boxed{1}$. [asy] draw((0,0)--(1,2)); [/asy] The second is $\fbox{@}.$$",
+]
+
+
+def test_answers_are_found_in_solutions_written_as_those_of_math_are(
     answers: MathematicalAnswers,
 ) -> None:
-    lines = (SHARED / "questions" / "math500_first250.jsonl").read_text(encoding="utf-8")
-    questions = [json.loads(line) for line in lines.splitlines()]
+    golds = [form.replace("#", number) for form, number in product(FORMS, "38")]
+
+    def solution(gold: str, end: str) -> str:
+        return "So far, $a = 2$.\n" + end.replace("@", gold.replace(r"\frac", r"\tfrac"))
+
     missed = [
-        question["answer"]
-        for question in questions
-        if not equal(answers, question["answer"], answers.extract(question["solution"]) or "")
+        solution(gold, end)
+        for gold, end in product(golds, ENDS)
+        if not equal(answers, gold, answers.extract(solution(gold, end)) or "")
     ]
-    assert len(questions) == 250
+    assert len(golds) * len(ENDS) > 500
     assert missed == []

@@ -1,5 +1,7 @@
 """Data sets are read as they come, and refused with file and line where they cannot be."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,6 @@ from conviction.errors import InvalidSettingError
 from conviction.evaluation import is_correct
 from conviction.evaluation.datasets import DatasetQuestion, Fields
 from conviction.evaluation.datasets import load as load_dataset
-
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "questions"
-
-shared = pytest.mark.skipif(
-    not SHARED.exists(), reason="the questions (shared/data) do not lie beside this checkout"
-)
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -216,28 +212,53 @@ def test_a_parquet_file_that_says_not_a_number_has_no_gold_answer_there(tmp_path
         load(path)
 
 
-@shared
-@pytest.mark.parametrize(
-    ("name", "count", "gold"),
-    [
-        ("gsm8k_first660", 660, "18"),
-        ("math500_first250", 250, r"\left( 3, \frac{\pi}{2} \right)"),
-        ("aime_2024", 30, "204"),
-        ("brumo_2025", 30, None),
-    ],
-)
-def test_known_data_sets_are_read_without_a_word(name: str, count: int, gold: str | None) -> None:
-    questions = load(SHARED / f"{name}.jsonl")
+SHAPES: dict[str, tuple[int, Callable[[int], dict[str, object]], str]] = {
+    "GSM8K": (
+        660,
+        lambda n: {
+            "question": f"A café sells {n} pears at $2 each. What does it take in?",
+            "answer": f"It takes in {n} * 2 = $<<{n}*2={2 * n}>>{2 * n}.\n#### {2 * n:,}",
+        },
+        "1,318",
+    ),
+    "MATH": (
+        250,
+        lambda n: {
+            "problem": rf"Write $\left( {n}, \frac{{\pi}}{{2}} \right)$ down.",
+            "solution": rf"It is $\boxed{{\left( {n}, \frac{{\pi}}{{2}} \right)}}.$",
+            "answer": rf"\left( {n}, \frac{{\pi}}{{2}} \right)",
+            "subject": "Precalculus",
+            "level": 2,
+            "unique_id": f"test/precalculus/{n}.json",
+        },
+        r"\left( 249, \frac{\pi}{2} \right)",
+    ),
+    "contest": (30, lambda n: {"question": f"Find ${n}^2$.\n", "answer": f"{n**2:03}"}, "841"),
+}
+"""Known data sets' columns and ways to write: how many questions, one, and the last's answer."""
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_files_in_the_shape_of_known_data_sets_are_read_as_they_are(
+    tmp_path: Path, name: str
+) -> None:
+    count, row, gold = SHAPES[name]
+    lines = [json.dumps(row(number), ensure_ascii=False) for number in range(count)]
+    questions = load(written(tmp_path, "a.jsonl", "\n".join(lines)))
     assert len(questions) == count
-    assert questions[0].gold == gold or gold is None
+    assert questions[-1].gold == gold
     assert all(question.gold for question in questions)
 
 
-@shared
-def test_a_data_set_that_asks_the_same_twice_is_refused_until_told_what_to_do() -> None:
+def test_a_data_set_that_asks_the_same_twice_is_refused_until_told_what_to_do(
+    tmp_path: Path,
+) -> None:
+    rows = [{"input": f"What is {n % 531} + 1?", "target": n % 531 + 1.0} for n in range(561)]
+    path = written(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InvalidSettingError, match="--drop-duplicates"):
-        load(SHARED / "singleop.jsonl")
-    assert len(load(SHARED / "singleop.jsonl", drop_duplicates=True)) == 531
+        load(path)
+    questions = load(path, drop_duplicates=True)
+    assert [question.gold for question in questions] == [str(n + 1) for n in range(531)]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 """The numbers of the reference implementation (facebookresearch/deepconf at 675529d)."""
 
-import json
 import math
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
+from reference import reference
 
 from conviction.answers import kind
 from conviction.confidence import Metric, measure, measure_pool
@@ -26,15 +24,8 @@ from conviction.thinking import deliberate
 from conviction.verdict import Verdict
 from conviction.voting import threshold_for
 
-GOLDEN = (
-    Path(__file__).parents[2] / "shared" / "data" / "golden" / "reference_metrics_and_votes.json"
-)
 CASES = 24
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.exists(),
-    reason="the reference's numbers (shared/data/golden) do not lie beside this checkout",
-)
 every_case = pytest.mark.parametrize("number", range(CASES))
 
 METRICS = {
@@ -47,9 +38,8 @@ KEPT = {"top10": 0.1, "top50": 0.5, "top90": 0.9}
 ANYWHERE = Conditions(concurrency=64, max_tokens=1024, top_k=20)
 
 
-@cache
 def cases() -> list[dict[str, Any]]:
-    return json.loads(GOLDEN.read_text())["cases"]
+    return reference()["cases"]
 
 
 def confidences(case: dict[str, Any], kind: type) -> list[np.ndarray]:

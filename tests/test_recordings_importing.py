@@ -9,6 +9,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from recorded_answers import STRONG, WEAKER, Model, write
 
 from conviction.answers import kind
 from conviction.core import FinishReason, Sampling
@@ -16,8 +17,6 @@ from conviction.errors import RecordingError
 from conviction.evaluation import is_correct
 from conviction.recordings import Pool
 from conviction.recordings.importing import import_files
-
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "pools"
 
 
 def imported(*files: Path, into: Path, answers: str = "number") -> Pool:
@@ -239,23 +238,22 @@ def test_an_infinite_confidence_is_unknown_as_in_a_live_run(tmp_path: Path) -> N
     np.testing.assert_array_equal(values, [1.0, np.nan, np.nan])
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the pools (shared/data) are not at hand")
-@pytest.mark.parametrize(
-    "name", ["aime2025_gpt-oss-20b", "aime2024_Qwen3-4B", "aime2025_Phi-4-reasoning"]
-)
+@pytest.mark.parametrize("model", [STRONG, WEAKER])
 def test_recorded_answers_become_a_pool_that_counts_as_its_file_does(
-    tmp_path: Path, name: str
+    tmp_path: Path, model: Model
 ) -> None:
-    path = SHARED / f"{name}.jsonl"
+    path = tmp_path / "model-8b.jsonl"
+    lines = write(path, model)
+    assert any("" in line["answer_counts"] for line in lines)
     pool = imported(path, into=tmp_path / "pool", answers="math")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert (len(pool.questions), pool.has_confidences, pool.model) == (len(lines), False, name)
+    counts = (len(pool.questions), pool.has_confidences, pool.model)
+    assert counts == (len(lines), False, "model-8b")
     for line in lines:
         traces = pool.traces(str(line["problem_num"]))
         answers = line["all_answers"]
         assert traces.tokens.tolist() == [tokens for _, tokens in answers]
         assert [a.text if a else None for a in traces.answers] == [a or None for a, _ in answers]
         assert traces.question.gold == line["gold_answer"]
-        # Answers of these contests are whole numbers, so equal strings are the least that is right.
+        # These answers are whole numbers, so equal strings are the least that is right.
         equal = [answer == line["gold_answer"] for answer, _ in answers]
         assert (traces.correct >= np.array(equal)).all()

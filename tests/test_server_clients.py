@@ -183,6 +183,7 @@ def test_the_official_client_gets_a_verdict_of_the_embedded_model_with_progress(
             model=client.models.list().data[0].id,
             messages=[{"role": "user", "content": "What is 12 * 12 - 44?"}],
             stream=True,
+            extra_body={"conviction": {"budget": 4}},
         ):
             content += chunk.choices[0].delta.content or ""
             reasoning += (chunk.choices[0].delta.model_extra or {}).get("reasoning_content", "")

@@ -138,7 +138,7 @@ async def test_hanging_up_frees_a_real_engine_within_a_second(*, stream: bool) -
         running: Any = engine._running
 
         async def asked(path: str) -> bytes:
-            return await running.http.servers[0].http.ask("GET", path)
+            return await running.http.ask("GET", running.server.url + path)
 
         async def resting() -> bool:
             return not any(slot["is_processing"] for slot in json.loads(await asked("/slots")))

@@ -52,8 +52,10 @@ async def test_two_hundred_at_once_are_all_answered() -> None:
 async def test_requests_that_were_answered_leave_nothing_behind() -> None:
     async with served(engine_of(7, remembered=10), queueing={"running": 20}) as server:
         assert await ask(server, KEPT) == [200] * KEPT
-        before = objects()
-        assert await ask(server, KEPT) == [200] * KEPT
-        grown = objects() - before
-    # Not one object for each request.
-    assert grown < KEPT
+        grown: list[int] = []
+        while len(grown) < 3 and (not grown or grown[-1] >= KEPT):
+            before = objects()
+            assert await ask(server, KEPT) == [200] * KEPT
+            grown.append(objects() - before)
+    # Not one object for each request; a busy machine may clear connections away late, but once.
+    assert min(grown) < KEPT, grown

@@ -1,10 +1,13 @@
 """A GGUF model as transformers reads it, made to continue many rows of tokens side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from keys_values import KeysAndValues, grouped_attention
 from torch import Tensor
@@ -245,10 +248,11 @@ def read_gguf(
     set_verbosity_error()
     own = {"attn_implementation": attention} if attention else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=dtype, **own
-        )
+        with _header_read_once():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=dtype, **own
+            )
     except (ValueError, KeyError, NotImplementedError, OSError) as error:
         raise ModelError(
             tried=f"read {path.name} with transformers",
@@ -257,6 +261,17 @@ def read_gguf(
             "knows, or record through a server: conviction record --base-url.",
         ) from error
     return model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def _header_read_once() -> Generator[None]:
+    """Spare transformers reading the header for each part of the model: seconds every time."""
+    usual = gguf.GGUFReader
+    gguf.GGUFReader = cache(usual)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = usual
 
 
 def _rounded(places: int) -> int:
