@@ -20,6 +20,7 @@ import anyio
 import numpy as np
 
 from conviction.answers import kind
+from conviction.backends import Backend
 from conviction.core import Question, Sampling
 from conviction.engines.base import Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -30,12 +31,12 @@ from conviction.ray.workers import RayWorkers
 
 
 @dataclass(frozen=True)
-class Playing:
-    """Makes an engine of traces of so many tokens, in one chunk."""
+class Playing(Backend):
+    """An engine of traces of so many tokens, in one chunk."""
 
-    tokens: int
+    tokens: int = 200
 
-    def __call__(self) -> Engine:
+    def build(self) -> Engine:
         return ScriptedEngine(self._script, chunk_tokens=self.tokens, remembered=1)
 
     def _script(self, request: TraceRequest) -> Script:
@@ -69,11 +70,11 @@ async def seconds(workers: Workers, traces: int, *, whole: bool, many: bool, cou
 
 
 async def measure(rounds: int, count: int, tokens: int) -> None:
-    make = Playing(tokens)
-    engine = make()
+    backend = Playing(tokens=tokens)
+    engine = backend.build()
     print("| | traces | one process | Ray, two actors | more per question | more per trace |")
     print("| --- | --- | --- | --- | --- | --- |")
-    async with engine, RayWorkers([make], answers="number", actors=2) as remote:
+    async with engine, RayWorkers([backend], answers="number", actors=2) as remote:
         local = OneEngine(engine, kind("number"))
         remote.places(2)
         with anyio.fail_after(60):

@@ -34,7 +34,7 @@ STEPS = 10
 @contextmanager
 def serving(*options: str) -> Generator[tuple[str, int]]:
     """Address and process id of a server."""
-    command = [sys.executable, "-m", "conviction", "serve", "--engine", "scripted", "--port", "0"]
+    command = [sys.executable, "-m", "conviction", "serve", "-m", "scripted", "--port", "0"]
     bounds = ["--max-running", "1000", "--max-queued", "1000", "--max-queued-per-client", "1000"]
     process = subprocess.Popen(
         [*command, *bounds, *options], stderr=subprocess.PIPE, text=True, env=os.environ

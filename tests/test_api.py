@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import conviction
-from conviction import api
+from conviction.backends import room_for
+from conviction.backends.builtin import Embedded
 from conviction.core import InvalidSettingError, Message, Question, Sampling
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import ConvictionError, UnknownNameError
@@ -86,7 +87,8 @@ def test_a_finished_question_is_sent_as_it_is() -> None:
 def test_the_embedded_engine_gets_room_for_any_script_and_for_digits(text: str) -> None:
     model = ModelFile(Path("m.gguf"), "m", PromptStyle.WORKED_EXAMPLES)
     question = compose(text, kind="math", style=PromptStyle.WORKED_EXAMPLES)
-    embedded = api._embedded(model, [question], Sampling(max_tokens=100))
+    room = room_for([question], Sampling(max_tokens=100))
+    embedded = Embedded(file=model).sized(room).build()
     written = sum(len(message.content.encode()) for message in question.messages)
     # A byte-level tokenizer makes at most one token of each byte.
     assert embedded._context >= written + 100  # type: ignore[attr-defined]

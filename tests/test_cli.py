@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,8 +19,7 @@ import pytest
 from cyclopts import App
 
 import conviction
-from conviction import api
-from conviction.cli import progress
+from conviction.backends.builtin import Embedded
 from conviction.cli.arguments import WHOLE
 from conviction.cli.main import COMMANDS, build, run
 from conviction.core import FinishReason
@@ -35,6 +35,7 @@ ANSWERS = (41, 41, 56, 41, 41, 41, 3, 41)
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
     monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "cache"))
 
@@ -51,8 +52,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     ]
     scripted = ScriptedEngine(scripts, concurrency=4)
     model = ModelFile(Path("model.gguf"), "scripted", PromptStyle.STEP_BY_STEP)
-    monkeypatch.setattr(progress, "resolve", lambda *_, **__: model)
-    monkeypatch.setattr(api, "_embedded", lambda *_: scripted)
+    monkeypatch.setattr(Embedded, "prepare", lambda self, *_: replace(self, file=model))
+    monkeypatch.setattr(Embedded, "build", lambda _: scripted)
     return scripted
 
 
@@ -192,7 +193,7 @@ def test_a_settings_file_that_is_a_folder_is_an_error(
 ) -> None:
     monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path))
     assert run(["think", "q"]) == 2
-    assert "it is no file" in capsys.readouterr().err
+    assert "it is a folder" in capsys.readouterr().err
 
 
 def test_truncated_traces_do_not_vote_and_the_reader_is_told(

@@ -3,16 +3,16 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import lab_traces
 import pytest
 
-from conviction import api
-from conviction.cli import calibration, progress
+from conviction.backends.builtin import Embedded
+from conviction.cli import calibration
 from conviction.cli.main import run
-from conviction.cli.server import ServerOptions
 from conviction.core import Sampling
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -34,12 +34,13 @@ ANSWERS = (41, 41, 56, 41, 41, 3, 41, 41)
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScriptedEngine:
     """What takes the place of the embedded engine."""
+    (tmp_path / "config.toml").touch()
     monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "cache"))
     scripted = ScriptedEngine([Script.even(f"\\boxed{{{answer}}}") for answer in ANSWERS])
     model = ModelFile(Path("model.gguf"), "scripted", PromptStyle.STEP_BY_STEP)
-    monkeypatch.setattr(progress, "resolve", lambda *_, **__: model)
-    monkeypatch.setattr(api, "_embedded", lambda *_: scripted)
+    monkeypatch.setattr(Embedded, "prepare", lambda self, *_: replace(self, file=model))
+    monkeypatch.setattr(Embedded, "build", lambda _: scripted)
     return scripted
 
 
@@ -333,7 +334,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[TraceRequest]:
         return Script.even(f"Answer: {answer}", tokens=tokens)
 
     server = ScriptedEngine(script, concurrency=4)
-    monkeypatch.setattr(ServerOptions, "engine", lambda *_, **__: server)
+    monkeypatch.setattr(Embedded, "build", lambda _: server)
     return requests
 
 

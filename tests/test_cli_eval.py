@@ -19,8 +19,8 @@ from anyio.abc import Process
 from completion_events import STOP, event, json_answer, position, stream, usage
 from scripted_server import Received, Step, serving
 
+from conviction.backends.builtin import Embedded
 from conviction.cli.main import run
-from conviction.cli.server import ServerOptions
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.evaluation.run import evaluate
 from conviction.models import resolve
@@ -107,7 +107,7 @@ def command(*arguments: str) -> list[str]:
 def impatient(*arguments: str) -> list[str]:
     """The command with an engine that waits a second, not half a minute, for a server to return."""
     program = (
-        "import functools, conviction.cli.main, conviction.cli.server as server\n"
+        "import functools, conviction.cli.main, conviction.backends.openai as server\n"
         "server.OpenAIEngine = functools.partial(server.OpenAIEngine, patience=1.0)\n"
         "conviction.cli.main.main()\n"
     )
@@ -116,7 +116,7 @@ def impatient(*arguments: str) -> list[str]:
 
 def environment(cache: Path) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("CONVICTION")}
-    return {**ours, "CONVICTION_CACHE": str(cache), "CONVICTION_CONFIG": str(cache / "none.toml")}
+    return {**ours, "CONVICTION_CACHE": str(cache), "CONVICTION_CONFIG": os.devnull}
 
 
 async def conviction(*arguments: str, cache: Path) -> Done:
@@ -282,9 +282,10 @@ def test_ctrl_c_in_the_moment_of_the_last_verdict_interrupts_nothing(
         slept.append(True)
 
     engine = ScriptedEngine([Script.even("The answer is 0.", tokens=4)])
-    monkeypatch.setattr(ServerOptions, "engine", lambda *_, **__: engine)
+    monkeypatch.setattr(Embedded, "prepare", lambda self, *_: self)
+    monkeypatch.setattr(Embedded, "build", lambda _: engine)
     monkeypatch.setattr("conviction.cli.evaluation.evaluate", evaluate_and_be_interrupted)
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     arguments = ["eval", str(questions), "--limit", "1", "--policy", "single", "--answer", "number"]
     arguments += ["-o", str(tmp_path / "run")]
     assert run([*arguments, "--json"]) == 0
@@ -356,7 +357,7 @@ def test_what_is_wrong_is_refused_before_anything_is_started(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious", encoding="utf-8")
     # Nobody listens there, so whoever asks gets another error.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import re
 import subprocess
@@ -12,10 +13,10 @@ import anyio
 import pytest
 from rich.console import Console
 
+from conviction.backends.builtin import Embedded
 from conviction.cli.evaluation import _reading
 from conviction.cli.main import run
 from conviction.cli.progress import run_progress
-from conviction.cli.server import ServerOptions
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.evaluation.results import QuestionResult
@@ -38,8 +39,9 @@ def half_contested(request: TraceRequest) -> Script:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     engine = ScriptedEngine(half_contested, concurrency=1)
-    monkeypatch.setattr(ServerOptions, "engine", lambda *_, **__: engine)
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setattr(Embedded, "prepare", lambda self, *_: self)
+    monkeypatch.setattr(Embedded, "build", lambda _: engine)
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     rows = [{"question": f"What is {i} * 10?", "answer": str(i * 10)} for i in range(6)]
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -127,7 +129,7 @@ def test_another_total_is_refused_with_both_numbers(
 CHILD = """
 import os, sys
 from conviction.cli.main import main
-from conviction.cli.server import ServerOptions
+from conviction.backends.builtin import Embedded
 from conviction.engines.scripted import Script, ScriptedEngine
 
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -139,7 +141,8 @@ class Logged(ScriptedEngine):
 
 engine = Logged([Script.even(f"The answer is {i % 3}.", tokens=20) for i in range(16)],
                 concurrency=4, delay=0.002)
-ServerOptions.engine = lambda *_, **__: engine
+Embedded.prepare = lambda self, *_: self
+Embedded.build = lambda _: engine
 main()
 """
 """`conviction` with an engine that notes every token it generates."""

@@ -18,8 +18,8 @@ import pytest
 from completion_events import STOP, event, json_answer, position, stream, usage
 from scripted_server import Received, ScriptedServer, Step, serving
 
+from conviction.backends.builtin import Embedded
 from conviction.cli.main import run
-from conviction.cli.server import ServerOptions
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.evaluation.recording import record
 from conviction.models import resolve
@@ -61,7 +61,7 @@ def command(*arguments: str) -> list[str]:
 
 def environment(cache: Path) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("CONVICTION")}
-    return {**ours, "CONVICTION_CACHE": str(cache), "CONVICTION_CONFIG": str(cache / "none.toml")}
+    return {**ours, "CONVICTION_CACHE": str(cache), "CONVICTION_CONFIG": os.devnull}
 
 
 async def conviction(*arguments: str, cache: Path) -> Done:
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_refused_before_anything_is_started(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": "nothing asked"}\n', encoding="utf-8")
     # Nobody listens there, so whoever asks gets another error.
@@ -182,9 +182,10 @@ def test_ctrl_c_in_the_moment_of_the_last_trace_interrupts_nothing(
         slept.append(True)
 
     engine = ScriptedEngine([Script(SAID, np.full(4, 5.0, np.float32))])
-    monkeypatch.setattr(ServerOptions, "engine", lambda *_, **__: engine)
+    monkeypatch.setattr(Embedded, "prepare", lambda self, *_: self)
+    monkeypatch.setattr(Embedded, "build", lambda _: engine)
     monkeypatch.setattr("conviction.cli.record.record_traces", record_and_be_interrupted)
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     pool = tmp_path / "pool"
     arguments = ["record", str(questions), "--limit", "1", "-n", "1", "--answer", "number"]
     assert run([*arguments, "-o", str(pool)]) == 0

@@ -66,7 +66,7 @@ class Told:
 
 async def conviction(*arguments: str, cache: Path, **environment: str) -> Done:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("CONVICTION")}
-    ours |= {"CONVICTION_CACHE": str(cache), "CONVICTION_CONFIG": str(cache / "none.toml")}
+    ours |= {"CONVICTION_CACHE": str(cache), "CONVICTION_CONFIG": os.devnull}
     with anyio.fail_after(60):
         done = await anyio.run_process(
             [sys.executable, "-m", "conviction", *arguments],
@@ -197,7 +197,7 @@ async def test_wrong_options_are_refused_before_anything_is_asked(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settled = {"CONVICTION_CACHE": str(tmp_path), "CONVICTION_CONFIG": str(tmp_path / "none.toml")}
+    settled = {"CONVICTION_CACHE": str(tmp_path), "CONVICTION_CONFIG": os.devnull}
     for name, value in {**settled, **environment}.items():
         monkeypatch.setenv(name, value)
     async with serving(Told()) as server:
@@ -217,11 +217,10 @@ async def test_wrong_options_are_refused_before_anything_is_asked(
 def test_options_of_servers_need_a_server(
     command: str,
     option: list[str],
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     assert run([command, *([QUESTION] if command == "think" else []), *option]) == 2
     assert "--base-url" in capsys.readouterr().err
 
@@ -238,9 +237,9 @@ async def test_a_server_that_is_not_there_is_an_error_with_its_address(tmp_path:
     assert "Traceback" not in done.err
 
 
-async def test_an_address_that_is_none_is_an_error(tmp_path: Path) -> None:
+async def test_an_address_without_a_scheme_is_wrong_use(tmp_path: Path) -> None:
     done = await conviction("think", QUESTION, "--base-url", "localhost:8000", cache=tmp_path)
-    assert done.code == 1
+    assert done.code == 2
     assert "http://" in done.err
 
 

@@ -18,6 +18,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeVLLM:
     for name in ("VLLM_LOGGING_STREAM", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "")  # Put back after the test, whatever it does.
         monkeypatch.delenv(name)
+    (tmp_path / "config.toml").touch()
     monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(channels, "channel_folder", lambda: tmp_path)

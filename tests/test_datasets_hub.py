@@ -113,7 +113,7 @@ def environment(url: str, home: Path, **more: str) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_TOKEN": TOKEN,
         "CONVICTION_CACHE": str(home),
-        "CONVICTION_CONFIG": str(home / "none.toml"),
+        "CONVICTION_CONFIG": os.devnull,
         **more,
     }
 
@@ -395,7 +395,7 @@ def test_without_the_library_its_extra_is_named(
     installed: object,
     found: str,
 ) -> None:
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     monkeypatch.setitem(sys.modules, "datasets", installed)
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace())
     assert run([command, "hf://openai/gsm8k", "-o", str(tmp_path / "out")]) == 2

@@ -8,9 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from conviction.cli import progress
 from conviction.errors import (
     HashMismatchError,
     InvalidSettingError,
@@ -561,13 +559,11 @@ def test_the_settings_file_says_whether_mirrors_are_used(
     path = tmp_path / "config.toml"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setenv("CONVICTION_CONFIG", str(path))
+    monkeypatch.setenv("CONVICTION_CONFIG", str(path) if text is not None else os.devnull)
     monkeypatch.setenv("CONVICTION_MODEL_MIRRORS", environment)
-    assert progress.model_mirrors() is setting
-    asked: list[object] = []
-    monkeypatch.setattr(progress, "resolve", lambda *_, mirrors, **__: asked.append(mirrors))
-    progress.fetched("smollm2", Console(quiet=True))
-    assert asked == [setting]
+    assert mirrors_setting() is setting
+    store = ModelStore()
+    assert store._of(store.catalogue.get("smollm2")).mirrors is (setting is not False)
 
 
 @pytest.mark.parametrize(
@@ -581,5 +577,5 @@ def test_a_setting_of_mirrors_that_is_malformed_is_wrong_use(
     path.write_text(text)
     monkeypatch.setenv("CONVICTION_CONFIG", str(path))
     with pytest.raises(InvalidSettingError, match=found) as caught:
-        progress.model_mirrors()
+        mirrors_setting()
     assert str(path) in caught.value.tried

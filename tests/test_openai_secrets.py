@@ -259,7 +259,7 @@ async def test_a_proxy_is_not_told_the_key_and_its_password_is_not_shown(
 async def test_an_unusable_address_is_refused_and_what_is_secret_in_it_not_shown(
     url: str, words: str
 ) -> None:
-    with pytest.raises(EngineUnavailableError) as caught:
+    with pytest.raises(InvalidSettingError) as caught:
         async with OpenAIEngine(url):
             pass
     assert words in caught.value.found + caught.value.remedy

@@ -16,7 +16,9 @@ from ray_engines import Scripted
 from tens import questions
 
 from conviction.answers import kind
+from conviction.backends import Backend
 from conviction.core import FinishReason, Sampling
+from conviction.engines.base import Engine
 from conviction.errors import (
     AllTracesFailedError,
     EngineError,
@@ -71,7 +73,7 @@ def plan(count: int, name: str = "majority", budget: int = 8) -> EvaluationPlan:
     )
 
 
-def workers(make: Scripted, actors: int = 2, **options: Any) -> RayWorkers:
+def workers(make: Backend, actors: int = 2, **options: Any) -> RayWorkers:
     options = {"resources": {"CPU": 1}, "bounds": QUICK, **options}
     return RayWorkers([make], answers="number", actors=actors, **options)
 
@@ -109,7 +111,7 @@ async def test_an_evaluation_and_its_recording_are_those_of_a_single_process(
     for name in ("settle", "deepconf-low"):
         wanted = plan(12, name, budget=20)
         folders = tmp_path / f"{name}-one", tmp_path / f"{name}-ray"
-        for folder, engine in zip(folders, (Scripted()(), pair), strict=True):
+        for folder, engine in zip(folders, (Scripted().build(), pair), strict=True):
             progress = await evaluated(wanted, folder / "run", engine, pool=folder / "pool")
             assert progress.complete
             assert not progress.notes
@@ -145,7 +147,7 @@ def recorded(folder: Path, *, numbers: bool = True) -> dict[Any, Any]:
 
 async def test_a_recording_is_that_of_a_single_process(tmp_path: Path, pair: RayWorkers) -> None:
     wanted = RecordingPlan(questions(10), 6, Sampling(max_tokens=64), seed=4)
-    for folder, engine in (("one", Scripted()()), ("ray", pair)):
+    for folder, engine in (("one", Scripted().build()), ("ray", pair)):
         with anyio.fail_after(60):
             progress = await record(
                 wanted, tmp_path / folder, engine=engine, answers=kind("number")
@@ -192,7 +194,7 @@ async def test_an_actor_that_is_killed_costs_its_unfinished_questions_and_no_oth
     asked.update(result.id for result in progress.results)
     assert progress.complete
     assert set(asked.values()) == {1}
-    await run(plan(10), tmp_path / "one", Scripted()())
+    await run(plan(10), tmp_path / "one", Scripted().build())
     one, many = by_question(tmp_path / "one"), by_question(tmp_path / "ray")
     assert [one[name].answer for name in one] == [many[name].answer for name in one]
     # What came to nothing is counted, and said; all else is as if nothing had happened.
@@ -222,7 +224,7 @@ async def test_traces_recorded_before_an_actor_died_are_not_generated_again(
             progress = await record(
                 wanted, tmp_path / "ray", engine=started, answers=kind("number")
             )
-        await record(wanted, tmp_path / "one", engine=Scripted()(), answers=kind("number"))
+        await record(wanted, tmp_path / "one", engine=Scripted().build(), answers=kind("number"))
     assert progress.complete
     assert progress.recorded == 48
     assert recorded(tmp_path / "one") == recorded(tmp_path / "ray")
@@ -316,7 +318,7 @@ async def test_cancelling_the_run_ends_traces_and_actors(tmp_path: Path, ray_clu
 
 async def test_engines_that_are_not_alike_are_refused(tmp_path: Path, ray_cluster: Any) -> None:
     del ray_cluster
-    engines: list[Callable[[], Any]] = [Scripted(), Scripted(top_k=5)]
+    engines = [Scripted(), Scripted(top_k=5)]
     engine = RayWorkers(engines, answers="number", bounds=QUICK)
     with pytest.raises(InvalidSettingError, match=r"k = 5, and they have k = 20|k = 20.*k = 5"):
         await run(plan(40), tmp_path / "ray", engine)
@@ -325,11 +327,12 @@ async def test_engines_that_are_not_alike_are_refused(tmp_path: Path, ray_cluste
 async def test_any_error_of_an_engine_of_ones_own_ends_the_waiting(ray_cluster: Any) -> None:
     del ray_cluster
 
-    def broken() -> Any:
-        raise RuntimeError("no such thing")
+    class Broken(Backend):
+        def build(self) -> Engine:
+            raise RuntimeError("no such thing")
 
     with pytest.raises(EngineStartError, match="no such thing"), anyio.fail_after(20):
-        async with workers(broken, actors=1):
+        async with workers(Broken(), actors=1):
             pass
 
 

@@ -86,7 +86,7 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
     return {
         **ours,
         "CONVICTION_CACHE": str(cache),
-        "CONVICTION_CONFIG": str(cache / "none.toml"),
+        "CONVICTION_CONFIG": os.devnull,
         **more,
     }
 
@@ -110,7 +110,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     for name in [name for name in os.environ if name.startswith("CONVICTION")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CONVICTION_CACHE", str(tmp_path))
-    monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("CONVICTION_CONFIG", os.devnull)
     return lambda *arguments: run([str(one) for one in arguments])
 
 

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from conviction.backends.openai import OpenAIServers
 from conviction.cli.clusters import RayOptions
 from conviction.cli.main import run
 from conviction.core import Sampling
 from conviction.engines.openai import OpenAIEngine
 from conviction.errors import EngineError, EngineStartError, InvalidSettingError
 from conviction.ray.cluster import actor_options, connected, parse_resources
-from conviction.ray.engines import EndpointFactory
 from conviction.ray.host import portable
 
 
 def test_nothing_imports_ray_that_does_not_need_it() -> None:
     program = (
         "import sys, conviction, conviction.cli.main, conviction.cli.evaluation\n"
-        "import conviction.ray.actor, conviction.ray.engines, conviction.ray.cluster\n"
+        "import conviction.ray.actor, conviction.backends, conviction.ray.cluster\n"
         "assert 'ray' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -80,12 +80,12 @@ def test_a_total_of_tokens_and_a_cluster_do_not_go_together(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_factory_travels_and_never_shows_its_key() -> None:
-    made = EndpointFactory("http://127.0.0.1:9/v1", "m", "sk-secret", concurrency=3)
+def test_a_backend_travels_and_never_shows_its_key() -> None:
+    made = OpenAIServers("m", 3, base_url=("http://127.0.0.1:9/v1",), api_key="sk-secret")
     assert "sk-secret" not in repr(made)
     again = pickle.loads(pickle.dumps(made))  # noqa: S301  # our own bytes
     assert again == made
-    assert isinstance(again(), OpenAIEngine)
+    assert isinstance(again.build(), OpenAIEngine)
 
 
 def test_errors_that_do_not_pickle_are_told_in_words() -> None:

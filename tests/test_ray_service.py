@@ -61,7 +61,7 @@ def service(ray_cluster: Any) -> Generator[str]:
     port = free_port()
     settings = ServiceSettings.model_validate(
         {
-            "engine": {"kind": "custom", "factory": "ray_engines:telling", "slots": 16},
+            "engine": {"factory": "ray_engines:telling", "slots": 16},
             "engines": {"least": 2, "most": 2},
             "drivers": {"least": 2, "most": 2},
             "server": {
@@ -110,7 +110,7 @@ async def test_a_chat_is_answered_as_one_process_answers_it(service: str) -> Non
     told_by_service = await ask(service, 4, seed=11)
     verdict = await deliberate(
         compose("What is 4 * 10?", kind="number", style=PromptStyle.PLAIN),
-        engine=Scripted()(),
+        engine=Scripted().build(),
         policy=policy("majority", budget=8),
         answers=kind("number"),
         sampling=Sampling(),
@@ -198,7 +198,7 @@ async def test_a_full_engine_answers_those_who_ask_about_it_and_ends_with_its_re
     from conviction.ray.app import EngineSettings, Scale, engine_replicas
     from conviction.ray.remote import RemoteEngine
 
-    settings = EngineSettings(kind="custom", factory="ray_engines:telling", slots=2)
+    settings = EngineSettings(factory="ray_engines:telling", slots=2)
     # The engine itself would run 16 traces at once.
     deploy = partial(serve.run, name="alone", route_prefix=None)
     handle = await anyio.to_thread.run_sync(deploy, engine_replicas(settings, Scale()))
@@ -236,15 +236,36 @@ def request(question: int) -> TraceRequest:
 
 
 async def test_wrong_settings_are_refused_before_anything_is_deployed() -> None:
-    from conviction.errors import InvalidSettingError
+    from conviction.errors import InvalidSettingError, UnknownNameError
     from conviction.ray.app import ServiceSettings, build
 
     open_to_all = {"server": {"host": "0.0.0.0"}}  # noqa: S104  # that is what is refused
     with pytest.raises(InvalidSettingError, match="there are no keys of clients"):
         build(ServiceSettings.model_validate(open_to_all))
-    with pytest.raises(InvalidSettingError, match="no base_url"):
-        build(ServiceSettings.model_validate({"engine": {"kind": "endpoint"}}))
+    with pytest.raises(InvalidSettingError, match="there is no --base-url"):
+        build(ServiceSettings.model_validate({"engine": {"model": "openai:m"}}))
+    with pytest.raises(UnknownNameError, match="Did you mean 'scripted'"):
+        build(ServiceSettings.model_validate({"engine": {"model": "scriptd"}}))
     assert json.dumps(ServiceSettings.model_json_schema())
+
+
+def test_an_engine_is_named_as_on_the_command_line() -> None:
+    from conviction.backends.builtin import VLLM, Embedded, Scripted
+    from conviction.backends.openai import OpenAIServers
+    from conviction.ray.app import EngineSettings
+
+    def of(**settings: Any) -> Any:
+        return EngineSettings.model_validate(settings).backend()
+
+    embedded = of(slots=3, context=99, resources={"CPU": 2})
+    assert embedded == Embedded(slots=3, context=99, threads=2)
+    served = of(model="m", base_url="http://10.0.0.2:8000/v1", api_key="sk-k", slots=4)
+    assert (type(served), served.model, served.slots) == (OpenAIServers, "m", 4)
+    assert served.base_url == ("http://10.0.0.2:8000/v1",)
+    vllm = of(model="vllm:m", vllm={"dtype": "half"}, resources={"GPU": 2})
+    assert (type(vllm), vllm.options) == (VLLM, {"tensor_parallel_size": 2, "dtype": "half"})
+    assert of(model="scripted", delay=0) == Scripted(delay=0, name="scripted")
+    assert of(factory="ray_engines:telling", slots=16).traces_at_once == 16
 
 
 def test_the_documentation_names_settings_that_there_are() -> None:

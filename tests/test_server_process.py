@@ -71,7 +71,7 @@ class Process:
 
 @contextmanager
 def serving(*arguments: str, **environment: str) -> Generator[Process]:
-    process = Process("--engine", "scripted", *arguments, **environment)
+    process = Process("-m", "scripted", *arguments, **environment)
     try:
         yield process
     finally:
@@ -196,7 +196,7 @@ def test_a_port_that_is_taken_is_an_error_with_a_remedy(capsys: pytest.CaptureFi
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert main.run(["serve", "--engine", "scripted", "--port", port]) == 1
+        assert main.run(["serve", "-m", "scripted", "--port", port]) == 1
     said = capsys.readouterr().err
     assert f"listen on 127.0.0.1, port {port}: address already in use." in said
     assert "--port 0 takes any" in said
@@ -206,7 +206,7 @@ def test_an_open_address_without_keys_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CONVICTION_SERVER_KEYS", raising=False)
-    assert main.run(["serve", "--engine", "scripted", "--host", "0.0.0.0"]) == 2  # noqa: S104
+    assert main.run(["serve", "-m", "scripted", "--host", "0.0.0.0"]) == 2  # noqa: S104
     said = capsys.readouterr().err
     assert "there are no keys of clients" in said
     assert "--client-keys" in said
@@ -237,13 +237,12 @@ def test_an_open_address_with_keys_serves_those_who_have_one(tmp_path: Path) -> 
         (["--served-model", "two words"], "served_model: it is no word"),
         (["--max-total-tokens", "0"], "total_tokens"),
         (["--host", "no such host"], "no such host"),
-        (["--base-url", "http://127.0.0.1:1/v1"], "names another engine"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_starts(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.run(["serve", "--engine", "scripted", "--port", "0", *arguments]) == 2
+    assert main.run(["serve", "-m", "scripted", "--port", "0", *arguments]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
 
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import anyio
 import anyio.to_thread
 
 from conviction.answers import AnswerKind, kind
+from conviction.backends import Backend, backend, room_for
 from conviction.core import InvalidSettingError, Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -20,7 +22,7 @@ from conviction.errors import (
     ConvictionError,
 )
 from conviction.events import Event, Listener
-from conviction.models import ModelFile, catalogue, resolve
+from conviction.models import ModelFile
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
@@ -39,14 +41,21 @@ MOST_CHARACTERS = 1_000_000
 
 Result = TypeVar("Result")
 
-_TEMPLATE = 64
-"""Room for what a chat template puts around each message, in tokens."""
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """The questions in the words that the model gets, a running engine, and how it is asked."""
+
+    questions: list[Question]
+    engine: Engine
+    answers: AnswerKind
+    sampling: Sampling
 
 
 async def athink(
     question: str | Question,
     *,
-    model: str | ModelFile | None = None,
+    model: str | Backend | ModelFile | None = None,
     engine: Engine | None = None,
     policy: str | Policy = DEFAULT_POLICY,
     budget: int | None = None,
@@ -64,15 +73,16 @@ async def athink(
     Args:
         question: The user's words, which get a prompt around them; or a finished `Question`,
             which is sent as it is.
-        model: Name, path or `hf:owner/repo/file` of a model for the embedded engine; fetched
-            if need be. Default: a small one that runs anywhere.
-        engine: Generates the traces in place of the embedded engine. Start it yourself
-            (`async with`), so that many questions can share it.
+        model: What `conviction think -m` takes: a name of the catalogue or of [models.NAME] in
+            the settings file, a path, `hf:owner/repo/file`, `vllm:MODEL`, …; or a `Backend`.
+            Default: a small model that runs anywhere, fetched if need be.
+        engine: An engine in place of a model. Start it yourself (`async with`), so that many
+            questions can share it.
         policy: A policy's name, or a policy with its settings.
         budget: The most traces to start; for policies given by name.
         answers: Name of an answer kind (`conviction.answers.kinds` lists them), or your own.
         prompt_style: What to add to the question; default: what suits the model.
-        sampling: How tokens are drawn.
+        sampling: How tokens are drawn. Default: as the model's settings say.
         seed: Seeds of all traces derive from it.
         restarts: How often a trace whose stream broke is begun again.
         time_limit: Seconds after which the run ends with the votes it has.
@@ -93,13 +103,14 @@ async def athink(
         answers=answers,
         prompt_style=prompt_style,
         sampling=sampling,
-    ) as ([asked], running, answer_kind):
+    ) as ready:
+        [asked] = ready.questions
         return await deliberate(
             asked,
-            engine=running,
+            engine=ready.engine,
             policy=steering,
-            answers=answer_kind,
-            sampling=sampling,
+            answers=ready.answers,
+            sampling=ready.sampling,
             seed=seed,
             restarts=restarts,
             time_limit=time_limit,
@@ -112,7 +123,7 @@ async def athink_many(
     questions: Sequence[str | Question],
     *,
     total_tokens: int | None = None,
-    model: str | ModelFile | None = None,
+    model: str | Backend | ModelFile | None = None,
     engine: Engine | None = None,
     policy: str | Policy = DEFAULT_POLICY,
     budget: int | None = None,
@@ -170,7 +181,6 @@ async def athink_many(
         require("time_limit", time_limit, low=0)
     if not questions:
         return []
-    sampling = sampling or Sampling()
     async with _ready(
         questions,
         model=model,
@@ -178,15 +188,15 @@ async def athink_many(
         answers=answers,
         prompt_style=prompt_style,
         sampling=sampling,
-    ) as (asked, running, answer_kind):
+    ) as ready:
 
         async def one(number: int, place: Place) -> Verdict:
             return await deliberate(
-                asked[number],
-                engine=running,
+                ready.questions[number],
+                engine=ready.engine,
                 policy=steering,
-                answers=answer_kind,
-                sampling=sampling,
+                answers=ready.answers,
+                sampling=ready.sampling,
                 seed=seed,
                 restarts=restarts,
                 time_limit=time_limit,
@@ -196,13 +206,13 @@ async def athink_many(
             )
 
         began = anyio.current_time()
-        capabilities, _ = await unless_ended(running.capabilities, time_limit, interrupt)
+        capabilities, _ = await unless_ended(ready.engine.capabilities, time_limit, interrupt)
         if time_limit is not None:
             time_limit = max(0.0, time_limit - (anyio.current_time() - began))
         # Without an answer in time, every question ends as soon as it begins.
         concurrency = capabilities.concurrency if capabilities else 1
-        slots = Slots(concurrency, total=total_tokens, longest=sampling.max_tokens)
-        return await _all(one, slots, len(asked))
+        slots = Slots(concurrency, total=total_tokens, longest=ready.sampling.max_tokens)
+        return await _all(one, slots, len(questions))
 
 
 async def _all(
@@ -236,19 +246,19 @@ async def _all(
 async def _ready(
     questions: Sequence[str | Question],
     *,
-    model: str | ModelFile | None,
+    model: str | Backend | ModelFile | None,
     engine: Engine | None,
     answers: str | AnswerKind,
     prompt_style: PromptStyle | str | None,
     sampling: Sampling | None,
-) -> AsyncGenerator[tuple[list[Question], Engine, AnswerKind]]:
-    """The questions in the words that the model gets, an engine that runs, and the answers."""
+) -> AsyncGenerator[_Ready]:
+    """Start what a run needs."""
     wanted_style = _style(prompt_style)
     for question in questions:
         check_question(question)
     if engine is not None and model is not None:
         raise InvalidSettingError(
-            tried=f"think with the model {model} on the engine {engine.name}",
+            tried=f"think with the model {_label(model)} on the engine {engine.name}",
             found="an engine has its model already",
             remedy="Give one of them.",
         )
@@ -256,8 +266,9 @@ async def _ready(
     async with AsyncExitStack() as stack:
         if isinstance(answers, str):
             stack.callback(answer_kind.close)
-        chosen = None if engine else await anyio.to_thread.run_sync(_model, model)
+        chosen = None if engine else await anyio.to_thread.run_sync(_prepared, model)
         style = wanted_style or (chosen.prompt_style if chosen else PromptStyle.STEP_BY_STEP)
+        sampling = sampling or (chosen and chosen.sampling) or Sampling()
         asked = [
             compose(question, kind=answer_kind, style=style)
             if isinstance(question, str)
@@ -265,9 +276,10 @@ async def _ready(
             for question in questions
         ]
         if chosen is not None:
-            engine = await stack.enter_async_context(_embedded(chosen, asked, sampling))
+            built = chosen.sized(room_for(asked, sampling)).build()
+            engine = await stack.enter_async_context(built)
         assert engine is not None  # noqa: S101  # given, or just started
-        yield asked, engine, answer_kind
+        yield _Ready(asked, engine, answer_kind, sampling)
 
 
 def think(question: str | Question, **options: Any) -> Verdict:
@@ -380,17 +392,9 @@ def _style(name: PromptStyle | str | None) -> PromptStyle | None:
     return PromptStyle(name)
 
 
-def _model(model: str | ModelFile | None) -> ModelFile:
-    return model if isinstance(model, ModelFile) else resolve(model or catalogue().default)
+def _prepared(model: str | Backend | ModelFile | None) -> Backend:
+    return backend(model).prepare()
 
 
-def _embedded(model: ModelFile, questions: Sequence[Question], sampling: Sampling | None) -> Engine:
-    from conviction.engines.local import LocalEngine  # noqa: PLC0415  # an extra
-
-    # No tokenizer is at hand yet, but no token is shorter than a byte. The engine counts
-    # exactly, and takes no more than the model was made for.
-    prompt = max(
-        sum(len(message.content.encode()) + _TEMPLATE for message in question.messages)
-        for question in questions
-    )
-    return LocalEngine(model.path, context=prompt + (sampling or Sampling()).max_tokens)
+def _label(model: str | Backend | ModelFile) -> str:
+    return model if isinstance(model, str) else backend(model).label

@@ -13,6 +13,7 @@ from types import TracebackType
 import anyio
 import numpy as np
 
+from conviction.backends import Backend
 from conviction.core import FinishReason
 from conviction.engines.base import Chunk, Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -35,8 +36,8 @@ def script(request: TraceRequest) -> Script:
 
 
 @dataclass(frozen=True)
-class Scripted:
-    """Makes a scripted engine; `fatal` is the question that ends its process `deaths` times.
+class Scripted(Backend):
+    """A scripted engine; `fatal` is the question that ends its process `deaths` times.
 
     It does so by the signal `kill`, or if it `eats`, by taking memory until somebody ends it; the
     deaths are written beside the file `events`, each as a process that it started before.
@@ -53,7 +54,7 @@ class Scripted:
     broken: bool = False
     faulty: bool = False
 
-    def __call__(self) -> Engine:
+    def build(self) -> Engine:
         if self.broken:
             raise EngineStartError(
                 tried="start the engine", found="there is no device", remedy="Put one in."

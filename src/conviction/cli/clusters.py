@@ -1,20 +1,16 @@
 """Options for engines in a Ray cluster in place of one in this process."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from conviction.backends import Backend
 from conviction.cli.arguments import WHOLE
-from conviction.cli.asking import context_for
-from conviction.cli.server import ServerOptions
-from conviction.core import InvalidSettingError, Sampling, require, require_whole
+from conviction.core import InvalidSettingError, require, require_whole
 from conviction.engines.base import Engine
-from conviction.evaluation.plan import PromptedQuestion
 from conviction.ray.cluster import check_extra, connected, parse_resources
-from conviction.ray.engines import EngineFactory, LocalFactory
 
 if TYPE_CHECKING:
     from conviction.ray.workers import RayWorkers
@@ -63,39 +59,20 @@ class RayOptions:
             return nullcontext()
         return connected(self.ray[0] if self.ray else None)
 
-    def instead_of(
-        self,
-        engine: Engine,
-        *,
-        server: ServerOptions,
-        model: str | None,
-        asked: Sequence[PromptedQuestion],
-        sampling: Sampling,
-        answers: str,
-    ) -> "Engine | RayWorkers":
-        """The workers in the cluster where one is wanted, else the engine as it is.
+    def workers(self, backend: Backend, *, answers: str) -> "Engine | RayWorkers":
+        """The workers in the cluster where one is wanted, else the engine in this process.
 
         Args:
-            engine: What would generate the traces in this process.
-            server: Where its servers are, if it has any.
-            model: Name of the model.
-            asked: The questions.
-            sampling: How tokens are drawn.
+            backend: What generates the traces, with room for the questions.
             answers: Name of the kind of answer.
         """
         if self.ray is None:
-            return engine
+            return backend.build()
         from conviction.ray.workers import Bounds, RayWorkers  # noqa: PLC0415  # an extra
 
         resources = parse_resources(self.engine_resources or ())
-        gpus = int(resources.get("GPU", 0))
-        engines: Sequence[EngineFactory] = server.factories(model, gpus=gpus)
-        if not engines:
-            threads = int(resources.get("CPU", 0)) or None
-            context = context_for(asked, sampling)
-            engines = [LocalFactory(model, context=context, threads=threads)]
         return RayWorkers(
-            engines,
+            [one.placed(resources) for one in backend.apart()],
             answers=answers,
             actors=self.actors,
             resources=resources,

@@ -1,9 +1,11 @@
 """`conviction doctor`: what is installed, what is cached, what works."""
 
+import json as jsonlib
 import os
 import platform
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,50 +14,52 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from conviction.answers import kind
-from conviction.cli.findings import Finding, report
-from conviction.cli.server import ServerOptions
-from conviction.cli.server_findings import examine
-from conviction.cli.vllm_findings import examine_vllm, vllm_here
-from conviction.core import Question, Sampling
-from conviction.engines.local import LocalEngine, available_memory, usable_cores
-from conviction.engines.vllm import VLLMEngine
+from conviction.backends import Backend, Finding, backend
+from conviction.backends.builtin import vllm_here
+from conviction.cli.engine_options import EngineOptions
+from conviction.cli.progress import prepared
+from conviction.cli.terminal import escaped, safe
+from conviction.engines.local import available_memory, usable_cores
 from conviction.errors import ConvictionError
-from conviction.models import ModelFile, cache_folder, catalogue, resolve
-from conviction.policies.majority import Single
-from conviction.thinking import deliberate
+from conviction.models import cache_folder, catalogue, resolve
 
-_SERVER = ServerOptions()
+_ENGINE = EngineOptions()
+_MARKS = {True: "[green]ok[/]", False: "[red]no[/]", None: ""}
 
 
 def doctor(
     *,
     json: Annotated[bool, Parameter(negative="")] = False,
     run: Annotated[bool, Parameter(negative="")] = False,
-    model: Annotated[str | None, Parameter(alias="-m", group="Server")] = None,
-    server: ServerOptions = _SERVER,
+    engine: EngineOptions = _ENGINE,
 ) -> int:
-    """Show versions, cores, memory, the model cache, and what works here; or what a server does.
+    """Show versions, cores, memory, the model cache, and what works here; or what an engine does.
 
     Args:
         json: Print the findings as JSON on stdout.
         run: Also start the embedded engine with a cached model and generate a few tokens.
-        model: The server's name for the model; default: the first that it lists. Or vllm:MODEL,
-            to start vLLM in this program and see what it does.
-        server: A server to look at in place of this machine.
+        engine: A model or a server to look at in place of this machine.
     """
-    if server.base_url:
-        with Console(stderr=True).status("asking the server …"):
-            return report(anyio.run(examine, server, model), json=json)
-    engine = server.engine(model)  # Refuses options that make no sense without a server.
-    if isinstance(engine, VLLMEngine):
-        with Console(stderr=True).status("starting vLLM …"):
-            return report(anyio.run(examine_vllm, engine), json=json)
+    chosen = engine.backend  # Refuses options that do not fit.
+    console = Console(stderr=True, highlight=False)
+    if engine.model is not None or engine.base_url:
+        return _report(_examined(prepared(chosen, console), console), json=json)
     findings = [*_versions(), *_machine(), *_extras(), *_cache()]
     if run:
-        findings.append(_try_engine())
-    return report(findings, json=json)
+        if cached := _cached_model():
+            findings += _examined(cached, console)
+        else:
+            remedy = "Run: conviction models pull"
+            findings.append(Finding("engine", "no model is cached", ok=False, remedy=remedy))
+    return _report(findings, json=json)
+
+
+def _examined(backend: Backend, console: Console) -> list[Finding]:
+    with console.status(f"looking at {escape(safe(backend.label))} …"):
+        return anyio.run(backend.examine)
 
 
 def _versions() -> list[Finding]:
@@ -120,37 +124,24 @@ def _cached(name: str) -> Finding:
     return Finding(f"  {name}", "ready", ok=True)
 
 
-def _try_engine() -> Finding:
-    what = "a trace on the embedded engine"
+def _cached_model() -> Backend | None:
+    """The first model of the catalogue that is in the cache."""
     for model in catalogue().models:
         try:
-            file = resolve(model.name, fetch=False)
+            return backend(resolve(model.name, fetch=False))
         except ConvictionError:
             continue
-        try:
-            return anyio.run(_generate, file)
-        except ConvictionError as error:
-            return Finding(what, error.found, ok=False, remedy=error.remedy)
-    return Finding(what, "no model is cached", ok=False, remedy="Run: conviction models pull")
+    return None
 
 
-async def _generate(model: ModelFile) -> Finding:
-    began = time.perf_counter()
-    async with LocalEngine(model.path) as engine:
-        loaded = time.perf_counter() - began
-        verdict = await deliberate(
-            Question.ask("Count from one to ten."),
-            engine=engine,
-            policy=Single(),
-            answers=kind("text"),
-            sampling=Sampling(max_tokens=24),
-            time_limit=60,
-        )
-    trace = verdict.traces[0]
-    rate = trace.tokens / max(trace.ended - trace.started, 1e-9)
-    return Finding(
-        "a trace on the embedded engine",
-        f"{model.name}: loaded in {loaded:.1f} s, {trace.tokens} tokens at {rate:.0f} a second, "
-        f"{verdict.top_k} log-probabilities each",
-        ok=trace.tokens > 0 and verdict.top_k > 0,
-    )
+def _report(findings: Sequence[Finding], *, json: bool) -> int:
+    """Print the findings on stdout; gives the exit code."""
+    if json:
+        print(escaped(jsonlib.dumps([asdict(finding) for finding in findings], indent=2)))
+    else:
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        for finding in findings:
+            remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
+            table.add_row(finding.what, _MARKS[finding.ok], escape(safe(finding.found) + remedy))
+        Console(highlight=False).print(table)
+    return 1 if any(finding.ok is False for finding in findings) else 0

@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import AnswerKind, kind
+from conviction.backends import room_for
 from conviction.cli import ExitCode
 from conviction.cli.arguments import WHOLE
-from conviction.cli.asking import check_texts, embedded, with_prompts
+from conviction.cli.asking import check_texts, with_prompts
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.clusters import RayOptions
+from conviction.cli.engine_options import EngineOptions
 from conviction.cli.evaluation_report import (
     add_calibration,
     comparison_table,
@@ -25,9 +27,8 @@ from conviction.cli.evaluation_report import (
     summary_table,
 )
 from conviction.cli.lab_tables import percentage, table_console
-from conviction.cli.progress import Reading, fetched, run_progress
+from conviction.cli.progress import Reading, prepared, run_progress
 from conviction.cli.record import DataOptions
-from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.session import Latest, messages, run_on
 from conviction.cli.terminal import escaped, safe
 from conviction.cli.think import GenerationOptions, PolicyOptions, facts_of
@@ -63,7 +64,7 @@ app = App(name="eval", help="Ask every question of a data set, and measure how m
 @Parameter(name="*", group="Generation")
 @dataclass(frozen=True)
 class EvaluationGeneration(GenerationOptions):
-    """What generates the traces, and how."""
+    """How traces are generated."""
 
     time_limit: float | None = None
     "Seconds after which the votes of a question so far decide it."
@@ -90,7 +91,7 @@ class EvaluationOutput:
 
 
 _DATA, _GENERATION, _POLICY = DataOptions(), EvaluationGeneration(), PolicyOptions()
-_SERVER, _OUTPUT = ServerOptions(), EvaluationOutput()
+_ENGINE, _OUTPUT = EngineOptions(), EvaluationOutput()
 _CALIBRATION, _RAY = CalibrationOptions(), RayOptions()
 
 
@@ -103,8 +104,8 @@ def evaluation(
     record: Path | None = None,
     policy: PolicyOptions = _POLICY,
     dataset: DataOptions = _DATA,
+    engine: EngineOptions = _ENGINE,
     generation: EvaluationGeneration = _GENERATION,
-    server: ServerOptions = _SERVER,
     ray: RayOptions = _RAY,
     calibration: CalibrationOptions = _CALIBRATION,
     output: EvaluationOutput = _OUTPUT,
@@ -120,8 +121,8 @@ def evaluation(
         record: Also record all traces in this pool.
         policy: How many traces, which of them count, and when it is enough.
         dataset: Which questions.
-        generation: What generates the traces, and how.
-        server: A server in place of the embedded engine.
+        engine: Which model generates the traces, and how its engine is set up.
+        generation: How traces are generated.
         ray: Engines in a Ray cluster in place of one in this process.
         calibration: How probable answers are to be right, and when that is too little.
         output: What to show, and what counts as passed.
@@ -136,9 +137,9 @@ def evaluation(
     console = messages(quiet=output.quiet)
     found = dataset.load(data, console)
     check_texts(found.questions)
-    sampling = generation.sampling()
     kind(generation.answer)
-    engine = server.engine(generation.model, facts_folder=facts_folder())
+    backend = engine.backend
+    sampling = generation.sampling(backend.sampling)
     make_plan = partial(
         EvaluationPlan,
         policy=steering,
@@ -153,25 +154,18 @@ def evaluation(
         total_tokens=generation.total_tokens,
     )
     make_plan(asked=())
-    model = None if engine else fetched(generation.model, console)
+    backend = prepared(backend, console)
     asked = with_prompts(
         found.questions,
         answers=generation.answer,
         style=generation.prompt_style,
-        model=model,
-        templated=server.templated,
+        model=backend,
+        templated=engine.templated,
     )
     plan = make_plan(asked=asked)
     check_plan(plan, run)
-    if model is not None:
-        engine = embedded(model, asked, sampling)
-    assert engine is not None  # noqa: S101  # there is a model where there is no server
-    workers = ray.instead_of(
-        engine,
-        server=server,
-        model=generation.model,
-        asked=asked,
-        sampling=sampling,
+    workers = ray.workers(
+        backend.sized(room_for([one.question for one in asked], sampling)),
         answers=generation.answer,
     )
     with ray.connected():
@@ -179,7 +173,8 @@ def evaluation(
     progress.results = plan.in_order(progress.results)
     abstention = None
     if calibrator is not None:
-        facts = replace(facts_of(generation, server, model), capabilities=capabilities)
+        facts = facts_of(generation, backend, templated=engine.templated)
+        facts = replace(facts, capabilities=capabilities)
         try:
             abstention = _abstention(calibrator, facts, plan, progress, console)
         except (ConvictionError, KeyboardInterrupt):

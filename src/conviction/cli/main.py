@@ -4,19 +4,18 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import cyclopts
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnusedCliTokensError
-from platformdirs import user_config_path
 from rich.console import Console
 from rich.markup import escape
 
 from conviction.cli import ExitCode
 from conviction.cli.arguments import dash_as_file, repeated
 from conviction.cli.terminal import safe
-from conviction.errors import ConvictionError, InvalidSettingError
+from conviction.errors import ConvictionError
+from conviction.settings import command_settings, settings_path
 
 COMMANDS = {
     "think": "think:think",
@@ -32,22 +31,12 @@ COMMANDS = {
 """Where each command is. It is imported when it is called, so that one does not wait for others."""
 
 
-def config_path() -> Path:
-    """The settings file: $CONVICTION_CONFIG, or config.toml in the user's folder for settings.
-
-    Raises:
-        InvalidSettingError: there is something of that name that is no file.
-    """
-    path = Path(
-        os.environ.get("CONVICTION_CONFIG") or user_config_path("conviction") / "config.toml"
-    )
-    if path.exists() and not path.is_file():
-        raise InvalidSettingError(
-            tried=f"read the settings file {path}",
-            found="it is no file",
-            remedy="Name a TOML file in CONVICTION_CONFIG.",
-        )
-    return path
+def _settings_file(
+    app: App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection
+) -> None:
+    """Set options from the settings file; read when a command runs, so that help always works."""
+    told = cyclopts.config.Dict(command_settings(), source=str(settings_path()))
+    told(app, commands, arguments)
 
 
 def build() -> App:
@@ -63,7 +52,7 @@ def build() -> App:
         version_format="plaintext",  # the default reads Markdown, which takes long to import
         config=[
             cyclopts.config.Env("CONVICTION_", show=False),
-            cyclopts.config.Toml(config_path(), allow_unknown=False),
+            _settings_file,
         ],
         exit_on_error=False,
         print_error=False,

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.progress import download_bar, model_mirrors
+from conviction.cli.progress import download_bar
 from conviction.cli.terminal import safe
 from conviction.models import ModelStore
 
@@ -63,7 +63,7 @@ def pull(target: str | None = None) -> None:
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with download_bar(console) as progress:
-        store = ModelStore(mirrors=model_mirrors())
+        store = ModelStore()
         model = store.pull(
             target or store.catalogue.default,
             progress=progress,

@@ -1,6 +1,5 @@
 """How far a command is: a bar on a terminal, a line now and then elsewhere, nothing if quiet."""
 
-import tomllib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from conviction.backends import Backend
 from conviction.cli.terminal import duration, safe
-from conviction.errors import InvalidSettingError
 from conviction.evaluation import counted
-from conviction.models import ModelFile, catalogue, mirrors_setting, resolve
 from conviction.models import Progress as OnDownload
 
 _PATIENCE_SECONDS = 2.0
@@ -212,41 +210,11 @@ def download_bar(console: Console) -> Generator[OnDownload]:
             bar.stop()
 
 
-def model_mirrors() -> bool | None:
-    """Whether mirrors may be used: `CONVICTION_MODEL_MIRRORS`, then the settings file, then None.
+def prepared(backend: Backend, console: Console) -> Backend:
+    """The backend, ready to be built; what it needs is fetched with a bar.
 
     Raises:
-        InvalidSettingError: the variable, or `model_mirrors` in the file, is malformed.
-    """
-    from conviction.cli.main import config_path  # noqa: PLC0415  # main imports the commands
-
-    setting, path = mirrors_setting(), config_path()
-    if setting is None and path.is_file():
-        try:
-            setting = tomllib.loads(path.read_text("utf-8")).get("model_mirrors")
-        except ValueError as error:
-            raise InvalidSettingError(
-                tried=f"read the settings file {path}", found=str(error), remedy="Correct the file."
-            ) from None
-        if not isinstance(setting, bool | None):
-            raise InvalidSettingError(
-                tried=f"read model_mirrors in the settings file {path}",
-                found=f"{setting!r} is neither true nor false",
-                remedy="Write model_mirrors = false to turn mirrors off.",
-            )
-    return setting
-
-
-def fetched(model: str | None, console: Console) -> ModelFile:
-    """A model by its name, path or address, fetched with a bar if need be; None for the default.
-
-    Raises:
-        The same errors as `conviction.models.resolve`.
+        ConvictionError: it cannot be fetched.
     """
     with download_bar(console) as progress:
-        return resolve(
-            model or catalogue().default,
-            mirrors=model_mirrors(),
-            progress=progress,
-            notice=lambda text: console.print(escape(safe(text))),
-        )
+        return backend.prepare(progress, lambda text: console.print(escape(safe(text))))

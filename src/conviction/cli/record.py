@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import AnswerKind, is_correct, kind
+from conviction.backends import room_for
 from conviction.cli import ExitCode
 from conviction.cli.arguments import WHOLE
-from conviction.cli.asking import check_texts, embedded, with_prompts
+from conviction.cli.asking import check_texts, with_prompts
 from conviction.cli.clusters import RayOptions
-from conviction.cli.progress import Reading, fetched, run_progress
-from conviction.cli.server import ServerOptions, facts_folder
+from conviction.cli.engine_options import EngineOptions
+from conviction.cli.progress import Reading, prepared, run_progress
 from conviction.cli.session import Latest, messages, run_on
 from conviction.cli.terminal import safe
 from conviction.cli.think import GenerationOptions
@@ -84,13 +85,13 @@ class DataOptions:
 @Parameter(name="*", group="Generation")
 @dataclass(frozen=True)
 class RecordingGeneration(GenerationOptions):
-    """What generates the traces, and how."""
+    """How traces are generated."""
 
     time_limit: float | None = None
     "Seconds after which recording stops; the same command goes on later."
 
 
-_DATA, _GENERATION, _SERVER = DataOptions(), RecordingGeneration(), ServerOptions()
+_DATA, _GENERATION, _ENGINE = DataOptions(), RecordingGeneration(), EngineOptions()
 _RAY = RayOptions()
 
 
@@ -109,8 +110,8 @@ def record(
     logprobs: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(alias="-q", negative="")] = False,
     dataset: DataOptions = _DATA,
+    engine: EngineOptions = _ENGINE,
     generation: RecordingGeneration = _GENERATION,
-    server: ServerOptions = _SERVER,
     ray: RayOptions = _RAY,
 ) -> int:
     """Record complete traces of every question of a data set.
@@ -130,13 +131,13 @@ def record(
             engine gives them; `conviction lab diagnose` compares it with the confidences.
         quiet: Nothing on stderr but errors.
         dataset: Which questions.
-        generation: What generates the traces, and how.
-        server: A server in place of the embedded engine.
+        engine: Which model generates the traces, and how its engine is set up.
+        generation: How traces are generated.
         ray: Engines in a Ray cluster in place of one in this process.
     """
     console = messages(quiet=quiet)
     if import_:
-        _import(import_, output, data, generation, console, keep_text=text)
+        _import(import_, output, data, generation, console, model=engine.model, keep_text=text)
     if export and data is None:
         return _export(output, export, console, keep_text=text)
     if import_:
@@ -152,20 +153,20 @@ def record(
     ray.check()
     found = dataset.load(data, console)
     check_texts(found.questions)
-    sampling = generation.sampling()
     kind(generation.answer)
     require_whole("traces", traces, low=1)
     require_whole("restarts", generation.restarts, low=0)
     if generation.time_limit is not None:
         require("time_limit", generation.time_limit, low=0)
-    engine = server.engine(generation.model, facts_folder=facts_folder())
-    model = None if engine else fetched(generation.model, console)
+    backend = engine.backend
+    sampling = generation.sampling(backend.sampling)
+    backend = prepared(backend, console)
     asked = with_prompts(
         found.questions,
         answers=generation.answer,
         style=generation.prompt_style,
-        model=model,
-        templated=server.templated,
+        model=backend,
+        templated=engine.templated,
     )
     plan = RecordingPlan(
         asked=asked,
@@ -178,12 +179,8 @@ def record(
         logprobs=logprobs,
         origin=found.origin,
     )
-    workers = ray.instead_of(
-        engine or embedded(model, asked, sampling),
-        server=server,
-        model=generation.model,
-        asked=asked,
-        sampling=sampling,
+    workers = ray.workers(
+        backend.sized(room_for([one.question for one in asked], sampling)),
         answers=generation.answer,
     )
     with ray.connected():
@@ -251,6 +248,7 @@ def _import(
     generation: GenerationOptions,
     console: Console,
     *,
+    model: str | None,
     keep_text: bool,
 ) -> None:
     if data is not None:
@@ -266,7 +264,7 @@ def _import(
             output,
             answers=answers,
             grade=is_correct,
-            model=generation.model,
+            model=model,
             keep_text=keep_text,
         )
     finally:

@@ -20,18 +20,12 @@ from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
 from conviction.cli import ExitCode
 from conviction.cli.arguments import WHOLE
-from conviction.cli.inside_vllm import is_inside
-from conviction.cli.progress import fetched
-from conviction.cli.server import ServerOptions, facts_folder
+from conviction.cli.engine_options import EngineOptions, TraceOptions
+from conviction.cli.progress import prepared
 from conviction.cli.terminal import safe
-from conviction.cli.trace_options import TraceOptions
-from conviction.core import InvalidSettingError
-from conviction.engines.base import Engine
-from conviction.engines.local import LocalEngine
+from conviction.core import InvalidSettingError, Sampling
 from conviction.errors import MissingExtraError
-from conviction.models import ModelFile
 from conviction.policies import policy as named_policy
-from conviction.prompts import PromptStyle
 
 if TYPE_CHECKING:
     from conviction.server.service import Service
@@ -55,33 +49,36 @@ class AddressOptions:
     "Web page that may use it from browsers, as in https://chat.example.org; repeat for several."
 
 
-@Parameter(name="*", group="Engine")
-@dataclass(frozen=True)
-class EngineOptions:
-    """What generates the traces."""
+@Parameter(name="*", group="Engine", negative="")
+@dataclass(frozen=True, kw_only=True)
+class ServedOptions(EngineOptions):
+    """Which model generates the traces, and how its engine is set up."""
 
-    engine: Literal["local", "servers", "scripted"] | None = None
-    "The embedded engine, the servers of --base-url, or made-up traces that need no model."
-    model: Annotated[str | None, Parameter(alias="-m")] = None
-    """A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; vllm:MODEL for vLLM in
-    this program, MODEL a folder or a name on the hub; or the server's name."""
     served_model: str | None = None
     "Name that clients know the model by; default: the engine's own."
-    slots: Annotated[int, WHOLE] = 8
-    "Traces at once (local, scripted)."
-    context: Annotated[int, WHOLE] = 4096
-    "Tokens that prompt and trace may have together (local)."
-    delay: float = 0.05
-    "Seconds between two pieces of a made-up trace (scripted)."
+    # Not in the help: both are refused with the reason.
+    templated: Annotated[bool, Parameter(show=False)] = False
+    engine: Annotated[str | None, Parameter(show=False)] = None
 
+    def check_served(self) -> None:
+        """Refuse what a server cannot use.
 
-@Parameter(name="*", group="Server")
-@dataclass(frozen=True)
-class UpstreamOptions(ServerOptions):
-    """A server of completions, in place of the embedded engine."""
-
-    # Not in the help: chats have no template yet, so it is refused with the reason.
-    templated: Annotated[bool, Parameter(negative="", show=False)] = False
+        Raises:
+            InvalidSettingError: there are prompts with templates, or the removed --engine.
+        """
+        if self.engine is not None:
+            raise InvalidSettingError(
+                tried=f"use --engine {self.engine}",
+                found="--engine was removed",
+                remedy="Name the model by -m, with -m scripted for made-up traces; for servers, "
+                "--base-url is enough.",
+            )
+        if self.templated:
+            raise InvalidSettingError(
+                tried="serve with --templated",
+                found="chats have no template yet",
+                remedy="Leave it out; prompts that have theirs go to /v1/completions.",
+            )
 
 
 @Parameter(name="*", group="Defaults")
@@ -141,15 +138,14 @@ class ServeOutputOptions:
     "Nothing on stderr but errors."
 
 
-_ADDRESS, _ENGINE, _DEFAULTS = AddressOptions(), EngineOptions(), DefaultOptions()
-_BOUNDS, _OUTPUT, _SERVER = BoundOptions(), ServeOutputOptions(), UpstreamOptions()
+_ADDRESS, _ENGINE, _DEFAULTS = AddressOptions(), ServedOptions(), DefaultOptions()
+_BOUNDS, _OUTPUT = BoundOptions(), ServeOutputOptions()
 
 
 def serve(
     *,
     address: AddressOptions = _ADDRESS,
-    engine: EngineOptions = _ENGINE,
-    server: UpstreamOptions = _SERVER,
+    engine: ServedOptions = _ENGINE,
     defaults: DefaultOptions = _DEFAULTS,
     bounds: BoundOptions = _BOUNDS,
     output: ServeOutputOptions = _OUTPUT,
@@ -161,8 +157,7 @@ def serve(
 
     Args:
         address: Where the server listens, and who may use it.
-        engine: What generates the traces.
-        server: Servers in place of the embedded engine.
+        engine: Which model generates the traces, and how its engine is set up.
         defaults: What holds for requests that say nothing else.
         bounds: What no request may exceed.
         output: What is logged and streamed.
@@ -173,13 +168,18 @@ def serve(
 
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
     # Everything that can be refused is refused before anything is fetched or started.
-    settings = _settings(address, engine.served_model, defaults, bounds, output)
-    upstream = _upstream(engine, server)
+    engine.check_served()
+    backend = engine.backend
+    sampling = defaults.sampling(backend.sampling)
+    settings = _settings(
+        address, defaults, bounds, output, name=engine.served_model, sampling=sampling
+    )
     listener = listen(settings)
     try:
-        model = None if upstream or engine.engine == "scripted" else fetched(engine.model, console)
-        settings = with_style(settings, defaults.prompt_style, model)
-        app = create_app(settings, upstream or _engine(engine, model))
+        backend = prepared(backend, console)
+        style = defaults.prompt_style or backend.prompt_style
+        told = settings.defaults.model_copy(update={"prompt_style": style})
+        app = create_app(settings.model_copy(update={"defaults": told}), backend.build())
         port = listener.getsockname()[1]
         with logging_to_stderr(quiet=output.quiet):
             anyio.run(run, app, listener, lambda: announce(app.state.service, port, console))
@@ -211,43 +211,14 @@ def check_extra() -> None:
         )
 
 
-def _upstream(engine: EngineOptions, server: ServerOptions) -> Engine | None:
-    other = "--base-url" if server.base_url else engine.model if is_inside(engine.model) else None
-    if engine.engine in ("local", "scripted") and other:
-        raise InvalidSettingError(
-            tried=f"use --engine {engine.engine} with {other}",
-            found="that names another engine",
-            remedy="Give one of them.",
-        )
-    if engine.engine == "servers" and not server.base_url:
-        raise InvalidSettingError(
-            tried="use --engine servers",
-            found="there is no --base-url",
-            remedy="Name the server, as in --base-url http://127.0.0.1:8000/v1.",
-        )
-    if server.templated:
-        raise InvalidSettingError(
-            tried="serve with --templated",
-            found="chats have no template yet",
-            remedy="Leave it out; prompts that have theirs go to /v1/completions.",
-        )
-    return server.engine(engine.model, facts_folder=facts_folder())
-
-
-def _engine(options: EngineOptions, model: ModelFile | None) -> Engine:
-    if model is not None:
-        return LocalEngine(model.path, slots=options.slots, context=options.context)
-    from conviction.server.demonstration import demonstration  # noqa: PLC0415  # an extra
-
-    return demonstration(delay=options.delay, concurrency=options.slots)
-
-
 def _settings(
     address: AddressOptions,
-    name: str | None,
     defaults: DefaultOptions,
     bounds: BoundOptions,
     output: ServeOutputOptions,
+    *,
+    name: str | None,
+    sampling: Sampling,
 ) -> "Settings":
     """What the server is told.
 
@@ -264,7 +235,7 @@ def _settings(
     keys = read_keys(address.client_keys)
     check_bound(address.host, keys)
     _check_default("budget", steering.budget, "--max-budget", bounds.max_budget)
-    _check_default("max_tokens", defaults.max_tokens, "--most-tokens", bounds.most_tokens)
+    _check_default("max_tokens", sampling.max_tokens, "--most-tokens", bounds.most_tokens)
     try:
         return told.Settings(
             host=address.host,
@@ -275,9 +246,11 @@ def _settings(
                 budget=defaults.budget,
                 answers=defaults.answer,
                 content=defaults.content,
-                max_tokens=defaults.max_tokens,
-                temperature=defaults.temperature,
-                top_p=defaults.top_p,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
                 seed=defaults.seed,
             ),
             ceilings=told.Ceilings(
@@ -310,15 +283,6 @@ def _settings(
             found="it is no word of up to 200 characters" if misnamed else first["msg"].lower(),
             remedy="Change it and retry; conviction serve --help tells them all.",
         ) from None
-
-
-def with_style(
-    settings: "Settings", style: PromptStyle | None, model: ModelFile | None
-) -> "Settings":
-    """The settings with what is added to questions: as was said, or as suits the model."""
-    chosen = style or (model.prompt_style if model else PromptStyle.STEP_BY_STEP)
-    defaults = settings.defaults.model_copy(update={"prompt_style": chosen})
-    return settings.model_copy(update={"defaults": defaults})
 
 
 def _check_default(name: str, value: int, option: str, ceiling: int) -> None:

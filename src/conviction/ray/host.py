@@ -1,4 +1,4 @@
-"""An engine in an actor: started from a factory, held in a task of its own, and ended."""
+"""An engine in an actor: built from its backend, held in a task of its own, and ended."""
 
 import asyncio
 import pickle
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import anyio.to_thread
 
+from conviction.backends import Backend
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError, EngineError
-from conviction.ray.engines import EngineFactory
 
 HEARTBEAT_SECONDS = 2.0
 """After so long without news an actor says so."""
@@ -34,7 +34,7 @@ class EngineHost:
     Engines must be entered and left in the same task, and calls of an actor are tasks of their own.
 
     Args:
-        make: Makes the engine.
+        backend: Which engine.
 
     Attributes:
         engine: The engine, once it is started.
@@ -42,8 +42,8 @@ class EngineHost:
 
     engine: Engine
 
-    def __init__(self, make: EngineFactory) -> None:
-        self._make = make
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._holding: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
@@ -69,7 +69,7 @@ class EngineHost:
     async def _hold(self, started: "asyncio.Future[Started]") -> None:
         async with AsyncExitStack() as stack:
             # It may fetch a model first.
-            self.engine = await anyio.to_thread.run_sync(self._make)
+            self.engine = await anyio.to_thread.run_sync(self._backend.build)
             await stack.enter_async_context(self.engine)
             started.set_result(Started(self.engine.name, await self.engine.capabilities()))
             await self._stopping.wait()

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import ray
 
+from conviction.backends import Backend
 from conviction.core import require, require_whole
 from conviction.errors import (
     ConvictionError,
@@ -23,7 +24,6 @@ from conviction.evaluation import counted
 from conviction.ray.actor import EngineActor, Home
 from conviction.ray.calls import AnsweredError, LostError, told, within
 from conviction.ray.cluster import Cluster, actor_options, wanted
-from conviction.ray.engines import EngineFactory
 from conviction.ray.host import Started
 from conviction.thinking import TOP_K
 
@@ -71,7 +71,7 @@ class Pool:
     """Keeps actors alive; entering it starts them, leaving it ends them. Ray must be connected.
 
     Args:
-        engines: What actors make their engines of, taken in turns: actor n takes the n-th.
+        engines: Which engines the actors hold, taken in turns: actor n takes the n-th.
         answers: Name of the kind of answer.
         actors: How many actors; None for one for each of `engines`, or if that is a single one,
             as many as the cluster has room for: one a node, if they need no resources.
@@ -89,7 +89,7 @@ class Pool:
 
     def __init__(
         self,
-        engines: Sequence[EngineFactory],
+        engines: Sequence[Backend],
         *,
         answers: str,
         actors: int | None = None,

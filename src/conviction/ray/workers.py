@@ -13,6 +13,7 @@ from typing import Self
 
 import anyio
 
+from conviction.backends import Backend
 from conviction.core import FinishReason, Tally, Trace
 from conviction.engines.base import Capabilities
 from conviction.errors import AllTracesFailedError, InvalidSettingError
@@ -22,7 +23,6 @@ from conviction.events import Event, Listener, TraceFinished
 from conviction.policies.base import Standing
 from conviction.ray.actor import Home, Report
 from conviction.ray.calls import LostError
-from conviction.ray.engines import EngineFactory
 from conviction.ray.pool import Bounds, Pool, PooledActor
 from conviction.sharing import Place
 from conviction.verdict import Verdict
@@ -85,7 +85,7 @@ class RayWorkers(Workers):
     running, the tokens of the last two seconds are not known.
 
     Args:
-        engines: What actors make their engines of, taken in turns: actor n takes the n-th.
+        engines: Which engines the actors hold, taken in turns: actor n takes the n-th.
         answers: Name of the kind of answer.
         actors: How many actors; None for one for each of `engines`, or if that is a single one,
             as many as the cluster has room for, if it is asked for any resources.
@@ -98,7 +98,7 @@ class RayWorkers(Workers):
 
     def __init__(
         self,
-        engines: Sequence[EngineFactory],
+        engines: Sequence[Backend],
         *,
         answers: str,
         actors: int | None = None,

@@ -205,11 +205,8 @@ class RequestResolver:
 
     def _sampling(self, options: SamplingOptions) -> Sampling:
         given = options.model_dump(exclude_none=True, exclude={"seed"})
-        base = Sampling(
-            temperature=self._defaults.temperature,
-            top_p=self._defaults.top_p,
-            max_tokens=self._defaults.max_tokens,
-        )
+        names = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
+        base = Sampling(**{name: getattr(self._defaults, name) for name in names})
         try:
             return replace(base, **given)
         except InvalidSettingError as error:

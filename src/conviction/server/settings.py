@@ -27,6 +27,8 @@ class Defaults(BaseModel):
         max_tokens: The most tokens of one trace.
         temperature: 0 is greedy.
         top_p: Nucleus mass, in (0, 1]; None for all of it.
+        top_k: Tokens kept before the nucleus; None for all.
+        min_p: Least probability relative to the likeliest token, in [0, 1]; None for no such bound.
         seed: Seeds of all traces derive from it.
     """
 
@@ -40,6 +42,8 @@ class Defaults(BaseModel):
     max_tokens: Count = 1024
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Count | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int = 0
 
 

@@ -4,7 +4,7 @@ One request per trace, with a single choice, so that each trace can be cancelled
 its connection is what tells the server to stop.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,14 @@ import anyio.to_thread
 from conviction.core import require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, FactsCache, Route, ServerFacts
-from conviction.engines.openai.http import NOTHING, HttpClient, Json, Timeouts, check
+from conviction.engines.openai.http import (
+    NO_HEADERS,
+    NOTHING,
+    HttpClient,
+    Json,
+    Timeouts,
+    check,
+)
 from conviction.engines.openai.probe import find_model, probe
 from conviction.engines.openai.servers import (
     Balancer,
@@ -55,10 +62,11 @@ class OpenAIEngine(Engine):
         patience: Seconds that all servers may fail before traces stop waiting for them. Time that
             a server asks for is granted beside it, up to two minutes.
         facts_folder: Where to keep what was found out about servers; None to ask at every start.
+        headers: Further headers of every request; never shown, never logged.
         extra: Further settings to send with every trace.
 
     Raises:
-        InvalidSettingError: a setting lies outside of its range.
+        InvalidSettingError: a setting lies outside of its range, or an address is unusable.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class OpenAIEngine(Engine):
         retries: int = 5,
         patience: float = 30.0,
         facts_folder: Path | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
         extra: Json = NOTHING,
     ) -> None:
         require_whole("concurrency", concurrency, low=1)
@@ -99,7 +108,9 @@ class OpenAIEngine(Engine):
         self._cache = FactsCache(facts_folder) if facts_folder else None
         self._extra = dict(extra)
         self._servers = [
-            Server(HttpClient(url, api_key=api_key, timeouts=timeouts or Timeouts()))
+            Server(
+                HttpClient(url, api_key=api_key, timeouts=timeouts or Timeouts(), headers=headers)
+            )
             for url in urls
         ]
         endpoints = [Endpoint(server, concurrency) for server in self._servers]

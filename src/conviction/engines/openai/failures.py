@@ -200,11 +200,11 @@ def error_message(error: object, secret: str | None) -> str:
 
 
 def quoted(text: str | bytes, secret: str | None = None) -> str:
-    """The beginning of what a server sent, fit for a message, without the secret."""
+    """The beginning of what a server sent, fit for a message, without the secrets, one a line."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    if secret:  # First, as shortening would leave a part of it.
-        text = text.replace(secret, "…")
+    for hidden in (secret or "").splitlines():  # First, as shortening would leave a part of it.
+        text = text.replace(hidden, "…")
     text = " ".join(text.split())
     return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
 

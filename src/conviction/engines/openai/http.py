@@ -22,7 +22,11 @@ import msgspec
 from conviction.core import require
 from conviction.engines.base import not_started
 from conviction.engines.openai.failures import Failures
-from conviction.errors import EngineError, EngineUnavailableError, TemporarilyUnavailableError
+from conviction.errors import (
+    EngineError,
+    InvalidSettingError,
+    TemporarilyUnavailableError,
+)
 
 Json = Mapping[str, object]
 
@@ -41,6 +45,7 @@ _FAREWELL_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 """Between two looks at a stream, at most."""
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -72,13 +77,27 @@ class HttpClient:
         base_url: Address that paths are added to, as in "http://127.0.0.1:8000/v1".
         api_key: Key to send; never shown, never logged.
         timeouts: Bounds of every wait.
+        headers: Further headers of every request; as they may hold keys, never shown either.
+
+    Raises:
+        InvalidSettingError: the address is unusable.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        timeouts: Timeouts,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
+        _check_address(self.base_url)
         self.timeouts = timeouts
-        self.failures = Failures(self.base_url, api_key)
+        secrets = (api_key or "", *(value for value in headers.values() if len(value) > 7))
+        self.failures = Failures(self.base_url, "\n".join(filter(None, secrets)) or None)
         self._api_key = api_key
+        self._headers = dict(headers)
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -90,7 +109,6 @@ class HttpClient:
 
     async def __aenter__(self) -> Self:
         """Open the client; the server is first spoken to when something is asked."""
-        _check_address(self.base_url)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -152,7 +170,9 @@ class HttpClient:
         if self._session is None:
             raise not_started(f"the engine of {self.base_url}")
         data = None if body is None else msgspec.json.encode(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         if self._api_key:
             # Not among the session's headers: aiohttp would show those to a proxy, too.
             headers["Authorization"] = f"Bearer {self._api_key}"
@@ -301,7 +321,7 @@ def _check_address(url: str) -> None:
     except ValueError as error:
         problem = "it is malformed" if shown != url else str(error)
     if problem:
-        raise EngineUnavailableError(
+        raise InvalidSettingError(
             tried=f"use {shown!r} as a server's address",
             found=problem,
             remedy="Give an address such as http://127.0.0.1:8000/v1.",

@@ -4,6 +4,7 @@ Most traces of a question agree on an answer, and are more confident than those 
 drawn from the question and the trace's number, so asking again plays the same.
 """
 
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -39,15 +40,16 @@ _DOUBTS = (
 )
 
 
-def demonstration(*, delay: float = 0.05, concurrency: int = 8) -> ScriptedEngine:
+def made_up_traces(*, delay: float = 0.05, concurrency: int = 8, name: str = "") -> ScriptedEngine:
     """An engine that plays made-up traces.
 
     Args:
         delay: Seconds between chunks of two tokens, at least 0.
         concurrency: Traces at once, at least 1.
+        name: Another name plays other traces.
     """
     return ScriptedEngine(
-        _script,
+        partial(_script, name),
         concurrency=concurrency,
         chunk_tokens=_CHUNK_TOKENS,
         delay=delay,
@@ -55,11 +57,12 @@ def demonstration(*, delay: float = 0.05, concurrency: int = 8) -> ScriptedEngin
     )
 
 
-def _script(request: TraceRequest) -> Script:
-    question = _draw(request.messages[-1].content)
+def _script(name: str, request: TraceRequest) -> Script:
+    asked = name + request.messages[-1].content
+    question = _draw(asked)
     right = int(question.integers(2, 100))
     others = [right + int(step) for step in question.choice(_MISSES, 3, replace=False)]
-    draw = _draw(f"{request.messages[-1].content}/{request.trace}")
+    draw = _draw(f"{asked}/{request.trace}")
     agrees = draw.random() < _AGREEING
     answer = right if agrees else int(draw.choice(others))
     steps = [_step(draw, sure=agrees) for _ in range(int(draw.integers(3, 9)))]

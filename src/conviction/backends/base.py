@@ -1,0 +1,292 @@
+"""Which engine generates the traces: a small description that pickles, and builds the engine.
+
+A package adds an engine with one subclass of `Backend` and one entry point:
+
+    @dataclass(frozen=True)
+    class Echo(Backend):
+        def build(self) -> Engine:
+            return EchoEngine(self.model)
+
+    [project.entry-points."conviction.engines"]
+    echo = "my_package:Echo"
+
+`-m echo:MODEL` then works in every command, and `model="echo:MODEL"` in a program.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import ClassVar, Self
+
+from conviction.answers import kind
+from conviction.core import Question, Sampling, require, require_whole
+from conviction.engines.base import Capabilities, Engine
+from conviction.errors import ConvictionError, InvalidSettingError
+from conviction.models import Notice, Progress
+from conviction.policies.majority import Single
+from conviction.prompts import PromptStyle
+from conviction.thinking import deliberate
+
+_TEMPLATE_TOKENS = 64
+"""Room for what a chat template puts around each message."""
+
+
+def ignore(*_: object) -> None:
+    """A `Progress` and a `Notice` that shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs per million tokens, each at least 0, in a currency of your choice.
+
+    Attributes:
+        input: Tokens of prompts.
+        output: Generated tokens.
+        cached_input: Tokens of prompts that the server had cached; None for the price of others.
+    """
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+    def __post_init__(self) -> None:
+        require("input price", self.input, low=0)
+        require("output price", self.output, low=0)
+        if self.cached_input is not None:
+            require("cached_input price", self.cached_input, low=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of what `conviction doctor` reports.
+
+    Attributes:
+        what: What was looked at.
+        found: What was seen.
+        ok: Whether it works; None for plain facts.
+        remedy: What to do if it does not.
+        value: What was seen, for programs; None where words alone say it.
+    """
+
+    what: str
+    found: str
+    ok: bool | None = None
+    remedy: str = ""
+    value: bool | float | str | None = None
+
+
+_SERVER = ("there is no server", "Name one, as in --base-url http://127.0.0.1:8000/v1.")
+_NEEDS = {
+    "context": ("it has a context of its own", "Set it where the model is started."),
+    "delay": ("it plays no made-up traces", "Use it with -m scripted."),
+    "vllm": (
+        "vLLM does not run inside this program",
+        "Name the model as in -m vllm:MODEL; a server has its settings from its own command line.",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """How an engine is set up; None and False stand for its own default."""
+
+    base_url: Sequence[str] | None = None
+    "Address of an OpenAI-compatible server, as in http://127.0.0.1:8000/v1; repeat for several."
+    api_key_env: str | None = None
+    "Environment variable that holds the server's key; CONVICTION_API_KEY if not given."
+    api_key_file: Path | None = None
+    "File that holds the server's key."
+    api_key: str | None = field(default=None, repr=False)
+    "The server's key itself."
+    templated: bool = False
+    "The question has the model's chat template around it: send it as it is to /completions."
+    slots: int | None = None
+    "Traces at once; default: 8, or 64 for each server."
+    context: int | None = None
+    """Tokens that prompt and trace may have together; default: room for the longest question, or
+    4096 (serve)."""
+    concurrency: int | None = None
+    "The same as --slots, for each server."
+    first_byte_timeout: float | None = None
+    "Seconds until a server must begin to answer; default: 300."
+    stall_timeout: float | None = None
+    "Seconds that a server may fall silent in the middle of a trace; default: 120."
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
+    "Further headers of every request to a server."
+    extra_body: Mapping[str, object] | None = None
+    "Further fields of every request to a server."
+    vllm: Sequence[str] | Mapping[str, object] | None = None
+    "A setting of vLLM's for -m vllm:MODEL, as in max_model_len=8192; repeat for several."
+    delay: float | None = None
+    "Seconds between two pieces of a made-up trace, for -m scripted; default: 0.05."
+
+    def check(self, takes: Iterable[str], label: str) -> None:
+        """Refuse options that do not apply or cannot be used.
+
+        Args:
+            takes: Names of the options that apply.
+            label: What the model is called.
+
+        Raises:
+            InvalidSettingError: an option does not apply, or is out of its range.
+        """
+        for name in ("slots", "context", "concurrency"):
+            if (value := getattr(self, name)) is not None:
+                require_whole(name, value, low=1)
+        if self.delay is not None:
+            require("delay", self.delay, low=0)
+        for option in fields(BackendOptions):
+            if getattr(self, option.name) != option.default and option.name not in takes:
+                found, remedy = _NEEDS.get(option.name, _SERVER)
+                raise InvalidSettingError(
+                    tried=f"use --{option.name.replace('_', '-')} with {label}",
+                    found=found,
+                    remedy=f"{remedy} Or leave the option out.",
+                )
+
+
+@dataclass(frozen=True)
+class Backend(ABC):
+    """Which engine generates the traces. Subclasses are frozen dataclasses that pickle.
+
+    Attributes:
+        model: The model; None for the engine's default.
+        slots: Traces at once, at least 1; None for the engine's own number.
+        name: What the user calls it, as in "vllm:Qwen/Qwen2.5-7B-Instruct".
+        price: What it costs.
+        sampling: How the model's tokens are drawn where nothing else is said.
+    """
+
+    model: str | None = None
+    slots: int | None = None
+    name: str = field(default="", kw_only=True)
+    price: Price | None = field(default=None, kw_only=True)
+    sampling: Sampling | None = field(default=None, kw_only=True)
+
+    takes: ClassVar[frozenset[str]] = frozenset({"slots"})
+    """Names of the `BackendOptions` that apply to it."""
+    default_slots: ClassVar[int] = 64
+    """Traces at once where `slots` says nothing."""
+
+    @classmethod
+    def from_name(cls, name: str, options: BackendOptions) -> Self:
+        """The backend of "PREFIX:name".
+
+        Args:
+            name: What stands behind the colon; may be empty.
+            options: How to set it up; none but those in `takes` are given.
+
+        Raises:
+            UsageError: the name or an option is unusable.
+        """
+        return cls(name or None, options.slots)
+
+    @property
+    def traces_at_once(self) -> int:
+        """Traces that can be expected to run at once, before the engine has started."""
+        return self.slots or self.default_slots
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        return self.name or self.model or type(self).__name__
+
+    @property
+    def prompt_style(self) -> PromptStyle:
+        """What to add to questions; known for certain once it is prepared."""
+        return PromptStyle.STEP_BY_STEP
+
+    def prepare(self, on_progress: Progress = ignore, on_notice: Notice = ignore) -> Self:
+        """Fetch what the engine needs; the same backend, ready to be built.
+
+        Args:
+            on_progress: Called while something is fetched.
+            on_notice: Called with sentences that the user should read.
+
+        Raises:
+            ConvictionError: it cannot be fetched.
+        """
+        del on_progress, on_notice
+        return self
+
+    @abstractmethod
+    def build(self) -> Engine:
+        """The engine, not started yet."""
+
+    def sized(self, context: int) -> Self:
+        """The same with room for `context` tokens of prompt and trace, where it can be chosen."""
+        del context
+        return self
+
+    def apart(self) -> Sequence[Self]:
+        """The backends that make it up: one for each server, to be spread over a cluster."""
+        return (self,)
+
+    def placed(self, resources: Mapping[str, float]) -> Self:
+        """The same on another machine, with these resources of it ("CPU", "GPU", …)."""
+        del resources
+        return self
+
+    async def examine(self) -> list[Finding]:
+        """Start the engine and generate a short trace, for `conviction doctor`."""
+        began = time.perf_counter()
+        try:
+            async with self.build() as engine:
+                started = time.perf_counter() - began
+                can = await engine.capabilities()
+                return [*_described(engine, can, started), *await _short_trace(engine)]
+        except ConvictionError as error:
+            return [Finding("engine", error.problem, ok=False, remedy=error.remedy)]
+
+
+def room_for(questions: Iterable[Question], sampling: Sampling) -> int:
+    """Tokens that hold the longest question and a trace."""
+    # No tokenizer is at hand yet, but no token is shorter than a byte.
+    longest = max(
+        (
+            sum(len(message.content.encode()) + _TEMPLATE_TOKENS for message in question.messages)
+            for question in questions
+        ),
+        default=0,
+    )
+    return longest + sampling.max_tokens
+
+
+def _described(engine: Engine, can: Capabilities, started: float) -> Iterator[Finding]:
+    """What an engine says of itself."""
+    name = f"{engine.name}, started in {started:.1f} s"
+    yield Finding("engine", name, ok=True, value=started)
+    yield Finding("model", can.model, value=can.model)
+    context = f"{can.context:,} tokens" if can.context else "not known"
+    yield Finding("context", context, value=can.context)
+    yield Finding("traces at once", f"{can.concurrency:,}", value=can.concurrency)
+    gate = "stops traces inside the engine" if can.gates else "traces are stopped from here"
+    yield Finding("gate", gate, ok=can.gates or None, value=can.gates)
+    confidences = f"over k = {can.top_k} at most" if can.top_k else "none"
+    yield Finding("confidences", confidences, value=can.top_k)
+    seeds = "a seed reproduces a trace" if can.seeds else "not seen to reproduce a trace"
+    yield Finding("seeds", seeds, ok=can.seeds or None, value=can.seeds)
+    for note in can.notes:
+        yield Finding("note", note)
+
+
+async def _short_trace(engine: Engine) -> Iterator[Finding]:
+    """A trace of some tokens, and how fast it came."""
+    answers = kind("text")
+    try:
+        verdict = await deliberate(
+            Question.ask("Count from one to ten."),
+            engine=engine,
+            policy=Single(),
+            answers=answers,
+            sampling=Sampling(max_tokens=24),
+            time_limit=60,
+        )
+    finally:
+        answers.close()
+    trace = verdict.traces[0]
+    rate = trace.tokens / max(trace.ended - trace.started, 1e-9)
+    found = f"{trace.tokens} tokens at {rate:,.0f} a second"
+    return iter([Finding("trace", found, ok=trace.tokens > 0, value=trace.tokens)])
