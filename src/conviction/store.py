@@ -276,13 +276,14 @@ class StoreWriter(Store):
     Args:
         path: The file.
         kind: What it should be.
+        patience: Seconds to wait while another program writes it.
 
     Raises:
         RecordingError: another program is writing it, it is not a store of this kind, is damaged
             or of a newer version, or the disk refuses.
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: Kind, *, patience: float = _PATIENCE) -> None:
         self.path = path
         self.kind = kind
         self._names = {}
@@ -292,7 +293,7 @@ class StoreWriter(Store):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file")
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = TemporaryLock(database.beside(path, "lock"), _PATIENCE)
+            self._lock = TemporaryLock(database.beside(path, "lock"), patience)
         with ExitStack() as stack:
             stack.callback(self._lock.release)
             with self._explained("write"):

@@ -1,0 +1,232 @@
+"""Past verdicts, kept in one file: each with its traces and, for the page, all that happened."""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_data_path
+
+from conviction.errors import InvalidSettingError
+from conviction.store import Kind, Store, StoreWriter
+from conviction.verdict import Verdict
+
+MOST = 5_000
+"""Verdicts that are kept; the oldest goes when another comes."""
+
+_KIND = Kind(
+    "history",
+    0x63760004,
+    (
+        """
+        CREATE TABLE verdicts (id INTEGER PRIMARY KEY, asked REAL, origin TEXT, client TEXT,
+            question TEXT, answer TEXT, share REAL, policy TEXT, engine TEXT, ended TEXT,
+            traces INTEGER, tokens INTEGER, seconds REAL, checksum INTEGER);
+        CREATE TABLE details (id INTEGER PRIMARY KEY, verdict BLOB, page BLOB, checksum INTEGER)
+        """,
+    ),
+)
+_PATIENCE = 5.0
+"""Seconds to wait for another program that adds a verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastVerdict:
+    """One entry of the history.
+
+    Attributes:
+        id: Its number, from 1; never given twice.
+        asked: When it was asked, in seconds since 1970.
+        origin: What asked, "think" or "serve".
+        client: Name of the client's key at a server; "" without.
+        question: The user's words.
+        answer: The answer; None without one.
+        share: The leader's part of the vote, in [0, 1].
+        policy: Name of the policy.
+        engine: What generated the traces.
+        ended: Why the run ended.
+        traces: How many were started.
+        tokens: Tokens that all of them generated.
+        seconds: Wall time of the run.
+    """
+
+    id: int
+    asked: float
+    origin: str
+    client: str
+    question: str
+    answer: str | None
+    share: float
+    policy: str
+    engine: str
+    ended: str
+    traces: int
+    tokens: int
+    seconds: float
+
+
+def history_path() -> Path:
+    """The file: $CONVICTION_HISTORY, or history.db in the user's folder for data."""
+    named = os.environ.get("CONVICTION_HISTORY")
+    return Path(named).expanduser() if named else user_data_path("conviction") / "history.db"
+
+
+class History:
+    """The verdicts in one file, which is opened for each call: programs may share it.
+
+    Args:
+        path: The file; made when the first verdict is added.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or history_path()
+
+    def add(
+        self,
+        verdict: Verdict,
+        *,
+        question: str,
+        origin: str = "think",
+        client: str = "",
+        page: bytes = b"",
+    ) -> int:
+        """Keep a verdict, in place of the oldest if there are too many.
+
+        Args:
+            verdict: What to keep; per-token confidences are left out.
+            question: The user's own words.
+            origin: What asked.
+            client: Name of the client's key at a server.
+            page: What the page needs to play the run; see `conviction.server.page_file`.
+
+        Returns:
+            Its number.
+
+        Raises:
+            RecordingError: the file cannot be written, is damaged, or of a newer version.
+        """
+        new = not self.path.exists()
+        whole = json.dumps(verdict.to_dict(), default=str).encode()
+        with self._writer() as store, store.transaction():
+            number = store.insert(
+                "verdicts",
+                asked=time.time() - verdict.seconds,
+                origin=origin,
+                client=client,
+                question=_text(question),
+                answer=None if verdict.answer is None else _text(verdict.answer),
+                share=verdict.share,
+                policy=str(verdict.policy["name"]),
+                engine=_text(verdict.engine),
+                ended=verdict.ended,
+                traces=len(verdict.traces),
+                tokens=verdict.usage.generated,
+                seconds=verdict.seconds,
+            )
+            store.insert(
+                "details",
+                id=number,
+                verdict=zlib.compress(whole, 6),
+                page=zlib.compress(page, 6) if page else None,
+            )
+            for table in ("verdicts", "details"):
+                store.delete(table, "id <= ?", number - MOST)
+        if new:
+            # Questions are private.
+            with suppress(OSError):
+                self.path.chmod(0o600)
+        return number
+
+    def entries(
+        self, *, search: str = "", origin: str = "", most: int | None = None
+    ) -> list[PastVerdict]:
+        """Verdicts, the newest first.
+
+        Args:
+            search: Words that question or answer must hold, whatever their case.
+            origin: What must have asked; "" for all.
+            most: How many at most; None for all.
+
+        Raises:
+            RecordingError: the file cannot be read or is damaged.
+        """
+        if not self.path.exists():
+            return []
+        wanted = search.casefold()
+        with Store(self.path, _KIND) as store:
+            found = [
+                entry
+                for entry in (PastVerdict(**row) for row in store.rows("verdicts"))
+                if (not origin or entry.origin == origin)
+                and wanted in f"{entry.question}\n{entry.answer or ''}".casefold()
+            ]
+        return found[::-1][:most]
+
+    def verdict(self, number: int) -> dict[str, Any]:
+        """A verdict as `Verdict.to_dict` gave it.
+
+        Raises:
+            InvalidSettingError: there is none of that number.
+            RecordingError: the file cannot be read or is damaged.
+        """
+        return json.loads(self._unpacked(number, "verdict"))
+
+    def page(self, number: int) -> bytes:
+        """What the page needs to play the run; empty if it was not kept.
+
+        Raises:
+            InvalidSettingError: there is no verdict of that number.
+            RecordingError: the file cannot be read or is damaged.
+        """
+        return self._unpacked(number, "page")
+
+    def delete(self, numbers: Sequence[int]) -> int:
+        """Delete verdicts; how many there were.
+
+        Raises:
+            RecordingError: the file cannot be written or is damaged.
+        """
+        if not self.path.exists() or not numbers:
+            return 0
+        with self._writer() as store, store.transaction():
+            found = 0
+            for number in numbers:
+                found += store.delete("verdicts", "id = ?", number)
+                store.delete("details", "id = ?", number)
+        return found
+
+    def check(self) -> tuple[str, ...]:
+        """Read everything; what is damaged.
+
+        Raises:
+            RecordingError: the file cannot be opened.
+        """
+        if not self.path.exists():
+            return ()
+        with Store(self.path, _KIND) as store:
+            return store.check()
+
+    def _writer(self) -> StoreWriter:
+        return StoreWriter(self.path, _KIND, patience=_PATIENCE)
+
+    def _unpacked(self, number: int, column: str) -> bytes:
+        if self.path.exists():
+            with Store(self.path, _KIND) as store:
+                row = store.find("details", "id = ?", number)
+            if row is not None:
+                return zlib.decompress(row[column]) if row[column] else b""
+        raise InvalidSettingError(
+            tried=f"read verdict {number} of the history",
+            found="there is none of that number",
+            remedy="List them: conviction history.",
+        )
+
+
+def _text(text: str) -> str:
+    """Text that SQLite can hold: a model may write halves of characters."""
+    return text.encode("utf-8", "replace").decode()
