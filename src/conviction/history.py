@@ -111,7 +111,7 @@ class History:
             RecordingError: the file cannot be written, is damaged, or of a newer version.
         """
         new = not self.path.exists()
-        whole = json.dumps(verdict.to_dict(), default=str).encode()
+        whole = json.dumps({**verdict.to_dict(), "question": question}, default=str).encode()
         with self._writer() as store, store.transaction():
             number = store.insert(
                 "verdicts",
@@ -168,7 +168,7 @@ class History:
         return found[::-1][:most]
 
     def verdict(self, number: int) -> dict[str, Any]:
-        """A verdict as `Verdict.to_dict` gave it.
+        """A verdict as `Verdict.to_dict` gave it, with the question in the user's own words.
 
         Raises:
             InvalidSettingError: there is none of that number.

@@ -25,6 +25,7 @@ COMMANDS = {
     "lab": "lab:app",
     "eval": "evaluation:app",
     "doctor": "doctor:doctor",
+    "history": "history:app",
     "record": "record:record",
     "view": "viewing:view",
 }

@@ -22,6 +22,7 @@ from conviction.cli.arguments import WHOLE
 from conviction.cli.asking import prompt_of
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.engine_options import EngineOptions, TraceOptions
+from conviction.cli.history import Remembered
 from conviction.cli.progress import prepared
 from conviction.cli.question import read_question
 from conviction.cli.summary import summary
@@ -95,6 +96,8 @@ class OutputOptions:
     "Print the text of every trace on stderr."
     record: Path | None = None
     "Also record the traces into this pool, for conviction lab."
+    history: bool = True
+    "Keep the verdict for `conviction history`."
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
     "Nothing on stderr but errors."
 
@@ -153,15 +156,17 @@ def think(
             restarts=generation.restarts,
             time_limit=generation.time_limit,
         )
+        past = Remembered(text) if output.history else None
         with _view(console) as view:
-            work = partial(
-                work, on_event=_all(facts.on_event if calibrator else None, recorder, view)
-            )
+            listeners = (facts.on_event if calibrator else None, recorder, past, view)
+            work = partial(work, on_event=_all(*listeners))
             verdict = anyio.run(until_interrupted, work)
         if calibrator is not None:
             verdict = calibrator.judged(verdict, facts, console)
         # Before the recording ends: what goes wrong with it must not cost the answer.
         _report(verdict, output, calibrator, console)
+    if past is not None:
+        past.keep(verdict, console)
     if verdict.ended == "interrupted":
         return ExitCode.INTERRUPTED
     if verdict.abstained:

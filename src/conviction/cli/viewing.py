@@ -91,7 +91,8 @@ def _page(playback: Playback, steering: Policy, slots: int) -> str:
         tape.hear(event, at)
     tape.frame()
     speed = next((one for one in _SPEEDS if at / one <= _LONGEST), _SPEEDS[-1])
-    return whole_page(Recorded.of(tape, spread=True, speed=speed, has_texts=playback.has_texts))
+    recorded = Recorded.of(tape, spread=True, speed=speed, has_texts=playback.has_texts)
+    return whole_page(recorded.encode())
 
 
 def _chosen(pool: Pool, question: str | None) -> str:

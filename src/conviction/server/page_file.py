@@ -79,6 +79,16 @@ class Recorded:
             told["spread"] = spread
         return cls(tape.snapshot(), texts, speed)
 
+    def encode(self) -> bytes:
+        """The run as JSON, as a file of the page and the history of verdicts hold it."""
+        return msgspec.json.encode(
+            {
+                "frame": msgspec.Raw(encode(self.frame)),
+                "texts": msgspec.Raw(encode({str(one): told for one, told in self.texts.items()})),
+                "speed": self.speed,
+            }
+        )
+
 
 def text_of(tape: Tape, trace: int, most: int) -> dict[str, Any] | None:
     """What a trace wrote so far; None if there is no such trace.
@@ -114,19 +124,12 @@ def page_files() -> Mapping[str, bytes]:
     return dict(_below(files("conviction.server") / "page", ""))
 
 
-def whole_page(recorded: Recorded) -> str:
-    """One HTML file that plays a run."""
+def whole_page(recorded: bytes) -> str:
+    """One HTML file that plays a run, given as by `Recorded.encode`."""
     contents = page_files()
     page = contents["index.html"].decode()
-    tape = msgspec.json.encode(
-        {
-            "frame": msgspec.Raw(encode(recorded.frame)),
-            "texts": msgspec.Raw(encode({str(one): told for one, told in recorded.texts.items()})),
-            "speed": recorded.speed,
-        }
-    ).decode()
     # A script ends at "</script", even within a string.
-    tape = tape.replace("<", "\\u003c")
+    tape = recorded.decode().replace("<", "\\u003c")
     head = [f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">']
     # The file contains uPlot, whose licence has to come with it.
     head += [f"<!-- uPlot\n\n{contents['vendor/uplot/LICENSE'].decode()}-->"]

@@ -144,7 +144,7 @@ async def export(run: str, request: Request) -> Response:
     """A run as a page in one file."""
     known = _found(run, request)
     known.snapshot()
-    recorded = Recorded.of(known.tape)
+    recorded = Recorded.of(known.tape).encode()
     # Megabytes of JSON would hold up all that runs.
     page = await anyio.to_thread.run_sync(partial(whole_page, recorded))
     name = f'attachment; filename="conviction-{known.id[:8]}.html"'

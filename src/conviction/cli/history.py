@@ -1,0 +1,247 @@
+"""`conviction history`: the verdicts that `think` and `serve` kept."""
+
+import json as jsonlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from conviction.cli import ExitCode
+from conviction.cli.arguments import WHOLE
+from conviction.cli.lab_tables import table_console
+from conviction.cli.session import messages
+from conviction.cli.terminal import escaped, one_line, safe
+from conviction.core import require_whole
+from conviction.errors import ConvictionError, InvalidSettingError
+from conviction.events import Event
+from conviction.history import History, PastVerdict
+from conviction.server.page_file import Recorded, serve_page, whole_page
+from conviction.server.tape import Tape
+from conviction.verdict import Verdict
+
+app = App(name="history", help="List, search, show, open and delete past verdicts.")
+
+_QUESTION = 60
+"""Characters of a question in the list."""
+
+Json = Annotated[bool, Parameter(negative="")]
+
+
+class Remembered:
+    """A listener that keeps what the page needs to play the run.
+
+    Args:
+        question: The user's own words.
+    """
+
+    def __init__(self, question: str) -> None:
+        self._question = question
+        self._tape = Tape(question)
+        self._began: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        now = time.monotonic()
+        self._began = self._began or now
+        self._tape.hear(event, now - self._began)
+
+    def keep(self, verdict: Verdict, console: Console) -> None:
+        """Add the verdict to the history; a failure is told and costs nothing else."""
+        self._tape.frame()
+        page = Recorded.of(self._tape).encode()
+        try:
+            History().add(verdict, question=self._question, page=page)
+        except ConvictionError as error:
+            console.print(
+                f"[yellow]note:[/] {escape(safe(f'The history was not written. {error}'))}",
+                soft_wrap=True,
+            )
+
+
+@app.default
+@app.command(name="list")
+def show_list(
+    *, most: Annotated[int, Parameter(name="--max"), WHOLE] = 20, json: Json = False
+) -> None:
+    """List past verdicts, the newest first.
+
+    Args:
+        most: How many at most.
+        json: Print the list as JSON on stdout.
+    """
+    _print(History().entries(most=_positive(most)), json=json)
+
+
+@app.command
+def search(
+    text: str, /, *, most: Annotated[int, Parameter(name="--max"), WHOLE] = 20, json: Json = False
+) -> int:
+    """List the verdicts whose question or answer holds a text; exit code 1 if there are none.
+
+    Args:
+        text: What to look for, whatever its case.
+        most: How many at most.
+        json: Print the list as JSON on stdout.
+    """
+    found = History().entries(search=text, most=_positive(most))
+    _print(found, json=json)
+    return 0 if found else ExitCode.FAILED
+
+
+@app.command
+def show(number: int, /, *, traces: Json = False, json: Json = False) -> None:
+    """Show one verdict: question, answer, votes, cost.
+
+    Args:
+        number: Its number in the list.
+        traces: Also print what every trace wrote.
+        json: Print the whole verdict as JSON on stdout.
+    """
+    verdict = History().verdict(number)
+    if json:
+        print(escaped(jsonlib.dumps(verdict, ensure_ascii=False, indent=2)))
+    else:
+        _print_verdict(verdict, traces=traces)
+
+
+@app.command(name="open")
+def play(
+    number: int,
+    /,
+    *,
+    html: Path | None = None,
+    port: Annotated[int, WHOLE] = 0,
+    quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,
+) -> None:
+    """Play a past run on the page, in a browser. Ctrl-C ends it.
+
+    Args:
+        number: Its number in the list.
+        html: Write the page to this file instead: it needs no server.
+        port: Port to serve the page on; any free one if not given.
+        quiet: Nothing on stderr but errors.
+    """
+    require_whole("port", port, low=0)
+    recorded = History().page(number)
+    if not recorded:
+        raise InvalidSettingError(
+            tried=f"open verdict {number}",
+            found="what the page needs of it was not kept",
+            remedy=f"Show it instead: conviction history show {number}.",
+        )
+    page, console = whole_page(recorded), messages(quiet=quiet)
+    if html is not None:
+        html.write_text(page, encoding="utf-8")
+        console.print(f"Written to {escape(safe(str(html)))}.")
+        return
+    serve_page(
+        page,
+        port=port,
+        on_ready=lambda address: console.print(f"Watch it: {address}   Ctrl-C ends it."),
+    )
+
+
+@app.command
+def delete(
+    *numbers: int, everything: Annotated[bool, Parameter("--all", negative="")] = False
+) -> int:
+    """Delete verdicts; exit code 1 if one of them was not there.
+
+    Args:
+        numbers: Their numbers in the list.
+        everything: Delete all of them.
+    """
+    if bool(numbers) == everything:
+        raise InvalidSettingError(
+            tried="delete verdicts",
+            found="none is named" if not numbers else "some are named, and --all is given",
+            remedy="Name their numbers, or give --all.",
+        )
+    history = History()
+    wanted = (
+        [entry.id for entry in history.entries()] if everything else list(dict.fromkeys(numbers))
+    )
+    deleted = history.delete(wanted)
+    messages(quiet=False).print(f"Deleted {deleted:,} of {len(wanted):,}.")
+    return 0 if deleted == len(wanted) else ExitCode.FAILED
+
+
+@app.command
+def check() -> int:
+    """Read the whole history and say what is damaged; exit code 1 if anything is."""
+    history, console = History(), messages(quiet=False)
+    problems = history.check()
+    for problem in problems:
+        console.print(f"[red]damaged:[/] {escape(safe(problem))}")
+    if not problems:
+        console.print(f"{escape(safe(str(history.path)))} is whole.")
+    return ExitCode.FAILED if problems else 0
+
+
+def _positive(most: int) -> int:
+    require_whole("max", most, low=1)
+    return most
+
+
+def _print(entries: list[PastVerdict], *, json: bool) -> None:
+    if json:
+        print(
+            escaped(jsonlib.dumps([asdict(one) for one in entries], ensure_ascii=False, indent=2))
+        )
+        return
+    if not entries:
+        messages(quiet=False).print("No verdicts are kept here.")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("No.", "Asked", "Question", "Answer", "Share", "Policy", "Tokens"):
+        right = heading in ("No.", "Share", "Tokens")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for one in entries:
+        table.add_row(
+            str(one.id),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(one.asked)),
+            escape(_cut(one.question)),
+            escape(_cut(one.answer) if one.answer is not None else "none"),
+            f"{one.share:.0%}",
+            escape(safe(one.policy)),
+            f"{one.tokens:,}",
+        )
+    table_console().print(table)
+
+
+def _cut(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= _QUESTION else line[: _QUESTION - 1] + "…"
+
+
+def _print_verdict(verdict: dict[str, Any], *, traces: bool) -> None:
+    console = table_console()
+    answer = verdict["answer"]
+    console.print(f"[bold]question[/]  {escape(safe(verdict['question']))}", soft_wrap=True)
+    console.print(
+        f"[bold]answer[/]    {escape(safe(answer)) if answer is not None else 'none'}",
+        soft_wrap=True,
+    )
+    for entry in verdict["tally"]:
+        share = entry["weight"] / (sum(one["weight"] for one in verdict["tally"]) or 1)
+        votes = f"{entry['count']} vote{'s' if entry['count'] != 1 else ''}"
+        console.print(f"          {share:4.0%}  {votes:>9}  {escape(one_line(entry['answer']))}")
+    cost = (
+        f"{len(verdict['traces'])} of {verdict['budget']} traces, "
+        f"{verdict['usage']['generated']:,} tokens, {verdict['seconds']:.1f} s; "
+        f"policy {verdict['policy']['name']}, ended: {verdict['ended']}"
+    )
+    console.print(f"[bold]cost[/]      {escape(safe(cost))}", soft_wrap=True)
+    console.print(f"[bold]engine[/]    {escape(safe(verdict['engine']))}", soft_wrap=True)
+    for warning in verdict["warnings"]:
+        console.print(f"[yellow]note:[/]     {escape(safe(warning))}", soft_wrap=True)
+    for trace in verdict["traces"] if traces else ():
+        console.rule(
+            f"trace {trace['id']} · {trace['finish']} · {trace['tokens']} tokens", align="left"
+        )
+        console.print(escape(safe(trace["text"].strip())), soft_wrap=True)
