@@ -24,7 +24,7 @@ from conviction.backends.openai import OpenAIServers
 from conviction.cli.main import run
 from conviction.core import Sampling
 from conviction.errors import ConvictionError, InvalidSettingError, UsageError
-from conviction.evaluation.folder import read_run
+from conviction.evaluation.stored import read_run
 from conviction.models import ModelFile
 from conviction.prompts import PromptStyle
 from conviction.recordings import Pool

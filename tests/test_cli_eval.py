@@ -17,6 +17,7 @@ import anyio
 import pytest
 from anyio.abc import Process
 from completion_events import STOP, event, json_answer, position, stream, usage
+from kept_runs import lines
 from scripted_server import Received, Step, serving
 
 from conviction.backends.builtin import Embedded
@@ -144,11 +145,7 @@ async def begun(wanted: list[str], cache: Path) -> AsyncGenerator[Process]:
 
 def finished(folder: Path) -> list[str]:
     """Ids of the questions that have their line."""
-    try:
-        text = (folder / "results.jsonl").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line)["id"] for line in text.split("\n")[:-1]]
+    return [line["id"] for line in lines(folder)]
 
 
 async def until(folder: Path, count: int, process: Process) -> None:
@@ -369,11 +366,11 @@ def test_what_is_wrong_is_refused_before_anything_is_started(
         ([str(questions), *base, "--policy", "majorty"], ("'majority'",)),
         ([str(questions), *base, "--answer", "maths"], ("'math'",)),
         ([str(tmp_path / "none.jsonl"), *base], ("none.jsonl",)),
-        ([str(questions), *base[2:], "-o", str(tmp_path / "full")], ("thesis.txt",)),
-        ([str(questions), *base[2:], "-o", str(questions)], ("is a file", "Name a folder")),
+        ([str(questions), *base[2:], "-o", str(tmp_path / "full")], ("it is a folder",)),
+        ([str(questions), *base[2:], "-o", str(questions)], ("it is not a run", "a new file")),
         ([str(questions)], ("--output",)),
-        (["compare", str(tmp_path / "run"), str(tmp_path / "full")], ("no such folder",)),
-        (["compare", str(tmp_path / "full"), str(tmp_path / "full")], ("run.json",)),
+        (["compare", str(tmp_path / "run"), str(tmp_path / "full")], ("nothing of that name",)),
+        (["compare", str(tmp_path / "full"), str(tmp_path / "full")], ("it holds no run",)),
     ):
         assert run(["eval", *arguments]) == 2
         captured = capsys.readouterr()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from kept_runs import spent
 from rich.console import Console
 
 from conviction.backends.builtin import Embedded
@@ -154,16 +155,16 @@ async def test_a_run_that_is_killed_at_random_keeps_to_its_total(
     chance = random.Random(3)  # noqa: S311  # moments, not secrets
     log, total, slots = tmp_path / "tokens", 700, 4
     wanted = [sys.executable, "-c", CHILD, str(log), *command, "--total-tokens", str(total)]
-    spent = tmp_path / "run" / "spent.json"
+    folder = tmp_path / "run"
     kills = 3
     for kill in range(kills + 1):
-        before = spent.read_bytes() if spent.exists() else b""
+        before = spent(folder)
         process = await anyio.open_process(wanted, stdout=subprocess.PIPE, stderr=None)
         try:
             with anyio.fail_after(60):
                 if kill < kills:
                     # Another process writes there, so nothing here could set an event.
-                    while not spent.exists() or spent.read_bytes() in (b"", before):  # noqa: ASYNC110
+                    while spent(folder) in (None, before):  # noqa: ASYNC110
                         await anyio.sleep(0.005)
                     await anyio.sleep(chance.uniform(0, 0.1))
                     process.kill()
@@ -171,7 +172,8 @@ async def test_a_run_that_is_killed_at_random_keeps_to_its_total(
         finally:
             await process.aclose()
     assert process.returncode == 0
-    told = json.loads(spent.read_text(encoding="utf-8"))["tokens"]
+    told = spent(folder)
+    assert told is not None
     generated = log.stat().st_size
     # A kill loses the count of what the traces in flight had generated since one last ended.
     assert told <= total + slots

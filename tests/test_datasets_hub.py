@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from completion_events import STOP, event, json_answer, position, stream, usage
 from imitated_hub import Repository, imitated_hub
+from kept_runs import described
 from scripted_server import Received, Step, serving
 
 from conviction.cli.main import run
@@ -370,8 +371,7 @@ async def test_a_run_and_its_pools_say_which_commit_they_asked(
     assert json.loads(evaluated["out"])["accuracy"]["value"] == 1.0
     assert f"3 questions of {ORIGIN}" in " ".join(evaluated["err"].split())
     assert (recorded["out"], recorded["err"]) == ("", "")
-    description = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-    assert description["data"]["path"] == ORIGIN
+    assert described(run_folder)["data"]["path"] == ORIGIN
     for folder in (live, pool):
         assert Pool.open(folder).meta.source.endswith(f"; questions of {ORIGIN}")
 

@@ -1,9 +1,12 @@
 """Evaluations over many questions: what is asked, kept, refused and asked again."""
 
-import json
+import re
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.from_thread
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept_runs import as_folder, described, lines
 from tens import questions
 
 from conviction.answers import kind
@@ -27,12 +31,12 @@ from conviction.errors import (
     StreamError,
 )
 from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.folder import RunWriter, read_run
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion, check_plan
-from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.run import EvaluationProgress, evaluate
+from conviction.evaluation.stored import RunWriter, read_run
 from conviction.policies import policy
 from conviction.recordings import Pool
+from conviction.store import StoreWriter
 from conviction.thinking import deliberate
 
 pytestmark = pytest.mark.anyio
@@ -89,11 +93,6 @@ async def run(
         )
 
 
-def lines(folder: Path) -> list[dict[str, object]]:
-    text = (folder / "results.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 async def test_every_question_gets_a_line_with_its_verdict_and_its_cost(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda request: says(10) if request.trace else says("10.0"))
     progress = await run(plan(3), tmp_path / "run", engine)
@@ -106,14 +105,11 @@ async def test_every_question_gets_a_line_with_its_verdict_and_its_cost(tmp_path
     assert [line["lead"] for line in found] == pytest.approx([0.875] * 3)
     assert {line["votes"] for line in found} == {2}
     assert read_run(tmp_path / "run").results == tuple(progress.results)
-    described = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
-    assert described["settings"]["policy"] == {"name": "majority", "budget": 2}
-    assert (described["model"], described["engine"], described["top_k"]) == (
-        *("scripted", "scripted"),
-        20,
-    )
-    assert described["data"]["questions"] == 3
-    assert "conviction" in described["versions"]
+    told = described(tmp_path / "run")
+    assert told["settings"]["policy"] == {"name": "majority", "budget": 2}
+    assert (told["model"], told["engine"], told["top_k"]) == ("scripted", "scripted", 20)
+    assert told["data"]["questions"] == 3
+    assert "conviction" in told["versions"]
 
 
 @settings(max_examples=25)
@@ -125,7 +121,7 @@ async def test_every_question_gets_a_line_with_its_verdict_and_its_cost(tmp_path
 def test_a_question_among_others_has_the_verdict_that_it_has_alone(
     said: list[str], name: str, at_once: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("run") / "run"
     wanted = replace(plan(4, name, budget=6), questions_at_once=at_once)
 
     def script(request: TraceRequest) -> Script:
@@ -224,36 +220,67 @@ async def test_a_verdict_that_is_in_when_ctrl_c_comes_is_kept(
     assert [(line["id"], line["correct"]) for line in lines(tmp_path / "run")] == [("q0", True)]
 
 
-async def test_a_line_torn_at_any_byte_costs_its_own_question_only(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    await run(plan(3), folder)
-    whole = (folder / "results.jsonl").read_bytes()
-    for size in range(0, len(whole), 7):
-        torn = whole[:size]
-        (folder / "results.jsonl").write_bytes(torn)
-        assert len(read_run(folder).results) == torn.count(b"\n")
-        engine = ScriptedEngine(rightly)
-        progress = await run(plan(3), folder, engine)
-        assert len(engine.generated) == 2 * (3 - torn.count(b"\n"))
-        assert progress.complete
-        assert [line["id"] for line in lines(folder)] == ["q0", "q1", "q2"]
+async def test_a_run_goes_on_from_any_transaction_that_was_cut_short(tmp_path: Path) -> None:
+    """What a program that is killed leaves is a beginning of the write-ahead log."""
+    path, log = tmp_path / "run", tmp_path / "run-wal"
+    description = plan(3).description("x", Capabilities("scripted", 20, 64))
+    with RunWriter(path, description) as writer:
+        for result in (await run(plan(3), tmp_path / "whole")).results:
+            writer.append(result)
+        file, whole = path.read_bytes(), log.read_bytes()
+    counts: list[int] = []
+    for size in (*range(0, len(whole), 1013), len(whole)):
+        path.write_bytes(file)
+        log.write_bytes(whole[:size])
+        (tmp_path / "run-shm").unlink(missing_ok=True)
+        left = lines(path)
+        counts.append(len(left))
+        assert [line["id"] for line in left] == ["q0", "q1", "q2"][: len(left)]
+        check_plan(plan(3), path)
+    assert counts == sorted(counts)
+    assert set(counts) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    "mend", [lambda whole: b"{]\n" + whole, lambda whole: whole.split(b"\n")[0] + b"\n" + whole]
-)
-async def test_damage_is_named_with_its_line_and_not_passed_over(
-    tmp_path: Path, mend: Callable[[bytes], bytes]
-) -> None:
-    folder = tmp_path / "run"
-    await run(plan(2), folder)
-    damaged = mend((folder / "results.jsonl").read_bytes())
-    (folder / "results.jsonl").write_bytes(damaged)
+async def test_damage_is_named_and_not_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    await run(plan(2), path)
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("UPDATE results SET json = replace(json, '10', '11') WHERE id = 2")
+    damaged = path.read_bytes()
     engine = ScriptedEngine(rightly)
-    with pytest.raises(RecordingError, match=r"results\.jsonl: line [12] "):
-        await run(plan(2), folder, engine)
+    with pytest.raises(RecordingError, match="row 2 of table results is damaged"):
+        await run(plan(2), path, engine)
     assert engine.generated == []
-    assert (folder / "results.jsonl").read_bytes() == damaged
+    assert path.read_bytes() == damaged
+
+
+async def test_a_result_that_was_taken_out_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    await run(plan(2), path)
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("DELETE FROM results WHERE id = 2")
+    with pytest.raises(RecordingError, match="table results holds 1 whole rows, and 2"):
+        read_run(path)
+
+
+async def test_a_run_of_an_earlier_version_is_read_and_never_added_to(tmp_path: Path) -> None:
+    await run(plan(3), tmp_path / "run")
+    whole = as_folder(tmp_path / "run", tmp_path / "folder")
+    assert read_run(tmp_path / "folder").results == whole.results
+    assert read_run(tmp_path / "folder").description == whole.description
+    with pytest.raises(InvalidSettingError, match="earlier version, which can only be read"):
+        check_plan(plan(3), tmp_path / "folder")
+    with pytest.raises(InvalidSettingError, match="earlier version"):
+        await run(plan(3), tmp_path / "folder")
+    old = tmp_path / "folder" / "results.jsonl"
+    text = old.read_bytes()
+    for size in range(0, len(text), 7):
+        old.write_bytes(text[:size])
+        assert len(read_run(tmp_path / "folder").results) == text[:size].count(b"\n")
+    for damaged in (b"{]\n" + text, text.split(b"\n")[0] + b"\n" + text):
+        old.write_bytes(damaged)
+        with pytest.raises(RecordingError, match=r"results\.jsonl: line [12] "):
+            read_run(tmp_path / "folder")
 
 
 async def test_two_programs_at_one_run_do_not_mix(tmp_path: Path) -> None:
@@ -317,30 +344,29 @@ async def test_an_engine_that_cannot_continue_is_refused_before_a_token(tmp_path
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "thesis.txt/run", "thesis.txt/a/b"])
-async def test_a_file_is_no_folder_for_a_run(tmp_path: Path, name: str) -> None:
+async def test_a_file_of_something_else_is_left_alone(tmp_path: Path, name: str) -> None:
     file = tmp_path / "thesis.txt"
     file.write_text("precious", encoding="utf-8")
-    with pytest.raises(InvalidSettingError) as refused:
+    found = "it is not a run" if name == "thesis.txt" else f"{file} is a file, not a folder"
+    with pytest.raises(InvalidSettingError, match=re.escape(found)):
         check_plan(plan(1), tmp_path / name)
-    assert refused.value.tried == f"use {file} as the folder of a run"
-    assert (refused.value.found, "Name a folder" in refused.value.remedy) == ("it is a file", True)
-    with pytest.raises(InvalidSettingError, match=r"thesis\.txt as the folder"):
+    with pytest.raises(InvalidSettingError, match=re.escape(str(tmp_path / name))):
         read_run(tmp_path / name)
-    with pytest.raises(InvalidSettingError, match=r"thesis\.txt as the folder"):
+    with pytest.raises(InvalidSettingError, match=re.escape(found)):
         await run(plan(1), tmp_path / name)
     assert file.read_text(encoding="utf-8") == "precious"
 
 
 async def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious", encoding="utf-8")
-    with pytest.raises(InvalidSettingError, match=r"thesis\.txt"):
+    with pytest.raises(InvalidSettingError, match="it is a folder"):
         check_plan(plan(1), tmp_path)
-    with pytest.raises(InvalidSettingError, match=r"run\.json"):
+    with pytest.raises(InvalidSettingError, match="it holds no run"):
         read_run(tmp_path)
     (tmp_path / "newer").mkdir()
     (tmp_path / "newer" / "run.json").write_text('{"schema_version": 99}', encoding="utf-8")
     with pytest.raises(RecordingError, match="version 99"):
-        check_plan(plan(1), tmp_path / "newer")
+        read_run(tmp_path / "newer")
 
 
 # --- Failures -------------------------------------------------------------------------------------
@@ -391,45 +417,23 @@ async def test_failures_with_successes_between_them_do_not_end_the_run(tmp_path:
     assert [result.failed for result in progress.results] == [True, False] * 4 + [True]
 
 
-async def test_a_disk_that_refuses_ends_the_run_without_half_a_line(
+async def test_a_disk_that_refuses_ends_the_run_without_half_a_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = RunWriter.append
+    insert = StoreWriter.insert
 
-    def refuse(self: RunWriter, result: QuestionResult) -> None:
-        if result.id == "q2":
-            real = self._file
-            self._file = _Full(real.fileno())
-            try:
-                append(self, result)
-            finally:
-                self._file.close()
-                self._file = real
-        append(self, result)
+    def refuse(self: StoreWriter, table: str, **values: Any) -> int:
+        number = insert(self, table, **values)
+        if values.get("question") == "q2":
+            raise OSError(28, "No space left on device")
+        return number
 
-    monkeypatch.setattr(RunWriter, "append", refuse)
-    with pytest.raises(RecordingError, match="No space left"):
+    monkeypatch.setattr(StoreWriter, "insert", refuse)
+    with pytest.raises(RecordingError, match="no room left"):
         await run(plan(4), tmp_path / "run")
     monkeypatch.undo()
     assert [line["id"] for line in lines(tmp_path / "run")] == ["q0", "q1"]
     assert (await run(plan(4), tmp_path / "run")).complete
-
-
-class _Full:
-    """A file on a disk that has room for ten more bytes."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._file = open(descriptor, "r+b", buffering=0, closefd=False)  # noqa: SIM115
-        self._room = 10
-
-    def write(self, data: memoryview) -> int:
-        if not self._room:
-            raise OSError(28, "No space left on device")
-        taken, self._room = self._room, 0
-        return self._file.write(data[:taken])
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._file, name)
 
 
 # --- Traces ---------------------------------------------------------------------------------------

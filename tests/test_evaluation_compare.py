@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.compare import compare, paired_difference
-from conviction.evaluation.folder import Run
 from conviction.evaluation.results import QuestionResult, RunData, RunDescription
+from conviction.evaluation.stored import Run
 from conviction.evaluation.summary import proportion, summarise
 from conviction.lab.statistics import sign_test
 from conviction.verdict import Usage

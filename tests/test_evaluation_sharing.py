@@ -1,7 +1,8 @@
 """Evaluations whose questions share a total of tokens: what is spent, kept, told and refused."""
 
-import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import virtual_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept_runs import lines, spent
 
 from conviction.answers import kind
 from conviction.core import InvalidSettingError, Sampling
@@ -21,12 +23,13 @@ from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import AllTracesFailedError, EngineUnavailableError, RecordingError
 from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.folder import RunWriter, read_run
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion, check_plan
 from conviction.evaluation.run import EvaluationProgress, evaluate
+from conviction.evaluation.stored import _KIND, RunWriter, read_run
 from conviction.evaluation.summary import Sharing, summarise_sharing
 from conviction.policies import policy
 from conviction.prompts import PromptStyle
+from conviction.store import StoreWriter
 
 pytestmark = pytest.mark.anyio
 
@@ -91,15 +94,6 @@ def told(progress: EvaluationProgress) -> Sharing:
     return summarise_sharing(progress.results, progress.sharing.total, progress.sharing.spent)
 
 
-def spent(folder: Path) -> int:
-    return json.loads((folder / "spent.json").read_text(encoding="utf-8"))["tokens"]
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    text = (folder / "results.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 # --- What comes of it -----------------------------------------------------------------------------
 
 
@@ -159,7 +153,7 @@ def test_however_often_it_is_interrupted_the_total_holds_over_all_programs(
     stops: list[float],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("run") / "run"
     generated: list[int] = []
 
     async def once(seconds: float) -> EvaluationProgress | None:
@@ -178,7 +172,7 @@ def test_however_often_it_is_interrupted_the_total_holds_over_all_programs(
         for stop in stops:
             if await once(stop):
                 break
-            if (folder / "spent.json").exists():
+            if spent(folder) is not None:
                 assert spent(folder) == sum(generated)
         return await once(1e6)
 
@@ -237,23 +231,23 @@ async def test_tokens_of_questions_that_failed_count_when_they_are_asked_again(
     assert sum(result.tokens for result in mended.results) == 2 * 3 * TOKENS
 
 
-@pytest.mark.parametrize("damage", ["", '{"tokens": 100}'])
-async def test_results_count_even_if_the_number_beside_them_is_lost(
-    tmp_path: Path, damage: str
-) -> None:
+async def test_results_count_even_if_the_number_beside_them_is_lower(tmp_path: Path) -> None:
     await run(plan(24 * TOKENS), tmp_path / "run")
-    (tmp_path / "run" / "spent.json").write_text(damage, encoding="utf-8")
+    with StoreWriter(tmp_path / "run", _KIND) as store, store.transaction():
+        store.delete("spent", "1")
+        store.insert("spent", tokens=100)
     assert told(await run(plan(24 * TOKENS), tmp_path / "run")).spent == 24 * TOKENS
 
 
 async def test_a_damaged_number_is_told_and_not_passed_over(tmp_path: Path) -> None:
     await run(plan(24 * TOKENS), tmp_path / "run")
-    (tmp_path / "run" / "spent.json").write_text('{"tokens": "many"}', encoding="utf-8")
-    with pytest.raises(RecordingError, match=r"spent\.json: it does not tell how many tokens"):
+    with closing(sqlite3.connect(tmp_path / "run")) as file, file:
+        file.execute("UPDATE spent SET tokens = 100")
+    with pytest.raises(RecordingError, match=r"row \d+ of table spent is damaged"):
         await run(plan(24 * TOKENS), tmp_path / "run")
 
 
-async def test_a_shorter_number_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
+async def test_the_number_never_falls(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run", plan(10**12).description("x", None)) as writer:
         for tokens in (5, 10**11, 7):
             writer.spend(tokens)
@@ -304,4 +298,4 @@ def test_a_total_is_a_whole_number_of_at_least_one(total: int) -> None:
 
 def test_a_run_without_a_total_leaves_no_number(tmp_path: Path) -> None:
     anyio.run(run, plan(None), tmp_path / "run")
-    assert not (tmp_path / "run" / "spent.json").exists()
+    assert spent(tmp_path / "run") is None

@@ -25,11 +25,11 @@ from conviction.errors import (
     EngineStartError,
     InvalidSettingError,
 )
-from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan
 from conviction.evaluation.recording import RecordingPlan, record
 from conviction.evaluation.results import QuestionResult
 from conviction.evaluation.run import EvaluationProgress, evaluate
+from conviction.evaluation.stored import read_run
 from conviction.evaluation.workers import Thinking
 from conviction.policies import policy
 from conviction.policies.majority import Majority

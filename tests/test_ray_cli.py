@@ -18,12 +18,13 @@ import pytest
 import vllm_environment
 from anyio.from_thread import start_blocking_portal
 from completion_events import STOP, event, json_answer, position, stream, usage
+from kept_runs import lines
 from real_servers import RealServer, vllm_variables
 from scripted_server import Mark, Received, Step, serving
 from vllm_models import TINY, model_folder
 
 from conviction.cli.main import run
-from conviction.evaluation.folder import read_run
+from conviction.evaluation.stored import read_run
 from conviction.recordings import Pool
 
 pytestmark = [
@@ -176,9 +177,7 @@ async def test_a_driver_that_is_killed_goes_on_and_asks_nothing_twice(
     server = Multiplier(seconds=0.5)
 
     def finished() -> Sequence[str]:
-        path = folder / "results.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line)["id"] for line in text.split("\n")[:-1]]
+        return [line["id"] for line in lines(folder)]
 
     async with serving(server) as scripted:
         arguments = [

@@ -57,6 +57,20 @@ def is_database(path: Path) -> bool:
     return False
 
 
+def is_blank(path: Path) -> bool:
+    """Whether a database holds no table: its first writer was killed before it made one.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+        RecordingError: what a killed writer left is damaged.
+    """
+    connection = connect_reader(path)
+    try:
+        return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    finally:
+        connection.close()
+
+
 def on_network(path: Path) -> bool:
     """Whether a file lies where a write-ahead log does not work: other machines may write it."""
     if os.name == "nt":

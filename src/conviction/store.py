@@ -310,13 +310,17 @@ class StoreWriter(Store):
         self._lock.release()
 
     @contextmanager
-    def transaction(self) -> Generator[None]:
+    def transaction(self, *, synced: bool = True) -> Generator[None]:
         """Write several rows: all of them, durably once the block ends, or after an error none.
+
+        Args:
+            synced: False does not wait for the disk: a crash of the machine may lose the rows.
 
         Raises:
             RecordingError: the disk refuses.
         """
         with self._guard, self._explained("write"):
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -379,7 +383,6 @@ class StoreWriter(Store):
         version = self._version()
         run = self._connection.execute
         with self._explained("write"):
-            run("PRAGMA synchronous = FULL")
             run("PRAGMA foreign_keys = ON")
             run(f"PRAGMA journal_mode = {'DELETE' if database.on_network(self.path) else 'WAL'}")
         if version == len(self.kind.steps):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
+import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
@@ -37,13 +38,13 @@ from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
 from conviction.evaluation import counted
 from conviction.evaluation.compare import compare as compare_runs
-from conviction.evaluation.folder import read_run
 from conviction.evaluation.plan import EvaluationPlan, check_plan
 from conviction.evaluation.run import (
     EvaluationProgress,
     evaluate,
     many_engines,
 )
+from conviction.evaluation.stored import read_run
 from conviction.evaluation.summary import (
     Abstention,
     Summary,
@@ -117,7 +118,7 @@ def evaluation(
     Args:
         data: A .jsonl, .csv or .parquet file with one question a row; or a data set on the
             Hugging Face hub, hf://OWNER/NAME, with @REVISION for a certain version.
-        run: The run: a folder, made if need be.
+        run: The run: a file, made if need be.
         record: Also record all traces in this pool.
         policy: How many traces, which of them count, and when it is enough.
         dataset: Which questions.
@@ -228,6 +229,17 @@ def compare(
         console.print("The second is worse than the first.", style="bold red")
         return ExitCode.FAILED
     return 0
+
+
+@app.command
+def results(run: Path, /) -> None:
+    """Print the results of a run as JSON lines, one per question.
+
+    Args:
+        run: The run.
+    """
+    for result in read_run(run).results:
+        print(escaped(msgspec.json.encode(result).decode()))
 
 
 def _run(

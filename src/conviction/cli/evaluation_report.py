@@ -70,7 +70,9 @@ def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) 
     for reason in summary.failures[:_MOST_REASONS]:
         console.print(f"[yellow]failed:[/] {escape(one_line(reason))}")
     if (more := len(summary.failures) - _MOST_REASONS) > 0:
-        console.print(f"[yellow]failed:[/] {counted(more, 'other reason')}, in results.jsonl.")
+        console.print(
+            f"[yellow]failed:[/] {counted(more, 'other reason')}; see conviction eval results."
+        )
     if not failures_wrong:
         console.print(
             "The accuracy leaves out what failed; --failures-wrong counts it as wrong.",

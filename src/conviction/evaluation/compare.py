@@ -9,8 +9,8 @@ import numpy as np
 
 from conviction.errors import InvalidSettingError
 from conviction.evaluation import counted
-from conviction.evaluation.folder import Run
 from conviction.evaluation.results import QuestionResult
+from conviction.evaluation.stored import Run
 from conviction.evaluation.summary import proportion, without_false_certainty
 from conviction.lab.statistics import Bootstrap, Estimate, finite, sign_test
 

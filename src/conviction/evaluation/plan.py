@@ -16,8 +16,8 @@ from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.datasets import DatasetQuestion
-from conviction.evaluation.folder import check_run
 from conviction.evaluation.results import QuestionResult, RunData, RunDescription
+from conviction.evaluation.stored import check_run
 from conviction.policies.base import Conditions, Policy, Start
 from conviction.prompts import PromptStyle, compose
 from conviction.recordings import RecordedQuestion, prompt_hash

@@ -19,10 +19,10 @@ from conviction.errors import (
     InvalidSettingError,
     RecordingError,
 )
-from conviction.evaluation.folder import RunWriter
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion
 from conviction.evaluation.recording import pool_source
 from conviction.evaluation.results import QuestionResult, RunDescription
+from conviction.evaluation.stored import RunWriter
 from conviction.evaluation.workers import OneEngine, Thinking, Turns, Workers, recorded
 from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter
