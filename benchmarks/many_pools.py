@@ -14,19 +14,16 @@ and tokens are those of the largest number of slots.
 import argparse
 import csv
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from conviction.answers import is_correct, kind
 from conviction.lab.candidates import Candidate, parse
 from conviction.lab.sources import PoolTraces
 from conviction.lab.statistics import Bootstrap, Estimate, mean_of
 from conviction.lab.trials import Trials, run_trials
-from conviction.recordings import import_files
 
 NAMES = {
     "majority": "majority",
@@ -140,16 +137,13 @@ def mean_results(found: Iterable[Results]) -> Results:
     return means
 
 
-def pools(folder: Path, made: Path) -> list[tuple[str, PoolTraces]]:
-    """The pools of a folder; recorded answers are imported."""
-    found: list[tuple[str, PoolTraces]] = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".jsonl":
-            import_files([path], made / path.stem, answers=kind("math"), grade=is_correct)
-            found.append((path.stem, PoolTraces.open(made / path.stem)))
-        elif path.is_dir() or path.suffix == ".parquet":
-            found.append((path.stem, PoolTraces.open(path)))
-    return found
+def pools(folder: Path) -> list[tuple[str, PoolTraces]]:
+    """The pools of a folder, recorded answers included."""
+    return [
+        (path.stem, PoolTraces.open(path))
+        for path in sorted(folder.iterdir())
+        if path.is_dir() or path.suffix in (".jsonl", ".parquet", ".db")
+    ]
 
 
 def data_set(pool: str) -> str:
@@ -235,17 +229,16 @@ def main() -> None:
     parser.add_argument("--each", type=Path, help="write the tables of every pool to this file")
     parser.add_argument("--csv", type=Path, help="write the means to this file")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        sources = pools(given.folder, Path(made))
-        confident = all(source.top_k for _, source in sources)
-        specs = given.policy or [*NAMES, *(WITH_CONFIDENCE if confident else ())]
-        candidates = parse(specs, budgets=given.budget, concurrencies=sorted(given.slots))
-        found = {
-            name: results(trials, seed)
-            for name, trials, seed in each_trials(
-                sources, candidates, runs=given.runs, processes=given.processes
-            )
-        }
+    sources = pools(given.folder)
+    confident = all(source.top_k for _, source in sources)
+    specs = given.policy or [*NAMES, *(WITH_CONFIDENCE if confident else ())]
+    candidates = parse(specs, budgets=given.budget, concurrencies=sorted(given.slots))
+    found = {
+        name: results(trials, seed)
+        for name, trials, seed in each_trials(
+            sources, candidates, runs=given.runs, processes=given.processes
+        )
+    }
     means = mean_results(found.values())
     budgets = sorted({budget for _, budget in means}, reverse=True)
     for budget in budgets:

@@ -181,7 +181,7 @@ def test_recordings_that_teach_nothing_are_refused_before_anything_is_started(
         (answers, ["--policy", "settle-regenerate"], 2, "Leave the calibration out"),
         (few, [], 2, "5 questions with right answers, and fewer than 20 tell nothing"),
         (ungraded, [], 1, "24 of 24 questions have no right answer"),
-        (tmp_path / "none", [], 1, "there is nothing of that name"),
+        (tmp_path / "none", [], 2, "there is nothing of that name"),
     ):
         arguments = ["think", "q", "--budget", "8", "--calibration", str(folder), *more]
         assert run(arguments) == code

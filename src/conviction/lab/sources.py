@@ -107,7 +107,7 @@ class PoolTraces:
     all then replay the same traces, also while more are being recorded.
 
     Attributes:
-        path: The pool's folder or file.
+        path: The pool's file or folder.
         pool: The pool.
         question_ids: Questions with a right answer.
         ungraded: Questions without one, which were left out.
