@@ -4,14 +4,15 @@ import json
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import conviction
-from conviction import api, history
-from conviction.cli import progress
+from conviction import history
+from conviction.backends.builtin import Embedded
 from conviction.cli.main import run
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import InvalidSettingError, RecordingError
@@ -38,8 +39,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     ]
     scripted = ScriptedEngine(scripts, concurrency=4)
     model = ModelFile(Path("model.gguf"), "scripted", PromptStyle.STEP_BY_STEP)
-    monkeypatch.setattr(progress, "resolve", lambda *_, **__: model)
-    monkeypatch.setattr(api, "_embedded", lambda *_: scripted)
+    monkeypatch.setattr(Embedded, "prepare", lambda self, *_: replace(self, file=model))
+    monkeypatch.setattr(Embedded, "build", lambda _: scripted)
     return scripted
 
 

@@ -7,16 +7,23 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from conviction.errors import ConvictionError
+from conviction.store import Kind, Store, StoreWriter
+
 FRESH_SECONDS = 24 * 3600.0
 """Servers are restarted with other settings; what is older than this is asked again."""
 
-_SCHEMA = 3
-_MOST_BYTES = 1 << 16
+_KIND = Kind(
+    "cache of facts",
+    0x63760005,
+    ("CREATE TABLE facts (id INTEGER PRIMARY KEY, key TEXT, json BLOB, checksum INTEGER)",),
+)
+_PATIENCE = 2.0
+"""Seconds to wait for another program that keeps what it found out."""
 
 FILTERS_OFF: tuple[Mapping[str, float], ...] = (
     {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
@@ -112,45 +119,62 @@ _ADAPTER = TypeAdapter(ServerFacts)
 
 
 class FactsCache:
-    """Facts on disk, one small file per server, model and route.
+    """Facts on disk, by server, model and route.
 
     What cannot be read or written is treated as absent: asking the server again is always
-    possible.
+    possible. A damaged file is replaced.
 
     Args:
-        folder: Where the files lie; made when the first is written.
+        folder: Where the file lies; made when something is first kept.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._path = folder / "facts.db"
 
     def load(self, base_url: str, model: str, route: Route) -> ServerFacts | None:
         """What is known and fresh."""
-        try:
-            with self._path(base_url, model, route).open("rb") as file:
-                facts = _ADAPTER.validate_json(file.read(_MOST_BYTES))
-        except (OSError, ValidationError):
-            return None
-        return facts if 0 <= time.time() - facts.seen < FRESH_SECONDS else None
+        with suppress(ConvictionError, ValidationError):
+            with Store(self._path, _KIND) as store:
+                row = store.find("facts", "key = ?", _key(base_url, model, route))
+            facts = _ADAPTER.validate_json(row["json"]) if row else None
+            if facts and 0 <= time.time() - facts.seen < FRESH_SECONDS:
+                return facts
+        return None
 
     def save(self, base_url: str, route: Route, facts: ServerFacts) -> None:
         """Keep what was found out."""
-        with suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
-                partial = Path(file.name)
-                try:
-                    file.write(_ADAPTER.dump_json(facts))
-                    file.flush()
-                    partial.replace(self._path(base_url, facts.model, route))
-                except OSError:
-                    partial.unlink(missing_ok=True)
+        self._replace(_key(base_url, facts.model, route), _ADAPTER.dump_json(facts))
 
     def forget(self, base_url: str, model: str, route: Route) -> None:
         """Drop what turned out to be wrong."""
-        with suppress(OSError):
-            self._path(base_url, model, route).unlink(missing_ok=True)
+        if self._path.exists():
+            self._replace(_key(base_url, model, route), None)
 
-    def _path(self, base_url: str, model: str, route: Route) -> Path:
-        name = sha256(f"{_SCHEMA}\n{base_url}\n{model}\n{route}".encode()).hexdigest()[:32]
-        return self._folder / f"{name}.json"
+    def _replace(self, key: str, json: bytes | None) -> None:
+        for _ in range(2):
+            try:
+                with (
+                    StoreWriter(self._path, _KIND, patience=_PATIENCE) as store,
+                    store.transaction(),
+                ):
+                    store.delete("facts", "key = ?", key)
+                    if json is not None:
+                        store.insert("facts", key=key, json=json)
+            except ConvictionError:
+                if not self._damaged():
+                    return
+                with suppress(OSError):
+                    self._path.unlink()
+            else:
+                return
+
+    def _damaged(self) -> bool:
+        try:
+            with Store(self._path, _KIND) as store:
+                return bool(store.check())
+        except ConvictionError:
+            return self._path.is_file()
+
+
+def _key(base_url: str, model: str, route: Route) -> str:
+    return sha256(f"{base_url}\n{model}\n{route}".encode()).hexdigest()[:32]
