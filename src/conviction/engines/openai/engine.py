@@ -196,10 +196,10 @@ class OpenAIEngine(Engine):
             last = await trace.last()
             complete = True
             if request.top_k and not trace.informed:
-                self._forget(server)
+                await self._forget(server)
         except SilentChannelError:
             # Not broken: its next trace asks for log-probabilities.
-            self._forget(server)
+            await self._forget(server)
             server.lose_gate()
             raise
         except StreamError:
@@ -257,16 +257,17 @@ class OpenAIEngine(Engine):
         async with self._probing:
             if not server.remembered:
                 return server.facts is not facts  # Another trace has had it asked.
-            self._forget(server)
+            await self._forget(server)
             listed = await find_model(server.http, self._model)
             server.facts = await self._probe(server, listed)
         return True
 
-    def _forget(self, server: Server) -> None:
+    async def _forget(self, server: Server) -> None:
         """Have what is remembered of a server asked again, at the latest by the next run."""
         server.remembered = False
         if self._cache and server.facts:
-            self._cache.forget(server.http.base_url, server.facts.model, self._route)
+            known = (server.http.base_url, server.facts.model, self._route)
+            await anyio.to_thread.run_sync(self._cache.forget, *known)
 
     async def _open(self, server: Server, request: TraceRequest) -> TraceStream:
         plainest = Dialect(dict(FILTERS_OFF[0]))
@@ -310,8 +311,10 @@ class OpenAIEngine(Engine):
 
     async def _facts(self, server: Server) -> ServerFacts:
         listed = await find_model(server.http, self._model)
-        cache = self._cache
-        known = cache.load(server.http.base_url, listed.model, self._route) if cache else None
+        known = None
+        if self._cache:
+            which = (server.http.base_url, listed.model, self._route)
+            known = await anyio.to_thread.run_sync(self._cache.load, *which)
         if known is None:
             return await self._probe(server, listed)
         server.remembered = True
@@ -321,5 +324,6 @@ class OpenAIEngine(Engine):
         facts = await probe(server.http, self._route, listed)
         # Without log-probabilities, the user may switch them on and start again at once.
         if self._cache and facts.top_k:
-            self._cache.save(server.http.base_url, self._route, facts)
+            place = (server.http.base_url, self._route)
+            await anyio.to_thread.run_sync(self._cache.save, *place, facts)
         return facts
