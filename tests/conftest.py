@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -25,6 +26,10 @@ _SHARING_SERVERS = {
 }
 _APART = {"test_gate_inside_vllm.py", "test_record_gpu.py"}
 """Files whose tests have nothing in common, and take long."""
+
+# What tests think is not for the user's own history.
+_DATA = tempfile.TemporaryDirectory(prefix="conviction-tests-")
+os.environ["XDG_DATA_HOME"] = _DATA.name
 
 # The machine may be busy: how long an example takes says nothing.
 settings.register_profile("unhurried", deadline=None)

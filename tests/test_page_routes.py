@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -271,3 +272,66 @@ async def test_only_the_latest_runs_are_kept_and_those_that_run() -> None:
         for number in range(3):
             await server.chat(f"How many, {number}?")
         assert len(server.service.runs.of("")) == 1
+
+
+async def test_past_runs_survive_a_restart_where_the_history_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVICTION_HISTORY", str(tmp_path / "history.db"))
+    options = {"history": True, "keys": KEYS}
+    ali, baba = ({"Authorization": f"Bearer {key}"} for key in KEYS)
+    async with served(engine_of(7, 7, 5), **options) as server:
+        answer = await server.http.post(
+            "/v1/chat/completions",
+            json={
+                "model": "scripted@majority",
+                "messages": [{"role": "user", "content": "How many sheep?"}],
+                "conviction": {"budget": 3, "answers": "number"},
+            },
+            headers=ali,
+        )
+        assert answer.status_code == 200, answer.text
+        [listed] = (await server.http.get("/api/runs", headers=ali)).json()["runs"]
+        run = listed["id"]
+        whole = (await server.http.get(f"/api/runs/{run}", headers=ali)).json()
+        text = (await server.http.get(f"/api/runs/{run}/traces/1", headers=ali)).json()
+
+    async with served(engine_of(1), **options) as server:
+        assert (await server.http.get("/api/runs", headers=ali)).json()["runs"] == [
+            listed | {"created": pytest.approx(listed["created"], abs=30)}
+        ]
+        assert (await server.http.get("/api/runs", headers=baba)).json()["runs"] == []
+        assert (await server.http.get(f"/api/runs/{run}", headers=ali)).json() == whole
+        assert (await server.http.get(f"/api/runs/{run}", headers=baba)).status_code == 404
+        again = (await server.http.get(f"/api/runs/{run}/traces/1", headers=ali)).json()
+        assert again["pieces"] == text["pieces"]
+        missing = await server.http.get(f"/api/runs/{run}/traces/9", headers=ali)
+        assert missing.status_code == 404
+        page = await server.http.get(f"/api/runs/{run}/export", headers=ali)
+        assert "How many sheep?" in page.text
+        async with server.http.stream("GET", f"/api/runs/{run}/events", headers=ali) as told:
+            assert [frame async for frame in frames(told)] == [whole]
+        response = await server.http.delete(f"/api/runs/{run}", headers=ali)
+        assert response.json() == {"running": False}
+
+    async with served(engine_of(1), keys=KEYS) as server:
+        assert (await server.http.get("/api/runs", headers=ali)).json()["runs"] == []
+
+
+async def test_nothing_is_kept_of_a_run_unless_the_history_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVICTION_HISTORY", str(tmp_path / "history.db"))
+    async with served(engine_of(7)) as server:
+        assert (await server.chat()).status_code == 200
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240  # a small folder
+
+
+async def test_a_history_that_cannot_be_written_costs_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CONVICTION_HISTORY", str(tmp_path / "file" / "history.db"))
+    (tmp_path / "file").touch()
+    async with served(engine_of(7), history=True) as server:
+        assert (await server.chat()).status_code == 200
+        await until(lambda: "The history was not written." in caplog.text)

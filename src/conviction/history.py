@@ -25,7 +25,7 @@ _KIND = Kind(
     (
         """
         CREATE TABLE verdicts (id INTEGER PRIMARY KEY, asked REAL, origin TEXT, client TEXT,
-            question TEXT, answer TEXT, share REAL, policy TEXT, engine TEXT, ended TEXT,
+            run TEXT, question TEXT, answer TEXT, share REAL, policy TEXT, engine TEXT, ended TEXT,
             traces INTEGER, tokens INTEGER, seconds REAL, checksum INTEGER);
         CREATE TABLE details (id INTEGER PRIMARY KEY, verdict BLOB, page BLOB, checksum INTEGER)
         """,
@@ -44,6 +44,7 @@ class PastVerdict:
         asked: When it was asked, in seconds since 1970.
         origin: What asked, "think" or "serve".
         client: Name of the client's key at a server; "" without.
+        run: Id of the run at a server; "" without.
         question: The user's words.
         answer: The answer; None without one.
         share: The leader's part of the vote, in [0, 1].
@@ -59,6 +60,7 @@ class PastVerdict:
     asked: float
     origin: str
     client: str
+    run: str
     question: str
     answer: str | None
     share: float
@@ -93,6 +95,7 @@ class History:
         question: str,
         origin: str = "think",
         client: str = "",
+        run: str = "",
         page: bytes = b"",
     ) -> int:
         """Keep a verdict, in place of the oldest if there are too many.
@@ -102,6 +105,7 @@ class History:
             question: The user's own words.
             origin: What asked.
             client: Name of the client's key at a server.
+            run: Id of the run at a server.
             page: What the page needs to play the run; see `conviction.server.page_file`.
 
         Returns:
@@ -118,6 +122,7 @@ class History:
                 asked=time.time() - verdict.seconds,
                 origin=origin,
                 client=client,
+                run=run,
                 question=_text(question),
                 answer=None if verdict.answer is None else _text(verdict.answer),
                 share=verdict.share,

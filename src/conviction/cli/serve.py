@@ -134,6 +134,8 @@ class ServeOutputOptions:
     "Seconds between two lines of progress in a stream, at least."
     log_content: Annotated[bool, Parameter(negative="")] = False
     "Also log questions and answers, and put them into traces of OpenTelemetry."
+    history: Annotated[bool, Parameter(negative="")] = False
+    "Keep runs for `conviction history`; the page shows them again after a restart."
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
     "Nothing on stderr but errors."
 
@@ -274,6 +276,7 @@ def _settings(
             progress_seconds=output.progress,
             drain_seconds=bounds.drain,
             log_content=output.log_content,
+            history=output.history,
         )
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]

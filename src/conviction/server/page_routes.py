@@ -15,7 +15,7 @@ from conviction.policies import policy as named_policy
 from conviction.policies.named import setting_types, written
 from conviction.server.access import client_of
 from conviction.server.failures import RequestError
-from conviction.server.page_file import TYPES, Recorded, page_files, text_of, whole_page
+from conviction.server.page_file import TYPES, page_files, whole_page
 from conviction.server.request_schema import (
     MOST_NAME,
     ConvictionOptions,
@@ -24,7 +24,7 @@ from conviction.server.request_schema import (
     Strict,
 )
 from conviction.server.responses import Emit, EventStream
-from conviction.server.runs import ServedRun
+from conviction.server.runs import AnyRun
 from conviction.server.service import service_of
 from conviction.server.tape import encode
 
@@ -107,7 +107,7 @@ async def runs(request: Request, known: str = "") -> dict[str, Any]:
 @router.get("/api/runs/{run}")
 async def tape(run: str, request: Request) -> Response:
     """The tape of a run so far."""
-    return Response(encode(_found(run, request).snapshot()), media_type=_JSON)
+    return Response(await _found(run, request).whole(), media_type=_JSON)
 
 
 @router.delete("/api/runs/{run}")
@@ -133,7 +133,7 @@ async def events(
 @router.get("/api/runs/{run}/traces/{trace}")
 async def text(run: str, trace: int, request: Request) -> Response:
     """What a trace wrote so far."""
-    written_text = text_of(_found(run, request).tape, trace, _MOST_TEXT)
+    written_text = await _found(run, request).text(trace, _MOST_TEXT)
     if written_text is None:
         raise RequestError("There is no trace of that number.", code="no_trace", status=404)
     return Response(encode(written_text), media_type=_JSON)
@@ -143,8 +143,7 @@ async def text(run: str, trace: int, request: Request) -> Response:
 async def export(run: str, request: Request) -> Response:
     """A run as a page in one file."""
     known = _found(run, request)
-    known.snapshot()
-    recorded = Recorded.of(known.tape).encode()
+    recorded = await known.recorded()
     # Megabytes of JSON would hold up all that runs.
     page = await anyio.to_thread.run_sync(partial(whole_page, recorded))
     name = f'attachment; filename="conviction-{known.id[:8]}.html"'
@@ -152,7 +151,7 @@ async def export(run: str, request: Request) -> Response:
     return Response(page.encode(), headers=headers)
 
 
-def _found(run: str, request: Request) -> ServedRun:
+def _found(run: str, request: Request) -> AnyRun:
     known = service_of(request).runs.find(run, client_of(request))
     if known is None:
         raise RequestError(

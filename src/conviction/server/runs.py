@@ -1,16 +1,22 @@
 """Every run of the server, with its tape, while it lasts and for some time after."""
 
+import json
 import time
 from asyncio import CancelledError
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
+from conviction.errors import ConvictionError
 from conviction.events import Event, RunFinished, RunStarted
-from conviction.server.failures import status_and_body
+from conviction.history import History, PastVerdict
+from conviction.server.failures import LOGGER, status_and_body
+from conviction.server.page_file import Recorded, text_of
 from conviction.server.run_options import RunOptions
 from conviction.server.tape import Frame, Tape, encode
 from conviction.verdict import Verdict
@@ -39,6 +45,7 @@ class ServedRun:
     Attributes:
         id: Its name, which cannot be guessed.
         client: Name of the client's key; "" where there are no keys.
+        question: The user's own words.
         tape: What happens in it.
         finished: Whether `finish` was called.
     """
@@ -46,6 +53,7 @@ class ServedRun:
     def __init__(self, options: RunOptions, on_finish: Callable[["ServedRun"], None]) -> None:
         self.id = token_hex(12)
         self.client = options.client
+        self.question = options.text
         self.tape = Tape(options.text)
         self.finished = False
         self._created = time.time()
@@ -87,6 +95,19 @@ class ServedRun:
         self._publish()
         return self.tape.snapshot()
 
+    async def whole(self) -> bytes:
+        """The tape so far, as one frame in JSON."""
+        return encode(self.snapshot())
+
+    async def text(self, trace: int, most: int) -> dict[str, Any] | None:
+        """What a trace wrote so far; None if there is no such trace."""
+        return text_of(self.tape, trace, most)
+
+    async def recorded(self) -> bytes:
+        """The run as `Recorded.encode` gives it."""
+        self.snapshot()
+        return Recorded.of(self.tape).encode()
+
     async def frames(self, last: int | None, closing: anyio.Event) -> AsyncIterator[bytes]:
         """The frames for one page, as JSON, until the run is over.
 
@@ -125,15 +146,75 @@ class ServedRun:
         return list(self._recent)[kept - (number - last) :]
 
 
-class Runs:
-    """The active runs, and the latest of the past ones.
+class PastRun:
+    """A run that the history keeps from an earlier start of the server.
 
     Args:
+        entry: What the history lists of it.
+        history: Holds the rest, which is read when it is looked at.
+    """
+
+    finished = True
+
+    def __init__(self, entry: PastVerdict, history: History) -> None:
+        self.id = entry.run
+        self.client = entry.client
+        self._entry = entry
+        self._history = history
+
+    def facts(self) -> dict[str, Any]:
+        """Its entry in the list of runs."""
+        entry = self._entry
+        return {
+            "id": self.id,
+            "created": entry.asked,
+            "state": "over",
+            "question": entry.question[:_QUESTION],
+            "policy": entry.policy,
+            "answer": entry.answer,
+            "share": entry.share,
+        }
+
+    async def whole(self) -> bytes:
+        """The tape, as one frame."""
+        return encode((await self._content())["frame"])
+
+    async def frames(self, last: int | None, closing: anyio.Event) -> AsyncIterator[bytes]:
+        """The one frame that says it all."""
+        del last, closing
+        yield await self.whole()
+
+    async def text(self, trace: int, most: int) -> dict[str, Any] | None:
+        """What a trace wrote; None if there is no such trace."""
+        del most
+        return (await self._content())["texts"].get(str(trace))
+
+    async def recorded(self) -> bytes:
+        """The run as `Recorded.encode` gives it."""
+        return await anyio.to_thread.run_sync(self._history.page, self._entry.id)
+
+    async def _content(self) -> dict[str, Any]:
+        recorded = await self.recorded()
+        return await anyio.to_thread.run_sync(json.loads, recorded)
+
+
+AnyRun = ServedRun | PastRun
+
+
+class Runs:
+    """The active runs, the latest of the past ones, and those of earlier starts.
+
+    Args:
+        history: Where runs are kept beyond the end of the server; None for nowhere.
         most: Runs that are kept after their end.
         most_bytes: Memory that they may take, about.
     """
 
-    def __init__(self, most: int = 200, most_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self, history: History | None = None, *, most: int = 200, most_bytes: int = 256 << 20
+    ) -> None:
+        self._history = history
+        self._past: dict[str, PastRun] = {}
         self._most = most
         self._most_bytes = most_bytes
         self._all: OrderedDict[str, ServedRun] = OrderedDict()
@@ -146,13 +227,52 @@ class Runs:
         self._all[run.id] = run
         return run
 
-    def of(self, client: str) -> list[ServedRun]:
-        """A client's runs, the newest first."""
-        return [run for run in reversed(self._all.values()) if run.client == client]
+    async def load(self) -> None:
+        """List what the history keeps of earlier starts.
 
-    def find(self, run: str, client: str) -> ServedRun | None:
+        Raises:
+            RecordingError: the history cannot be read.
+        """
+        if self._history is None:
+            return
+        history = self._history
+        listed = partial(history.entries, origin="serve", most=self._most)
+        for entry in await anyio.to_thread.run_sync(listed):
+            self._past[entry.run] = PastRun(entry, history)
+
+    async def remember(self, run: ServedRun, verdict: Verdict) -> None:
+        """Keep a run that has ended in the history, if there is one; a failure is logged."""
+        if self._history is None:
+            return
+        run.snapshot()
+        recorded = Recorded.of(run.tape)
+
+        def add(history: History) -> None:
+            page = recorded.encode()
+            history.add(
+                verdict,
+                question=run.question,
+                origin="serve",
+                client=run.client,
+                run=run.id,
+                page=page,
+            )
+
+        try:
+            # Shielded: a server that ends keeps what it answered.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(add, self._history)
+        except ConvictionError as error:
+            LOGGER.warning("The history was not written. %s", error)
+
+    def of(self, client: str) -> list[AnyRun]:
+        """A client's runs, the newest first."""
+        runs: list[AnyRun] = [*reversed(self._all.values()), *self._past.values()]
+        return [run for run in runs if run.client == client]
+
+    def find(self, run: str, client: str) -> AnyRun | None:
         """A client's run of that id."""
-        found = self._all.get(run)
+        found = self._all.get(run) or self._past.get(run)
         return found if found is not None and found.client == client else None
 
     def _keep(self, run: ServedRun) -> None:

@@ -13,6 +13,7 @@ from conviction.answers import AnswerKind, kind
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError, EngineError, OverloadedError, ShuttingDownError
 from conviction.events import Event, Listener
+from conviction.history import History
 from conviction.server.admission import Admission, Ticket
 from conviction.server.run_options import RequestResolver, RunOptions
 from conviction.server.runs import Runs, ServedRun
@@ -56,7 +57,7 @@ class Service:
         self.settings = settings
         self.engine = engine
         self.admission = Admission(settings.queueing)
-        self.runs = Runs()
+        self.runs = Runs(History() if settings.history else None)
         self.closing = anyio.Event()
         self.metrics = Metrics(self.admission, lambda: self._slots.running)
         self.tracing = Tracing(tracing, content=settings.log_content)
@@ -74,6 +75,7 @@ class Service:
             ConvictionError: the engine does not start or cannot be used.
         """
         async with AsyncExitStack() as stack:
+            await self.runs.load()
             await stack.enter_async_context(self.engine)
             self.capabilities = await self.engine.capabilities()
             self.resolver = RequestResolver(self.settings, self.capabilities)
@@ -189,6 +191,11 @@ class Service:
                 place=place,
             )
 
+    def keep(self, run: ServedRun, verdict: Verdict) -> None:
+        """Keep a run in the history, if the settings say so; nothing waits for it."""
+        if self.settings.history:
+            self._tasks.start_soon(self.runs.remember, run, verdict)
+
     def _close_kinds(self) -> None:
         for answers in self._kinds.values():
             answers.close()
@@ -243,6 +250,7 @@ class PendingRun:
             del service.active[run.id]
         service.metrics.finish(verdict)
         run.finish(verdict)
+        service.keep(run, verdict)
         return verdict
 
     @property

@@ -106,6 +106,7 @@ class Settings(BaseModel):
         progress_seconds: Shortest time between two lines of progress.
         drain_seconds: Time that running verdicts have when the server is told to end.
         log_content: Whether questions and answers may be logged and traced.
+        history: Whether runs are kept in the user's history, and shown again after a restart.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,3 +124,4 @@ class Settings(BaseModel):
     progress_seconds: Seconds = 0.5
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     log_content: bool = False
+    history: bool = False
