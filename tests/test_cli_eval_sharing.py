@@ -129,6 +129,7 @@ def test_another_total_is_refused_with_both_numbers(
 
 CHILD = """
 import os, sys
+from contextlib import aclosing
 from conviction.cli.main import main
 from conviction.backends.builtin import Embedded
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -136,9 +137,11 @@ from conviction.engines.scripted import Script, ScriptedEngine
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 class Logged(ScriptedEngine):
-    def _chunk(self, script, begin, end):
-        os.write(log, b"t" * (end - begin))
-        return super()._chunk(script, begin, end)
+    async def stream(self, request):
+        async with aclosing(super().stream(request)) as chunks:
+            async for chunk in chunks:
+                os.write(log, b"t" * chunk.confidences.size)
+                yield chunk
 
 engine = Logged([Script.even(f"The answer is {i % 3}.", tokens=20) for i in range(16)],
                 concurrency=4, delay=0.002)

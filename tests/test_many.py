@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import inf, nan
 from typing import Any
@@ -325,8 +327,10 @@ def test_continued_traces_are_paid_for_by_the_total_and_never_exceed_it(total: i
 class Uncounting(ScriptedEngine):
     """Gives texts, and no token."""
 
-    def _chunk(self, script: Script, begin: int, end: int) -> Chunk:
-        return replace(super()._chunk(script, begin, end), confidences=np.empty(0, np.float32))
+    async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+        async with aclosing(super().stream(request)) as chunks:
+            async for chunk in chunks:
+                yield replace(chunk, confidences=np.empty(0, np.float32))
 
 
 def test_an_engine_that_counts_no_tokens_is_refused_where_there_is_a_total() -> None:

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
+from conviction.answers import kinds_help
 from conviction.cli.arguments import WHOLE
 from conviction.cli.lab_tables import (
     calibration_table,
@@ -77,8 +78,7 @@ class TrialOptions:
     "Let a draw take one trace several times."
     only_graded: Annotated[bool, Parameter(negative="")] = False
     "Leave out questions without a right answer."
-    answer: str = "math"
-    "Kind of answer, for files of other programs: math, number, choice, text or json."
+    answer: Annotated[str, Parameter(help=f"For files of other programs. {kinds_help()}")] = "math"
     processes: Annotated[int | None, WHOLE] = None
     "Processes to use; as many as there are cores if not given."
 
