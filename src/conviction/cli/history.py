@@ -94,7 +94,7 @@ def search(
 
 
 @app.command
-def show(number: int, /, *, traces: Json = False, json: Json = False) -> None:
+def show(number: Annotated[int, WHOLE], /, *, traces: Json = False, json: Json = False) -> None:
     """Show one verdict: question, answer, votes, cost.
 
     Args:
@@ -111,7 +111,7 @@ def show(number: int, /, *, traces: Json = False, json: Json = False) -> None:
 
 @app.command(name="open")
 def play(
-    number: int,
+    number: Annotated[int, WHOLE],
     /,
     *,
     html: Path | None = None,
@@ -148,7 +148,8 @@ def play(
 
 @app.command
 def delete(
-    *numbers: int, everything: Annotated[bool, Parameter("--all", negative="")] = False
+    *numbers: Annotated[int, WHOLE],
+    everything: Annotated[bool, Parameter("--all", negative="")] = False,
 ) -> int:
     """Delete verdicts; exit code 1 if one of them was not there.
 
