@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from conviction.answers.formulas.markup import fold
 from conviction.registry import unknown_name
@@ -198,16 +198,17 @@ def last_json(text: str) -> str | None:
 def _read_json(text: str, start: int | None = None) -> int | None:
     """Where the JSON value at `start` ends; without `start`, all of `text` has to be one."""
     try:
-        _, end = json.JSONDecoder(
-            parse_float=str, parse_int=str, parse_constant=_refuse
-        ).raw_decode(text, start or 0)
+        _, end = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=refuse).raw_decode(
+            text, start or 0
+        )
     except (ValueError, RecursionError):
         return None
     return end if start is not None or end == len(text) else None
 
 
-def _refuse(constant: str) -> str:
-    raise ValueError(constant)  # NaN and Infinity are not JSON
+def refuse(constant: str) -> NoReturn:
+    """Refuse NaN and Infinity, which are not JSON."""
+    raise ValueError(constant)
 
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
@@ -225,11 +226,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 
 
 def check_strategies(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple, once all of them are known.
-
-    Raises:
-        UnknownNameError: with the nearest known name as a suggestion.
-    """
+    """The names, if all are known; else an UnknownNameError that suggests the nearest one."""
     for name in names:
         if name not in STRATEGIES:
             raise unknown_name("extraction strategy", name, STRATEGIES)
@@ -239,25 +236,17 @@ def check_strategies(names: Sequence[str]) -> tuple[str, ...]:
 def extract_answer(
     text: str, strategies: Sequence[str], accept: Callable[[str], Any] = bool
 ) -> str | None:
-    """The first answer that a strategy finds and `accept` does not refuse; None without one.
-
-    Args:
-        text: All that a trace wrote.
-        strategies: Names out of `STRATEGIES`, tried in this order.
-        accept: Whether a candidate can be an answer.
+    """The first answer in a trace's text that a strategy finds and `accept` does not refuse.
 
     Raises:
-        UnknownNameError: a strategy is not known.
+        UnknownNameError: a name in `strategies`, tried in this order, is not in `STRATEGIES`.
     """
     names = check_strategies(strategies)
     _, closed, visible = text.rpartition("</think>")
     if closed or "<think>" not in text:
         for name in names:
-            answer = STRATEGIES[name](visible)
-            if answer and accept(answer):
+            if (answer := STRATEGIES[name](visible)) and accept(answer):
                 return answer
-    if "boxed" in names:
-        answer = last_box(text)
-        if answer and accept(answer):
-            return answer
+    if "boxed" in names and (answer := last_box(text)) and accept(answer):
+        return answer
     return None

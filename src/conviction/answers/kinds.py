@@ -36,15 +36,12 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptEnding:
-    """How a prompt asks for an answer of some kind, in one language.
-
-    Attributes:
-        text: The sentence that follows the question.
-        examples: Questions whose solutions end as `text` asks.
-    """
+    """How a prompt asks for an answer of some kind, in one language."""
 
     text: str
+    """The sentence that follows the question."""
     examples: tuple[Example, ...] = ()
+    """Questions whose solutions end as `text` asks."""
 
 
 BOXED = PromptEnding(
@@ -192,10 +189,10 @@ def _class(name: str) -> type[AnswerKind]:
 class Grouping:
     """The classes of equal answers to one question, as the answers come in.
 
-    The first answer of a class represents it: a new answer joins the first class whose
-    representative it equals. So the classes depend on the order of the answers where equality is
-    not transitive ("0.5" and "50" both equal "50%"), and on nothing else. Used by one thread at a
-    time; where `classify` would wait for a comparison, an event loop calls it in another thread.
+    A new answer joins the first class whose first answer it equals. So the classes depend on the
+    order of the answers where equality is not transitive ("0.5" and "50" both equal "50%"), and on
+    nothing else. Used by one thread at a time; where `classify` would wait for a comparison, an
+    event loop calls it in another thread.
 
     Args:
         kind: Finds and compares the answers.
@@ -215,20 +212,17 @@ class Grouping:
     def classify(self, raw: str) -> Answer:
         """The answer with the key of its class; may wait for a comparison. Never raises."""
         canonical = self._canonical_form(raw)
-        key = self._keys.get(canonical)
-        if key is None:
-            key = self._keys[canonical] = self._class_of(canonical)
-        return Answer(self._kind.shown(raw), key)
+        if canonical not in self._keys:
+            self._keys[canonical] = self._class_of(canonical)
+        return Answer(self._kind.shown(raw), self._keys[canonical])
 
     def classify_at_once(self, raw: str) -> Answer | None:
         """Like `classify`, but None where that would have to wait for a comparison."""
         canonical = self._canonical_form(raw)
-        if canonical not in self._keys and not all(
-            self._kind.decided(representative, canonical)
-            for representative in self._representatives
-        ):
-            return None
-        return self.classify(raw)
+        known = canonical in self._keys
+        if known or all(self._kind.decided(other, canonical) for other in self._representatives):
+            return self.classify(raw)
+        return None
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -242,17 +236,14 @@ class Grouping:
         return (*self._kind.limits, used_up)
 
     def _canonical_form(self, raw: str) -> str:
-        canonical = self._canonical.get(raw)
-        if canonical is None:
-            canonical = self._canonical[raw] = self._kind.canonical(raw)
-        return canonical
+        if raw not in self._canonical:
+            self._canonical[raw] = self._kind.canonical(raw)
+        return self._canonical[raw]
 
     def _class_of(self, canonical: str) -> str:
-        for representative in self._representatives:
-            if not self._kind.decided(representative, canonical) and self._equivalent(
-                representative, canonical
-            ):
-                return representative
+        for known in self._representatives:
+            if not self._kind.decided(known, canonical) and self._equivalent(known, canonical):
+                return known
         self._representatives.append(canonical)
         return canonical
 
@@ -267,14 +258,9 @@ class Grouping:
 
 
 def is_correct(kind: AnswerKind, answer: Answer | str | None, gold: str | None) -> bool:
-    """Whether an answer means the same as the gold answer; no answer is wrong.
+    """Whether an answer means the same as the data set's gold answer; no answer is wrong.
 
-    May take a while, and waits for another process, where canonical forms leave it open.
-
-    Args:
-        kind: Compares the answers.
-        answer: What a trace or a verdict answered.
-        gold: The right answer, as the data set writes it.
+    May wait for another process, where canonical forms leave it open.
     """
     text = answer.text if isinstance(answer, Answer) else answer
     if text is None or gold is None:

@@ -13,12 +13,7 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _TRANSLATION = {
     **_HYPHENS,
     **_INVISIBLE,
-    ord("\u2044"): "/",
-    ord("\u3002"): ".",
-    ord("\u2018"): "'",
-    ord("\u2019"): "'",
-    ord("\u201c"): '"',
-    ord("\u201d"): '"',
+    **str.maketrans("\u2044\u3002\u2018\u2019\u201c\u201d", "/.''\"\""),
 }
 # NFKC turns "1½" into "11/2"; a space keeps the whole number apart.
 _VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f])")
@@ -31,16 +26,10 @@ _GREEK_NAMES = (
 )
 _SYMBOLS = str.maketrans(
     {
-        **{
-            letter: f"\\{name} "
-            for letter, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)
-        },
+        **{a: f"\\{name} " for a, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)},
         "√": r"\root ",
         "∞": r"\infty ",
-        "\N{MULTIPLICATION SIGN}": r"\cdot ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "∙": r"\cdot ",
+        **dict.fromkeys("\N{MULTIPLICATION SIGN}·⋅∙", r"\cdot "),
         "÷": "/",
         "≤": r"\le ",
         "≥": r"\ge ",
