@@ -87,8 +87,16 @@ _PERCENT_END = re.compile(
 _PRODUCT = re.compile(r"[^\Waeiou_]{1,2}|[^\Waeiouy_]{3}", re.ASCII | re.IGNORECASE)
 _CURRENCY = re.compile(r'^(?:"?\s*(?:USD|US|EUR|KRW|Rs)\s*"?|[€£¥₩])\s*(?=[-\d.])|\s*[€£¥₩]$')
 _SCALES = {
-    **{"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
-    **{"백만": 10**6, "천만": 10**7, "천": 10**3, "만": 10**4, "억": 10**8},
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "백만": 10**6,
+    "천만": 10**7,
+    "천": 10**3,
+    "만": 10**4,
+    "억": 10**8,
 }
 _SCALED = re.compile(rf'(\d+(?:\.\d+)?)\s*"?\s*({"|".join(_SCALES)})(?![A-Za-z])\s*"?')
 _SCALED_RUN = re.compile(rf"(?:{_SCALED.pattern})+(?:(?<=[천만억])\s*\d+)?")
