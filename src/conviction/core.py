@@ -103,11 +103,7 @@ class Sampling:
 
 
 def require(name: str, value: float, *, low: float, high: float | None = None) -> None:
-    """Check that a setting is a finite number within its range, both ends included.
-
-    Raises:
-        InvalidSettingError: naming the setting, its value and its range.
-    """
+    """Raise an InvalidSettingError unless a setting is a finite number in [low, high]."""
     number = isinstance(value, Real)
     if number and isfinite(value) and value >= low and (high is None or value <= high):
         return
@@ -116,15 +112,11 @@ def require(name: str, value: float, *, low: float, high: float | None = None) -
 
 
 GREATEST_WHOLE = 2**53
-"""Up to it, floats hold every whole number."""
+"""Up to it, floats hold every whole number, and it fits an index."""
 
 
 def require_whole(name: str, value: float, *, low: int) -> None:
-    """Check that a setting is a whole number from `low` to 2**53, so that it fits an index.
-
-    Raises:
-        InvalidSettingError: naming the setting, its value and its range.
-    """
+    """Raise an InvalidSettingError unless a setting is whole, from `low` to `GREATEST_WHOLE`."""
     require(name, value, low=low)
     if not isinstance(value, Integral):
         raise _refused(name, value, f"a whole number, at least {low}")

@@ -22,7 +22,7 @@ class Registry:
 
     Args:
         group: Entry point group of packages that add members, as in "conviction.policies".
-        noun: What a member is called in messages, as in "policy".
+        noun: Name of a member in messages, as in "policy".
         builtin: Import path ("module:attribute") of each built-in member, by name.
     """
 

@@ -7,7 +7,8 @@ the text after it holds no answer, or where the reasoning was never closed.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ NUMBER = re.compile(
 )
 """A number as it stands in prose: sign, thousands, decimals, exponent, fraction, percent."""
 
+# "####" at the start of a line, and what follows it if there is a number in it.
 _HASHES = re.compile(r"^####[ \t]*(.*\d.*)$", re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _JSON_OPENING = re.compile(r"[\[{]")
@@ -56,6 +58,7 @@ _SENTENCE_END = re.compile(
 )
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("*", "*"), ("_", "_"))
+_LINE = re.compile(r"([^\n]*)(?:\n|\Z)")
 _LINES_LOOKED_AT = 5
 
 
@@ -122,8 +125,9 @@ def _listed(between: str) -> bool:
 def after_marker(text: str) -> str | None:
     """What follows the last marker that anything follows, up to the end of its sentence."""
     for marker in reversed(list(_MARKER.finditer(text))):
-        for line in islice(_lines_from(text, marker.end()), _LINES_LOOKED_AT):
-            if answer := tidy(_KOREAN_ENDING.sub("", tidy(_sentence(line)))):
+        for line in islice(_LINE.finditer(text, marker.end()), _LINES_LOOKED_AT):
+            sentence = _SENTENCE_END.sub("", _EMPHASIS.sub("", line[1]))
+            if answer := tidy(_KOREAN_ENDING.sub("", tidy(_REASON.sub("", sentence)))):
                 return answer
     return None
 
@@ -149,33 +153,15 @@ def tidy(line: str) -> str:
     return "" if line in {"$$", "$", r"\[", r"\]", "*", "_", "---"} else line
 
 
-def _sentence(line: str) -> str:
-    return _REASON.sub("", _SENTENCE_END.sub("", _EMPHASIS.sub("", line)))
-
-
-def _lines_from(text: str, position: int) -> Iterator[str]:
-    while position < len(text):
-        end = text.find("\n", position)
-        end = len(text) if end < 0 else end
-        yield text[position:end]
-        position = end + 1
-
-
 def last_number(text: str) -> str | None:
     """The last number on the last line that holds anything."""
     numbers = NUMBER.findall(fold(last_line(text) or ""))
     return numbers[-1] if numbers else None
 
 
-def after_hashes(text: str) -> str | None:
-    """What follows the last "####" at the start of a line, if there is a number in it."""
-    found = _HASHES.findall(text)
-    return found[-1].strip() if found else None
-
-
-def last_fence(text: str) -> str | None:
-    """The content of the last fenced block of code."""
-    found = _FENCE.findall(text)
+def _last_group(pattern: re.Pattern[str], text: str) -> str | None:
+    """What the only group of a pattern holds at its last match."""
+    found = pattern.findall(text)
     return found[-1].strip() or None if found else None
 
 
@@ -198,9 +184,8 @@ def last_json(text: str) -> str | None:
 def _read_json(text: str, start: int | None = None) -> int | None:
     """Where the JSON value at `start` ends; without `start`, all of `text` has to be one."""
     try:
-        _, end = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=refuse).raw_decode(
-            text, start or 0
-        )
+        decoder = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=refuse)
+        _, end = decoder.raw_decode(text, start or 0)
     except (ValueError, RecursionError):
         return None
     return end if start is not None or end == len(text) else None
@@ -215,10 +200,10 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {
         "boxed": last_box,
         "marker": after_marker,
-        "hashes": after_hashes,
+        "hashes": partial(_last_group, _HASHES),
         "last-line": last_line,
         "last-number": last_number,
-        "fence": last_fence,
+        "fence": partial(_last_group, _FENCE),
         "json": last_json,
     }
 )

@@ -91,8 +91,7 @@ class AnswerKind(ABC):
     `conviction.answers`. The least that one needs is a name and `canonical`.
 
     Args:
-        strategies: How answers are found in place of the kind's own way, out of `STRATEGIES`,
-            tried in this order.
+        strategies: In place of the kind's own.
 
     Raises:
         UnknownNameError: a strategy is not known.
@@ -139,10 +138,7 @@ class AnswerKind(ABC):
         return False
 
     def shown(self, answer: str) -> str:
-        """The text that stands for an answer among the votes; by default as the trace wrote it.
-
-        Its canonical form must be that of the answer.
-        """
+        """The text for an answer among the votes, of the same canonical form."""
         return answer
 
     @property
@@ -195,7 +191,7 @@ class Grouping:
     event loop calls it in another thread.
 
     Args:
-        kind: Finds and compares the answers.
+        kind: Compares the answers.
         budget_seconds: Time that `AnswerKind.equivalent` may take in all; once it is used up,
             answers whose equality is still open count as different.
     """

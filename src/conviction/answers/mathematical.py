@@ -62,9 +62,8 @@ class MathematicalAnswers(AnswerKind):
 
     def equivalent(self, first: str, second: str) -> bool:
         """Whether two canonical forms mean the same, to a few seconds' best knowledge."""
-        if stand_for_the_same(self._form(first), self._form(second)):
-            return True
-        return self._comparer.equivalent(first, second)
+        same = stand_for_the_same(self._form(first), self._form(second))
+        return same or self._comparer.equivalent(first, second)
 
     @property
     def limits(self) -> tuple[str, ...]:

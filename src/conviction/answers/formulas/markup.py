@@ -6,7 +6,6 @@ letters.
 
 import re
 import unicodedata
-from collections.abc import Iterator
 
 _HYPHENS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"), "-")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
@@ -75,6 +74,7 @@ _REWRITES = tuple(
         (r"\\%", "%"),
     )
 )
+# Quoted texts, commands, and single characters.
 _TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|.', re.DOTALL)
 _OPENING = frozenset({"(", "[", "{", "\\{"})
 _CLOSING = frozenset({")", "]", "}", "\\}"})
@@ -125,16 +125,11 @@ def _quoted(match: re.Match[str]) -> str:
     return f' "{content}" ' if content else " "
 
 
-def tokens(text: str) -> Iterator[str]:
-    """Commands, quoted texts and single characters."""
-    return (match.group() for match in _TOKEN.finditer(text))
-
-
 def split(text: str, separators: frozenset[str]) -> list[str]:
     """The parts of `text` between separators that stand outside of all brackets."""
     parts = [""]
     depth = 0
-    for token in tokens(text):
+    for token in _TOKEN.findall(text):
         depth += (token in _OPENING) - (token in _CLOSING)
         if depth <= 0 and token in separators:
             parts.append("")
@@ -145,7 +140,7 @@ def split(text: str, separators: frozenset[str]) -> list[str]:
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
     """Opening bracket, content and closing bracket, if one pair encloses all of `text`."""
-    found = list(tokens(text))
+    found: list[str] = _TOKEN.findall(text)
     if len(found) < 2 or found[0] not in _OPENING or found[-1] not in _CLOSING:
         return None
     depth = 0

@@ -152,7 +152,7 @@ def _without_commas(match: re.Match[str]) -> str:
 def _structure(text: str, depth: int) -> Form | None:
     union = split(text, frozenset({r"\cup"}))
     if len(union) > 1:
-        return _collection(Shape.UNION, union, depth, opening="", closing="", between=r"\cup ")
+        return _collection(Shape.UNION, union, depth)
     if r"\pm" in text:
         above, below = text.replace(r"\pm", "+"), text.replace(r"\pm", "-")
         return _list([above.replace(r"\mp", "-"), below.replace(r"\mp", "+")], depth)
@@ -164,7 +164,7 @@ def _structure(text: str, depth: int) -> Form | None:
         if len(items) > 1:
             interval = opening == "[" or closing == "]"
             shape = Shape.INTERVAL if interval else Shape.TUPLE
-            return _collection(shape, items, depth, opening=opening, closing=closing, between=",")
+            return _collection(shape, items, depth, opening, closing)
         if opening == "{" or _words(inside):
             return _read(inside, depth + 1)
     return leaf(text)
@@ -188,7 +188,7 @@ def leaf(text: str) -> Form:
         return _single(text)
     form = _single(text[: percent.start()])
     if form.number is None:
-        return Form(Shape.OPAQUE, _squeezed(text))
+        return _opaque(text)
     return Form(Shape.PERCENT, rf"{form.text}\%", number=form.number)
 
 
@@ -203,12 +203,12 @@ def _single(text: str) -> Form:  # noqa: PLR0911  # one for each shape
         bare = _without_unit(_SCALED_RUN.sub(_scaled, text))
         node = parse(bare.removesuffix("°").strip() or text)
         if bare.endswith("°") and not isinstance(node, Fraction):
-            return Form(Shape.OPAQUE, _squeezed(text))  # "cos 30°"
+            return _opaque(text)  # "cos 30°"
         number = node if isinstance(node, Fraction) else None
         shape = Shape.EXPRESSION if number is None else Shape.NUMBER
         return Form(shape, render(node), number=number, value=value_of(node))
     except UnreadableError:
-        return _words(text) or Form(Shape.OPAQUE, _squeezed(text))
+        return _words(text) or _opaque(text)
     except (ArithmeticError, RecursionError):
         # Too large to calculate, or undefined: equal to what is written in the same way only.
         return Form(Shape.WORDS, "".join(text.split()))
@@ -229,8 +229,8 @@ def _without_unit(text: str) -> str:
     return bare[: unit.start()]
 
 
-def _squeezed(text: str) -> str:
-    return re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text)
+def _opaque(text: str) -> Form:
+    return Form(Shape.OPAQUE, re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text))
 
 
 def _words(text: str) -> Form | None:
@@ -256,11 +256,11 @@ def _list(items: list[str], depth: int) -> Form | None:
         sides = zip(names, [_read(item, depth + 1) for item in items], strict=True)
         pairs = sorted(f"{name}={side.text}" for name, side in sides if side)
         return Form(Shape.OPAQUE, ",".join(pairs))
-    return _collection(Shape.SET, items, depth, opening=r"\{", closing=r"\}", between=",")
+    return _collection(Shape.SET, items, depth, r"\{", r"\}")
 
 
 def _collection(
-    shape: Shape, items: list[str], depth: int, *, opening: str, closing: str, between: str
+    shape: Shape, items: list[str], depth: int, opening: str = "", closing: str = ""
 ) -> Form | None:
     parts = [form for item in items if (form := _read(item, depth + 1))]
     if shape is Shape.SET:
@@ -270,6 +270,7 @@ def _collection(
         parts.sort(key=lambda form: form.text)
         if len(parts) < 2:
             return parts[0] if parts else None
+    between = r"\cup " if shape is Shape.UNION else ","
     text = opening + between.join(form.text for form in parts) + closing
     return Form(shape, text, tuple(parts))
 
