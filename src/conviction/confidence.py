@@ -83,12 +83,7 @@ def token_confidence(logprobs: Sequence[float], k: int) -> float:
 def token_confidences(logprobs: Floats, k: int) -> NDArray[np.float32]:
     """`token_confidence` of many tokens at once.
 
-    Args:
-        logprobs: Shape (tokens, m) with m >= k, natural logs, in any order.
-        k: How many to average, from 1 to m.
-
-    Returns:
-        Shape (tokens,), NaN for tokens with fewer than k usable values.
+    From shape (tokens, m), with k from 1 to m, to shape (tokens,).
     """
     usable = (logprobs > FILLER) & (logprobs <= 0.0)
     known = np.where(usable, logprobs, -inf)
@@ -116,15 +111,10 @@ def cumulative(confidences: Floats) -> Doubles:
 
 
 def group_confidences(confidences: Floats, window: int) -> Doubles:
-    """Group confidences (eq. 4): means over `window` consecutive tokens, stride 1.
+    """Group confidences (eq. 4): means over `window` consecutive tokens of a trace, stride 1.
 
-    Args:
-        confidences: Token confidences of one trace, shape (tokens,).
-        window: Tokens in a group, at least 1.
-
-    Returns:
-        Shape (known tokens - window + 1,). A trace shorter than the window has one group, of
-        all that it has; a trace without known tokens has none.
+    From shape (tokens,) to shape (known tokens - window + 1,). A trace shorter than the window has
+    one group, of all that it has; a trace without known tokens has none.
     """
     values = known(confidences)
     if values.size == 0:

@@ -34,11 +34,8 @@ class Gate:
     def stop_position(self, confidences: Floats) -> int | None:
         """Tokens that a recorded trace would have generated when this gate stopped it.
 
-        Args:
-            confidences: Its token confidences, shape (tokens,), NaN where unknown.
-
-        Returns:
-            At least `window`; None if it is never stopped.
+        At least `window`; None if it is never stopped. Its confidences have shape (tokens,), and
+        are NaN where unknown.
         """
         positions = np.flatnonzero(np.isfinite(confidences))
         if positions.size < self.window:

@@ -170,7 +170,6 @@ class _Run:
         )
 
     async def run(self, time_limit: float | None, interrupt: anyio.Event | None) -> Verdict:
-        """Run to the verdict."""
         setup, policy = self._setup, self._policy
         settings, engine = policy.settings(), self._engine.name
         begun = RunStarted(setup.question, settings, policy.budget, engine, setup.capabilities)

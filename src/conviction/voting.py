@@ -135,11 +135,9 @@ def lead_of(tally: Tally) -> float | None:
 
 
 def fewest_votes(settle: Callable[[int], bool], most: int) -> int:
-    """The fewest further votes for the leader that settle the verdict, from 1 to `most`.
+    """The fewest further votes for the leader, from 1 to `most`, that settle the verdict.
 
-    Args:
-        settle: Whether this many would; if some would, so would more.
-        most: How many can still come; also the result if not even these would.
+    If some number of votes settles it, so do more; if not even `most` do, the result is `most`.
     """
     return bisect_left(range(1, most), True, key=settle) + 1  # noqa: FBT003  # the value searched for
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from conviction.answers.formulas.markup import fold
@@ -196,17 +195,15 @@ def refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {
-        "boxed": last_box,
-        "marker": after_marker,
-        "hashes": partial(_last_group, _HASHES),
-        "last-line": last_line,
-        "last-number": last_number,
-        "fence": partial(_last_group, _FENCE),
-        "json": last_json,
-    }
-)
+STRATEGIES: Mapping[str, Strategy] = {
+    "boxed": last_box,
+    "marker": after_marker,
+    "hashes": partial(_last_group, _HASHES),
+    "last-line": last_line,
+    "last-number": last_number,
+    "fence": partial(_last_group, _FENCE),
+    "json": last_json,
+}
 """All strategies by name."""
 
 

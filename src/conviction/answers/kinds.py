@@ -162,7 +162,7 @@ def kind(name: str) -> AnswerKind:
         UnknownNameError: no kind has this name.
         PluginError: a plug-in brings it and cannot be used.
     """
-    return _class(name)()
+    return KINDS.subclass(name, AnswerKind)()
 
 
 def kinds_help() -> str:
@@ -172,14 +172,10 @@ def kinds_help() -> str:
 
 def _help(name: str) -> str:
     try:
-        words = _class(name).help
+        words = KINDS.subclass(name, AnswerKind).help
     except ConvictionError:
         words = "cannot be imported"
     return f"{name}: {words}" if words else name
-
-
-def _class(name: str) -> type[AnswerKind]:
-    return KINDS.subclass(name, AnswerKind)
 
 
 class Grouping:
@@ -262,6 +258,5 @@ def is_correct(kind: AnswerKind, answer: Answer | str | None, gold: str | None) 
     if text is None or gold is None:
         return False
     given, wanted = kind.canonical(text), kind.canonical(gold)
-    if given == wanted:
-        return True
-    return not kind.decided(given, wanted) and kind.equivalent(given, wanted)
+    same = given == wanted
+    return same or (not kind.decided(given, wanted) and kind.equivalent(given, wanted))

@@ -18,12 +18,12 @@ from typing import IO, Any
 from weakref import finalize
 
 from conviction.answers import worker as worker_program
+from conviction.answers.formulas.parsing import MOST_CHARACTERS
 from conviction.answers.formulas.shapes import Form, certainly_differ, read, stand_for_the_same
 from conviction.answers.kinds import AnswerKind
 from conviction.core import require
 
 _MOST_KEPT = 4096
-_MOST_CHARACTERS = 2_000
 _SECONDS_TO_END = 5.0
 _SPARE_SECONDS = 1.0
 
@@ -180,7 +180,7 @@ class FormulaComparer:
 
     def equivalent(self, first: str, second: str) -> bool:
         """Whether math-verify finds two formulas equal in either direction. Never raises."""
-        if max(len(first), len(second)) > _MOST_CHARACTERS:
+        if max(len(first), len(second)) > MOST_CHARACTERS:
             return False
         with self._lock:
             # A worker that was killed from outside deserves a second try, a slow one does not.
