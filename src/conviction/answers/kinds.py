@@ -162,7 +162,8 @@ def kind(name: str) -> AnswerKind:
         UnknownNameError: no kind has this name.
         PluginError: a plug-in brings it and cannot be used.
     """
-    return KINDS.subclass(name, AnswerKind)()
+    found: type[AnswerKind] = KINDS.subclass(name, AnswerKind)
+    return found()
 
 
 def kinds_help() -> str:
