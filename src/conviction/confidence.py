@@ -15,6 +15,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from heapq import nlargest
 from itertools import pairwise
 from math import inf, isfinite, nan
@@ -22,7 +23,9 @@ from math import inf, isfinite, nan
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32] | NDArray[np.float64]
+Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32] | Doubles
+Bounds = NDArray[np.int64]
 
 FILLER = -9999.0
 """Servers send this (vLLM) or less in place of minus infinity; it is no log-probability."""
@@ -80,12 +83,7 @@ def token_confidence(logprobs: Sequence[float], k: int) -> float:
 def token_confidences(logprobs: Floats, k: int) -> NDArray[np.float32]:
     """`token_confidence` of many tokens at once.
 
-    Args:
-        logprobs: Shape (tokens, m) with m >= k, natural logs, in any order.
-        k: How many to average, from 1 to m.
-
-    Returns:
-        Shape (tokens,), NaN for tokens with fewer than k usable values.
+    From shape (tokens, m), with k from 1 to m, to shape (tokens,).
     """
     usable = (logprobs > FILLER) & (logprobs <= 0.0)
     known = np.where(usable, logprobs, -inf)
@@ -100,7 +98,7 @@ def known(confidences: Floats) -> Floats:
     return confidences if finite.all() else confidences[finite]
 
 
-def cumulative(confidences: Floats) -> NDArray[np.float64]:
+def cumulative(confidences: Floats) -> Doubles:
     """Sums S_0 = 0, S_1, … of known confidences, added in order; shape (tokens + 1,).
 
     Streaming and vectorised code take group sums as differences of these very numbers, which
@@ -112,16 +110,11 @@ def cumulative(confidences: Floats) -> NDArray[np.float64]:
     return sums
 
 
-def group_confidences(confidences: Floats, window: int) -> NDArray[np.float64]:
-    """Group confidences (eq. 4): means over `window` consecutive tokens, stride 1.
+def group_confidences(confidences: Floats, window: int) -> Doubles:
+    """Group confidences (eq. 4): means over `window` consecutive tokens of a trace, stride 1.
 
-    Args:
-        confidences: Token confidences of one trace, shape (tokens,).
-        window: Tokens in a group, at least 1.
-
-    Returns:
-        Shape (known tokens - window + 1,). A trace shorter than the window has one group, of
-        all that it has; a trace without known tokens has none.
+    From shape (tokens,) to shape (known tokens - window + 1,). A trace shorter than the window has
+    one group, of all that it has; a trace without known tokens has none.
     """
     values = known(confidences)
     if values.size == 0:
@@ -132,26 +125,18 @@ def group_confidences(confidences: Floats, window: int) -> NDArray[np.float64]:
 
 
 def measure(metric: Metric, confidences: Floats, window: int) -> float:
-    """One trace's confidence under `metric`; NaN if no token's confidence is known.
-
-    Args:
-        metric: The metric.
-        confidences: Token confidences, shape (tokens,).
-        window: Tokens in a group, at least 1; the mean and the head do not depend on it.
-    """
+    """`measure_pool` of one trace, shape (tokens,); NaN if no token's confidence is known."""
     return float(measure_pool(metric, confidences, np.array([0, confidences.size]), window)[0])
 
 
-def measure_pool(
-    metric: Metric, confidences: Floats, offsets: NDArray[np.int64], window: int
-) -> NDArray[np.float64]:
+def measure_pool(metric: Metric, confidences: Floats, offsets: Bounds, window: int) -> Doubles:
     """Confidences of many traces under `metric`.
 
     Args:
-        metric: The metric.
+        metric: How token confidences become one number.
         confidences: Token confidences of all traces, one after another, shape (tokens,).
         offsets: Where each trace begins, and the end: shape (traces + 1,), ascending.
-        window: Tokens in a group, at least 1.
+        window: Tokens in a group, at least 1; the mean and the head do not depend on it.
 
     Returns:
         Shape (traces,), NaN for traces without a known token.
@@ -167,38 +152,32 @@ def measure_pool(
 def confidence_gain(confidences: Floats) -> float:
     """How much a trace's confidence rose: mean of its last tenth less that of its first.
 
-    Apart from the metrics, as it is a difference: 0 for a steady trace, and often negative.
-
-    Source: confidence dynamics, arXiv 2605.25244.
+    Each tenth has at least one token. 0 for a steady trace, and often negative; NaN if no token's
+    confidence is known. Source: confidence dynamics, arXiv 2605.25244.
 
     Args:
         confidences: Token confidences of a whole trace, shape (tokens,).
-
-    Returns:
-        The difference, of at least one token each; NaN if no token's confidence is known.
     """
     tenth = max(int(known(confidences).size * HEAD_SHARE), 1)
     last = measure(Metric.TAIL, confidences, tenth)
     return last - measure(Metric.HEAD, confidences, tenth)
 
 
-def _blocks(offsets: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _blocks(offsets: Bounds) -> list[tuple[int, int]]:
     """Runs of whole traces of about `_POOL_BLOCK` tokens, as (first, past the last)."""
     traces = offsets.size - 1
     cuts = np.searchsorted(offsets, np.arange(int(offsets[0]), int(offsets[-1]), _POOL_BLOCK))
     return list(pairwise(sorted({0, *cuts.tolist(), traces})))
 
 
-def _drop_unknown(values: Floats, bounds: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+def _drop_unknown(values: Floats, bounds: Bounds) -> tuple[Floats, Bounds]:
     finite = np.isfinite(values)
     if finite.all():
         return values, bounds
     return values[finite], np.concatenate(([0], np.cumsum(finite, dtype=np.int64)))[bounds]
 
 
-def _measure_block(
-    metric: Metric, values: Floats, bounds: NDArray[np.int64], window: int
-) -> NDArray[np.float64]:
+def _measure_block(metric: Metric, values: Floats, bounds: Bounds, window: int) -> Doubles:
     sums = cumulative(values)
     begin, end = bounds[:-1], bounds[1:]
     tokens = end - begin
@@ -214,19 +193,15 @@ def _measure_block(
             width = np.maximum((tokens * HEAD_SHARE).astype(np.int64), 1) * present
             result = (sums[begin + width] - sums[begin]) / np.maximum(width, 1)
         case Metric.LOWEST_GROUP:
-            result = _over_groups(_least, sums, begin, end, window)
+            result = _over_groups(partial(_reduce, np.minimum), sums, begin, end, window)
         case Metric.BOTTOM_10:
             result = _over_groups(_bottom, sums, begin, end, window)
     return np.where(present, result, nan)
 
 
 def _over_groups(
-    summary: Callable[..., NDArray[np.float64]],
-    sums: NDArray[np.float64],
-    begin: NDArray[np.int64],
-    end: NDArray[np.int64],
-    window: int,
-) -> NDArray[np.float64]:
+    summary: Callable[..., Doubles], sums: Doubles, begin: Bounds, end: Bounds, window: int
+) -> Doubles:
     """A summary of each trace's group confidences; a trace shorter than the window has one."""
     tokens = end - begin
     result = (sums[end] - sums[begin]) / np.maximum(tokens, 1)
@@ -237,15 +212,7 @@ def _over_groups(
     return result
 
 
-def _least(
-    groups: NDArray[np.float64], first: NDArray[np.int64], stop: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    return _reduce(np.minimum, groups, first, stop)
-
-
-def _bottom(
-    groups: NDArray[np.float64], first: NDArray[np.int64], stop: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _bottom(groups: Doubles, first: Bounds, stop: Bounds) -> Doubles:
     lowest = np.maximum(((stop - first) * BOTTOM_SHARE).astype(np.int64), 1)
     for a, b, count in zip(first.tolist(), stop.tolist(), lowest.tolist(), strict=True):
         if b - a <= _SORTED_GROUPS:
@@ -255,12 +222,7 @@ def _bottom(
     return _reduce(np.add, groups, first, first + lowest) / lowest
 
 
-def _reduce(
-    operation: np.ufunc,
-    values: NDArray[np.float64],
-    first: NDArray[np.int64],
-    stop: NDArray[np.int64],
-) -> NDArray[np.float64]:
+def _reduce(operation: np.ufunc, values: Doubles, first: Bounds, stop: Bounds) -> Doubles:
     """`operation` over values[first:stop], for each pair of bounds; none of them empty."""
     # reduceat answers for the gaps between the segments too, and takes no bound past the end.
     bounds = np.stack((first, stop), axis=1).ravel()
@@ -287,14 +249,10 @@ class GroupWindow:
         self._least = inf
 
     def push(self, confidences: Floats) -> float:
-        """Take the next tokens of the trace.
-
-        Args:
-            confidences: Their token confidences, shape (tokens,); unknown ones are left out.
+        """Take the next tokens of the trace, shape (tokens,); unknown ones are left out.
 
         Returns:
-            The lowest group confidence among the full groups that these tokens completed;
-            infinity if they completed none.
+            The lowest confidence of the full groups that they completed; infinity without any.
         """
         many = confidences.size > _SCALAR_CHUNK
         least = self._push_many(confidences) if many else self._push_few(confidences)
@@ -346,14 +304,11 @@ class GroupWindow:
         self._last = self.window
 
     def safe_tokens(self, threshold: float) -> int:
-        """How many tokens can come before a full group can be below `threshold`.
+        """How many tokens, from 0 to the window, can come before a full group is below `threshold`.
 
         However low they are: a confidence is never negative, so a group sum shrinks at most by
-        the tokens that leave it. This is what allows a gate to be looked at now and then, and
-        yet to fire at the very token at which it would fire if it were looked at every time.
-
-        Returns:
-            A count from 0 to the window.
+        the tokens that leave it. So a gate that is checked now and then can fire at the very token
+        at which it would fire if it were checked every time.
         """
         if self.count < self.window:
             return self.window - self.count - 1

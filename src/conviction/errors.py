@@ -56,15 +56,7 @@ class ConvictionError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process borders (workers, Ray), so they must pickle."""
-        return _rebuild, (type(self), self.args, vars(self))
-
-
-def _rebuild(
-    kind: type[ConvictionError], args: tuple[object, ...], state: dict[str, object]
-) -> ConvictionError:
-    error = kind.__new__(kind, *args)
-    vars(error).update(state)
-    return error
+        return Exception.__new__, (type(self), *self.args), vars(self)
 
 
 class UsageError(ConvictionError):

@@ -34,11 +34,8 @@ class Gate:
     def stop_position(self, confidences: Floats) -> int | None:
         """Tokens that a recorded trace would have generated when this gate stopped it.
 
-        Args:
-            confidences: Its token confidences, shape (tokens,), NaN where unknown.
-
-        Returns:
-            A count from `window` to the number of tokens; None if it is never stopped.
+        At least `window`; None if it is never stopped. Its confidences have shape (tokens,), and
+        are NaN where unknown.
         """
         positions = np.flatnonzero(np.isfinite(confidences))
         if positions.size < self.window:
@@ -62,11 +59,7 @@ class GateMonitor:
         self.groups = GroupWindow(gate.window)
 
     def push(self, confidences: Floats) -> bool:
-        """Take the next tokens; True if the trace is to be stopped now.
-
-        Args:
-            confidences: Their token confidences, shape (tokens,), NaN where unknown.
-        """
+        """Take the next tokens, shape (tokens,), NaN where unknown; whether to stop the trace."""
         return self.groups.push(confidences) < self.threshold
 
     def safe_tokens(self) -> int:

@@ -9,9 +9,9 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import FinishReason, Sampling
+from conviction.core import FinishReason
 from conviction.engines.base import Chunk
-from conviction.gate import Gate, GateMonitor
+from conviction.gate import Gate
 
 _FLOAT32 = np.dtype(np.float32)
 _MOST_UNSEEN = 100_000
@@ -52,14 +52,10 @@ class LiveTrace:
     async def read(
         self, chunks: AsyncIterator[Chunk], watch: Callable[[Chunk], None] | None = None
     ) -> None:
-        """Read a stream until the trace ends or its gate says stop.
+        """Read a stream until the trace ends or its gate stops it; `watch` hears every chunk.
 
         The gate is looked at only when it could say stop whatever came since the last look,
         which costs a fraction of looking at every token and stops at the same one.
-
-        Args:
-            chunks: The stream.
-            watch: Called with every chunk as it comes.
 
         Raises:
             TypeError: the chunks' confidences are not float32.
@@ -90,26 +86,15 @@ class LiveTrace:
                 if self.finish is not None:
                     return
                 seen = self._raw.tell() // _FLOAT32.itemsize
-                left = _bytes_to_next_look(monitor)
+                left = _FLOAT32.itemsize * (monitor.safe_tokens() + 1 if monitor else _MOST_UNSEEN)
 
     def begin_again(self) -> int:
-        """Drop what an attempt that broke off has brought; its tokens still count.
-
-        Returns:
-            How many tokens these were.
-        """
+        """Drop the tokens of an attempt that broke off, which still count; how many these were."""
         lost = self._raw.tell() // _FLOAT32.itemsize
         self.restarts += 1
         self.lost_tokens += lost
         self._text, self._raw, self._raw_logprobs = BytesIO(), BytesIO(), BytesIO()
         return lost
-
-    def most_tokens(self, sampling: Sampling) -> int:
-        """How many tokens it may write: what is left beside its beginning, at least 1.
-
-        An engine that does not keep to limits may have written a beginning beyond them.
-        """
-        return max(1, sampling.max_tokens - self.kept)
 
     @property
     def text(self) -> str:
@@ -141,11 +126,6 @@ class LiveTrace:
             self._raw_logprobs.truncate(0)
             found = chunk.confidences.dtype
             raise TypeError(f"the confidences of a chunk must be float32, not {found}")
-
-
-def _bytes_to_next_look(monitor: GateMonitor | None) -> int:
-    tokens = monitor.safe_tokens() + 1 if monitor else _MOST_UNSEEN
-    return _FLOAT32.itemsize * tokens
 
 
 def beginning(text: str, share: float) -> str:

@@ -27,13 +27,9 @@ _HANGUL = re.compile("[\uac00-\ud7a3]")
 
 
 def compose(text: str, *, kind: AnswerKind | str, style: PromptStyle, id: str = "") -> Question:  # noqa: A002
-    """The question to send for what a user wrote.
+    """The question to send for a user's words; its id is derived from them if none is given.
 
-    Args:
-        text: The user's words.
-        kind: The answer kind, or its name; it decides how a trace is asked to end.
-        style: How much to add.
-        id: The question's id; derived from the text if empty.
+    The answer kind, or the one of that name, decides how a trace is asked to end.
 
     Raises:
         UnknownNameError: no answer kind has this name.

@@ -22,7 +22,7 @@ class Registry:
 
     Args:
         group: Entry point group of packages that add members, as in "conviction.policies".
-        noun: What a member is called in messages, as in "policy".
+        noun: Name of a member in messages, as in "policy".
         builtin: Import path ("module:attribute") of each built-in member, by name.
     """
 
@@ -33,7 +33,7 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Names of all members, sorted. Nothing is imported."""
-        return tuple(sorted({*self.builtin, *(point.name for point in self._plugins())}))
+        return tuple(sorted({*self.builtin, *_plugins(self.group).names}))
 
     def get(self, name: str) -> object:
         """The member of that name, imported.
@@ -42,7 +42,7 @@ class Registry:
             UnknownNameError: no member has this name; the nearest name is suggested.
             PluginError: two packages bring this name, or the one that does fails to import.
         """
-        points = [point for point in self._plugins() if point.name == name]
+        points = tuple(_plugins(self.group).select(name=name))
         if not points and name in self.builtin:
             return resolve_name(self.builtin[name])
         packages = [_package(point) for point in points]
@@ -82,9 +82,6 @@ class Registry:
             found=f"{member!r} is not a subclass of {base.__module__}.{base.__qualname__}",
             remedy=f"Correct the entry point under {self.group!r} in the package that brings it.",
         )
-
-    def _plugins(self) -> EntryPoints:
-        return _plugins(self.group)
 
 
 @cache

@@ -22,17 +22,16 @@ class Place:
     Leaving its context gives back all that it holds; none of its traces may run then.
 
     Attributes:
-        begin: Called when a waiting trace may begin; from then on it runs.
-        end: Called when the total is spent.
         number: In order of joining, from 0.
-        first: Traces that it wanted at first; None before it said so.
-        begun: Traces that began.
-        running: Those of them that have not ended.
-        waiting: Traces that wait for their turn.
-        need: The fewest votes that would settle it; None where its policy cannot tell.
         most: The most traces of it that run at once; None for as many as there are slots.
         total: Tokens that its traces together may generate; None for no bound of its own.
-        spent: Tokens that count towards that, as they come.
+        begin: Called when a waiting trace may begin; from then on it runs.
+        end: Called when the total is spent.
+        first: Traces that it wanted at first; None before it said so.
+        begun: Traces that began, of which `running` have not ended.
+        waiting: Traces that wait for their turn.
+        need: The fewest votes that would settle it; None where its policy cannot tell.
+        spent: Tokens that count towards its total, as they come.
     """
 
     _slots: "Slots"
@@ -116,12 +115,10 @@ class Slots:
     Args:
         concurrency: Traces that run at once, at least 1.
         total: Tokens that all traces together may generate, at least 1; None for any number.
-        spent: Tokens that count already.
+        spent: Tokens of all traces: as they come if there is a total, else when a trace ends.
         longest: The most tokens of a trace.
 
     Attributes:
-        total: As given.
-        spent: Tokens of all traces: as they come if there is a total, else when a trace ends.
         running: Traces that run.
         contested: Questions that had more than their first traces and still take part.
         over: Whether the total is spent.
@@ -154,17 +151,13 @@ class Slots:
         self._line: list[tuple[tuple[bool, int, int], int, Place]] = []
 
     def place(self, *, most: int | None = None, total: int | None = None) -> Place:
-        """A place for one more question.
+        """A place for one more question, with bounds of its own on traces at once and on tokens.
 
         No trace begins before all places have said what they want, so make all before any is used.
-
-        Args:
-            most: The most traces of it that run at once, at least 1; None for no bound of its own.
-            total: Tokens that its traces together may generate, at least 1; None for no bound of
-                its own. It is called to end by the chunk that exceeds them.
+        The chunk that exceeds its total of tokens calls it to end.
 
         Raises:
-            InvalidSettingError: a bound lies outside its range.
+            InvalidSettingError: a bound is below 1.
         """
         if most is not None:
             require_whole("most", most, low=1)

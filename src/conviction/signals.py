@@ -17,12 +17,7 @@ Result = TypeVar("Result")
 
 
 async def on_signals(first: Callable[[], object], second: Callable[[], object]) -> None:
-    """Wait for SIGINT and SIGTERM until cancelled.
-
-    Args:
-        first: Called at the first signal.
-        second: Called at each later one that is not an echo of the first.
-    """
+    """Call `first` at the first SIGINT or SIGTERM, and `second` at each later one but an echo."""
     if sys.platform == "win32":  # no signal receivers there: Ctrl-C raises KeyboardInterrupt
         return
     began = inf

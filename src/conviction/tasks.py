@@ -31,12 +31,9 @@ async def helpers() -> AsyncGenerator[TaskGroup]:
 async def unless_ended(
     call: Callable[[], Awaitable[Result]], time_limit: float | None, interrupt: anyio.Event | None
 ) -> tuple[Result | None, str]:
-    """The result of a call, or None and why the run ended before it came: "time", "interrupted".
+    """The result of a call, or None and why waiting ended before it came.
 
-    Args:
-        call: What to wait for.
-        time_limit: Seconds that it may take.
-        interrupt: When set, waiting ends.
+    That is "time" after `time_limit` seconds, and "interrupted" when `interrupt` is set.
     """
     result: Result | None = None
     ended = "time"

@@ -85,20 +85,19 @@ async def deliberate(
         question: What to ask.
         engine: Generates the traces; already started.
         policy: Decides which traces to start, stop and count. A prototype: it is not changed.
-        answers: Finds answers in traces and tells equal ones.
+        answers: Finds answers in traces and compares them.
         sampling: How tokens are drawn.
         seed: Seeds of all traces derive from it and the question's id.
-        restarts: How often a trace whose stream broke is begun again, at least 0. The tokens of
-            what was lost count.
-        logprobs: Whether traces also keep the log-probability of each token, where the engine
-            gives them. No policy looks at them.
+        restarts: How often a trace whose stream broke begins again, at least 0; lost tokens count.
+        logprobs: Whether traces keep the log-probability of each token, where the engine gives
+            them. No policy looks at them.
         on_event: Called with every event, in order. It must not block; if it raises, it is
             not called again and the verdict says so.
         time_limit: Seconds after which the run ends with the votes it has.
         interrupt: When set, the run ends with the votes it has.
         place: Its place among other questions that share the engine's slots and perhaps a total of
-            tokens, after which the run ends with the votes it has; it is given up with the run.
-            Without one, it has the engine for itself.
+            tokens, after which the run ends with the votes it has; given up with the run. Without
+            one, it has the engine for itself.
 
     Raises:
         AllTracesFailedError: no trace came to an end; the causes are named.
@@ -150,11 +149,8 @@ class _Run:
         began: float,
     ) -> None:
         self._setup = setup
-        self._question = setup.question
         self._engine = setup.engine
-        self._capabilities = setup.capabilities
         self._policy = setup.policy
-        self._sampling = setup.sampling
         self._place = place
         self._restarts = restarts
         self._logprobs = logprobs
@@ -164,7 +160,7 @@ class _Run:
         self._live: dict[int, LiveTrace] = {}
         self._started = 0
         self._ended: str | None = None
-        self._listener_failure = ""
+        self._warnings: list[str] = []
         self._refused: ContextOverflowError | None = None
         self._builder = VerdictBuilder(setup)
         # Unbounded, but never holds more than one entry per trace of the budget, and None when the
@@ -174,16 +170,10 @@ class _Run:
         )
 
     async def run(self, time_limit: float | None, interrupt: anyio.Event | None) -> Verdict:
-        """Run to the verdict."""
-        self._emit(
-            RunStarted(
-                self._question,
-                self._policy.settings(),
-                self._policy.budget,
-                self._engine.name,
-                self._capabilities,
-            )
-        )
+        setup, policy = self._setup, self._policy
+        settings, engine = policy.settings(), self._engine.name
+        begun = RunStarted(setup.question, settings, policy.budget, engine, setup.capabilities)
+        self._emit(begun)
         # The place is given up when nothing runs any more, also after an error.
         with self._outcomes, self._arrivals, self._place:
             async with helpers() as tasks:
@@ -207,11 +197,11 @@ class _Run:
         return replace(verdict, warnings=(warning,))
 
     async def _steer(self, tasks: TaskGroup) -> None:
-        concurrency = self._capabilities.concurrency
+        concurrency = self._setup.capabilities.concurrency
         if self._place.most is not None:
             concurrency = min(concurrency, self._place.most)
-        conditions = Conditions(concurrency, self._sampling.max_tokens, self._setup.top_k)
-        self._act(self._policy.begin(conditions))
+        most = self._setup.sampling.max_tokens
+        self._act(self._policy.begin(Conditions(concurrency, most, self._setup.top_k)))
         if not self._pending and self._ended is None:
             raise InvalidSettingError(
                 tried=f"begin with the policy {self._policy.name!r}",
@@ -243,8 +233,7 @@ class _Run:
 
     def _line_up(self) -> None:
         """Let the pending traces wait for their turn."""
-        need = self._policy.need if self._pending else None
-        self._place.want(len(self._pending), need)
+        self._place.want(len(self._pending), self._policy.need if self._pending else None)
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -268,7 +257,7 @@ class _Run:
 
     def _add(self, action: Start | Continue) -> None:
         if isinstance(action, Continue):
-            if not self._capabilities.continues:
+            if not self._setup.capabilities.continues:
                 raise cannot_continue(self._engine, self._policy)
             self._builder.beginning_of(action)  # Refuses wrong ones at once.
         self._pending.add(action)
@@ -296,7 +285,7 @@ class _Run:
         action, _ = self._pending.take()
         live = LiveTrace(
             id=self._started,
-            seed=trace_seed(self._setup.seed, self._question.id, self._started),
+            seed=trace_seed(self._setup.seed, self._setup.question.id, self._started),
             gate=action.gate,
             started=self._now(),
             wants_logprobs=self._logprobs,
@@ -310,15 +299,18 @@ class _Run:
         tasks.start_soon(self._generate, live)
 
     async def _generate(self, live: LiveTrace) -> None:
+        question, sampling = self._setup.question, self._setup.sampling
+        # An engine that does not keep to limits may have written a beginning beyond them.
+        most = max(1, sampling.max_tokens - live.kept)
         request = TraceRequest(
-            messages=self._question.messages,
-            sampling=replace(self._sampling, max_tokens=live.most_tokens(self._sampling)),
+            messages=question.messages,
+            sampling=replace(sampling, max_tokens=most),
             trace=live.id,
             seed=live.seed,
             top_k=self._setup.top_k,
             logprobs=self._logprobs,
             prefix=live.prefix,
-            templated=self._question.templated,
+            templated=question.templated,
             gate=live.gate,
         )
         try:
@@ -372,13 +364,8 @@ class _Run:
         return watch
 
     def _verdict(self) -> Verdict:
-        warnings: list[str] = []
-        if self._listener_failure:
-            failure = self._listener_failure
-            warnings.append(f"The listener raised {failure} and was not called again.")
-        return self._builder.verdict(
-            self._ended or "budget", seconds=self._now(), warnings=warnings
-        )
+        ended = self._ended or "budget"
+        return self._builder.verdict(ended, seconds=self._now(), warnings=self._warnings)
 
     def _emit(self, event: Event) -> None:
         if self._on_event is None:
@@ -387,7 +374,8 @@ class _Run:
             self._on_event(event)
         except Exception as error:  # noqa: BLE001  # watching must not end what is watched
             self._on_event = None
-            self._listener_failure = f"{type(error).__name__}: {error}"
+            failure = f"{type(error).__name__}: {error}"
+            self._warnings.append(f"The listener raised {failure} and was not called again.")
 
     def _now(self) -> float:
         return time.perf_counter() - self._began

@@ -26,7 +26,7 @@ UNSETTLED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Every token that was generated, by what became of its trace.
+    """Every token that was generated, by the fate of its trace.
 
     Attributes:
         voted: Of traces that voted.
@@ -36,9 +36,8 @@ class Usage:
         failed: Of traces that failed, and of attempts that broke off and were begun again.
         prompt: Prompt tokens, over all traces.
         cached_prompt: Those of them that the engine took from its cache.
-        full_budget_estimate: Estimate of what the whole budget would have generated without
-            stopping: budget x mean tokens of the complete traces, those left out that continue
-            another. None where none is complete.
+        full_budget_estimate: What the whole budget would have generated without stopping: budget x
+            mean tokens of complete traces that continue no other. None where none is complete.
     """
 
     voted: int = 0
@@ -84,11 +83,8 @@ class Right:
     """How often verdicts like this one were right, on recorded questions with known answers.
 
     Attributes:
-        value: Probability of being right, in (0, 1).
-        low: Lower end of its 95% interval.
-        high: Upper end.
-        pool: Name of the recording that it was learned from.
-        questions: Questions of that recording.
+        value: Probability of being right, in (0, 1); `low` and `high` are its 95% interval.
+        pool: Name of the recording that it was learned from, of so many `questions`.
     """
 
     value: float
@@ -109,9 +105,7 @@ class Verdict:
     it stays in front with more traces, `right` the calibrated probability that it is right.
 
     Attributes:
-        question: What was asked.
         answer: The leading answer; None where no trace gave one, or where the verdict abstains.
-        tally: The votes, leader first.
         ended: Why the run ended: "budget", "consensus", "interrupted", "time", "tokens" (a total
             that many questions share was spent), or a policy's own word.
         policy: Name and settings of the policy, with those it chose itself.
@@ -120,7 +114,6 @@ class Verdict:
         top_k: Log-probabilities behind each token confidence; 0 where there were none.
         budget: The most traces the policy might have started.
         traces: All traces that were started, in order of starting.
-        usage: Tokens by fate.
         seconds: Wall time.
         engine: Name of the engine and its model.
         seed: The seed that every trace's seed was derived from.
@@ -163,14 +156,10 @@ class Verdict:
         return lead_of(self.tally)
 
     def abstaining(self, below: float) -> "Verdict":
-        """The same, with its answer withheld where it is not likely enough to be right.
-
-        Args:
-            below: Answers below this calibrated probability, in (0, 1], are withheld; so are
-                those of unknown probability.
+        """The same, its answer withheld `below` a calibrated probability, or if that is unknown.
 
         Raises:
-            InvalidSettingError: it lies outside its range.
+            InvalidSettingError: `below` is not in (0, 1].
         """
         require("below", below, low=1e-9, high=1.0)
         if self.answer is None or (self.right is not None and self.right.value >= below):
@@ -203,13 +192,8 @@ class Verdict:
             "abstained": self.abstained,
             "tied": list(self.tally.tied),
             "tally": [
-                {
-                    "answer": entry.text,
-                    "weight": entry.weight,
-                    "count": entry.count,
-                    "traces": list(entry.votes),
-                }
-                for entry in self.tally.entries
+                {"answer": e.text, "weight": e.weight, "count": e.count, "traces": list(e.votes)}
+                for e in self.tally.entries
             ],
             "ended": self.ended,
             "policy": self.policy,
@@ -238,7 +222,8 @@ class Verdict:
             for entry in self.tally.entries
         )
         notes = "".join(f"<li>{escape(warning)}</li>" for warning in self.warnings)
-        answer = escape(_withheld(self) if self.answer is None else self.answer)
+        withheld = "abstained" if self.abstained else "no answer"
+        answer = escape(withheld if self.answer is None else self.answer)
         sure = "".join(f"<p>{escape(line)}</p>" for line in how_sure(self))
         return (
             f"<div><p><b>{answer}</b></p>"
@@ -252,12 +237,9 @@ def how_sure(verdict: Verdict) -> Iterator[str]:
     """What a verdict says beyond its votes, in words that do not mix the figures up."""
     if verdict.lead is not None:
         yield lead_in_words(verdict.lead)
-    if verdict.right is not None:
-        right = verdict.right
-        yield (
-            f"right with a calibrated probability of {right}, by {right.questions} questions of "
-            f"{right.pool}"
-        )
+    if right := verdict.right:
+        source = f"{right.questions} questions of {right.pool}"
+        yield f"right with a calibrated probability of {right}, by {source}"
 
 
 def lead_in_words(lead: float) -> str:
@@ -270,10 +252,6 @@ def percent(probability: float) -> str:
     if probability > 0.995:
         return ">99%"
     return "<1%" if probability < 0.005 else f"{probability:.0%}"
-
-
-def _withheld(verdict: Verdict) -> str:
-    return "abstained" if verdict.abstained else "no answer"
 
 
 def caveats(traces: Sequence[Trace], tally: Tally) -> Iterator[str]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import anyio
 import anyio.to_thread
 import numpy as np
-from numpy.typing import NDArray
 
 from conviction.answers import AnswerKind, Grouping
-from conviction.confidence import Metric, measure
+from conviction.confidence import Floats, Metric, measure
 from conviction.core import Answer, FinishReason, Question, Sampling, Trace
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import (
@@ -53,12 +52,6 @@ class RunSetup:
     """What a run is given, as it stands when the run begins.
 
     Attributes:
-        question: What is asked.
-        engine: Generates the traces.
-        capabilities: What the engine can do.
-        policy: Steers the run.
-        answers: Finds answers in traces and compares them.
-        sampling: How tokens are drawn.
         seed: Seeds of all traces derive from it and the question's id.
         top_k: Log-probabilities behind each token confidence.
         counted: Whether every token has to be counted, because there is a total.
@@ -76,11 +69,7 @@ class RunSetup:
 
 
 class VerdictBuilder:
-    """The traces of one run that have ended, and what a reader of its verdict should know.
-
-    Attributes:
-        traces: Those that have ended, by id.
-    """
+    """The traces of one run that have ended, by id, and the warnings for its verdict."""
 
     def __init__(self, setup: RunSetup) -> None:
         self._setup = setup
@@ -114,16 +103,12 @@ class VerdictBuilder:
         return prefix, trace.tokens * len(prefix) // max(len(trace.text), 1)
 
     async def finish(self, live: LiveTrace, running: Iterable[LiveTrace], now: float) -> Trace:
-        """Turn a trace that ended into a finished one, with its answer classified.
-
-        Args:
-            live: The trace.
-            running: Those that still run.
-            now: Seconds since the run began.
+        """The finished trace, with its answer classified, of one that ended `now` seconds in.
 
         Raises:
-            MissingLogprobsError: the policy needs confidence, and the engine seems to give none.
-            EngineError: tokens must be counted, and the engine does not tell them.
+            MissingLogprobsError: the policy needs confidence, and neither this trace nor one of
+                those still `running` has any.
+            EngineError: tokens must be counted, and the engine does not report them.
         """
         text = live.text
         finish = live.finish or FinishReason.ERROR
@@ -133,7 +118,12 @@ class VerdictBuilder:
         answer = None
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
             if self._setup.counted and len(text) > len(live.prefix) and not confidences.size:
-                raise _no_counts(self._engine)
+                raise EngineError(
+                    tried=f"hold a total of tokens on {self._engine.name}",
+                    found="a trace came with a text but not one token, so nothing can be counted",
+                    remedy="Mend the engine: the confidences of a chunk have an entry per token; "
+                    "or give no total.",
+                )
             answer = await self._find_answer(text)
             if self._policy.needs_confidence and confidences.size:
                 self._check_confidence(confidences, running)
@@ -160,12 +150,7 @@ class VerdictBuilder:
         return trace
 
     def verdict(self, ended: str, *, seconds: float, warnings: Iterable[str] = ()) -> Verdict:
-        """The verdict of all traces that were concluded.
-
-        Args:
-            ended: Why the run ended.
-            seconds: Its wall time.
-            warnings: What else a reader should know.
+        """The verdict of all finished traces, with further warnings.
 
         Raises:
             AllTracesFailedError: no trace came to an end; the causes are named.
@@ -195,12 +180,7 @@ class VerdictBuilder:
             seconds=seconds,
             engine=self._engine.name,
             seed=self._setup.seed,
-            warnings=(
-                *standing.notes,
-                *caveats(traces, tally),
-                *self._warnings(ended),
-                *warnings,
-            ),
+            warnings=(*standing.notes, *caveats(traces, tally), *self._warnings(ended), *warnings),
         )
 
     async def _find_answer(self, text: str) -> Answer | None:
@@ -213,10 +193,8 @@ class VerdictBuilder:
             answer = await anyio.to_thread.run_sync(self._grouping.classify, found)
         return answer
 
-    def _check_confidence(
-        self, confidences: NDArray[np.float32], running: Iterable[LiveTrace]
-    ) -> None:
-        """Refuse to go on with an engine that drops log-probabilities without a word.
+    def _check_confidence(self, confidences: Floats, running: Iterable[LiveTrace]) -> None:
+        """Refuse to go on with an engine that silently drops log-probabilities.
 
         A single trace without any may be chance; one before any other had some is not.
         """
@@ -251,14 +229,5 @@ class VerdictBuilder:
         yield from self._grouping.limits
 
 
-def _no_counts(engine: Engine) -> EngineError:
-    return EngineError(
-        tried=f"hold a total of tokens on {engine.name}",
-        found="a trace came with a text but not one token, so nothing can be counted",
-        remedy="Mend the engine: the confidences of a chunk have an entry per token; or give no "
-        "total.",
-    )
-
-
-def _any_known(confidences: NDArray[np.float32]) -> bool:
+def _any_known(confidences: Floats) -> bool:
     return bool(np.isfinite(confidences).any())

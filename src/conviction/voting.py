@@ -1,5 +1,6 @@
 """Votes: which traces are kept, which answer leads, and how safe its lead is."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,14 +20,11 @@ def threshold_for(scores: NDArray[np.float64], keep: float) -> float:
     """The score that the best `keep` of `scores` reach: percentile 100 (1 - keep), linear.
 
     Used for warm-up thresholds (Algorithm 2) and for filtered votes. Scores that are not
-    finite are left out.
+    finite are left out; without any other, it is minus infinity, which keeps everything.
 
     Args:
         scores: Confidences of traces, shape (traces,).
         keep: Share to keep, in (0, 1].
-
-    Returns:
-        The threshold; minus infinity if no score is finite, so that everything is kept.
     """
     require("keep", keep, low=1e-9, high=1.0)
     finite = scores[np.isfinite(scores)]
@@ -38,6 +36,7 @@ def threshold_for(scores: NDArray[np.float64], keep: float) -> float:
 @dataclass(slots=True)
 class _Class:
     text: str
+    key: str
     order: int
     weight: float = 0.0
     votes: list[int] = field(default_factory=list[int])
@@ -58,12 +57,7 @@ class Ballot:
         self._total = 0.0
 
     def cast(self, trace: int, answer: Answer, weight: float = 1.0) -> None:
-        """Count one trace's vote.
-
-        Args:
-            trace: Its id.
-            answer: What it votes for.
-            weight: Finite and not negative; 1 is plain majority voting.
+        """Count one trace's vote; a weight of 1 is plain majority voting.
 
         Raises:
             ValueError: the weight is not finite, or negative.
@@ -72,7 +66,7 @@ class Ballot:
             raise ValueError(f"a vote's weight must be finite and not negative, not {weight}")
         entry = self._classes.get(answer.key)
         if entry is None:
-            entry = self._classes[answer.key] = _Class(answer.text, len(self._classes))
+            entry = self._classes[answer.key] = _Class(answer.text, answer.key, len(self._classes))
         entry.weight += weight
         entry.votes.append(trace)
         self._total += weight
@@ -105,31 +99,21 @@ class Ballot:
 
     def tally(self) -> Tally:
         """All votes so far, the leader first."""
-        ranked = sorted(self._classes.items(), key=lambda item: item[1].rank, reverse=True)
-        return Tally(
-            tuple(
-                TallyEntry(entry.text, key, entry.weight, tuple(entry.votes))
-                for key, entry in ranked
-            )
-        )
+        entries = sorted(self._classes.values(), key=lambda entry: entry.rank, reverse=True)
+        return Tally(tuple(TallyEntry(e.text, e.key, e.weight, tuple(e.votes)) for e in entries))
 
 
 @lru_cache(maxsize=1 << 16)
 def lead_probability(leader: float, runner_up: float) -> float:
     """P(p > 1/2) under Beta(leader + 1, runner_up + 1): that the leader is ahead for good.
 
-    For whole votes it is 2^-(n+1) times the sum of C(n+1, k) over k from 0 to `leader`, n being
-    the sum of both; votes may also carry weights.
+    Both are votes or weights, at least 0. For whole votes it is 2^-(n+1) times the sum of C(n+1, k)
+    over k from 0 to `leader`, n being the sum of both.
 
-    It is the regularised incomplete beta function at 1/2, by its continued fraction (Numerical
-    methods for special functions, e.g. DLMF 8.17.22, evaluated by Lentz's scheme); good to 1e-10
-    up to ten thousand votes.
+    It is the regularised incomplete beta function at 1/2, by its continued fraction (DLMF 8.17.22,
+    evaluated by Lentz's scheme); good to 1e-10 up to ten thousand votes.
 
     Source: Adaptive-Consistency, arXiv 2305.11860 (its Beta criterion).
-
-    Args:
-        leader: Votes of the leading answer, at least 0.
-        runner_up: Votes of the second answer, at least 0.
     """
     # The fraction converges fast for the smaller of both tails.
     if runner_up > leader:
@@ -138,14 +122,11 @@ def lead_probability(leader: float, runner_up: float) -> float:
 
 
 def lead_of(tally: Tally) -> float | None:
-    """How likely the leader is to stay the most frequent answer with more samples.
+    """How likely the leader is to stay the most frequent answer with more samples, in (0, 1].
 
     It comes from whole votes, whatever they weigh, of the leader and of the most frequent answer
-    beside it. It says nothing about the leader being right.
-
-    Returns:
-        In (0, 1]; below 1/2 if another answer has more votes, though less weight. None without
-        votes.
+    beside it: below 1/2 if that has more votes, though less weight. It says nothing about the
+    leader being right. None without votes.
     """
     if tally.leader is None:
         return None
@@ -154,20 +135,11 @@ def lead_of(tally: Tally) -> float | None:
 
 
 def fewest_votes(settle: Callable[[int], bool], most: int) -> int:
-    """The fewest further votes for the leader that settle the verdict, from 1 to `most`.
+    """The fewest further votes for the leader, from 1 to `most`, that settle the verdict.
 
-    Args:
-        settle: Whether this many would; if some would, so would more.
-        most: How many can still come; also the result if not even these would.
+    If some number of votes settles it, so do more; if not even `most` do, the result is `most`.
     """
-    low, high = 1, max(most, 1)
-    while low < high:
-        middle = (low + high) // 2
-        if settle(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect_left(range(1, most), True, key=settle) + 1  # noqa: FBT003  # the value searched for
 
 
 def _tail(a: float, b: float) -> float:

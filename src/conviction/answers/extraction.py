@@ -7,10 +7,10 @@ the text after it holds no answer, or where the reasoning was never closed.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from conviction.answers.formulas.markup import fold
 from conviction.registry import unknown_name
@@ -22,6 +22,7 @@ NUMBER = re.compile(
 )
 """A number as it stands in prose: sign, thousands, decimals, exponent, fraction, percent."""
 
+# "####" at the start of a line, and what follows it if there is a number in it.
 _HASHES = re.compile(r"^####[ \t]*(.*\d.*)$", re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _JSON_OPENING = re.compile(r"[\[{]")
@@ -56,6 +57,7 @@ _SENTENCE_END = re.compile(
 )
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("*", "*"), ("_", "_"))
+_LINE = re.compile(r"([^\n]*)(?:\n|\Z)")
 _LINES_LOOKED_AT = 5
 
 
@@ -122,8 +124,9 @@ def _listed(between: str) -> bool:
 def after_marker(text: str) -> str | None:
     """What follows the last marker that anything follows, up to the end of its sentence."""
     for marker in reversed(list(_MARKER.finditer(text))):
-        for line in islice(_lines_from(text, marker.end()), _LINES_LOOKED_AT):
-            if answer := tidy(_KOREAN_ENDING.sub("", tidy(_sentence(line)))):
+        for line in islice(_LINE.finditer(text, marker.end()), _LINES_LOOKED_AT):
+            sentence = _SENTENCE_END.sub("", _EMPHASIS.sub("", line[1]))
+            if answer := tidy(_KOREAN_ENDING.sub("", tidy(_REASON.sub("", sentence)))):
                 return answer
     return None
 
@@ -149,33 +152,15 @@ def tidy(line: str) -> str:
     return "" if line in {"$$", "$", r"\[", r"\]", "*", "_", "---"} else line
 
 
-def _sentence(line: str) -> str:
-    return _REASON.sub("", _SENTENCE_END.sub("", _EMPHASIS.sub("", line)))
-
-
-def _lines_from(text: str, position: int) -> Iterator[str]:
-    while position < len(text):
-        end = text.find("\n", position)
-        end = len(text) if end < 0 else end
-        yield text[position:end]
-        position = end + 1
-
-
 def last_number(text: str) -> str | None:
     """The last number on the last line that holds anything."""
     numbers = NUMBER.findall(fold(last_line(text) or ""))
     return numbers[-1] if numbers else None
 
 
-def after_hashes(text: str) -> str | None:
-    """What follows the last "####" at the start of a line, if there is a number in it."""
-    found = _HASHES.findall(text)
-    return found[-1].strip() if found else None
-
-
-def last_fence(text: str) -> str | None:
-    """The content of the last fenced block of code."""
-    found = _FENCE.findall(text)
+def _last_group(pattern: re.Pattern[str], text: str) -> str | None:
+    """What the only group of a pattern holds at its last match."""
+    found = pattern.findall(text)
     return found[-1].strip() or None if found else None
 
 
@@ -198,38 +183,32 @@ def last_json(text: str) -> str | None:
 def _read_json(text: str, start: int | None = None) -> int | None:
     """Where the JSON value at `start` ends; without `start`, all of `text` has to be one."""
     try:
-        _, end = json.JSONDecoder(
-            parse_float=str, parse_int=str, parse_constant=_refuse
-        ).raw_decode(text, start or 0)
+        decoder = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=refuse)
+        _, end = decoder.raw_decode(text, start or 0)
     except (ValueError, RecursionError):
         return None
     return end if start is not None or end == len(text) else None
 
 
-def _refuse(constant: str) -> str:
-    raise ValueError(constant)  # NaN and Infinity are not JSON
+def refuse(constant: str) -> NoReturn:
+    """Refuse NaN and Infinity, which are not JSON."""
+    raise ValueError(constant)
 
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {
-        "boxed": last_box,
-        "marker": after_marker,
-        "hashes": after_hashes,
-        "last-line": last_line,
-        "last-number": last_number,
-        "fence": last_fence,
-        "json": last_json,
-    }
-)
+STRATEGIES: Mapping[str, Strategy] = {
+    "boxed": last_box,
+    "marker": after_marker,
+    "hashes": partial(_last_group, _HASHES),
+    "last-line": last_line,
+    "last-number": last_number,
+    "fence": partial(_last_group, _FENCE),
+    "json": last_json,
+}
 """All strategies by name."""
 
 
 def check_strategies(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple, once all of them are known.
-
-    Raises:
-        UnknownNameError: with the nearest known name as a suggestion.
-    """
+    """The names, if all are known; else an UnknownNameError that suggests the nearest one."""
     for name in names:
         if name not in STRATEGIES:
             raise unknown_name("extraction strategy", name, STRATEGIES)
@@ -239,25 +218,17 @@ def check_strategies(names: Sequence[str]) -> tuple[str, ...]:
 def extract_answer(
     text: str, strategies: Sequence[str], accept: Callable[[str], Any] = bool
 ) -> str | None:
-    """The first answer that a strategy finds and `accept` does not refuse; None without one.
-
-    Args:
-        text: All that a trace wrote.
-        strategies: Names out of `STRATEGIES`, tried in this order.
-        accept: Whether a candidate can be an answer.
+    """The first answer in a trace's text that a strategy finds and `accept` does not refuse.
 
     Raises:
-        UnknownNameError: a strategy is not known.
+        UnknownNameError: a name in `strategies`, tried in this order, is not in `STRATEGIES`.
     """
     names = check_strategies(strategies)
     _, closed, visible = text.rpartition("</think>")
     if closed or "<think>" not in text:
         for name in names:
-            answer = STRATEGIES[name](visible)
-            if answer and accept(answer):
+            if (answer := STRATEGIES[name](visible)) and accept(answer):
                 return answer
-    if "boxed" in names:
-        answer = last_box(text)
-        if answer and accept(answer):
-            return answer
+    if "boxed" in names and (answer := last_box(text)) and accept(answer):
+        return answer
     return None

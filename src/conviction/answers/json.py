@@ -4,6 +4,7 @@ import json
 from fractions import Fraction
 from typing import Any, cast
 
+from conviction.answers.extraction import refuse
 from conviction.answers.formulas.parsing import exact
 from conviction.answers.kinds import AnswerKind, PromptEnding
 
@@ -30,7 +31,7 @@ class JsonAnswers(AnswerKind):
 
 def _canonical(text: str) -> str | None:
     try:
-        return _render(json.loads(text, parse_int=exact, parse_float=exact, parse_constant=_refuse))
+        return _render(json.loads(text, parse_int=exact, parse_float=exact, parse_constant=refuse))
     except (ValueError, ArithmeticError, RecursionError):
         return None
 
@@ -47,7 +48,3 @@ def _render(value: Any) -> str:
             return str(value)
         case _:
             return json.dumps(value, ensure_ascii=False)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)  # NaN and Infinity are not JSON

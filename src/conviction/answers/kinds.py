@@ -36,15 +36,12 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PromptEnding:
-    """How a prompt asks for an answer of some kind, in one language.
-
-    Attributes:
-        text: The sentence that follows the question.
-        examples: Questions whose solutions end as `text` asks.
-    """
+    """How a prompt asks for an answer of some kind, in one language."""
 
     text: str
+    """The sentence that follows the question."""
     examples: tuple[Example, ...] = ()
+    """Questions whose solutions end as `text` asks."""
 
 
 BOXED = PromptEnding(
@@ -94,8 +91,7 @@ class AnswerKind(ABC):
     `conviction.answers`. The least that one needs is a name and `canonical`.
 
     Args:
-        strategies: How answers are found in place of the kind's own way, out of `STRATEGIES`,
-            tried in this order.
+        strategies: In place of the kind's own.
 
     Raises:
         UnknownNameError: a strategy is not known.
@@ -142,10 +138,7 @@ class AnswerKind(ABC):
         return False
 
     def shown(self, answer: str) -> str:
-        """The text that stands for an answer among the votes; by default as the trace wrote it.
-
-        Its canonical form must be that of the answer.
-        """
+        """The text for an answer among the votes, of the same canonical form."""
         return answer
 
     @property
@@ -169,7 +162,8 @@ def kind(name: str) -> AnswerKind:
         UnknownNameError: no kind has this name.
         PluginError: a plug-in brings it and cannot be used.
     """
-    return _class(name)()
+    found: type[AnswerKind] = KINDS.subclass(name, AnswerKind)
+    return found()
 
 
 def kinds_help() -> str:
@@ -179,26 +173,22 @@ def kinds_help() -> str:
 
 def _help(name: str) -> str:
     try:
-        words = _class(name).help
+        words = KINDS.subclass(name, AnswerKind).help
     except ConvictionError:
         words = "cannot be imported"
     return f"{name}: {words}" if words else name
 
 
-def _class(name: str) -> type[AnswerKind]:
-    return KINDS.subclass(name, AnswerKind)
-
-
 class Grouping:
     """The classes of equal answers to one question, as the answers come in.
 
-    The first answer of a class represents it: a new answer joins the first class whose
-    representative it equals. So the classes depend on the order of the answers where equality is
-    not transitive ("0.5" and "50" both equal "50%"), and on nothing else. Used by one thread at a
-    time; where `classify` would wait for a comparison, an event loop calls it in another thread.
+    A new answer joins the first class whose first answer it equals. So the classes depend on the
+    order of the answers where equality is not transitive ("0.5" and "50" both equal "50%"), and on
+    nothing else. Used by one thread at a time; where `classify` would wait for a comparison, an
+    event loop calls it in another thread.
 
     Args:
-        kind: Finds and compares the answers.
+        kind: Compares the answers.
         budget_seconds: Time that `AnswerKind.equivalent` may take in all; once it is used up,
             answers whose equality is still open count as different.
     """
@@ -215,20 +205,17 @@ class Grouping:
     def classify(self, raw: str) -> Answer:
         """The answer with the key of its class; may wait for a comparison. Never raises."""
         canonical = self._canonical_form(raw)
-        key = self._keys.get(canonical)
-        if key is None:
-            key = self._keys[canonical] = self._class_of(canonical)
-        return Answer(self._kind.shown(raw), key)
+        if canonical not in self._keys:
+            self._keys[canonical] = self._class_of(canonical)
+        return Answer(self._kind.shown(raw), self._keys[canonical])
 
     def classify_at_once(self, raw: str) -> Answer | None:
         """Like `classify`, but None where that would have to wait for a comparison."""
         canonical = self._canonical_form(raw)
-        if canonical not in self._keys and not all(
-            self._kind.decided(representative, canonical)
-            for representative in self._representatives
-        ):
-            return None
-        return self.classify(raw)
+        known = canonical in self._keys
+        if known or all(self._kind.decided(other, canonical) for other in self._representatives):
+            return self.classify(raw)
+        return None
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -242,17 +229,14 @@ class Grouping:
         return (*self._kind.limits, used_up)
 
     def _canonical_form(self, raw: str) -> str:
-        canonical = self._canonical.get(raw)
-        if canonical is None:
-            canonical = self._canonical[raw] = self._kind.canonical(raw)
-        return canonical
+        if raw not in self._canonical:
+            self._canonical[raw] = self._kind.canonical(raw)
+        return self._canonical[raw]
 
     def _class_of(self, canonical: str) -> str:
-        for representative in self._representatives:
-            if not self._kind.decided(representative, canonical) and self._equivalent(
-                representative, canonical
-            ):
-                return representative
+        for known in self._representatives:
+            if not self._kind.decided(known, canonical) and self._equivalent(known, canonical):
+                return known
         self._representatives.append(canonical)
         return canonical
 
@@ -267,19 +251,13 @@ class Grouping:
 
 
 def is_correct(kind: AnswerKind, answer: Answer | str | None, gold: str | None) -> bool:
-    """Whether an answer means the same as the gold answer; no answer is wrong.
+    """Whether an answer means the same as the data set's gold answer; no answer is wrong.
 
-    May take a while, and waits for another process, where canonical forms leave it open.
-
-    Args:
-        kind: Compares the answers.
-        answer: What a trace or a verdict answered.
-        gold: The right answer, as the data set writes it.
+    May wait for another process, where canonical forms leave it open.
     """
     text = answer.text if isinstance(answer, Answer) else answer
     if text is None or gold is None:
         return False
     given, wanted = kind.canonical(text), kind.canonical(gold)
-    if given == wanted:
-        return True
-    return not kind.decided(given, wanted) and kind.equivalent(given, wanted)
+    same = given == wanted
+    return same or (not kind.decided(given, wanted) and kind.equivalent(given, wanted))

@@ -18,12 +18,12 @@ from typing import IO, Any
 from weakref import finalize
 
 from conviction.answers import worker as worker_program
+from conviction.answers.formulas.parsing import MOST_CHARACTERS
 from conviction.answers.formulas.shapes import Form, certainly_differ, read, stand_for_the_same
 from conviction.answers.kinds import AnswerKind
 from conviction.core import require
 
 _MOST_KEPT = 4096
-_MOST_CHARACTERS = 2_000
 _SECONDS_TO_END = 5.0
 _SPARE_SECONDS = 1.0
 
@@ -33,12 +33,7 @@ class MathematicalAnswers(AnswerKind):
 
     `formulas.shapes` tells how generously answers are read.
 
-    Args:
-        strategies: As for every kind.
-        seconds_per_pair: Time for one comparison with math-verify.
-
-    Raises:
-        UnknownNameError: a strategy is not known.
+    `seconds_per_pair` is the time for one comparison with math-verify.
     """
 
     name = "math"
@@ -46,10 +41,7 @@ class MathematicalAnswers(AnswerKind):
     strategies = ("boxed", "marker")
 
     def __init__(
-        self,
-        strategies: Sequence[str] | None = None,
-        *,
-        seconds_per_pair: float = 2.0,
+        self, strategies: Sequence[str] | None = None, *, seconds_per_pair: float = 2.0
     ) -> None:
         super().__init__(strategies)
         self._comparer = FormulaComparer(seconds_per_pair=seconds_per_pair)
@@ -70,9 +62,8 @@ class MathematicalAnswers(AnswerKind):
 
     def equivalent(self, first: str, second: str) -> bool:
         """Whether two canonical forms mean the same, to a few seconds' best knowledge."""
-        if stand_for_the_same(self._form(first), self._form(second)):
-            return True
-        return self._comparer.equivalent(first, second)
+        same = stand_for_the_same(self._form(first), self._form(second))
+        return same or self._comparer.equivalent(first, second)
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -88,11 +79,11 @@ class MathematicalAnswers(AnswerKind):
 
 
 class _LostError(Exception):
-    """The worker gave no answer: it died, or (`late`) it took too long."""
+    """The worker gave no answer: it died."""
 
-    def __init__(self, *, late: bool) -> None:
-        self.late = late
-        super().__init__()
+
+class _LateError(_LostError):
+    """The worker gave no answer in time."""
 
 
 class _Worker:
@@ -120,9 +111,9 @@ class _Worker:
         try:
             line = self._replies.get(timeout=max(seconds, 0.001))
         except Empty:
-            raise _LostError(late=True) from None
+            raise _LateError from None
         if not line.endswith("\n"):
-            raise _LostError(late=False)
+            raise _LostError
         return json.loads(line)
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -131,7 +122,7 @@ class _Worker:
             self._requests.write(json.dumps(request) + "\n")
             self._requests.flush()
         except (OSError, ValueError):
-            raise _LostError(late=False) from None
+            raise _LostError from None
         return self.reply(seconds)
 
     def end(self) -> None:
@@ -163,7 +154,8 @@ class FormulaComparer:
 
     Its worker process starts with the first question, is started again after it was killed, and
     ends with `close`, with the comparer, or with this process. A formula that cannot be parsed in
-    time is never parsed again: it equals nothing.
+    time is never parsed again: it equals nothing. `failure` is a sentence on why formulas cannot be
+    compared; empty while they can.
 
     Args:
         seconds_per_pair: Time to compare two formulas in; later they count as different.
@@ -179,12 +171,7 @@ class FormulaComparer:
         self._worker: _Worker | None = None
         self._finalizer: Any = None
         self._readable: dict[str, bool] = {}
-        self._failure = ""
-
-    @property
-    def failure(self) -> str:
-        """Why formulas cannot be compared, in a sentence; empty while they can."""
-        return self._failure
+        self.failure = ""
 
     @property
     def process_id(self) -> int | None:
@@ -193,17 +180,18 @@ class FormulaComparer:
 
     def equivalent(self, first: str, second: str) -> bool:
         """Whether math-verify finds two formulas equal in either direction. Never raises."""
-        if max(len(first), len(second)) > _MOST_CHARACTERS:
+        if max(len(first), len(second)) > MOST_CHARACTERS:
             return False
         with self._lock:
             # A worker that was killed from outside deserves a second try, a slow one does not.
             for _ in range(2):
                 try:
                     return self._compare(first, second)
-                except _LostError as lost:
+                except _LateError:
                     self._end()
-                    if lost.late:
-                        break
+                    break
+                except _LostError:
+                    self._end()
         return False
 
     def close(self) -> None:
@@ -211,7 +199,7 @@ class FormulaComparer:
         with self._lock:
             self._end()
             self._readable.clear()
-            self._failure = ""
+            self.failure = ""
 
     def _compare(self, first: str, second: str) -> bool:
         if self._readable.get(first) is False or self._readable.get(second) is False:
@@ -220,29 +208,27 @@ class FormulaComparer:
         if worker is None:
             return False
         deadline = monotonic() + self._seconds_per_pair
-        for formula in (first, second):
-            if not self._parsed(worker, formula, deadline):
-                return False
+        if not all(self._parsed(worker, formula, deadline) for formula in (first, second)):
+            return False
         return bool(worker.ask({"compare": [first, second]}, deadline - monotonic())["equal"])
 
     def _parsed(self, worker: _Worker, formula: str, deadline: float) -> bool:
         if formula not in self._readable:
             try:
                 reply = worker.ask({"parse": formula}, deadline - monotonic())
-            except _LostError as lost:
-                if lost.late:
-                    self._readable[formula] = False
+            except _LateError:
+                self._readable[formula] = False
                 raise
             self._readable[formula] = bool(reply["readable"])
         return self._readable[formula]
 
     def _running(self) -> _Worker | None:
         """The worker, started if need be; None where it cannot be."""
-        if self._worker or self._failure:
+        if self._worker or self.failure:
             return self._worker
         # A frozen program has no Python to run the worker with.
         if not _installed() or getattr(sys, "frozen", False):
-            self._failure = (
+            self.failure = (
                 "math-verify is not installed, so formulas count as equal only where their simple "
                 "forms agree. Install it with: pip install 'conviction[math]'"
             )
@@ -250,17 +236,16 @@ class FormulaComparer:
         try:
             self._worker = _Worker(self._seconds_per_pair)
         except OSError as error:
-            self._failure = f"The process that compares formulas did not start: {error}."
+            self.failure = f"The process that compares formulas did not start: {error}."
             return None
         self._finalizer = finalize(self, _Worker.end, self._worker)
         with suppress(_LostError):
             started = self._worker.reply(self._seconds_to_start)
             if "ready" in started:
                 return self._worker
-            self._failure = (
-                f"math-verify cannot be used: {started.get('failed', 'no reason given')}."
-            )
-        self._failure = self._failure or (
+            failed = started.get("failed", "no reason given")
+            self.failure = f"math-verify cannot be used: {failed}."
+        self.failure = self.failure or (
             "The process that compares formulas did not start within "
             f"{self._seconds_to_start:g} s, so only simple forms were compared."
         )

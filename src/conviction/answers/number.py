@@ -50,7 +50,10 @@ class NumberAnswers(AnswerKind):
 
 
 def _read(answer: str) -> Form:
-    text = clean(_without_separators(fold(answer)))
+    # Digits without thousands separators, and with a point before the decimals.
+    text = _POINTS_AND_COMMA.sub(lambda m: f"{m[1].replace('.', '')}.{m[2]}", fold(answer))
+    text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    text = clean(_SPACED.sub("", _DECIMAL_COMMA.sub(r"\1.\2", text)))
     result = text.rpartition("=")[2].strip() or text
     found = _NUMBER.search(result)
     for candidate in (result, found.group() if found else ""):
@@ -60,10 +63,3 @@ def _read(answer: str) -> Form:
         if form.shape is Shape.WORDS and candidate[:1].isdigit():
             return form  # "8:30", or a number too large to write down
     return Form(Shape.WORDS, fold_words(text) or answer or "nothing")
-
-
-def _without_separators(text: str) -> str:
-    """Digits without thousands separators, and with a point before the decimals."""
-    text = _POINTS_AND_COMMA.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", text)
-    text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
-    return _SPACED.sub("", _DECIMAL_COMMA.sub(r"\1.\2", text))

@@ -94,10 +94,8 @@ def multiply(factors: Iterable[Node]) -> Node:
         number, rest = _split_coefficient(factor)
         coefficient = _bounded(coefficient * number)
         for part in rest:
-            base, exponent = (
-                (part.base, part.exponent) if isinstance(part, Power) else (part, Fraction(1))
-            )
-            exponents.setdefault(base, []).append(exponent)
+            power_of = part if isinstance(part, Power) else Power(part, Fraction(1))
+            exponents.setdefault(power_of.base, []).append(power_of.exponent)
     collected: list[Node] = []
     for base, found in exponents.items():
         number, rest = _split_coefficient(power(base, found[0] if len(found) == 1 else add(found)))
@@ -263,28 +261,18 @@ def _render_factor(factor: Node) -> str:
     return f"({render(factor)})" if isinstance(factor, Sum) else render(factor)
 
 
-def _real(rounding: Callable[[float], int]) -> Callable[[complex], complex]:
-    return lambda value: complex(rounding(value.real))
-
-
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin,
-    "cos": cmath.cos,
-    "tan": cmath.tan,
+    **{name: getattr(cmath, name) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp")},
     "sec": lambda x: 1 / cmath.cos(x),
     "csc": lambda x: 1 / cmath.sin(x),
     "cot": lambda x: 1 / cmath.tan(x),
     "arcsin": cmath.asin,
     "arccos": cmath.acos,
     "arctan": cmath.atan,
-    "sinh": cmath.sinh,
-    "cosh": cmath.cosh,
-    "tanh": cmath.tanh,
     "ln": cmath.log,
-    "exp": cmath.exp,
     "abs": lambda x: complex(abs(x)),
-    "floor": _real(math.floor),
-    "ceil": _real(math.ceil),
+    "floor": lambda x: complex(math.floor(x.real)),
+    "ceil": lambda x: complex(math.ceil(x.real)),
 }
 FUNCTIONS = frozenset(_FUNCTIONS) | {"log", "binom", "factorial"}
 """Names of all functions that a formula may call."""

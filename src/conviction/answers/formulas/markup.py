@@ -6,19 +6,13 @@ letters.
 
 import re
 import unicodedata
-from collections.abc import Iterator
 
 _HYPHENS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"), "-")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _TRANSLATION = {
     **_HYPHENS,
     **_INVISIBLE,
-    ord("\u2044"): "/",
-    ord("\u3002"): ".",
-    ord("\u2018"): "'",
-    ord("\u2019"): "'",
-    ord("\u201c"): '"',
-    ord("\u201d"): '"',
+    **str.maketrans("\u2044\u3002\u2018\u2019\u201c\u201d", "/.''\"\""),
 }
 # NFKC turns "1½" into "11/2"; a space keeps the whole number apart.
 _VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f])")
@@ -31,16 +25,10 @@ _GREEK_NAMES = (
 )
 _SYMBOLS = str.maketrans(
     {
-        **{
-            letter: f"\\{name} "
-            for letter, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)
-        },
+        **{a: f"\\{name} " for a, name in zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)},
         "√": r"\root ",
         "∞": r"\infty ",
-        "\N{MULTIPLICATION SIGN}": r"\cdot ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "∙": r"\cdot ",
+        **dict.fromkeys("\N{MULTIPLICATION SIGN}·⋅∙", r"\cdot "),
         "÷": "/",
         "≤": r"\le ",
         "≥": r"\ge ",
@@ -86,6 +74,7 @@ _REWRITES = tuple(
         (r"\\%", "%"),
     )
 )
+# Quoted texts, commands, and single characters.
 _TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|.', re.DOTALL)
 _OPENING = frozenset({"(", "[", "{", "\\{"})
 _CLOSING = frozenset({")", "]", "}", "\\}"})
@@ -136,16 +125,11 @@ def _quoted(match: re.Match[str]) -> str:
     return f' "{content}" ' if content else " "
 
 
-def tokens(text: str) -> Iterator[str]:
-    """Commands, quoted texts and single characters."""
-    return (match.group() for match in _TOKEN.finditer(text))
-
-
 def split(text: str, separators: frozenset[str]) -> list[str]:
     """The parts of `text` between separators that stand outside of all brackets."""
     parts = [""]
     depth = 0
-    for token in tokens(text):
+    for token in _TOKEN.findall(text):
         depth += (token in _OPENING) - (token in _CLOSING)
         if depth <= 0 and token in separators:
             parts.append("")
@@ -156,7 +140,7 @@ def split(text: str, separators: frozenset[str]) -> list[str]:
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
     """Opening bracket, content and closing bracket, if one pair encloses all of `text`."""
-    found = list(tokens(text))
+    found: list[str] = _TOKEN.findall(text)
     if len(found) < 2 or found[0] not in _OPENING or found[-1] not in _CLOSING:
         return None
     depth = 0

@@ -77,11 +77,7 @@ def known_word(word: str) -> bool:
 
 
 def exact(number: str) -> Fraction:
-    """A decimal number, exactly.
-
-    Raises:
-        TooLargeError: it has too many digits.
-    """
+    """A decimal number, exactly; a TooLargeError if it has too many digits."""
     mantissa, _, exponent = number.lower().partition("e")
     if len(mantissa) > _MOST_DIGITS or len(exponent) > 6 or abs(int(exponent or 0)) > _MOST_DIGITS:
         raise TooLargeError
@@ -100,9 +96,7 @@ class _Parser:
         return self._tokens[-1] if self._tokens else ""
 
     def take(self) -> str:
-        if not self._tokens:
-            raise UnreadableError
-        return self._tokens.pop()
+        return self._tokens.pop() if self._tokens else _refuse()
 
     def accept(self, *choices: str) -> str:
         return self.take() if self.next in choices else ""
@@ -118,7 +112,7 @@ class _Parser:
         terms = [self.product()]
         while sign := self.accept("+", "-"):
             term = self.product()
-            terms.append(term if sign == "+" else multiply([Fraction(-1), term]))
+            terms.append(term if sign == "+" else _negative(term))
         self._depth -= 1
         return add(terms)
 
@@ -135,10 +129,9 @@ class _Parser:
                 return node
 
     def signed(self) -> Node:
-        if sign := self.accept("+", "-"):
-            node = self.signed()
-            return node if sign == "+" else multiply([Fraction(-1), node])
-        return self.factor()
+        if self.accept("+"):
+            return self.signed()
+        return _negative(self.signed()) if self.accept("-") else self.factor()
 
     def factor(self) -> Node:
         node = self.atom()
@@ -153,10 +146,8 @@ class _Parser:
     def exponent(self) -> Node:
         if self.next in {"{", "("}:
             return self.group()
-        if sign := self.accept("+", "-"):
-            node = self.factor()
-            return node if sign == "+" else multiply([Fraction(-1), node])
-        return self.factor()
+        sign = self.accept("+", "-")
+        return _negative(self.factor()) if sign == "-" else self.factor()
 
     def atom(self) -> Node:
         token = self.next
@@ -213,7 +204,7 @@ class _Parser:
             argument = self.group()
         else:
             factors = [self.factor()]
-            while self._starts_factor() and not self._starts_call():
+            while self._starts_factor() and self.next.removeprefix("\\") not in FUNCTIONS:
                 factors.append(self.factor())
             argument = multiply(factors)
         return power(Call(function, (*base, argument)), exponent)
@@ -239,8 +230,9 @@ class _Parser:
         known = token[:1] == "\\" and token[1:] in _STARTING_COMMANDS
         return known or token in {"(", "[", "{"} or token[:1].isalnum()
 
-    def _starts_call(self) -> bool:
-        return self.next.removeprefix("\\") in FUNCTIONS
+
+def _negative(node: Node) -> Node:
+    return multiply([Fraction(-1), node])
 
 
 _STARTING_COMMANDS = _GREEK | FUNCTIONS | {"frac", "sqrt", "root", "lfloor", "lceil"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-from conviction.answers.formulas.algebra import Node, differ_clearly, render, value_of
+from conviction.answers.formulas.algebra import differ_clearly, render, value_of
 from conviction.answers.formulas.markup import clean, enclosed, fold_words, split
 from conviction.answers.formulas.parsing import (
     MOST_CHARACTERS,
@@ -48,7 +48,6 @@ class Form:
     """An answer as it was read.
 
     Attributes:
-        shape: What kind of thing it is.
         text: Its canonical form: LaTeX, or words in lower case.
         parts: The elements of tuples, sets, matrices and the like.
         number: The exact value of numbers and percentages.
@@ -153,12 +152,10 @@ def _without_commas(match: re.Match[str]) -> str:
 def _structure(text: str, depth: int) -> Form | None:
     union = split(text, frozenset({r"\cup"}))
     if len(union) > 1:
-        return _collection(Shape.UNION, union, depth, opening="", closing="", between=r"\cup ")
+        return _collection(Shape.UNION, union, depth)
     if r"\pm" in text:
-        both = [text.replace(r"\pm", "+"), text.replace(r"\pm", "-")]
-        return _list(
-            [side.replace(r"\mp", sign) for side, sign in zip(both, "-+", strict=True)], depth
-        )
+        above, below = text.replace(r"\pm", "+"), text.replace(r"\pm", "-")
+        return _list([above.replace(r"\mp", "-"), below.replace(r"\mp", "+")], depth)
     if found := enclosed(text):
         opening, inside, closing = found
         items = split(inside, frozenset({",", ";"}))
@@ -167,7 +164,7 @@ def _structure(text: str, depth: int) -> Form | None:
         if len(items) > 1:
             interval = opening == "[" or closing == "]"
             shape = Shape.INTERVAL if interval else Shape.TUPLE
-            return _collection(shape, items, depth, opening=opening, closing=closing, between=",")
+            return _collection(shape, items, depth, opening, closing)
         if opening == "{" or _words(inside):
             return _read(inside, depth + 1)
     return leaf(text)
@@ -179,9 +176,8 @@ def _comparison(text: str, depth: int) -> Form:
     for position in range(0, len(pieces), 2):
         side = _read(pieces[position].strip(), depth + 1)
         pieces[position] = side.text if side else ""
-    return Form(
-        Shape.RELATION, "".join(f"{piece} " if piece[:1] == "\\" else piece for piece in pieces)
-    )
+    spaced = "".join(f"{piece} " if piece[:1] == "\\" else piece for piece in pieces)
+    return Form(Shape.RELATION, spaced)
 
 
 def leaf(text: str) -> Form:
@@ -192,7 +188,7 @@ def leaf(text: str) -> Form:
         return _single(text)
     form = _single(text[: percent.start()])
     if form.number is None:
-        return Form(Shape.OPAQUE, _squeezed(text))
+        return _opaque(text)
     return Form(Shape.PERCENT, rf"{form.text}\%", number=form.number)
 
 
@@ -207,10 +203,12 @@ def _single(text: str) -> Form:  # noqa: PLR0911  # one for each shape
         bare = _without_unit(_SCALED_RUN.sub(_scaled, text))
         node = parse(bare.removesuffix("°").strip() or text)
         if bare.endswith("°") and not isinstance(node, Fraction):
-            return Form(Shape.OPAQUE, _squeezed(text))  # "cos 30°"
-        return of_node(node)
+            return _opaque(text)  # "cos 30°"
+        number = node if isinstance(node, Fraction) else None
+        shape = Shape.EXPRESSION if number is None else Shape.NUMBER
+        return Form(shape, render(node), number=number, value=value_of(node))
     except UnreadableError:
-        return _words(text) or Form(Shape.OPAQUE, _squeezed(text))
+        return _words(text) or _opaque(text)
     except (ArithmeticError, RecursionError):
         # Too large to calculate, or undefined: equal to what is written in the same way only.
         return Form(Shape.WORDS, "".join(text.split()))
@@ -231,15 +229,8 @@ def _without_unit(text: str) -> str:
     return bare[: unit.start()]
 
 
-def of_node(node: Node) -> Form:
-    """The form of a parsed formula."""
-    if isinstance(node, Fraction):
-        return Form(Shape.NUMBER, render(node), number=node, value=value_of(node))
-    return Form(Shape.EXPRESSION, render(node), value=value_of(node))
-
-
-def _squeezed(text: str) -> str:
-    return re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text)
+def _opaque(text: str) -> Form:
+    return Form(Shape.OPAQUE, re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text))
 
 
 def _words(text: str) -> Form | None:
@@ -262,39 +253,31 @@ def _list(items: list[str], depth: int) -> Form | None:
     names = [match[0] for item in items if len(match := split(item, frozenset({"="}))) == 2]
     if len(names) == len(items) and len(set(names)) == len(names) > 1:
         # "x = 2, y = 3": a system, whose order does not matter but whose names do.
-        sides = [_read(item, depth + 1) for item in items]
-        pairs = sorted(
-            f"{name}={side.text}" for name, side in zip(names, sides, strict=True) if side
-        )
+        sides = zip(names, [_read(item, depth + 1) for item in items], strict=True)
+        pairs = sorted(f"{name}={side.text}" for name, side in sides if side)
         return Form(Shape.OPAQUE, ",".join(pairs))
-    return _collection(Shape.SET, items, depth, opening=r"\{", closing=r"\}", between=",")
+    return _collection(Shape.SET, items, depth, r"\{", r"\}")
 
 
 def _collection(
-    shape: Shape, items: list[str], depth: int, *, opening: str, closing: str, between: str
+    shape: Shape, items: list[str], depth: int, opening: str = "", closing: str = ""
 ) -> Form | None:
     parts = [form for item in items if (form := _read(item, depth + 1))]
     if shape is Shape.SET:
-        nested = [inner for form in parts for inner in _elements(form)]
-        parts = list({form.text: form for form in nested}.values())
+        sets = [form.parts if form.shape is Shape.SET else (form,) for form in parts]
+        parts = list({form.text: form for nested in sets for form in nested}.values())
     if shape in {Shape.SET, Shape.UNION}:
         parts.sort(key=lambda form: form.text)
         if len(parts) < 2:
             return parts[0] if parts else None
+    between = r"\cup " if shape is Shape.UNION else ","
     text = opening + between.join(form.text for form in parts) + closing
     return Form(shape, text, tuple(parts))
 
 
-def _elements(form: Form) -> tuple[Form, ...]:
-    return form.parts if form.shape is Shape.SET else (form,)
-
-
 def _matrix(inside: str, depth: int) -> Form:
-    rows = [
-        [_read(cell, depth + 1) for cell in row.split("&")]
-        for row in inside.split(r"\cr")
-        if row.strip()
-    ]
+    lines = [line.split("&") for line in inside.split(r"\cr") if line.strip()]
+    rows = [[_read(cell, depth + 1) for cell in line] for line in lines]
     parts = tuple(cell for row in rows for cell in row if cell)
     body = r"\\".join("&".join(cell.text if cell else "" for cell in row) for row in rows)
     return Form(Shape.MATRIX, rf"\begin{{pmatrix}}{body}\end{{pmatrix}}", parts)
