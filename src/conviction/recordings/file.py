@@ -15,15 +15,15 @@ from conviction.recordings.blobs import pack_floats, pack_text, unpack_floats, u
 from conviction.recordings.columns import Columns
 from conviction.recordings.index import Index
 from conviction.recordings.schema import (
-    COMPLETE,
     PoolMeta,
     RecordedQuestion,
     RecordedTrace,
     check_row,
     decode_meta,
     encode_meta,
+    unreadable,
 )
-from conviction.store import Kind, Row, Store, StoreWriter
+from conviction.store import Kind, Store, StoreWriter
 
 RECORDING = Kind(
     "recording",
@@ -55,57 +55,48 @@ _MOST_PACKING = 256
 """Questions of which a text is kept in memory, to pack the next ones with."""
 
 
-class StoredTraces:
+def stored_pieces(store: Store, index: Index) -> dict[str, "StoredPiece"]:
     """The traces of a store, as they were when it was opened; no connection is kept.
 
     Args:
         store: The open store.
         index: Takes note of what there is.
     """
-
-    def __init__(self, store: Store, index: Index) -> None:
-        self._path = store.path
-        self._identity = store.identity
-        self._pieces: dict[str, StoredPiece] = {}
-        if meta := store.find("about", "name = 'meta'"):
-            index.use_meta(decode_meta(meta["value"].encode(), str(self._path)), str(self._path))
-        names: dict[int, RecordedQuestion] = {}
-        for row in store.rows("questions"):
-            names[row["id"]] = RecordedQuestion(
-                row["name"], row["question"], row["gold"], row["prompt_hash"], 0
-            )
-        found: dict[int, list[tuple[Any, ...]]] = {}
-        finishes = {str(one): one for one in FinishReason}
-        answers: dict[tuple[str, str], Answer] = {}
-        for row in store.rows("traces"):
-            found.setdefault(row["question"], []).append(
-                (
-                    *_columns_of(row, finishes, answers),
-                    row["id"],
-                    row["has_text"],
-                    row["has_logprobs"],
-                )
-            )
-        for number, rows in found.items():
-            self._add(names[number], rows, index)
-
-    def _add(self, question: RecordedQuestion, rows: list[tuple[Any, ...]], index: Index) -> None:
-        entry = index.entry(question, str(self._path))
-        for row in rows:
-            index.add_number(entry, row[0], f"trace {row[10]} of {self._path}")
-            entry.complete += row[8] in COMPLETE
-            entry.seeds.add(row[1])
-            if row[9]:
-                entry.answers.setdefault(row[9].text, row[9].key)
-        columns = Columns.of(row[:10] for row in rows)
-        places = [row[10:] for row in rows]
-        self._pieces[question.id] = StoredPiece(
-            self._path, self._identity, question.text, columns, places
+    path, identity = store.path, store.identity
+    if meta := store.find("about", "name = 'meta'"):
+        index.use_meta(decode_meta(meta["value"].encode(), str(path)), str(path))
+    questions = {
+        row["id"]: RecordedQuestion(
+            row["name"], row["question"], row["gold"], row["prompt_hash"], 0
         )
-
-    def find(self, question_id: str) -> "StoredPiece | None":
-        """The traces of a question; None if it holds none."""
-        return self._pieces.get(question_id)
+        for row in store.rows("questions")
+    }
+    columns: dict[int, list[tuple[Any, ...]]] = {}
+    places: dict[int, list[tuple[int, bool, bool]]] = {}
+    finishes = {str(one): one for one in FinishReason}
+    answers: dict[tuple[str, str], Answer] = {}
+    for row in store.rows("traces"):
+        number, seed, finish, answer = row["number"], row["seed"], finishes[row["finish"]], None
+        if row["answer"] is not None:
+            pair = row["answer"], row["answer_key"] or row["answer"]
+            # Equal answers share one object: a pool holds few of them, thousands of times.
+            answer = answers.get(pair) or answers.setdefault(pair, Answer(*pair))
+        question, place = questions[row["question"]], f"trace {row['id']} of {path}"
+        index.add(question, number, seed, finish, answer, place=place)
+        columns.setdefault(row["question"], []).append(
+            (
+                *(number, seed, row["tokens"], row["prompt_tokens"], row["lost_tokens"]),
+                *(row["started"], row["ended"], bool(row["correct"]), finish, answer),
+            )
+        )
+        kept = row["id"], row["has_text"], row["has_logprobs"]
+        places.setdefault(row["question"], []).append(kept)
+    return {
+        questions[key].id: StoredPiece(
+            path, identity, questions[key].text, Columns.of(rows), places[key]
+        )
+        for key, rows in columns.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,26 +121,19 @@ class StoredPiece:
         """Read the confidences; `begins` says where those of each trace begin in `flat`."""
         ends = begins + self.columns.tokens
         with self._opened() as store:
-            for (row, *_), begin, end in zip(
-                self.places, begins.tolist(), ends.tolist(), strict=True
-            ):
+            rows = zip(self.places, begins.tolist(), ends.tolist(), strict=True)
+            for (row, *_), begin, end in rows:
                 self._unpack(store, "confidences", row, flat[begin:end])
-
-    def check(self, *, confidences: bool) -> None:
-        """Rows are checked when they are written, and have their checksums."""
 
     def logprobs(self) -> list[NDArray[np.float32] | None]:
         """The log-probabilities of each trace; None for one without."""
         values: list[NDArray[np.float32] | None] = []
         with self._opened() as store:
-            for (row, _, there), size in zip(
-                self.places, self.columns.tokens.tolist(), strict=True
-            ):
-                if not there:
-                    values.append(None)
-                    continue
-                into = np.empty(size, np.float32)
-                self._unpack(store, "logprobs", row, into)
+            sizes = self.columns.tokens.tolist()
+            for (row, _, there), size in zip(self.places, sizes, strict=True):
+                into = np.empty(size, np.float32) if there else None
+                if into is not None:
+                    self._unpack(store, "logprobs", row, into)
                 values.append(into)
         return values
 
@@ -176,11 +160,7 @@ class StoredPiece:
         return store
 
     def _damaged(self, found: str) -> RecordingError:
-        return RecordingError(
-            tried=f"read the recording {self.path}",
-            found=found,
-            remedy="Restore it from a copy, or record again.",
-        )
+        return unreadable(f"the recording {self.path}", found)
 
 
 class _Texts:
@@ -203,20 +183,6 @@ class _Texts:
         if trace not in self._dictionaries:
             self._dictionaries[trace] = self._question + self.read(trace)
         return self._dictionaries[trace]
-
-
-def _columns_of(
-    row: Row, finishes: dict[str, FinishReason], answers: dict[tuple[str, str], Answer]
-) -> tuple[Any, ...]:
-    answer = None
-    if row["answer"] is not None:
-        pair = row["answer"], row["answer_key"] or row["answer"]
-        # Equal answers share one object: a pool holds few of them, thousands of times.
-        answer = answers.get(pair) or answers.setdefault(pair, Answer(*pair))
-    return (
-        *(row["number"], row["seed"], row["tokens"], row["prompt_tokens"], row["lost_tokens"]),
-        *(row["started"], row["ended"], bool(row["correct"]), finishes[row["finish"]], answer),
-    )
 
 
 class PoolWriter:
@@ -245,7 +211,7 @@ class PoolWriter:
         self._store = StoreWriter(self.path, RECORDING)
         try:
             self._index = Index()
-            StoredTraces(self._store, self._index)
+            stored_pieces(self._store, self._index)
             if self._index.meta is None:
                 with self._store.transaction():
                     self._store.insert("about", name="meta", value=encode_meta(meta).decode())
@@ -314,7 +280,7 @@ class PoolWriter:
             raise
         self._questions = questions
         for row in traces:
-            self._index.add(row, str(self.path))
+            self._index.add_row(row, str(self.path))
 
     def close(self) -> None:
         """Give the pool back; everything appended is safe already."""

@@ -28,28 +28,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.database import explained
-from conviction.errors import MissingExtraError, RecordingError
+from conviction.errors import MissingExtraError
 from conviction.files import finished_file
-from conviction.recordings.schema import PoolMeta, RecordedTrace, decode_meta, encode_meta
+from conviction.recordings.schema import (
+    PoolMeta,
+    RecordedTrace,
+    decode_meta,
+    encode_meta,
+    unreadable,
+)
 
 _METADATA_KEY = b"conviction"
 _GROUP_BYTES = 1 << 20
 """Row groups are at least this large, as small ones cost more to describe than they hold."""
 
-_KEYS = ("question_id", "prompt_hash", "question", "gold", "model", "sampling")
-_STRINGS = (*_KEYS, "finish", "answer", "answer_key")
-_WHOLE = ("trace", "top_k", "seed", "tokens", "prompt_tokens", "lost_tokens")
-_REAL = ("started", "ended")
+_TYPES = {
+    "question_id": "string",
+    "trace": "int64",
+    **dict.fromkeys(("prompt_hash", "question", "gold", "model"), "string"),
+    "top_k": "int64",
+    "sampling": "string",
+    "seed": "int64",
+    "finish": "string",
+    **dict.fromkeys(("tokens", "prompt_tokens", "lost_tokens"), "int64"),
+    **dict.fromkeys(("started", "ended"), "float64"),
+    **dict.fromkeys(("text", "answer", "answer_key"), "string"),
+    "correct": "bool",
+}
+"""Arrow's name for the type of each column with one value per trace."""
+
 _LISTS = ("logprobs", "confidences")
 _NULLABLE = ("gold", "sampling", "text", "answer", "answer_key", "correct")
-INDEX_COLUMNS = (*_KEYS, "trace", "top_k", "seed", "finish", "answer", "answer_key", "correct")
-"""Columns that tell what a pool holds, without what is large."""
-
-TRACE_COLUMNS = (
-    *("question_id", "trace", "seed", "finish", "tokens", "prompt_tokens", "lost_tokens"),
-    *("started", "ended", "answer", "answer_key", "correct", "confidences"),
-)
-"""Columns of one question's traces, without their texts."""
+_REPEATED = [name for name, kind in _TYPES.items() if kind == "string" and name != "text"]
 
 
 def arrow(module: str = "pyarrow") -> Any:
@@ -70,56 +80,36 @@ def arrow(module: str = "pyarrow") -> Any:
 
 def _schema(meta: PoolMeta) -> Any:
     pa = arrow()
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    types = {
-        "question_id": text,
-        "trace": whole,
-        **dict.fromkeys(("prompt_hash", "question", "gold", "model"), text),
-        "top_k": whole,
-        "sampling": text,
-        "seed": whole,
-        "finish": text,
-        **dict.fromkeys(("tokens", "prompt_tokens", "lost_tokens"), whole),
-        **dict.fromkeys(("started", "ended"), real),
-        **dict.fromkeys(("text", "answer", "answer_key"), text),
-        "correct": pa.bool_(),
-        **dict.fromkeys(_LISTS, list_type()),
-    }
-    fields = [pa.field(name, kind) for name, kind in types.items()]
+    fields = [pa.field(name, pa.type_for_alias(kind)) for name, kind in _TYPES.items()]
+    fields += [pa.field(name, _list_type()) for name in _LISTS]
     return pa.schema(fields, metadata={_METADATA_KEY: encode_meta(meta)})
 
 
-def list_type() -> Any:
+def _list_type() -> Any:
     """The type of a column with a value per token."""
     pa = arrow()
     return pa.list_(pa.field("element", pa.float32()))
 
 
-def to_table(rows: Sequence[RecordedTrace], meta: PoolMeta) -> Any:
-    """Rows as an Arrow table with the columns of a part."""
+def _table(rows: Sequence[RecordedTrace], meta: PoolMeta) -> Any:
     pa = arrow()
-    schema = _schema(meta)
     shared = {"model": meta.model, "top_k": meta.top_k, "sampling": meta.sampling_json}
-    columns: dict[str, Any] = {name: [value] * len(rows) for name, value in shared.items()}
+    columns: dict[str, list[Any]] = {name: [value] * len(rows) for name, value in shared.items()}
     columns["trace"] = [row.number for row in rows]
     columns["answer"] = [row.answer.text if row.answer else None for row in rows]
     columns["answer_key"] = [row.answer.key if row.answer else None for row in rows]
     columns["finish"] = [str(row.finish) for row in rows]
-    columns["logprobs"] = _lists([row.logprobs for row in rows])
-    columns["confidences"] = _lists([row.confidences for row in rows])
-    for name in schema.names:
+    for name in _TYPES:
         if name not in columns:
             columns[name] = [getattr(row, name) for row in rows]
-    arrays = [
-        column if name in _LISTS else pa.array(column, schema.field(name).type)
-        for name, column in ((name, columns[name]) for name in schema.names)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    arrays = [pa.array(columns[name], pa.type_for_alias(kind)) for name, kind in _TYPES.items()]
+    arrays += [_lists([getattr(row, name) for row in rows]) for name in _LISTS]
+    return pa.Table.from_arrays(arrays, schema=_schema(meta))
 
 
 def _lists(values: Sequence[NDArray[np.float32] | None]) -> Any:
     pa = arrow()
-    kind = list_type()
+    kind = _list_type()
     known = [value for value in values if value is not None]
     if not known:
         return pa.nulls(len(values), kind)
@@ -146,7 +136,7 @@ def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: Pool
     schema = _schema(meta)
     options: dict[str, Any] = {
         "compression": "zstd",
-        "use_dictionary": [*_STRINGS],
+        "use_dictionary": _REPEATED,
         # Bytes of equal place beside each other: 3.0 bytes per confidence in place of 3.5.
         "use_byte_stream_split": [f"{name}.list.element" for name in _LISTS],
         "write_statistics": ["question_id", "trace", "tokens"],
@@ -157,7 +147,7 @@ def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: Pool
         pq.ParquetWriter(unfinished, schema, **options) as writer,
     ):
         for rows in _merged(groups):
-            writer.write_table(to_table(rows, meta), row_group_size=len(rows))
+            writer.write_table(_table(rows, meta), row_group_size=len(rows))
 
 
 def _merged(groups: Iterable[Sequence[RecordedTrace]]) -> Iterator[list[RecordedTrace]]:
@@ -186,12 +176,14 @@ class Part:
     Attributes:
         path: The file.
         meta: The pool's facts.
+        names: Its columns.
         description: What pyarrow needs to read it without reading its end again.
         group_ends: Rows up to the end of each row group, shape (row groups,).
     """
 
     path: Path
     meta: PoolMeta
+    names: list[str]
     description: Any = field(repr=False)
     group_ends: NDArray[np.int64] = field(repr=False)
 
@@ -204,62 +196,19 @@ class Part:
         """
         with _readable(path):
             description = arrow("pyarrow.parquet").read_metadata(path)
+        what, remedy = f"the recording {path}", "Name a pool that `conviction record` made."
         metadata: dict[bytes, bytes] = description.metadata or {}
-        meta = metadata.get(_METADATA_KEY)
-        if meta is None:
-            raise RecordingError(
-                tried=f"read the recording {path}",
-                found="it is a Parquet file, but not one of recorded traces",
-                remedy="Name a pool that `conviction record` made.",
-            )
-        part = cls(path, decode_meta(meta, str(path)), description, _group_ends(description))
-        part.require_columns({*INDEX_COLUMNS, *TRACE_COLUMNS, "text"})
-        part.check_types()
-        return part
-
-    def require_columns(self, wanted: set[str]) -> None:
-        """Check that there are columns of these names.
-
-        Raises:
-            RecordingError: there are not.
-        """
-        missing = sorted(wanted.difference(self.names))
-        if missing:
-            raise RecordingError(
-                tried=f"read the recording {self.path}",
-                found=f"these columns are missing: {', '.join(missing)}",
-                remedy="Name a pool that `conviction record` made.",
-            )
-
-    @property
-    def names(self) -> list[str]:
-        """Its columns."""
-        return self.description.schema.to_arrow_schema().names
-
-    def check_types(self) -> None:
-        """Check that columns with one value per trace hold what they should, of any width.
-
-        Raises:
-            RecordingError: one holds something else.
-        """
-        types = arrow("pyarrow.types")
-        kinds = {
-            **dict.fromkeys((*_STRINGS, "text"), ("text", _is_text)),
-            **dict.fromkeys(_WHOLE, ("whole numbers", types.is_integer)),
-            **dict.fromkeys(_REAL, ("numbers", types.is_floating)),
-            "correct": ("true and false", types.is_boolean),
-        }
-        schema = self.description.schema.to_arrow_schema()
-        for name, (wanted, fits) in kinds.items():
-            found = schema.field(name).type
-            if fits(found) or (name in _NULLABLE and types.is_null(found)):
-                continue
-            raise RecordingError(
-                tried=f"read the recording {self.path}",
-                found=f"its column {name!r} holds values of type {found}, not {wanted}",
-                remedy="Write it with the types that docs/recordings.md names, or restore the "
-                "file from a copy.",
-            )
+        header = metadata.get(_METADATA_KEY)
+        if header is None:
+            found = "it is a Parquet file, but not one of recorded traces"
+            raise unreadable(what, found, remedy)
+        meta = decode_meta(header, str(path))
+        schema = description.schema.to_arrow_schema()
+        if missing := sorted({*_TYPES, "confidences"}.difference(schema.names)):
+            raise unreadable(what, f"these columns are missing: {', '.join(missing)}", remedy)
+        _check_types(what, schema)
+        sizes = [description.row_group(i).num_rows for i in range(description.num_row_groups)]
+        return cls(path, meta, schema.names, description, np.cumsum(np.array(sizes, np.int64)))
 
     def rows(
         self,
@@ -285,7 +234,7 @@ class Part:
             RecordingError: the file is damaged.
         """
         pq = arrow("pyarrow.parquet")
-        dictionaries = [name for name in _STRINGS if name in columns]
+        dictionaries = [name for name in _REPEATED if name in columns]
         with (
             _readable(self.path),
             pq.ParquetFile(
@@ -297,16 +246,35 @@ class Part:
         return table.unify_dictionaries().combine_chunks()
 
 
+def _check_types(what: str, schema: Any) -> None:
+    """Check that columns with one value per trace hold what they should, of any width.
+
+    Raises:
+        RecordingError: one holds something else.
+    """
+    types = arrow("pyarrow.types")
+    tests = {
+        "string": ("text", _is_text),
+        "int64": ("whole numbers", types.is_integer),
+        "float64": ("numbers", types.is_floating),
+        "bool": ("true and false", types.is_boolean),
+    }
+    for name, kind in _TYPES.items():
+        wanted, fits = tests[kind]
+        found = schema.field(name).type
+        if not fits(found) and not (name in _NULLABLE and types.is_null(found)):
+            raise unreadable(
+                what,
+                f"its column {name!r} holds values of type {found}, not {wanted}",
+                "Write it with the types that docs/recordings.md names, or restore the file from "
+                "a copy.",
+            )
+
+
 def _is_text(kind: Any) -> bool:
     types = arrow("pyarrow.types")
-    if types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_string(kind) or types.is_large_string(kind)
-
-
-def _group_ends(description: Any) -> NDArray[np.int64]:
-    sizes = [description.row_group(i).num_rows for i in range(description.num_row_groups)]
-    return np.cumsum(np.array(sizes, np.int64))
 
 
 @contextmanager
@@ -319,24 +287,13 @@ def _readable(path: Path) -> Generator[None]:
         except (failure, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise RecordingError(
-                tried=f"read the recording {path}",
-                found=f"it is no whole Parquet file ({str(error).splitlines()[0].rstrip('.')})",
-                remedy="Restore it from a copy, or record again.",
-            ) from None
+            reason = str(error).splitlines()[0].rstrip(".")
+            found = f"it is no whole Parquet file ({reason})"
+            raise unreadable(f"the recording {path}", found) from None
 
 
 def read_lists(part: Part, name: str, groups: Sequence[int], rows: int) -> Iterator[Any]:
-    """A column of lists, some rows at a time, so that little of it is in memory at once.
-
-    Args:
-        part: The file.
-        name: The column.
-        groups: Numbers of the row groups.
-        rows: How many rows at most come together.
-
-    Yields:
-        Arrow arrays, in order of the file.
+    """A column of lists as Arrow arrays of at most so many rows, to keep little in memory at once.
 
     Raises:
         RecordingError: the file is damaged.

@@ -15,54 +15,51 @@ from numpy.typing import NDArray
 
 from conviction.core import Answer, FinishReason
 from conviction.errors import RecordingError
-from conviction.recordings.columns import Columns
+from conviction.recordings.columns import Columns, Source
 from conviction.recordings.index import Index
-from conviction.recordings.parquet import INDEX_COLUMNS, TRACE_COLUMNS, Part, arrow, read_lists
-from conviction.recordings.schema import COMPLETE, RecordedQuestion, in_range
+from conviction.recordings.parquet import Part, arrow, read_lists
+from conviction.recordings.schema import RecordedQuestion, in_range, unreadable
 
 _BATCH_BYTES = 4 << 20
 """Values that are decoded at once, about."""
 
 _NONE = np.empty(0, np.float32)
+_INDEX_COLUMNS = (
+    *("question_id", "prompt_hash", "question", "gold", "model", "sampling", "trace", "top_k"),
+    *("seed", "finish", "answer", "answer_key", "correct"),
+)
+"""Columns that tell what a pool holds, without what is large."""
+
+_TRACE_COLUMNS = (
+    *("trace", "seed", "finish", "tokens", "prompt_tokens", "lost_tokens", "started", "ended"),
+    *("answer", "answer_key", "correct"),
+)
+"""Columns of one question's traces, without texts and what has a value per token."""
+
 _REQUIRED = ("question_id", "trace", "prompt_hash", "question", "top_k", "seed", "finish")
 """Columns without a null; that of the model is compared to the file's description anyway."""
 
 
-class ParquetTraces:
-    """The traces of a Parquet file.
-
-    Args:
-        path: The file.
-        index: Takes note of what there is.
+def parquet_pieces(path: Path, index: Index) -> Source:
+    """The traces of a Parquet file; `index` takes note of what there is.
 
     Raises:
         RecordingError: it is damaged, of a newer version, or does not fit what was there before.
     """
-
-    def __init__(self, path: Path, index: Index) -> None:
-        self._part = Part.open(path)
-        self._groups: dict[str, dict[int, None]] = {}
-        index.use_meta(self._part.meta, str(path))
-        ends = self._part.group_ends
-        for number, row in enumerate(self._part.rows(INDEX_COLUMNS)):
-            _check_row(row, self._part, number)
-            place = f"row {number + 1} of {path}"
-            question = RecordedQuestion(
-                row["question_id"], row["question"], row["gold"], row["prompt_hash"], 0
-            )
-            entry = index.entry(question, place)
-            index.add_number(entry, row["trace"], place)
-            entry.complete += row["finish"] in COMPLETE
-            entry.seeds.add(row["seed"])
-            if row["answer"] is not None:
-                entry.answers.setdefault(row["answer"], row["answer_key"])
-            group = int(np.searchsorted(ends, number, side="right"))
-            self._groups.setdefault(question.id, {})[group] = None
-
-    def find(self, question_id: str) -> "ParquetPiece | None":
-        """The traces of a question; None if it holds none."""
-        groups = self._groups.get(question_id)
-        return ParquetPiece(self._part, list(groups), question_id) if groups else None
+    part = Part.open(path)
+    groups: dict[str, dict[int, None]] = {}
+    index.use_meta(part.meta, str(path))
+    for number, row in enumerate(part.rows(_INDEX_COLUMNS)):
+        _check_row(row, part, number)
+        question = RecordedQuestion(
+            row["question_id"], row["question"], row["gold"], row["prompt_hash"], 0
+        )
+        answer = None if row["answer"] is None else Answer(row["answer"], row["answer_key"])
+        place = f"row {number + 1} of {path}"
+        index.add(question, row["trace"], row["seed"], row["finish"], answer, place=place)
+        group = int(np.searchsorted(part.group_ends, number, side="right"))
+        groups.setdefault(question.id, {})[group] = None
+    return {name: ParquetPiece(part, list(numbers), name) for name, numbers in groups.items()}
 
 
 @dataclass(eq=False)
@@ -89,42 +86,43 @@ class ParquetPiece:
     @property
     def columns(self) -> Columns:
         """The traces, without what has a value per token."""
-        return self._columns
+        return self._checked_columns
+
+    @cached_property
+    def _checked_columns(self) -> Columns:
+        """Checked that there is room for all tokens, or that there are no confidences."""
+        columns = self._columns
+        confidences = self.part.meta.top_k > 0
+        if not confidences or columns.tokens.sum() > self._stored("confidences"):
+            for place, values in self._lists("confidences"):
+                if confidences:
+                    self._checked(place, values)
+                elif values is not None:
+                    raise self._unreadable(place, "has confidences, and the pool's k is 0")
+        return columns
 
     @cached_property
     def _columns(self) -> Columns:
         answers: dict[tuple[str, str], Answer] = {}
-        names = [name for name in TRACE_COLUMNS if name != "confidences"]
-        found: list[tuple[Any, ...]] = []
-        for place, row in enumerate(self.part.rows(names, self.groups, self._mask)):
+        rows: list[tuple[Any, ...]] = []
+        for place, row in enumerate(self.part.rows(_TRACE_COLUMNS, self.groups, self._mask)):
             if row["tokens"] is None or row["tokens"] < 0:
-                raise self._unreadable(
-                    place, "has no count of tokens, or a negative one", row["trace"]
-                )
+                found = "has no count of tokens, or a negative one"
+                raise self._unreadable(place, found, row["trace"])
             for name in ("prompt_tokens", "lost_tokens", "started", "ended"):
                 if row[name] is None:
                     raise self._unreadable(place, f"has no {name}", row["trace"])
             pair = row["answer"], row["answer_key"]
             # Equal answers share one object: a pool holds few of them, thousands of times.
             answer = pair[0] and (answers.get(pair) or answers.setdefault(pair, Answer(*pair)))
-            found.append(
+            rows.append(
                 (
                     *(row["trace"], row["seed"], row["tokens"], row["prompt_tokens"]),
                     *(row["lost_tokens"], row["started"], row["ended"], bool(row["correct"])),
                     *(FinishReason(row["finish"]), answer),
                 )
             )
-        return Columns.of(found)
-
-    def check(self, *, confidences: bool) -> None:
-        """Check that there is room for all tokens, or that there are no confidences."""
-        if confidences and self.columns.tokens.sum() <= self._stored("confidences"):
-            return
-        for place, values in self._lists("confidences"):
-            if confidences:
-                self._checked(place, values)
-            elif values is not None:
-                raise self._unreadable(place, "has confidences, and the pool's k is 0")
+        return Columns.of(rows)
 
     def fill(self, begins: NDArray[np.int64], flat: NDArray[np.float32]) -> None:
         """Read the confidences; `begins` says where those of each trace begin in `flat`."""
@@ -172,7 +170,7 @@ class ParquetPiece:
     def _checked(
         self, place: int, values: Any, words: str = "confidences", sign: int = 1
     ) -> NDArray[np.float32]:
-        tokens = int(self.columns.tokens[place])
+        tokens = int(self._columns.tokens[place])
         size = 0 if values is None else values.size
         if size != tokens or values is None:
             raise self._unreadable(place, f"has {tokens} tokens and {size} {words}")
@@ -197,12 +195,9 @@ class ParquetPiece:
                 row += int(self.part.group_ends[group]) - size
                 break
             row -= size
-        trace = self.columns.numbers[place] if number is None else number
-        return RecordingError(
-            tried=f"read row {row + 1} of {self.part.path}",
-            found=f"trace {trace} of question {self.question_id!r} {found}",
-            remedy="Restore the file from a copy, or record again.",
-        )
+        trace = self._columns.ids[place] if number is None else number
+        found = f"trace {trace} of question {self.question_id!r} {found}"
+        return unreadable(f"row {row + 1} of {self.part.path}", found)
 
 
 def _check_row(row: dict[str, Any], part: Part, number: int) -> None:
@@ -223,8 +218,4 @@ def _check_row(row: dict[str, Any], part: Part, number: int) -> None:
     if not found and row["finish"] not in set(FinishReason):
         found = f"its 'finish' is {row['finish']!r}: was it written by a newer version?"
     if found:
-        raise RecordingError(
-            tried=f"read row {number + 1} of {part.path}",
-            found=found,
-            remedy="Restore the file from a copy, or record again.",
-        )
+        raise unreadable(f"row {number + 1} of {part.path}", found)

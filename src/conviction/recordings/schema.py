@@ -7,12 +7,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import Answer, FinishReason, Message, Question, Sampling
+from conviction.core import Answer, FinishReason, Question, Sampling
 from conviction.errors import RecordingError, UsageError
 
 SCHEMA_VERSION = 1
 """Raised whenever a column changes its meaning; readers refuse versions above their own."""
-
 
 COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 """How a trace ends that ran to its own end or to its token limit."""
@@ -125,6 +124,13 @@ class RecordedQuestion:
     complete: int = 0
 
 
+def unreadable(
+    what: str, found: str, remedy: str = "Restore the file from a copy, or record again."
+) -> RecordingError:
+    """The error for something recorded that cannot be read; `what` as in "row 3 of FILE"."""
+    return RecordingError(tried=f"read {what}", found=found, remedy=remedy)
+
+
 class _Header(msgspec.Struct):
     schema_version: int
     meta: PoolMeta
@@ -145,33 +151,23 @@ def decode_meta(data: bytes, place: str) -> PoolMeta:
     Raises:
         RecordingError: it comes from a newer version, or is not what it should be.
     """
-    tried = f"read the recording {place}"
+    what = f"the recording {place}"
     try:
         version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("schema_version")
         number = msgspec.json.decode(version, type=int) if version else 0
         if number > SCHEMA_VERSION:
-            raise RecordingError(
-                tried=tried,
-                found=f"its schema has version {number}, and this program knows {SCHEMA_VERSION}",
-                remedy="Upgrade conviction.",
-            )
+            found = f"its schema has version {number}, and this program knows {SCHEMA_VERSION}"
+            raise unreadable(what, found, "Upgrade conviction.")
         return msgspec.json.decode(data, type=_Header).meta
     except (msgspec.DecodeError, UsageError) as error:
-        raise RecordingError(
-            tried=tried,
-            found=f"its description is unreadable ({error})",
-            remedy="Name a pool that `conviction record` made.",
-        ) from None
+        remedy = "Name a pool that `conviction record` made."
+        raise unreadable(what, f"its description is unreadable ({error})", remedy) from None
 
 
 def prompt_hash(question: Question) -> str:
     """A hash of all messages of a question, 16 hexadecimal digits."""
-    data = msgspec.json.encode([_as_list(message) for message in question.messages])
-    return sha256(data).hexdigest()[:16]
-
-
-def _as_list(message: Message) -> list[str]:
-    return [message.role, message.content]
+    messages = [[message.role, message.content] for message in question.messages]
+    return sha256(msgspec.json.encode(messages)).hexdigest()[:16]
 
 
 def check_row(row: RecordedTrace, meta: PoolMeta) -> None:

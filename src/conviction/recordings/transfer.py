@@ -10,7 +10,7 @@ from conviction.database import is_database
 from conviction.recordings.file import PoolWriter
 from conviction.recordings.folder import is_pool_folder
 from conviction.recordings.importing.base import refused
-from conviction.recordings.importing.reading import each_once, imported_row, meta_of, read_file
+from conviction.recordings.importing.reading import each_once, imported_row, read_file
 from conviction.recordings.parquet import write_part
 from conviction.recordings.pool import Pool
 from conviction.recordings.rows import Grade, RowMaker
@@ -54,11 +54,12 @@ def import_files(
             counts.append(_copy(Pool.open(path), pool, model=model, keep_text=keep_text))
             continue
         found = read_file(path)
-        with PoolWriter(pool, meta_of(found, answers, model)) as writer:
+        meta = replace(found.meta, answers=answers.name, model=model or found.meta.model)
+        with PoolWriter(pool, meta) as writer:
             rows = RowMaker(writer, answers, grade=grade, keep_text=keep_text)
             for question in each_once(found.questions, seen):
-                present = writer.numbers(question.id)
-                new = [trace for trace in question.traces if trace.number not in present]
+                present = writer.numbers(question.question.id)
+                new = [trace for trace in question.traces if trace.id not in present]
                 # In one go, so that no question is there with some of its traces only.
                 writer.append(*(imported_row(rows, question, trace, answers) for trace in new))
                 counts.append((len(new), len(question.traces) - len(new)))
