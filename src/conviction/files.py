@@ -59,9 +59,7 @@ def exclusive(path: Path, seconds: float, on_wait: Callable[[], None]) -> Genera
 class TemporaryLock:
     """A lock whose file names its owner, and goes away with it unless the owner is killed.
 
-    Args:
-        path: The file.
-        seconds: The longest wait for another owner.
+    The longest wait for another owner is `seconds`.
 
     Raises:
         BlockingIOError: another owner has it; its text says who.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,6 +73,12 @@ class Columns:
             return np.concatenate(columns)[order]
 
         return cls(**{name: values(name) for name in cls.__dataclass_fields__})
+
+
+@lru_cache(maxsize=1 << 12)
+def shared_answer(text: str | None, key: str | None) -> Answer | None:
+    """An answer; equal ones share one object: a pool holds few of them, thousands of times."""
+    return None if text is None else Answer(text, text if key is None else key)
 
 
 class Piece(Protocol):

@@ -9,10 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import Answer, FinishReason
+from conviction.core import FinishReason
 from conviction.errors import RecordingError
 from conviction.recordings.blobs import pack_floats, pack_text, unpack_floats, unpack_text
-from conviction.recordings.columns import Columns
+from conviction.recordings.columns import Columns, shared_answer
 from conviction.recordings.index import Index
 from conviction.recordings.schema import (
     PoolMeta,
@@ -51,20 +51,18 @@ RECORDING = Kind(
 """Confidences, log-probabilities and texts have the id of their trace. `answer_key` is null where
 it equals the answer; `dictionary` is the trace whose text packs this one, besides its question."""
 
+_PLAIN = ("number", "seed", "tokens", "prompt_tokens", "lost_tokens", "correct")
+"""Columns of `traces` that are as in a row."""
+
 _MOST_PACKING = 256
 """Questions of which a text is kept in memory, to pack the next ones with."""
 
 
 def stored_pieces(store: Store, index: Index) -> dict[str, "StoredPiece"]:
-    """The traces of a store, as they were when it was opened; no connection is kept.
-
-    Args:
-        store: The open store.
-        index: Takes note of what there is.
-    """
+    """The traces of a store at this moment; no connection is kept, `index` takes note of them."""
     path, identity = store.path, store.identity
-    if meta := store.find("about", "name = 'meta'"):
-        index.use_meta(decode_meta(meta["value"].encode(), str(path)), str(path))
+    if (meta := _meta(store)) is not None:
+        index.use_meta(meta, str(path))
     questions = {
         row["id"]: RecordedQuestion(
             row["name"], row["question"], row["gold"], row["prompt_hash"], 0
@@ -74,13 +72,9 @@ def stored_pieces(store: Store, index: Index) -> dict[str, "StoredPiece"]:
     columns: dict[int, list[tuple[Any, ...]]] = {}
     places: dict[int, list[tuple[int, bool, bool]]] = {}
     finishes = {str(one): one for one in FinishReason}
-    answers: dict[tuple[str, str], Answer] = {}
     for row in store.rows("traces"):
-        number, seed, finish, answer = row["number"], row["seed"], finishes[row["finish"]], None
-        if row["answer"] is not None:
-            pair = row["answer"], row["answer_key"] or row["answer"]
-            # Equal answers share one object: a pool holds few of them, thousands of times.
-            answer = answers.get(pair) or answers.setdefault(pair, Answer(*pair))
+        number, seed, finish = row["number"], row["seed"], finishes[row["finish"]]
+        answer = shared_answer(row["answer"], row["answer_key"])
         question, place = questions[row["question"]], f"trace {row['id']} of {path}"
         index.add(question, number, seed, finish, answer, place=place)
         columns.setdefault(row["question"], []).append(
@@ -101,13 +95,9 @@ def stored_pieces(store: Store, index: Index) -> dict[str, "StoredPiece"]:
 
 @dataclass(frozen=True, eq=False)
 class StoredPiece:
-    """The traces of one question in a store.
+    """The traces of one question in a store, with what is not in memory read at each call.
 
     Attributes:
-        path: The file.
-        identity: The store's.
-        question: The question's words.
-        columns: Its traces, without what has a value per token.
         places: The id of each row, whether its text is kept, and whether its log-probabilities are.
     """
 
@@ -140,9 +130,16 @@ class StoredPiece:
     def texts(self) -> list[str | None]:
         """What each trace wrote; None where that was not kept."""
         with self._opened() as store:
-            texts = _Texts(store, self.question)
+            dictionaries: dict[int | None, str] = {None: self.question}
+
+            def read(trace: int) -> str:
+                row = store.one("texts", "id = ?", trace)
+                if (name := row["dictionary"]) not in dictionaries:
+                    dictionaries[name] = self.question + read(name)
+                return unpack_text(row["data"], dictionaries[name])
+
             try:
-                return [texts.read(row) if there else None for row, there, _ in self.places]
+                return [read(row) if there else None for row, there, _ in self.places]
             except ValueError as error:
                 raise self._damaged(f"a text cannot be unpacked ({error})") from None
 
@@ -163,40 +160,14 @@ class StoredPiece:
         return unreadable(f"the recording {self.path}", found)
 
 
-class _Texts:
-    """Texts of one question, each packed with the first one as its dictionary."""
-
-    def __init__(self, store: Store, question: str) -> None:
-        self._store = store
-        self._question = question
-        self._dictionaries: dict[int, str] = {}
-
-    def read(self, trace: int) -> str:
-        """What a trace wrote."""
-        row = self._store.one("texts", "id = ?", trace)
-        return unpack_text(row["data"], self.dictionary(row["dictionary"]))
-
-    def dictionary(self, trace: int | None) -> str:
-        """The question, and the text of a trace."""
-        if trace is None:
-            return self._question
-        if trace not in self._dictionaries:
-            self._dictionaries[trace] = self._question + self.read(trace)
-        return self._dictionaries[trace]
-
-
 class PoolWriter:
     """Appends traces to a pool; one writer at a time.
 
     Opening continues where any earlier writer ended, also one that was killed or that lost its
     power. Used by one thread at a time.
 
-    Args:
-        path: The pool's file; made if need be.
-        meta: What all its traces share.
-
     Attributes:
-        path: The pool's file.
+        path: The pool's file; made if need be.
         meta: What all its traces share.
 
     Raises:
@@ -296,23 +267,18 @@ class PoolWriter:
                 gold=row.gold,
                 prompt_hash=row.prompt_hash,
             )
-        key = row.answer.key if row.answer else None
+        answer, key = (row.answer.text, row.answer.key) if row.answer else (None, None)
         number = insert(
             "traces",
+            **{name: getattr(row, name) for name in _PLAIN},
             question=questions[row.question_id],
-            number=row.number,
-            seed=row.seed,
-            tokens=row.tokens,
-            prompt_tokens=row.prompt_tokens,
-            lost_tokens=row.lost_tokens,
             started=float(row.started),
             ended=float(row.ended),
             finish=str(row.finish),
             has_text=row.text is not None,
             has_logprobs=row.logprobs is not None,
-            correct=row.correct,
-            answer=row.answer.text if row.answer else None,
-            answer_key=None if row.answer and key == row.answer.text else key,
+            answer=answer,
+            answer_key=None if key == answer else key,
         )
         if row.confidences is not None:
             insert("confidences", id=number, data=pack_floats(row.confidences))
@@ -341,8 +307,12 @@ def read_meta(path: Path) -> PoolMeta | None:
     if not path.exists() or not path.stat().st_size:
         return None
     with Store(path, RECORDING) as store:
-        found = store.find("about", "name = 'meta'")
-    return decode_meta(found["value"].encode(), str(path)) if found else None
+        return _meta(store)
+
+
+def _meta(store: Store) -> PoolMeta | None:
+    found = store.find("about", "name = 'meta'")
+    return decode_meta(found["value"].encode(), str(store.path)) if found else None
 
 
 def _refuse_older(path: Path) -> None:

@@ -24,11 +24,11 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
-from conviction.core import Answer, FinishReason
+from conviction.core import FinishReason
 from conviction.database import explained
-from conviction.recordings.columns import Source, row_pieces
+from conviction.recordings.columns import Source, row_pieces, shared_answer
 from conviction.recordings.index import Index
-from conviction.recordings.parquet_source import parquet_pieces
+from conviction.recordings.parquet import parquet_pieces
 from conviction.recordings.schema import RecordedTrace, check_row, decode_meta, unreadable
 
 _NAME = re.compile(r"(part-(?P<part>\d{6,})\.parquet|journal-(?P<journal>\d{6,}))")
@@ -63,13 +63,11 @@ class _Row(msgspec.Struct, array_like=True):
     def trace(self) -> RecordedTrace:
         """The row as it was recorded."""
         values = msgspec.structs.asdict(self)
-        answer, key = values.pop("answer"), values.pop("key")
+        values["answer"] = shared_answer(values["answer"], values.pop("key"))
         for name in ("confidences", "logprobs"):
             if values[name] is not None:
                 values[name] = np.frombuffer(values[name], _FLOAT32)
-        return RecordedTrace(
-            **values, answer=None if answer is None else Answer(answer, key or answer)
-        )
+        return RecordedTrace(**values)
 
 
 _DECODER = msgspec.msgpack.Decoder(list[_Row])

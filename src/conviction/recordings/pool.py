@@ -19,7 +19,7 @@ from conviction.recordings.file import RECORDING, stored_pieces
 from conviction.recordings.folder import read_folder
 from conviction.recordings.importing.reading import read_rows
 from conviction.recordings.index import Index
-from conviction.recordings.parquet_source import parquet_pieces
+from conviction.recordings.parquet import parquet_pieces
 from conviction.recordings.schema import RecordedQuestion, unreadable
 from conviction.store import Store
 

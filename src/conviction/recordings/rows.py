@@ -43,7 +43,6 @@ class RowMaker:
 
     Args:
         recorded: The pool, or what is known of it.
-        answer_kind: Compares answers.
         grade: Tells right answers where there is a gold one; None records no grades.
         keep_text: Whether what a trace wrote is recorded.
     """

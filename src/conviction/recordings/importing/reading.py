@@ -67,12 +67,9 @@ def _read(path: Path) -> Imported:
 
 
 def read_rows(path: Path, index: Index, answers: str) -> Source:
-    """Read a file into memory, as if it were a pool.
+    """Read a file into memory, as if it were a pool; `index` takes note of what there is.
 
-    Args:
-        path: The file.
-        index: Takes note of what there is.
-        answers: Kind of answer that finds answers in texts, and compares them.
+    Answers are found in texts, and compared, by the kind of answer that `answers` names.
 
     Raises:
         RecordingError: it cannot be used.
