@@ -151,12 +151,7 @@ def _imported(path: Path, header: Any, samples: Iterable[Any]) -> Imported:
 def _sampling(config: _Generation) -> Sampling | None:
     if config.temperature is None or config.max_tokens is None:
         return None
-    return Sampling(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        max_tokens=config.max_tokens,
-    )
+    return Sampling(**msgspec.structs.asdict(config))
 
 
 def _common_k(samples: list[_Sample]) -> int:
