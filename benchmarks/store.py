@@ -23,7 +23,7 @@ import numpy as np
 
 from conviction.core import Answer, FinishReason, Sampling
 from conviction.recordings import Pool, PoolMeta, PoolWriter, RecordedTrace
-from conviction.recordings.parquet import write_part
+from conviction.recordings.transfer import write_part
 
 META = PoolMeta("made-up", 20, "number", Sampling(max_tokens=1 << 20))
 WORDS = (Path(__file__).parent.parent / "docs" / "how-it-works.md").read_text().split()

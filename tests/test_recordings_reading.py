@@ -29,7 +29,7 @@ from conviction.lab.sources import PoolTraces, dropping
 from conviction.lab.study import Plan, study
 from conviction.lab.trials import run_trials
 from conviction.lab.workers import each_question
-from conviction.recordings import Pool, PoolWriter, RecordedTrace, file, pack, parquet_source
+from conviction.recordings import Pool, PoolWriter, RecordedTrace, file, pack, parquet
 
 MEASURE = """
 import sys, tracemalloc
@@ -112,7 +112,7 @@ def test_traces_are_found_wherever_their_rows_lie(
         mixed = np.random.default_rng(len(rows)).permutation(len(table))
         pq.write_table(table.take(mixed), part, row_group_size=rows_per_group)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet_source, "_BATCH_BYTES", batch)
+        patch.setattr(parquet, "_BATCH_BYTES", batch)
         pool = Pool.open(place)
         for question in dict.fromkeys(row.question_id for row in rows):
             traces = pool.traces(question)

@@ -24,18 +24,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NETWORK = frozenset(
     {
         *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs"),
-        *(
-            "nfs",
-            "nfs4",
-            "ocfs2",
-            "orangefs",
-            "panfs",
-            "smb2",
-            "smb3",
-            "smbfs",
-            "vboxsf",
-            "virtiofs",
-        ),
+        *("nfs", "nfs4", "ocfs2", "orangefs", "panfs", "smb2", "smb3", "smbfs", "vboxsf"),
+        "virtiofs",
     }
 )
 
@@ -250,14 +240,9 @@ def _translated(error: sqlite3.Error, tried: str, path: Path) -> RecordingError:
 
 @contextmanager
 def explained(tried: str, path: Path) -> Generator[None]:
-    """Turn what SQLite and the disk report into an error that says what to do.
+    """Turn each error of SQLite and each OSError into a RecordingError that says what to do.
 
-    Args:
-        tried: What is done, as in "read the recording FILE".
-        path: The file.
-
-    Raises:
-        RecordingError: for every error of SQLite, and every OSError.
+    `tried` is what is done with the file at `path`, as in "read the recording FILE".
     """
     try:
         yield

@@ -59,9 +59,7 @@ def exclusive(path: Path, seconds: float, on_wait: Callable[[], None]) -> Genera
 class TemporaryLock:
     """A lock whose file names its owner, and goes away with it unless the owner is killed.
 
-    Args:
-        path: The file.
-        seconds: The longest wait for another owner.
+    The longest wait for another owner is `seconds`.
 
     Raises:
         BlockingIOError: another owner has it; its text says who.
@@ -93,7 +91,11 @@ def _locked(path: Path) -> IO[bytes] | None:
     with ExitStack() as stack:
         file = stack.enter_context(path.open("a+b"))
         if not _try_lock(file):
-            raise _taken(file)
+            owner = b""
+            with suppress(OSError):
+                file.seek(0)
+                owner = file.read(200)
+            raise BlockingIOError(owner.decode(errors="replace") or "it has just begun")
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.truncate(0)
@@ -103,14 +105,6 @@ def _locked(path: Path) -> IO[bytes] | None:
                 stack.pop_all()
                 return file
     return None
-
-
-def _taken(file: IO[bytes]) -> BlockingIOError:
-    owner = b""
-    with suppress(OSError):
-        file.seek(0)
-        owner = file.read(200)
-    return BlockingIOError(owner.decode(errors="replace") or "it has just begun")
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -76,10 +75,6 @@ class Store:
 
     Opening takes a fraction of a millisecond: open one for each look, and close it.
 
-    Args:
-        path: The file.
-        kind: What it should be.
-
     Raises:
         InvalidSettingError: there is no such file.
         RecordingError: it is not a store of this kind, is damaged or of a newer version, or cannot
@@ -121,10 +116,8 @@ class Store:
     def rows(self, table: str, where: str = "", *values: Any) -> Iterator[Row]:
         """Rows of a table in the order in which they were added, each checked.
 
-        Args:
-            table: Its name.
-            where: A condition in SQL; all rows without one, and then none may be missing.
-            values: What its question marks stand for.
+        Those that meet a condition in SQL, with `values` for its question marks; without one all,
+        and then none may be missing.
 
         Raises:
             RecordingError: a row is damaged or, without a condition, missing.
@@ -161,27 +154,26 @@ class Store:
     def check(self) -> tuple[str, ...]:
         """Read everything; what is damaged, and how many rows are whole where some are not."""
         problems: list[str] = []
-
-        def look_at(table: str) -> None:
-            seen = _Total()
-            for rowid, row, checksum in self._scan(table, "", ()):
-                if row is None:
-                    problems.append(f"row {rowid} of table {table} is damaged")
-                else:
-                    seen.add(checksum)
-            problems.extend(self._missing(table, seen))
-
-        def look_at_structure() -> None:
-            with self._explained("check"):
-                found = self._connection.execute("PRAGMA integrity_check").fetchall()
-            problems.extend(text for (text,) in found if text != "ok")
-
-        for look in (look_at_structure, *(partial(look_at, table) for table in self._tables())):
+        for table in (None, *self._tables()):
             try:
-                look()
+                problems.extend(self._problems(table) if table else self._broken_pages())
             except RecordingError as error:
                 problems.append(error.found)
         return tuple(problems)
+
+    def _broken_pages(self) -> list[str]:
+        with self._explained("check"):
+            found = self._connection.execute("PRAGMA integrity_check").fetchall()
+        return [text for (text,) in found if text != "ok"]
+
+    def _problems(self, table: str) -> Iterator[str]:
+        seen = _Total()
+        for rowid, row, checksum in self._scan(table, "", ()):
+            if row is None:
+                yield f"row {rowid} of table {table} is damaged"
+            else:
+                seen.add(checksum)
+        yield from self._missing(table, seen)
 
     def _missing(self, table: str, seen: _Total) -> list[str]:
         """What to say if rows of a table are missing."""
@@ -243,11 +235,8 @@ class Store:
         if not version and not isinstance(self, StoreWriter):
             raise self._damaged("it is empty", f"Name a {self.kind.name}.")
         if version > len(self.kind.steps):
-            known = len(self.kind.steps)
-            raise self._damaged(
-                f"its schema has version {version}, and this program knows {known}",
-                "Upgrade conviction.",
-            )
+            found = f"its schema has version {version}, and this program knows "
+            raise self._damaged(f"{found}{len(self.kind.steps)}", "Upgrade conviction.")
         return version
 
     def _check_schema(self) -> None:
@@ -273,10 +262,7 @@ class Store:
 class StoreWriter(Store):
     """A store that is open for writing; made if need be. Threads may share it.
 
-    Args:
-        path: The file.
-        kind: What it should be.
-        patience: Seconds to wait while another program writes it.
+    Another program that writes it is waited for up to `patience` seconds.
 
     Raises:
         RecordingError: another program is writing it, it is not a store of this kind, is damaged
@@ -339,15 +325,10 @@ class StoreWriter(Store):
                 self._totals.clear()
 
     def insert(self, table: str, **values: Any) -> int:
-        """Add a row, within a transaction.
+        """Add a row, within a transaction, and return its id.
 
-        Args:
-            table: Its name.
-            values: The row by column: int, bool (kept as 0 or 1), float, str, bytes or None.
-                Columns that are left out are null; `id`, if the table has it, is the next number.
-
-        Returns:
-            The row's id.
+        Values are int, bool (kept as 0 or 1), float, str, bytes or None. Columns that are left out
+        are null; `id`, if the table has it, is the next number.
         """
         names = self._columns(table)
         total = self._changing(table)

@@ -9,8 +9,8 @@ from zlib import crc32
 import msgspec
 
 from conviction.recordings import PoolMeta, RecordedTrace
-from conviction.recordings.parquet import write_part
 from conviction.recordings.schema import encode_meta
+from conviction.recordings.transfer import write_part
 
 MAGIC = b"CVJRNL\x00\x01"
 

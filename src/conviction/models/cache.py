@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from conviction.errors import DownloadError, ModelError
+from conviction.files import sync_folder
 from conviction.models.catalogue import Source
 from conviction.prompts import PromptStyle
 
@@ -78,10 +79,7 @@ class Wanted:
     """A file that is wanted in the cache.
 
     Attributes:
-        name: The model's name.
-        path: Where the file belongs.
         sources: Where it can come from, the first choice first.
-        prompt_style: How the model is best asked.
         size: Bytes it must have; None where unknown.
         sha256: Hash it must have; None where unknown, for files that a user chose by address.
         mirrors: Whether packages of the package index may be used as sources.
@@ -178,12 +176,7 @@ class Partial:
         """Put the file where it belongs, in one step."""
         self.path.replace(target)
         self._note.unlink(missing_ok=True)
-        if os.name == "posix":
-            descriptor = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        sync_folder(target.parent)
 
 
 def beside(path: Path, ending: str) -> Path:

@@ -55,6 +55,11 @@ class HubFile:
         hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         return f"{hub}/{self.owner}/{self.repository}/resolve/main/{quote(self.file)}"
 
+    @property
+    def place(self) -> Path:
+        """Where it lies in a cache."""
+        return Path("hub", self.owner, self.repository, self.file)
+
 
 @dataclass(frozen=True, slots=True)
 class WebFile:
@@ -85,10 +90,10 @@ class WebFile:
 
     @property
     def place(self) -> Path:
-        """A folder for this address alone, and the file name of the address if it is sound."""
+        """Where it lies in a cache; under the file name of the address if that is sound."""
         last = urlsplit(self.url).path.rpartition("/")[2]
         name = last if _SEGMENT.fullmatch(last) else "model.gguf"
-        return Path(sha256(self.url.encode()).hexdigest()[:16], name)
+        return Path("web", sha256(self.url.encode()).hexdigest()[:16], name)
 
 
 @dataclass(frozen=True, slots=True)

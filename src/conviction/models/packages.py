@@ -161,12 +161,10 @@ def _run(
     with process:
         try:
             while True:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     output, _ = process.communicate(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    on_wait()
-                else:
                     return process.returncode, output.decode("utf-8", "replace")
+                on_wait()
                 if time.monotonic() >= deadline:
                     raise SourceFailedError(f"pip did not finish within {seconds:g} s")
         finally:

@@ -265,12 +265,8 @@ class ModelStore:
             for known in model.sources:
                 if isinstance(known, HubFile | WebFile) and known.url == address:
                     return self._of(model)
-        match source:
-            case HubFile():
-                place = Path("hub", source.owner, source.repository, source.file)
-            case WebFile():
-                place = Path("web", source.place)
-        return Wanted(source.label, self.folder / place, (source,), PromptStyle.STEP_BY_STEP)
+        place = self.folder / source.place
+        return Wanted(source.label, place, (source,), PromptStyle.STEP_BY_STEP)
 
     def _local(self, path: Path) -> ModelFile:
         header = check_chat_model(path)

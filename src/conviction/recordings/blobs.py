@@ -24,23 +24,17 @@ def pack_floats(values: NDArray[np.float32]) -> bytes:
 
 
 def unpack_floats(data: bytes, into: NDArray[np.float32]) -> None:
-    """Write the values to where they belong.
-
-    Args:
-        data: What `pack_floats` made.
-        into: Has room for exactly these.
+    """Write what `pack_floats` was given into an array of the same size.
 
     Raises:
-        ValueError: there are fewer or more, or it is no such data.
+        ValueError: there are fewer or more values, or the data is damaged.
     """
     size = into.size
     try:
         highest = zlib.decompress(memoryview(data)[3 * size :], -15, size)
-        bits = np.frombuffer(highest, np.uint8, size).astype(np.uint32)
+        bits = np.frombuffer(highest, np.uint8).astype(np.uint32).reshape(size)
     except (zlib.error, ValueError):
         raise ValueError(f"not {size} values") from None
-    if len(highest) != size:
-        raise ValueError(f"not {size} values")
     bits <<= 8
     bits |= np.frombuffer(data, np.uint8, size, 2 * size)
     bits <<= 16

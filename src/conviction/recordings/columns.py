@@ -1,14 +1,15 @@
 """Traces of one question as columns of numbers, without what has a value per token."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conviction.core import Answer, FinishReason
-from conviction.recordings.schema import RecordedTrace
+from conviction.recordings.schema import COMPLETE, RecordedTrace
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,19 +17,19 @@ class Columns:
     """Some traces of one question as columns.
 
     Attributes:
-        numbers: Number of each trace, shape (traces,).
-        seeds: Their seeds.
-        tokens: Their tokens.
-        prompt_tokens: Tokens of their prompts.
-        lost_tokens: Tokens of attempts that broke off.
-        started: Seconds.
-        ended: Seconds.
-        correct: Whether right; False where unknown.
+        ids: Number of each trace within its question, int64, shape (traces,).
+        seeds: Seed of each, int64.
+        tokens: Tokens that each generated, int64.
+        prompt_tokens: Tokens of each prompt, int64.
+        lost_tokens: Tokens of attempts that broke off before, int64.
+        started: Seconds after the run of the question began, float64.
+        ended: Seconds after the run of the question began, float64.
+        correct: Whether each answer is right, bool; False where there is no gold answer.
         finish: Why each ended.
-        answers: What each answered.
+        answers: What each answered; equal keys mean the same vote within the question.
     """
 
-    numbers: NDArray[np.int64]
+    ids: NDArray[np.int64]
     seeds: NDArray[np.int64]
     tokens: NDArray[np.int64]
     prompt_tokens: NDArray[np.int64]
@@ -40,7 +41,17 @@ class Columns:
     answers: tuple[Answer | None, ...]
 
     def __len__(self) -> int:
-        return self.numbers.size
+        return self.ids.size
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """How long each trace took, shape (traces,)."""
+        return self.ended - self.started
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Which traces ran to their own end or to their token limit, shape (traces,)."""
+        return np.array([reason in COMPLETE for reason in self.finish], np.bool_)
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]]) -> "Columns":
@@ -64,6 +75,12 @@ class Columns:
         return cls(**{name: values(name) for name in cls.__dataclass_fields__})
 
 
+@lru_cache(maxsize=1 << 12)
+def shared_answer(text: str | None, key: str | None) -> Answer | None:
+    """An answer; equal ones share one object: a pool holds few of them, thousands of times."""
+    return None if text is None else Answer(text, text if key is None else key)
+
+
 class Piece(Protocol):
     """The traces of one question in one source; what is damaged raises RecordingError."""
 
@@ -76,10 +93,6 @@ class Piece(Protocol):
         """Read the confidences; `begins` says where those of each trace begin in `flat`."""
         ...
 
-    def check(self, *, confidences: bool) -> None:
-        """Check that no trace claims more tokens than are stored, or that none has confidences."""
-        ...
-
     def logprobs(self) -> Sequence[NDArray[np.float32] | None]:
         """The log-probabilities of each trace; None for one without."""
         ...
@@ -89,26 +102,16 @@ class Piece(Protocol):
         ...
 
 
-class Source(Protocol):
-    """Where traces come from, such as a file."""
-
-    def find(self, question_id: str) -> Piece | None:
-        """The traces of a question; None if it holds none."""
-        ...
+Source = Mapping[str, Piece]
+"""Where traces come from, such as a file: those of each question, by its id."""
 
 
-class Rows:
-    """Traces in memory as a source: those of a journal, and those of another program's file."""
-
-    def __init__(self, rows: Iterable[RecordedTrace]) -> None:
-        self._rows: dict[str, list[RecordedTrace]] = {}
-        for row in rows:
-            self._rows.setdefault(row.question_id, []).append(row)
-
-    def find(self, question_id: str) -> "RowPiece | None":
-        """The traces of a question; None if there are none."""
-        rows = self._rows.get(question_id)
-        return RowPiece(rows) if rows else None
+def row_pieces(rows: Iterable[RecordedTrace]) -> Source:
+    """Traces in memory: those of a journal, and those of another program's file."""
+    found: dict[str, list[RecordedTrace]] = {}
+    for row in rows:
+        found.setdefault(row.question_id, []).append(row)
+    return {question: RowPiece(rows) for question, rows in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +135,6 @@ class RowPiece:
         """Copy the confidences."""
         for row, begin in zip(self.rows, begins.tolist(), strict=True):
             flat[begin : begin + row.tokens] = row.confidences
-
-    def check(self, *, confidences: bool) -> None:
-        """Rows are checked when they are made."""
 
     def logprobs(self) -> list[NDArray[np.float32] | None]:
         """The log-probabilities of each trace."""

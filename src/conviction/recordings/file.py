@@ -9,21 +9,21 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import Answer, FinishReason
+from conviction.core import FinishReason
 from conviction.errors import RecordingError
 from conviction.recordings.blobs import pack_floats, pack_text, unpack_floats, unpack_text
-from conviction.recordings.columns import Columns
+from conviction.recordings.columns import Columns, shared_answer
 from conviction.recordings.index import Index
 from conviction.recordings.schema import (
-    COMPLETE,
     PoolMeta,
     RecordedQuestion,
     RecordedTrace,
     check_row,
     decode_meta,
     encode_meta,
+    unreadable,
 )
-from conviction.store import Kind, Row, Store, StoreWriter
+from conviction.store import Kind, Store, StoreWriter
 
 RECORDING = Kind(
     "recording",
@@ -51,72 +51,53 @@ RECORDING = Kind(
 """Confidences, log-probabilities and texts have the id of their trace. `answer_key` is null where
 it equals the answer; `dictionary` is the trace whose text packs this one, besides its question."""
 
+_PLAIN = ("number", "seed", "tokens", "prompt_tokens", "lost_tokens", "correct")
+"""Columns of `traces` that are as in a row."""
+
 _MOST_PACKING = 256
 """Questions of which a text is kept in memory, to pack the next ones with."""
 
 
-class StoredTraces:
-    """The traces of a store, as they were when it was opened; no connection is kept.
-
-    Args:
-        store: The open store.
-        index: Takes note of what there is.
-    """
-
-    def __init__(self, store: Store, index: Index) -> None:
-        self._path = store.path
-        self._identity = store.identity
-        self._pieces: dict[str, StoredPiece] = {}
-        if meta := store.find("about", "name = 'meta'"):
-            index.use_meta(decode_meta(meta["value"].encode(), str(self._path)), str(self._path))
-        names: dict[int, RecordedQuestion] = {}
-        for row in store.rows("questions"):
-            names[row["id"]] = RecordedQuestion(
-                row["name"], row["question"], row["gold"], row["prompt_hash"], 0
-            )
-        found: dict[int, list[tuple[Any, ...]]] = {}
-        finishes = {str(one): one for one in FinishReason}
-        answers: dict[tuple[str, str], Answer] = {}
-        for row in store.rows("traces"):
-            found.setdefault(row["question"], []).append(
-                (
-                    *_columns_of(row, finishes, answers),
-                    row["id"],
-                    row["has_text"],
-                    row["has_logprobs"],
-                )
-            )
-        for number, rows in found.items():
-            self._add(names[number], rows, index)
-
-    def _add(self, question: RecordedQuestion, rows: list[tuple[Any, ...]], index: Index) -> None:
-        entry = index.entry(question, str(self._path))
-        for row in rows:
-            index.add_number(entry, row[0], f"trace {row[10]} of {self._path}")
-            entry.complete += row[8] in COMPLETE
-            entry.seeds.add(row[1])
-            if row[9]:
-                entry.answers.setdefault(row[9].text, row[9].key)
-        columns = Columns.of(row[:10] for row in rows)
-        places = [row[10:] for row in rows]
-        self._pieces[question.id] = StoredPiece(
-            self._path, self._identity, question.text, columns, places
+def stored_pieces(store: Store, index: Index) -> dict[str, "StoredPiece"]:
+    """The traces of a store at this moment; no connection is kept, `index` takes note of them."""
+    path, identity = store.path, store.identity
+    if (meta := _meta(store)) is not None:
+        index.use_meta(meta, str(path))
+    questions = {
+        row["id"]: RecordedQuestion(
+            row["name"], row["question"], row["gold"], row["prompt_hash"], 0
         )
-
-    def find(self, question_id: str) -> "StoredPiece | None":
-        """The traces of a question; None if it holds none."""
-        return self._pieces.get(question_id)
+        for row in store.rows("questions")
+    }
+    columns: dict[int, list[tuple[Any, ...]]] = {}
+    places: dict[int, list[tuple[int, bool, bool]]] = {}
+    finishes = {str(one): one for one in FinishReason}
+    for row in store.rows("traces"):
+        number, seed, finish = row["number"], row["seed"], finishes[row["finish"]]
+        answer = shared_answer(row["answer"], row["answer_key"])
+        question, place = questions[row["question"]], f"trace {row['id']} of {path}"
+        index.add(question, number, seed, finish, answer, place=place)
+        columns.setdefault(row["question"], []).append(
+            (
+                *(number, seed, row["tokens"], row["prompt_tokens"], row["lost_tokens"]),
+                *(row["started"], row["ended"], bool(row["correct"]), finish, answer),
+            )
+        )
+        kept = row["id"], row["has_text"], row["has_logprobs"]
+        places.setdefault(row["question"], []).append(kept)
+    return {
+        questions[key].id: StoredPiece(
+            path, identity, questions[key].text, Columns.of(rows), places[key]
+        )
+        for key, rows in columns.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
 class StoredPiece:
-    """The traces of one question in a store.
+    """The traces of one question in a store, with what is not in memory read at each call.
 
     Attributes:
-        path: The file.
-        identity: The store's.
-        question: The question's words.
-        columns: Its traces, without what has a value per token.
         places: The id of each row, whether its text is kept, and whether its log-probabilities are.
     """
 
@@ -130,35 +111,35 @@ class StoredPiece:
         """Read the confidences; `begins` says where those of each trace begin in `flat`."""
         ends = begins + self.columns.tokens
         with self._opened() as store:
-            for (row, *_), begin, end in zip(
-                self.places, begins.tolist(), ends.tolist(), strict=True
-            ):
+            rows = zip(self.places, begins.tolist(), ends.tolist(), strict=True)
+            for (row, *_), begin, end in rows:
                 self._unpack(store, "confidences", row, flat[begin:end])
-
-    def check(self, *, confidences: bool) -> None:
-        """Rows are checked when they are written, and have their checksums."""
 
     def logprobs(self) -> list[NDArray[np.float32] | None]:
         """The log-probabilities of each trace; None for one without."""
         values: list[NDArray[np.float32] | None] = []
         with self._opened() as store:
-            for (row, _, there), size in zip(
-                self.places, self.columns.tokens.tolist(), strict=True
-            ):
-                if not there:
-                    values.append(None)
-                    continue
-                into = np.empty(size, np.float32)
-                self._unpack(store, "logprobs", row, into)
+            sizes = self.columns.tokens.tolist()
+            for (row, _, there), size in zip(self.places, sizes, strict=True):
+                into = np.empty(size, np.float32) if there else None
+                if into is not None:
+                    self._unpack(store, "logprobs", row, into)
                 values.append(into)
         return values
 
     def texts(self) -> list[str | None]:
         """What each trace wrote; None where that was not kept."""
         with self._opened() as store:
-            texts = _Texts(store, self.question)
+            dictionaries: dict[int | None, str] = {None: self.question}
+
+            def read(trace: int) -> str:
+                row = store.one("texts", "id = ?", trace)
+                if (name := row["dictionary"]) not in dictionaries:
+                    dictionaries[name] = self.question + read(name)
+                return unpack_text(row["data"], dictionaries[name])
+
             try:
-                return [texts.read(row) if there else None for row, there, _ in self.places]
+                return [read(row) if there else None for row, there, _ in self.places]
             except ValueError as error:
                 raise self._damaged(f"a text cannot be unpacked ({error})") from None
 
@@ -176,47 +157,7 @@ class StoredPiece:
         return store
 
     def _damaged(self, found: str) -> RecordingError:
-        return RecordingError(
-            tried=f"read the recording {self.path}",
-            found=found,
-            remedy="Restore it from a copy, or record again.",
-        )
-
-
-class _Texts:
-    """Texts of one question, each packed with the first one as its dictionary."""
-
-    def __init__(self, store: Store, question: str) -> None:
-        self._store = store
-        self._question = question
-        self._dictionaries: dict[int, str] = {}
-
-    def read(self, trace: int) -> str:
-        """What a trace wrote."""
-        row = self._store.one("texts", "id = ?", trace)
-        return unpack_text(row["data"], self.dictionary(row["dictionary"]))
-
-    def dictionary(self, trace: int | None) -> str:
-        """The question, and the text of a trace."""
-        if trace is None:
-            return self._question
-        if trace not in self._dictionaries:
-            self._dictionaries[trace] = self._question + self.read(trace)
-        return self._dictionaries[trace]
-
-
-def _columns_of(
-    row: Row, finishes: dict[str, FinishReason], answers: dict[tuple[str, str], Answer]
-) -> tuple[Any, ...]:
-    answer = None
-    if row["answer"] is not None:
-        pair = row["answer"], row["answer_key"] or row["answer"]
-        # Equal answers share one object: a pool holds few of them, thousands of times.
-        answer = answers.get(pair) or answers.setdefault(pair, Answer(*pair))
-    return (
-        *(row["number"], row["seed"], row["tokens"], row["prompt_tokens"], row["lost_tokens"]),
-        *(row["started"], row["ended"], bool(row["correct"]), finishes[row["finish"]], answer),
-    )
+        return unreadable(f"the recording {self.path}", found)
 
 
 class PoolWriter:
@@ -225,12 +166,8 @@ class PoolWriter:
     Opening continues where any earlier writer ended, also one that was killed or that lost its
     power. Used by one thread at a time.
 
-    Args:
-        path: The pool's file; made if need be.
-        meta: What all its traces share.
-
     Attributes:
-        path: The pool's file.
+        path: The pool's file; made if need be.
         meta: What all its traces share.
 
     Raises:
@@ -245,7 +182,7 @@ class PoolWriter:
         self._store = StoreWriter(self.path, RECORDING)
         try:
             self._index = Index()
-            StoredTraces(self._store, self._index)
+            stored_pieces(self._store, self._index)
             if self._index.meta is None:
                 with self._store.transaction():
                     self._store.insert("about", name="meta", value=encode_meta(meta).decode())
@@ -314,7 +251,7 @@ class PoolWriter:
             raise
         self._questions = questions
         for row in traces:
-            self._index.add(row, str(self.path))
+            self._index.add_row(row, str(self.path))
 
     def close(self) -> None:
         """Give the pool back; everything appended is safe already."""
@@ -330,23 +267,18 @@ class PoolWriter:
                 gold=row.gold,
                 prompt_hash=row.prompt_hash,
             )
-        key = row.answer.key if row.answer else None
+        answer, key = (row.answer.text, row.answer.key) if row.answer else (None, None)
         number = insert(
             "traces",
+            **{name: getattr(row, name) for name in _PLAIN},
             question=questions[row.question_id],
-            number=row.number,
-            seed=row.seed,
-            tokens=row.tokens,
-            prompt_tokens=row.prompt_tokens,
-            lost_tokens=row.lost_tokens,
             started=float(row.started),
             ended=float(row.ended),
             finish=str(row.finish),
             has_text=row.text is not None,
             has_logprobs=row.logprobs is not None,
-            correct=row.correct,
-            answer=row.answer.text if row.answer else None,
-            answer_key=None if row.answer and key == row.answer.text else key,
+            answer=answer,
+            answer_key=None if key == answer else key,
         )
         if row.confidences is not None:
             insert("confidences", id=number, data=pack_floats(row.confidences))
@@ -375,8 +307,12 @@ def read_meta(path: Path) -> PoolMeta | None:
     if not path.exists() or not path.stat().st_size:
         return None
     with Store(path, RECORDING) as store:
-        found = store.find("about", "name = 'meta'")
-    return decode_meta(found["value"].encode(), str(path)) if found else None
+        return _meta(store)
+
+
+def _meta(store: Store) -> PoolMeta | None:
+    found = store.find("about", "name = 'meta'")
+    return decode_meta(found["value"].encode(), str(store.path)) if found else None
 
 
 def _refuse_older(path: Path) -> None:

@@ -24,13 +24,12 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
-from conviction.core import Answer, FinishReason
+from conviction.core import FinishReason
 from conviction.database import explained
-from conviction.errors import RecordingError
-from conviction.recordings.columns import Rows, Source
+from conviction.recordings.columns import Source, row_pieces, shared_answer
 from conviction.recordings.index import Index
-from conviction.recordings.parquet_source import ParquetTraces
-from conviction.recordings.schema import RecordedTrace, check_row, decode_meta
+from conviction.recordings.parquet import parquet_pieces
+from conviction.recordings.schema import RecordedTrace, check_row, decode_meta, unreadable
 
 _NAME = re.compile(r"(part-(?P<part>\d{6,})\.parquet|journal-(?P<journal>\d{6,}))")
 _MAGIC = b"CVJRNL\x00\x01"
@@ -64,13 +63,11 @@ class _Row(msgspec.Struct, array_like=True):
     def trace(self) -> RecordedTrace:
         """The row as it was recorded."""
         values = msgspec.structs.asdict(self)
-        answer, key = values.pop("answer"), values.pop("key")
+        values["answer"] = shared_answer(values["answer"], values.pop("key"))
         for name in ("confidences", "logprobs"):
             if values[name] is not None:
                 values[name] = np.frombuffer(values[name], _FLOAT32)
-        return RecordedTrace(
-            **values, answer=None if answer is None else Answer(answer, key or answer)
-        )
+        return RecordedTrace(**values)
 
 
 _DECODER = msgspec.msgpack.Decoder(list[_Row])
@@ -82,11 +79,7 @@ def is_pool_folder(folder: Path) -> bool:
 
 
 def read_folder(folder: Path, index: Index) -> list[Source]:
-    """The parts and the journal of a folder.
-
-    Args:
-        folder: The pool.
-        index: Takes note of what there is.
+    """The parts and the journal of a folder; `index` takes note of what there is.
 
     Raises:
         RecordingError: a file is damaged, of a newer version, or does not fit the others.
@@ -103,44 +96,37 @@ def read_folder(folder: Path, index: Index) -> list[Source]:
     counting = sorted(journals.keys() - parts.keys())
     if len(counting) > 1 or (counting and counting[0] < max(parts, default=-1)):
         names = ", ".join(journals[number].name for number in counting)
-        raise RecordingError(
-            tried=f"read the pool {folder}",
-            found=f"{names} should have become a part before anything was recorded after it",
-            remedy="Was a file deleted or copied here? Put the folder back as it was.",
+        raise unreadable(
+            f"the pool {folder}",
+            f"{names} should have become a part before anything was recorded after it",
+            "Was a file deleted or copied here? Put the folder back as it was.",
         )
-    sources: list[Source] = [ParquetTraces(parts[number], index) for number in sorted(parts)]
-    sources += [_read_journal(journals[number], index) for number in counting]
-    return sources
+    sources = [parquet_pieces(parts[number], index) for number in sorted(parts)]
+    return sources + [_read_journal(journals[number], index) for number in counting]
 
 
-def _read_journal(path: Path, index: Index) -> Rows:
-    with explained(f"read the recording {path}", path):
+def _read_journal(path: Path, index: Index) -> Source:
+    what = f"the recording {path}"
+    with explained(f"read {what}", path):
         data = path.read_bytes()
     # Zeros are what a disk that lost its power may leave of a write.
     if not _MAGIC.startswith(data[: len(_MAGIC)].rstrip(b"\0")):
-        raise _foreign(path, data)
+        if len(data) >= len(_MAGIC) and data.startswith(_MAGIC[:-1]):
+            version = data[len(_MAGIC) - 1]
+            found = f"its format has version {version}, and this program knows {_MAGIC[-1]}"
+            raise unreadable(what, found, "Upgrade conviction.")
+        raise unreadable(what, "it is no journal of a pool", "Put the folder back as it was.")
     rows: list[RecordedTrace] = []
     payloads = _payloads(data, path)
     if (first := next(payloads, None)) is not None:
         meta = decode_meta(first, str(path))
         index.use_meta(meta, str(path))
         for payload in payloads:
-            for row in _decoded(payload, path, len(rows)):
+            for row in _decoded(payload, what, len(rows)):
                 check_row(row, meta)
                 rows.append(row)
-                index.add(row, f"row {len(rows)} of {path}")
-    return Rows(rows)
-
-
-def _foreign(path: Path, data: bytes) -> RecordingError:
-    newer = len(data) >= len(_MAGIC) and data.startswith(_MAGIC[:-1])
-    return RecordingError(
-        tried=f"read the recording {path}",
-        found=f"its format has version {data[len(_MAGIC) - 1]}, and this program knows {_MAGIC[-1]}"
-        if newer
-        else "it is no journal of a pool",
-        remedy="Upgrade conviction." if newer else "Put the folder back as it was.",
-    )
+                index.add_row(row, f"row {len(rows)} of {path}")
+    return row_pieces(rows)
 
 
 def _payloads(data: bytes, path: Path) -> Iterator[bytes]:
@@ -152,11 +138,11 @@ def _payloads(data: bytes, path: Path) -> Iterator[bytes]:
     behind = position
     while (behind := data.find(_MARKER, behind + 1)) >= 0:
         if _payload_at(data, behind) is not None:
-            raise RecordingError(
-                tried=f"read the recording {path}",
-                found=f"it is damaged at byte {position:,}, with good traces behind that",
-                remedy=f"Restore {path.name} from a copy; or cut it to {position:,} bytes, which "
-                "drops the traces from there on.",
+            raise unreadable(
+                f"the recording {path}",
+                f"it is damaged at byte {position:,}, with good traces behind that",
+                f"Restore {path.name} from a copy; or cut it to {position:,} bytes, which drops "
+                "the traces from there on.",
             )
 
 
@@ -171,12 +157,9 @@ def _payload_at(data: bytes, position: int) -> bytes | None:
     return payload if crc32(payload) == expected else None
 
 
-def _decoded(payload: bytes, path: Path, first: int) -> list[RecordedTrace]:
+def _decoded(payload: bytes, what: str, first: int) -> list[RecordedTrace]:
     try:
         return [row.trace() for row in _DECODER.decode(payload)]
     except (msgspec.DecodeError, ValueError) as error:
-        raise RecordingError(
-            tried=f"read the recording {path}",
-            found=f"row {first + 1} or one behind it is unreadable ({error})",
-            remedy="Restore the file from a copy, or record again.",
-        ) from None
+        found = f"row {first + 1} or one behind it is unreadable ({error})"
+        raise unreadable(what, found) from None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from conviction.core import Answer, FinishReason
 from conviction.errors import RecordingError
 from conviction.recordings.schema import COMPLETE, PoolMeta, RecordedQuestion, RecordedTrace
 
@@ -67,43 +68,41 @@ class Index:
                 remedy="Confidences of other models, k or settings belong in a pool of their own.",
             )
 
-    def add(self, row: RecordedTrace, place: str) -> None:
-        """Take note of one more trace.
+    def add_row(self, row: RecordedTrace, place: str) -> None:
+        """Take note of one more trace, as `add`."""
+        question = RecordedQuestion(row.question_id, row.question, row.gold, row.prompt_hash, 0)
+        self.add(question, row.number, row.seed, row.finish, row.answer, place=place)
+
+    def add(  # in the order of a row
+        self,
+        question: RecordedQuestion,
+        number: int,
+        seed: int,
+        finish: FinishReason,
+        answer: Answer | None,
+        *,
+        place: str,
+    ) -> None:
+        """Take note of one more trace; `place` is where it was found, for errors.
 
         Raises:
             RecordingError: it is there already, or its question is another one of the same id.
         """
-        entry = self.entry(
-            RecordedQuestion(row.question_id, row.question, row.gold, row.prompt_hash, 0), place
-        )
-        self.add_number(entry, row.number, place)
-        entry.complete += row.finish in COMPLETE
-        entry.seeds.add(row.seed)
-        if row.answer:
-            entry.answers.setdefault(row.answer.text, row.answer.key)
-
-    def add_number(self, entry: Entry, number: int, place: str) -> None:
-        """Take note of the number of one more trace.
-
-        Raises:
-            RecordingError: it is there already.
-        """
+        self.check_question(question.id, question.prompt_hash, question.gold, place)
+        entry = self.entries.get(question.id)
+        if entry is None:
+            entry = self.entries[question.id] = Entry(question)
         if number in entry.numbers:
             raise RecordingError(
                 tried=f"use {place}",
-                found=f"trace {number} of question {entry.question.id!r} is there already",
+                found=f"trace {number} of question {question.id!r} is there already",
                 remedy="Each trace may be recorded once; was a part copied within the pool?",
             )
         entry.numbers.add(number)
-
-    def entry(self, question: RecordedQuestion, place: str) -> Entry:
-        """The entry of a question, made if need be.
-
-        Raises:
-            RecordingError: its prompt or gold answer is another than before.
-        """
-        self.check_question(question.id, question.prompt_hash, question.gold, place)
-        return self.entries.setdefault(question.id, Entry(question))
+        entry.seeds.add(seed)
+        entry.complete += finish in COMPLETE
+        if answer:
+            entry.answers.setdefault(answer.text, answer.key)
 
     def check_question(
         self, question_id: str, prompt_hash: str, gold: str | None, place: str

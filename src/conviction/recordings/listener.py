@@ -3,7 +3,6 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -25,7 +24,7 @@ class _RunRecorder:
         self._path = path
         self._sampling = sampling
         self._kind = kind(answers)
-        self._row_maker = partial(RowMaker, keep_text=keep_text)
+        self._keep_text = keep_text
         self._running: tuple[PoolWriter, Recorder] | None = None
         self._question: RecordedQuestion | None = None
         self.failure: Exception | None = None
@@ -73,7 +72,8 @@ class _RunRecorder:
         writer = PoolWriter(self._path, meta)
         try:
             writer.check_question(question.id, self._question.prompt_hash, None)
-            recorder = Recorder(writer, self._row_maker(writer, self._kind))
+            rows = RowMaker(writer, self._kind, keep_text=self._keep_text)
+            recorder = Recorder(writer, rows)
         except BaseException:
             writer.close()
             raise
@@ -97,7 +97,7 @@ def recording_listener(
 ) -> Generator[Listener]:
     """A listener that records every trace of live runs, stopped and cancelled ones too.
 
-    Their finish reasons are recorded, so that whoever replays can leave the incomplete ones out.
+    Their finish reasons are recorded, so that a replay can leave the incomplete ones out.
     Traces are numbered from the next free number of their question; one whose seed is recorded
     already is not recorded again. The run is never held up, and never fails because of it.
 

@@ -1,25 +1,23 @@
-"""Rows as Parquet: the one place that knows pyarrow.
+"""Reading Parquet files of recorded traces; `transfer.py` writes them.
 
-A part is sorted into row groups of whole questions, so that reading one question touches its row
-groups only. Columns, one row per trace:
+A file is sorted into row groups of whole questions, so that reading one question touches its row
+groups only. Columns, one row per trace, are those of `TYPES` and `LISTS`. Question and trace are
+the key; model, top_k and sampling (as JSON) are the same in all rows of a pool.
 
-    question_id, trace        the key
-    prompt_hash, question, gold
-    model, top_k, sampling    the same in all rows of a pool; sampling as JSON
-    seed, finish, tokens, prompt_tokens, lost_tokens, started, ended
-    text, answer, answer_key, correct
-    logprobs                  list<float32>, one per token; null in traces without
-    confidences               list<float32>, one per token; null in pools without
+Null is allowed in gold, sampling, text, answer with answer_key, correct where there is no gold,
+logprobs of single traces, and confidences in pools without. What is unknown of a token is NaN. A
+file that was written before there was a column `logprobs` lacks it, which means null. Further
+columns are left alone. The file's metadata hold `conviction` → version of the schema and facts of
+the pool as JSON.
 
-Null is allowed in gold, sampling, text, answer with answer_key, correct where there is no gold, and
-the lists. What is unknown of a token is NaN. A part that was written before there was a column
-`logprobs` lacks it, which means null. Further columns are left alone. The file's metadata hold
-`conviction` → version of the schema and facts of the pool as JSON.
+Confidences are nearly all of it. They are decoded a few megabytes at a time, each straight to where
+it belongs, so that reading takes little more memory than what was read.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,29 +25,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conviction.core import FinishReason
 from conviction.database import explained
 from conviction.errors import MissingExtraError, RecordingError
-from conviction.files import finished_file
-from conviction.recordings.schema import PoolMeta, RecordedTrace, decode_meta, encode_meta
+from conviction.recordings.columns import Columns, Source, shared_answer
+from conviction.recordings.index import Index
+from conviction.recordings.schema import (
+    PoolMeta,
+    RecordedQuestion,
+    decode_meta,
+    in_range,
+    unreadable,
+)
 
-_METADATA_KEY = b"conviction"
-_GROUP_BYTES = 1 << 20
-"""Row groups are at least this large, as small ones cost more to describe than they hold."""
+METADATA_KEY = b"conviction"
+TYPES = {
+    "question_id": "string",
+    "trace": "int64",
+    **dict.fromkeys(("prompt_hash", "question", "gold", "model"), "string"),
+    "top_k": "int64",
+    "sampling": "string",
+    "seed": "int64",
+    "finish": "string",
+    **dict.fromkeys(("tokens", "prompt_tokens", "lost_tokens"), "int64"),
+    **dict.fromkeys(("started", "ended"), "float64"),
+    **dict.fromkeys(("text", "answer", "answer_key"), "string"),
+    "correct": "bool",
+}
+"""Arrow's name for the type of each column with one value per trace."""
 
-_KEYS = ("question_id", "prompt_hash", "question", "gold", "model", "sampling")
-_STRINGS = (*_KEYS, "finish", "answer", "answer_key")
-_WHOLE = ("trace", "top_k", "seed", "tokens", "prompt_tokens", "lost_tokens")
-_REAL = ("started", "ended")
-_LISTS = ("logprobs", "confidences")
+LISTS = ("logprobs", "confidences")
+"""Columns of lists of float32, one value per token."""
+
+REPEATED = [name for name, kind in TYPES.items() if kind == "string" and name != "text"]
+"""Texts that stand in many rows."""
+
 _NULLABLE = ("gold", "sampling", "text", "answer", "answer_key", "correct")
-INDEX_COLUMNS = (*_KEYS, "trace", "top_k", "seed", "finish", "answer", "answer_key", "correct")
+_REQUIRED = ("question_id", "trace", "prompt_hash", "question", "top_k", "seed", "finish")
+"""Columns without a null; that of the model is compared to the file's description anyway."""
+
+_INDEX_COLUMNS = (*_REQUIRED, "gold", "model", "sampling", "answer", "answer_key", "correct")
 """Columns that tell what a pool holds, without what is large."""
 
-TRACE_COLUMNS = (
-    *("question_id", "trace", "seed", "finish", "tokens", "prompt_tokens", "lost_tokens"),
-    *("started", "ended", "answer", "answer_key", "correct", "confidences"),
+_TRACE_COLUMNS = (
+    *("trace", "seed", "finish", "tokens", "prompt_tokens", "lost_tokens", "started", "ended"),
+    *("answer", "answer_key", "correct"),
 )
-"""Columns of one question's traces, without their texts."""
+"""Columns of one question's traces, without texts and what has a value per token."""
+
+_BATCH_BYTES = 4 << 20
+"""Values that are decoded at once, about."""
+
+_NONE = np.empty(0, np.float32)
+_FINISHES = frozenset(FinishReason)
 
 
 def arrow(module: str = "pyarrow") -> Any:
@@ -68,130 +96,19 @@ def arrow(module: str = "pyarrow") -> Any:
         ) from None
 
 
-def _schema(meta: PoolMeta) -> Any:
-    pa = arrow()
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    types = {
-        "question_id": text,
-        "trace": whole,
-        **dict.fromkeys(("prompt_hash", "question", "gold", "model"), text),
-        "top_k": whole,
-        "sampling": text,
-        "seed": whole,
-        "finish": text,
-        **dict.fromkeys(("tokens", "prompt_tokens", "lost_tokens"), whole),
-        **dict.fromkeys(("started", "ended"), real),
-        **dict.fromkeys(("text", "answer", "answer_key"), text),
-        "correct": pa.bool_(),
-        **dict.fromkeys(_LISTS, list_type()),
-    }
-    fields = [pa.field(name, kind) for name, kind in types.items()]
-    return pa.schema(fields, metadata={_METADATA_KEY: encode_meta(meta)})
-
-
-def list_type() -> Any:
-    """The type of a column with a value per token."""
-    pa = arrow()
-    return pa.list_(pa.field("element", pa.float32()))
-
-
-def to_table(rows: Sequence[RecordedTrace], meta: PoolMeta) -> Any:
-    """Rows as an Arrow table with the columns of a part."""
-    pa = arrow()
-    schema = _schema(meta)
-    shared = {"model": meta.model, "top_k": meta.top_k, "sampling": meta.sampling_json}
-    columns: dict[str, Any] = {name: [value] * len(rows) for name, value in shared.items()}
-    columns["trace"] = [row.number for row in rows]
-    columns["answer"] = [row.answer.text if row.answer else None for row in rows]
-    columns["answer_key"] = [row.answer.key if row.answer else None for row in rows]
-    columns["finish"] = [str(row.finish) for row in rows]
-    columns["logprobs"] = _lists([row.logprobs for row in rows])
-    columns["confidences"] = _lists([row.confidences for row in rows])
-    for name in schema.names:
-        if name not in columns:
-            columns[name] = [getattr(row, name) for row in rows]
-    arrays = [
-        column if name in _LISTS else pa.array(column, schema.field(name).type)
-        for name, column in ((name, columns[name]) for name in schema.names)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _lists(values: Sequence[NDArray[np.float32] | None]) -> Any:
-    pa = arrow()
-    kind = list_type()
-    known = [value for value in values if value is not None]
-    if not known:
-        return pa.nulls(len(values), kind)
-    sizes = [0 if value is None else value.size for value in values]
-    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
-    absent = np.array([value is None for value in values])
-    return pa.ListArray.from_arrays(
-        pa.array(offsets), pa.array(np.concatenate(known)), type=kind, mask=pa.array(absent)
-    )
-
-
-def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: PoolMeta) -> None:
-    """Write a part; it is there as a whole, durably, or not at all.
-
-    Args:
-        path: Where to.
-        groups: The rows of each question, a question at a time.
-        meta: The pool's facts.
-
-    Raises:
-        RecordingError: the disk refuses.
-    """
-    pq = arrow("pyarrow.parquet")
-    schema = _schema(meta)
-    options: dict[str, Any] = {
-        "compression": "zstd",
-        "use_dictionary": [*_STRINGS],
-        # Bytes of equal place beside each other: 3.0 bytes per confidence in place of 3.5.
-        "use_byte_stream_split": [f"{name}.list.element" for name in _LISTS],
-        "write_statistics": ["question_id", "trace", "tokens"],
-    }
-    with (
-        explained(f"write the recording {path}", path),
-        finished_file(path) as unfinished,
-        pq.ParquetWriter(unfinished, schema, **options) as writer,
-    ):
-        for rows in _merged(groups):
-            writer.write_table(to_table(rows, meta), row_group_size=len(rows))
-
-
-def _merged(groups: Iterable[Sequence[RecordedTrace]]) -> Iterator[list[RecordedTrace]]:
-    """Groups put together until they are worth a row group."""
-    waiting: list[RecordedTrace] = []
-    size = 0
-    for rows in groups:
-        waiting += rows
-        size += sum(_bytes(row) for row in rows)
-        if size >= _GROUP_BYTES:
-            yield waiting
-            waiting, size = [], 0
-    if waiting:
-        yield waiting
-
-
-def _bytes(row: RecordedTrace) -> int:
-    lists = (row.logprobs, row.confidences)
-    return 200 + len(row.text or "") + sum(one.nbytes for one in lists if one is not None)
-
-
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A Parquet file whose description was read.
+    """A Parquet file whose description was read; all reading raises RecordingError if damaged.
 
     Attributes:
-        path: The file.
-        meta: The pool's facts.
+        names: Its columns.
         description: What pyarrow needs to read it without reading its end again.
         group_ends: Rows up to the end of each row group, shape (row groups,).
     """
 
     path: Path
     meta: PoolMeta
+    names: list[str]
     description: Any = field(repr=False)
     group_ends: NDArray[np.int64] = field(repr=False)
 
@@ -204,62 +121,19 @@ class Part:
         """
         with _readable(path):
             description = arrow("pyarrow.parquet").read_metadata(path)
+        what, remedy = f"the recording {path}", "Name a pool that `conviction record` made."
         metadata: dict[bytes, bytes] = description.metadata or {}
-        meta = metadata.get(_METADATA_KEY)
-        if meta is None:
-            raise RecordingError(
-                tried=f"read the recording {path}",
-                found="it is a Parquet file, but not one of recorded traces",
-                remedy="Name a pool that `conviction record` made.",
-            )
-        part = cls(path, decode_meta(meta, str(path)), description, _group_ends(description))
-        part.require_columns({*INDEX_COLUMNS, *TRACE_COLUMNS, "text"})
-        part.check_types()
-        return part
-
-    def require_columns(self, wanted: set[str]) -> None:
-        """Check that there are columns of these names.
-
-        Raises:
-            RecordingError: there are not.
-        """
-        missing = sorted(wanted.difference(self.names))
-        if missing:
-            raise RecordingError(
-                tried=f"read the recording {self.path}",
-                found=f"these columns are missing: {', '.join(missing)}",
-                remedy="Name a pool that `conviction record` made.",
-            )
-
-    @property
-    def names(self) -> list[str]:
-        """Its columns."""
-        return self.description.schema.to_arrow_schema().names
-
-    def check_types(self) -> None:
-        """Check that columns with one value per trace hold what they should, of any width.
-
-        Raises:
-            RecordingError: one holds something else.
-        """
-        types = arrow("pyarrow.types")
-        kinds = {
-            **dict.fromkeys((*_STRINGS, "text"), ("text", _is_text)),
-            **dict.fromkeys(_WHOLE, ("whole numbers", types.is_integer)),
-            **dict.fromkeys(_REAL, ("numbers", types.is_floating)),
-            "correct": ("true and false", types.is_boolean),
-        }
-        schema = self.description.schema.to_arrow_schema()
-        for name, (wanted, fits) in kinds.items():
-            found = schema.field(name).type
-            if fits(found) or (name in _NULLABLE and types.is_null(found)):
-                continue
-            raise RecordingError(
-                tried=f"read the recording {self.path}",
-                found=f"its column {name!r} holds values of type {found}, not {wanted}",
-                remedy="Write it with the types that docs/recordings.md names, or restore the "
-                "file from a copy.",
-            )
+        header = metadata.get(METADATA_KEY)
+        if header is None:
+            found = "it is a Parquet file, but not one of recorded traces"
+            raise unreadable(what, found, remedy)
+        meta = decode_meta(header, str(path))
+        schema = description.schema.to_arrow_schema()
+        if missing := sorted({*TYPES, "confidences"}.difference(schema.names)):
+            raise unreadable(what, f"these columns are missing: {', '.join(missing)}", remedy)
+        _check_types(what, schema)
+        sizes = [description.row_group(i).num_rows for i in range(description.num_row_groups)]
+        return cls(path, meta, schema.names, description, np.cumsum(np.array(sizes, np.int64)))
 
     def rows(
         self,
@@ -275,17 +149,9 @@ class Part:
         return (dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True))
 
     def read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
-        """Some columns as an Arrow table, strings as dictionaries.
-
-        Args:
-            columns: Their names; it has them all.
-            groups: Numbers of the row groups; None for all.
-
-        Raises:
-            RecordingError: the file is damaged.
-        """
+        """Some columns of row groups, None for all, as an Arrow table, strings as dictionaries."""
         pq = arrow("pyarrow.parquet")
-        dictionaries = [name for name in _STRINGS if name in columns]
+        dictionaries = [name for name in REPEATED if name in columns]
         with (
             _readable(self.path),
             pq.ParquetFile(
@@ -296,17 +162,47 @@ class Part:
             table = file.read_row_groups(list(wanted), columns=list(columns))
         return table.unify_dictionaries().combine_chunks()
 
+    def lists(self, name: str, groups: Sequence[int], rows: int) -> Iterator[Any]:
+        """A column of lists as Arrow arrays of at most so many rows, to hold little at once."""
+        pq = arrow("pyarrow.parquet")
+        with (
+            _readable(self.path),
+            # What is read ahead is bounded, too: a row group may be as large as a question.
+            pq.ParquetFile(
+                self.path, metadata=self.description, buffer_size=1 << 20, pre_buffer=False
+            ) as file,
+        ):
+            for batch in file.iter_batches(
+                rows, row_groups=list(groups), columns=[name], use_threads=False
+            ):
+                yield batch.column(0)
+
+
+def _check_types(what: str, schema: Any) -> None:
+    """Check that columns with one value per trace hold what they should, of any width."""
+    types = arrow("pyarrow.types")
+    tests = {
+        "string": ("text", _is_text),
+        "int64": ("whole numbers", types.is_integer),
+        "float64": ("numbers", types.is_floating),
+        "bool": ("true and false", types.is_boolean),
+    }
+    for name, kind in TYPES.items():
+        wanted, fits = tests[kind]
+        found = schema.field(name).type
+        if not fits(found) and not (name in _NULLABLE and types.is_null(found)):
+            raise unreadable(
+                what,
+                f"its column {name!r} holds values of type {found}, not {wanted}",
+                "Write it with the types that docs/recordings.md names, or restore the file from "
+                "a copy.",
+            )
+
 
 def _is_text(kind: Any) -> bool:
     types = arrow("pyarrow.types")
-    if types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_string(kind) or types.is_large_string(kind)
-
-
-def _group_ends(description: Any) -> NDArray[np.int64]:
-    sizes = [description.row_group(i).num_rows for i in range(description.num_row_groups)]
-    return np.cumsum(np.array(sizes, np.int64))
 
 
 @contextmanager
@@ -319,38 +215,175 @@ def _readable(path: Path) -> Generator[None]:
         except (failure, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise RecordingError(
-                tried=f"read the recording {path}",
-                found=f"it is no whole Parquet file ({str(error).splitlines()[0].rstrip('.')})",
-                remedy="Restore it from a copy, or record again.",
-            ) from None
+            reason = str(error).splitlines()[0].rstrip(".")
+            found = f"it is no whole Parquet file ({reason})"
+            raise unreadable(f"the recording {path}", found) from None
 
 
-def read_lists(part: Part, name: str, groups: Sequence[int], rows: int) -> Iterator[Any]:
-    """A column of lists, some rows at a time, so that little of it is in memory at once.
-
-    Args:
-        part: The file.
-        name: The column.
-        groups: Numbers of the row groups.
-        rows: How many rows at most come together.
-
-    Yields:
-        Arrow arrays, in order of the file.
+def parquet_pieces(path: Path, index: Index) -> Source:
+    """The traces of a Parquet file; `index` takes note of what there is.
 
     Raises:
-        RecordingError: the file is damaged.
+        RecordingError: it is damaged, of a newer version, or does not fit what was there before.
     """
-    pq = arrow("pyarrow.parquet")
-    with (
-        _readable(part.path),
-        # What is read ahead is bounded, too: a row group may be as large as a question.
-        pq.ParquetFile(
-            part.path, metadata=part.description, buffer_size=_GROUP_BYTES, pre_buffer=False
-        ) as file,
-    ):
-        batches = file.iter_batches(
-            rows, row_groups=list(groups), columns=[name], use_threads=False
+    part = Part.open(path)
+    groups: dict[str, dict[int, None]] = {}
+    index.use_meta(part.meta, str(path))
+    for number, row in enumerate(part.rows(_INDEX_COLUMNS)):
+        _check_row(row, part, number)
+        question = RecordedQuestion(
+            row["question_id"], row["question"], row["gold"], row["prompt_hash"], 0
         )
-        for batch in batches:
-            yield batch.column(0)
+        answer = shared_answer(row["answer"], row["answer_key"])
+        place = f"row {number + 1} of {path}"
+        index.add(question, row["trace"], row["seed"], row["finish"], answer, place=place)
+        group = int(np.searchsorted(part.group_ends, number, side="right"))
+        groups.setdefault(question.id, {})[group] = None
+    return {name: ParquetPiece(part, list(numbers), name) for name, numbers in groups.items()}
+
+
+@dataclass(eq=False)
+class ParquetPiece:
+    """The traces of one question in a Parquet file, which lie in some of its row groups."""
+
+    part: Part
+    groups: Sequence[int]
+    question_id: str
+
+    @cached_property
+    def _mask(self) -> NDArray[np.bool_]:
+        """Which rows of these groups they are."""
+        compute = arrow("pyarrow.compute")
+        ids = self.part.read(("question_id",), self.groups).column("question_id")
+        return compute.equal(ids, self.question_id).to_numpy()
+
+    @property
+    def columns(self) -> Columns:
+        """The traces, without what has a value per token."""
+        return self._checked_columns
+
+    @cached_property
+    def _checked_columns(self) -> Columns:
+        """Checked that there is room for all tokens, or that there are no confidences."""
+        columns = self._columns
+        confidences = self.part.meta.top_k > 0
+        if not confidences or columns.tokens.sum() > self._stored("confidences"):
+            for place, values in self._lists("confidences"):
+                if confidences:
+                    self._checked(place, values)
+                elif values is not None:
+                    raise self._unreadable(place, "has confidences, and the pool's k is 0")
+        return columns
+
+    @cached_property
+    def _columns(self) -> Columns:
+        rows: list[tuple[Any, ...]] = []
+        for place, row in enumerate(self.part.rows(_TRACE_COLUMNS, self.groups, self._mask)):
+            if row["tokens"] is None or row["tokens"] < 0:
+                found = "has no count of tokens, or a negative one"
+                raise self._unreadable(place, found, row["trace"])
+            for name in ("prompt_tokens", "lost_tokens", "started", "ended"):
+                if row[name] is None:
+                    raise self._unreadable(place, f"has no {name}", row["trace"])
+            rows.append(
+                (
+                    *(row["trace"], row["seed"], row["tokens"], row["prompt_tokens"]),
+                    *(row["lost_tokens"], row["started"], row["ended"], bool(row["correct"])),
+                    *(FinishReason(row["finish"]), shared_answer(row["answer"], row["answer_key"])),
+                )
+            )
+        return Columns.of(rows)
+
+    def fill(self, begins: NDArray[np.int64], flat: NDArray[np.float32]) -> None:
+        """Read the confidences; `begins` says where those of each trace begin in `flat`."""
+        for place, values in self._lists("confidences"):
+            checked = self._checked(place, values)
+            flat[begins[place] : begins[place] + checked.size] = checked
+
+    def logprobs(self) -> list[NDArray[np.float32] | None]:
+        """The log-probabilities of each trace; None for one without."""
+        found: list[NDArray[np.float32] | None] = [None] * len(self.columns)
+        # A part from before there was this column lacks it.
+        if "logprobs" in self.part.names:
+            for place, values in self._lists("logprobs"):
+                if values is not None:
+                    found[place] = self._checked(place, values, "log-probabilities", -1).copy()
+        return found
+
+    def texts(self) -> list[str | None]:
+        """What each trace wrote; None where that was not kept."""
+        return [row["text"] for row in self.part.rows(("text",), self.groups, self._mask)]
+
+    def _lists(self, name: str) -> Iterator[tuple[int, NDArray[np.float32] | None]]:
+        """The place of each trace, and its values in a column of lists; None for null."""
+        compute = arrow("pyarrow.compute")
+        # By what is stored: other questions of these groups may have far longer traces.
+        typical = np.float32().nbytes * max(self._stored(name) / self._mask.size, 1.0)
+        seen = place = 0
+        for lists in self.part.lists(name, self.groups, max(int(_BATCH_BYTES / typical), 1)):
+            mask = self._mask[seen : seen + len(lists)]
+            seen += len(lists)
+            if not mask.any():
+                continue
+            mine = lists if mask.all() else lists.filter(arrow().array(mask))
+            valid = mine.is_valid().to_numpy(zero_copy_only=False)
+            if valid.any() and getattr(mine.type, "value_type", None) != arrow().float32():
+                words = name.replace("logprobs", "log-probabilities")
+                raise self._unreadable(place, f"has {words} of type {mine.type}")
+            sizes = compute.list_value_length(mine).fill_null(0).to_numpy(zero_copy_only=False)
+            values = mine.flatten().to_numpy(zero_copy_only=False) if valid.any() else _NONE
+            ends = np.cumsum(sizes).tolist()
+            for begin, end, there in zip([0, *ends], ends, valid.tolist(), strict=False):
+                yield place, values[begin:end] if there else None
+                place += 1
+
+    def _checked(
+        self, place: int, values: Any, words: str = "confidences", sign: int = 1
+    ) -> NDArray[np.float32]:
+        tokens = int(self._columns.tokens[place])
+        size = 0 if values is None else values.size
+        if values is None or size != tokens:
+            raise self._unreadable(place, f"has {tokens} tokens and {size} {words}")
+        if not in_range(values if sign > 0 else -values):
+            wrong = "negative" if sign > 0 else "positive"
+            raise self._unreadable(place, f"has infinite or {wrong} {words}")
+        return values
+
+    def _stored(self, name: str) -> int:
+        """Values of a column in the row groups, those of other questions included."""
+        description = self.part.description
+        paths = [description.schema.column(i).path for i in range(description.num_columns)]
+        column = next(i for i, path in enumerate(paths) if path.split(".")[0] == name)
+        groups = [description.row_group(group) for group in self.groups]
+        return sum(group.column(column).num_values for group in groups)
+
+    def _unreadable(self, place: int, found: str, number: int | None = None) -> RecordingError:
+        ends: list[int] = [0, *self.part.group_ends.tolist()]
+        rows = [row for group in self.groups for row in range(ends[group], ends[group + 1])]
+        row = rows[int(np.flatnonzero(self._mask)[place])]
+        trace = self._columns.ids[place] if number is None else number
+        found = f"trace {trace} of question {self.question_id!r} {found}"
+        return unreadable(f"row {row + 1} of {self.part.path}", found)
+
+
+def _check_row(row: dict[str, Any], part: Part, number: int) -> None:
+    """Check that nothing is missing or contradicts the file's description."""
+    meta = part.meta
+    found = [f"it has no {name}" for name in _REQUIRED if row[name] is None]
+    for name, column, wanted in (
+        ("model", "model", meta.model),
+        ("sampling", "sampling", meta.sampling_json),
+        ("k", "top_k", meta.top_k),
+    ):
+        if row[column] != wanted:
+            found.append(f"its {name} is {row[column]}, not that of the file")
+    if (row["answer"] is None) != (row["answer_key"] is None):
+        found.append("it has an answer without its answer_key, or the key alone")
+    if row["gold"] is not None and row["correct"] is None:
+        found.append(
+            "it has no correct, which says whether it is right, and its question has a gold"
+        )
+    if row["finish"] not in _FINISHES:
+        found.append(f"its 'finish' is {row['finish']!r}: was it written by a newer version?")
+    if found:
+        raise unreadable(f"row {number + 1} of {part.path}", found[0])

@@ -1,66 +1,45 @@
 """Reading a pool of recorded traces, a question at a time."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import Answer, FinishReason, Sampling
+from conviction.core import Sampling
 from conviction.database import explained, is_database
-from conviction.errors import InvalidSettingError, RecordingError
+from conviction.errors import InvalidSettingError
 from conviction.recordings.columns import Columns, Piece, Source
-from conviction.recordings.file import RECORDING, StoredTraces
+from conviction.recordings.file import RECORDING, stored_pieces
 from conviction.recordings.folder import read_folder
 from conviction.recordings.importing.reading import read_rows
 from conviction.recordings.index import Index
-from conviction.recordings.parquet_source import ParquetTraces
-from conviction.recordings.schema import COMPLETE, RecordedQuestion
+from conviction.recordings.parquet import parquet_pieces
+from conviction.recordings.schema import RecordedQuestion, unreadable
 from conviction.store import Store
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, eq=False)
-class QuestionTraces:
+class QuestionTraces(Columns):
     """All recorded traces of one question as columns, in order of their numbers.
 
     Attributes:
         question: The question.
-        ids: Number of each trace within its question, int64, shape (traces,).
-        seeds: Seed of each, int64.
-        tokens: Tokens that each generated, int64.
-        prompt_tokens: Tokens of each prompt, int64.
-        lost_tokens: Tokens of attempts that broke off before, int64.
-        finish: Why each ended.
-        answers: What each answered; equal keys mean the same vote within the question.
-        correct: Whether each answer is right, bool; False where there is no gold answer.
-        started: Seconds after the run of the question began, float64.
-        ended: Seconds after the run of the question began, float64.
         flat: Token confidences of all traces, one trace after another, float32, NaN where
             unknown, shape (tokens of all traces,); None in a pool without confidences.
         place: Where they were read, for errors.
     """
 
     question: RecordedQuestion
-    ids: NDArray[np.int64]
-    seeds: NDArray[np.int64]
-    tokens: NDArray[np.int64]
-    prompt_tokens: NDArray[np.int64]
-    lost_tokens: NDArray[np.int64]
-    finish: tuple[FinishReason, ...]
-    answers: tuple[Answer | None, ...]
-    correct: NDArray[np.bool_]
-    started: NDArray[np.float64]
-    ended: NDArray[np.float64]
     flat: NDArray[np.float32] | None = field(repr=False)
     place: Path
-
-    def __len__(self) -> int:
-        return self.ids.size
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -74,39 +53,29 @@ class QuestionTraces:
             return None
         return tuple(self.flat[begin:end] for begin, end in pairwise(self.offsets.tolist()))
 
-    @property
-    def seconds(self) -> NDArray[np.float64]:
-        """How long each trace took, shape (traces,)."""
-        return self.ended - self.started
-
-    @property
-    def complete(self) -> NDArray[np.bool_]:
-        """Which traces ran to their own end or to their token limit, shape (traces,)."""
-        return np.array([reason in COMPLETE for reason in self.finish], np.bool_)
-
     def require_confidences(self) -> tuple[NDArray[np.float32], ...]:
         """Token confidences of each trace, where something cannot do without.
 
         Raises:
             RecordingError: the pool has none, or all tokens of a complete trace lack theirs.
         """
-        tried = f"read token confidences of question {self.question.id!r} in {self.place}"
+        what = f"token confidences of question {self.question.id!r} in {self.place}"
         if self.confidences is None:
-            raise RecordingError(
-                tried=tried,
-                found="the pool holds answers only",
-                remedy="Use a policy that needs no confidence, such as majority, or record the "
+            raise unreadable(
+                what,
+                "the pool holds answers only",
+                "Use a policy that needs no confidence, such as majority, or record the "
                 "questions with an engine that gives log-probabilities.",
             )
         for number, values, complete in zip(
             self.ids.tolist(), self.confidences, self.complete.tolist(), strict=True
         ):
             if complete and values.size and not np.isfinite(values).any():
-                raise RecordingError(
-                    tried=tried,
-                    found=f"all {values.size} tokens of trace {number} have unknown confidence",
-                    remedy="Record it with an engine that gives log-probabilities, or use a "
-                    "policy that needs no confidence, such as majority.",
+                raise unreadable(
+                    what,
+                    f"all {values.size} tokens of trace {number} have unknown confidence",
+                    "Record it with an engine that gives log-probabilities, or use a policy that "
+                    "needs no confidence, such as majority.",
                 )
         return self.confidences
 
@@ -125,11 +94,8 @@ class Pool:
 
     def __init__(self, path: Path, index: Index, sources: Sequence[Source]) -> None:
         if index.meta is None or not index.entries:
-            raise RecordingError(
-                tried=f"read the pool {path}",
-                found="it holds no recorded trace",
-                remedy="Record one: conviction record DATA -n 16 -o POOL.",
-            )
+            remedy = "Record one: conviction record DATA -n 16 -o POOL."
+            raise unreadable(f"the pool {path}", "it holds no recorded trace", remedy)
         self.path = path
         self.meta = index.meta
         self.questions = index.questions()
@@ -198,10 +164,10 @@ class Pool:
             RecordingError: there is none.
         """
         if question_id not in self._questions:
-            raise RecordingError(
-                tried=f"read question {question_id!r} of {self.path}",
-                found=f"the pool holds {len(self.questions)} questions and none of that id",
-                remedy=f"Its first is {self.questions[0].id!r}.",
+            raise unreadable(
+                f"question {question_id!r} of {self.path}",
+                f"the pool holds {len(self.questions)} questions and none of that id",
+                f"Its first is {self.questions[0].id!r}.",
             )
         return self._questions[question_id]
 
@@ -211,12 +177,9 @@ class Pool:
         Raises:
             RecordingError: there is no such question, or its traces are damaged.
         """
-        question = self.question(question_id)
         pieces, order = self._find(question_id)
         columns = Columns.joined([piece.columns for piece in pieces], order)
         flat = None
-        for piece in pieces:
-            piece.check(confidences=self.has_confidences)
         if self.has_confidences:
             begins = np.empty_like(columns.tokens)
             begins[order] = np.cumsum(columns.tokens) - columns.tokens
@@ -226,21 +189,8 @@ class Pool:
                 count = len(piece.columns)
                 piece.fill(begins[first : first + count], flat)
                 first += count
-        return QuestionTraces(
-            question=question,
-            ids=columns.numbers,
-            seeds=columns.seeds,
-            tokens=columns.tokens,
-            prompt_tokens=columns.prompt_tokens,
-            lost_tokens=columns.lost_tokens,
-            finish=columns.finish,
-            answers=columns.answers,
-            correct=columns.correct,
-            started=columns.started,
-            ended=columns.ended,
-            flat=flat,
-            place=self.path,
-        )
+        question = self.question(question_id)
+        return QuestionTraces(**vars(columns), question=question, flat=flat, place=self.path)
 
     def texts(self, question_id: str) -> tuple[str | None, ...]:
         """What each trace of one question wrote, in the order of `traces`; None if not kept.
@@ -248,10 +198,7 @@ class Pool:
         Raises:
             RecordingError: there is no such question, or its traces are damaged.
         """
-        pieces, order = self._find(question_id)
-        texts = [text for piece in pieces for text in piece.texts()]
-        positions: list[int] = order.tolist()
-        return tuple(texts[i] for i in positions)
+        return self._ordered(question_id, lambda piece: piece.texts())
 
     def outline(self, question_id: str) -> Columns:
         """What `traces` tells of one question but the confidences, which are not read.
@@ -271,17 +218,21 @@ class Pool:
         Raises:
             RecordingError: there is no such question, or its traces are damaged.
         """
+        return self._ordered(question_id, lambda piece: piece.logprobs())
+
+    def _ordered(
+        self, question_id: str, read: Callable[[Piece], Sequence[_Value]]
+    ) -> tuple[_Value, ...]:
         pieces, order = self._find(question_id)
-        values = [value for piece in pieces for value in piece.logprobs()]
+        values = [value for piece in pieces for value in read(piece)]
         positions: list[int] = order.tolist()
         return tuple(values[i] for i in positions)
 
     def _find(self, question_id: str) -> tuple[list[Piece], NDArray[np.int64]]:
         """Where the traces lie, and what brings them into the order of their numbers."""
         self.question(question_id)
-        found = [source.find(question_id) for source in self._sources]
-        pieces = [piece for piece in found if piece is not None]
-        numbers = np.concatenate([piece.columns.numbers for piece in pieces])
+        pieces = [source[question_id] for source in self._sources if question_id in source]
+        numbers = np.concatenate([piece.columns.ids for piece in pieces])
         return pieces, np.argsort(numbers, kind="stable")
 
 
@@ -290,9 +241,9 @@ def _sources(place: Path, index: Index, answers: str) -> Sequence[Source]:
         return read_folder(place, index)
     if is_database(place):
         with Store(place, RECORDING) as store:
-            return [StoredTraces(store, index)]
+            return [stored_pieces(store, index)]
     with explained(f"read the pool {place}", place), place.open("rb") as file:
         parquet = file.read(4) == b"PAR1"
     if parquet or place.suffix == ".parquet":
-        return [ParquetTraces(place, index)]
+        return [parquet_pieces(place, index)]
     return [read_rows(place, index, answers)]

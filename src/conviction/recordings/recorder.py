@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from conviction.core import Trace
@@ -11,13 +10,7 @@ from conviction.recordings.rows import RowMaker
 from conviction.recordings.schema import RecordedQuestion, RecordedTrace
 
 _MOST_AT_ONCE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    question: RecordedQuestion
-    trace: Trace
-    number: int | None
+_Job = tuple[RecordedQuestion, Trace, int | None]
 
 
 class Recorder:
@@ -25,8 +18,10 @@ class Recorder:
 
     Args:
         writer: The pool; used by the recorder alone until it ends.
-        rows: Makes the rows.
         on_recorded: Called with rows once they are on disk, in the recorder's thread.
+
+    Attributes:
+        failure: Why it records nothing any more; None as long as all is well.
     """
 
     def __init__(
@@ -40,13 +35,8 @@ class Recorder:
         self._rows = rows
         self._on_recorded = on_recorded
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="conviction.recorder", daemon=True)
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why it records nothing any more; None as long as all is well."""
-        return self._failure
 
     def start(self) -> None:
         """Begin."""
@@ -61,25 +51,21 @@ class Recorder:
     def add(self, question: RecordedQuestion, trace: Trace, number: int | None = None) -> None:
         """Record a trace soon. Never waits.
 
-        One that continues another is left out: whoever replays takes traces as independent.
-
-        Args:
-            question: What it answers; its count of traces is not looked at.
-            trace: The finished trace; its answer's key is given anew.
-            number: Its number within the question; None for the next free one, and for recording
-                nothing if a trace of the same seed is there already.
+        One that continues another is left out, as a replay takes traces as independent. Without a
+        number it gets the next free one of its question, and is left out if a trace of the same
+        seed is there already.
         """
         if trace.continues is None:
-            self._jobs.put(_Job(question, trace, number))
+            self._jobs.put((question, trace, number))
 
     def _work(self) -> None:
         while jobs := self._next_jobs():
-            if self._failure is not None:
+            if self.failure is not None:
                 continue
             try:
                 self._record(jobs)
             except Exception as error:  # noqa: BLE001  # raised again where it can be told
-                self._failure = error
+                self.failure = error
 
     def _next_jobs(self) -> list[_Job]:
         """What waits, so that it shares one trip to the disk; empty at the end."""
@@ -99,16 +85,14 @@ class Recorder:
     def _record(self, jobs: list[_Job]) -> None:
         rows: list[RecordedTrace] = []
         fresh: dict[str, set[int]] = {}
-        for job in jobs:
-            question = job.question
-            number = job.number
+        for question, trace, number in jobs:
             if number is None:
-                if job.trace.seed in self._writer.seeds(question.id):
+                if trace.seed in self._writer.seeds(question.id):
                     continue
                 taken = self._writer.numbers(question.id) | fresh.setdefault(question.id, set())
-                number = max(taken, default=-1) + 1
+                number = max(taken, default=-1) + 1  # noqa: PLW2901
                 fresh[question.id].add(number)
-            rows.append(self._rows.row(question, job.trace, number))
+            rows.append(self._rows.row(question, trace, number))
         self._writer.append(*rows)
         if self._on_recorded and rows:
             self._on_recorded(rows)

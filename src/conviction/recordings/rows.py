@@ -1,11 +1,12 @@
 """From finished traces to rows of a pool: which answers are equal, and which are right."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from conviction.answers import AnswerKind, Grouping
 from conviction.core import Answer, Trace
-from conviction.recordings.schema import PoolMeta, RecordedQuestion, RecordedTrace
+from conviction.recordings.file import PoolWriter
+from conviction.recordings.index import Index
+from conviction.recordings.schema import RecordedQuestion, RecordedTrace
 
 Grade = Callable[[AnswerKind, str, str], bool]
 """Whether an answer, the second argument, means the same as a gold answer, the third."""
@@ -37,38 +38,25 @@ class Labels:
         return Answer(text, self._known[text])
 
 
-class Recorded(Protocol):
-    """What was recorded before, such as the writer of a pool."""
-
-    @property
-    def meta(self) -> PoolMeta:
-        """What all traces share."""
-        ...
-
-    def answers(self, question_id: str) -> Mapping[str, str]:
-        """The key of each distinct recorded answer to a question, in order of recording."""
-        ...
-
-
 class RowMaker:
     """Makes rows for a pool; may wait for comparisons.
 
     Args:
-        recorded: The pool.
-        answer_kind: Compares answers.
+        recorded: The pool, or what is known of it.
         grade: Tells right answers where there is a gold one; None records no grades.
         keep_text: Whether what a trace wrote is recorded.
     """
 
     def __init__(
         self,
-        recorded: Recorded,
+        recorded: PoolWriter | Index,
         answer_kind: AnswerKind,
         *,
         grade: Grade | None = None,
         keep_text: bool = True,
     ) -> None:
         self._recorded = recorded
+        self._confidences = recorded.meta is not None and recorded.meta.top_k > 0
         self._kind = answer_kind
         self._grade = grade
         self._keep_text = keep_text
@@ -92,7 +80,7 @@ class RowMaker:
             tokens=trace.tokens,
             prompt_tokens=trace.prompt_tokens,
             lost_tokens=trace.lost_tokens,
-            confidences=trace.confidences if self._recorded.meta.top_k else None,
+            confidences=trace.confidences if self._confidences else None,
             logprobs=trace.logprobs,
             started=trace.started,
             ended=trace.ended,

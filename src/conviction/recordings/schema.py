@@ -7,12 +7,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from conviction.core import Answer, FinishReason, Message, Question, Sampling
+from conviction.core import Answer, FinishReason, Question, Sampling
 from conviction.errors import RecordingError, UsageError
 
 SCHEMA_VERSION = 1
 """Raised whenever a column changes its meaning; readers refuse versions above their own."""
-
 
 COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 """How a trace ends that ran to its own end or to its token limit."""
@@ -125,6 +124,13 @@ class RecordedQuestion:
     complete: int = 0
 
 
+def unreadable(
+    what: str, found: str, remedy: str = "Restore the file from a copy, or record again."
+) -> RecordingError:
+    """The error for something recorded that cannot be read; `what` as in "row 3 of FILE"."""
+    return RecordingError(tried=f"read {what}", found=found, remedy=remedy)
+
+
 class _Header(msgspec.Struct):
     schema_version: int
     meta: PoolMeta
@@ -136,42 +142,28 @@ def encode_meta(meta: PoolMeta) -> bytes:
 
 
 def decode_meta(data: bytes, place: str) -> PoolMeta:
-    """A pool's facts.
-
-    Args:
-        data: What `encode_meta` made.
-        place: Where it was read, for errors.
+    """What `encode_meta` was given; `place` is where it was read, for errors.
 
     Raises:
         RecordingError: it comes from a newer version, or is not what it should be.
     """
-    tried = f"read the recording {place}"
+    what = f"the recording {place}"
     try:
         version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("schema_version")
         number = msgspec.json.decode(version, type=int) if version else 0
         if number > SCHEMA_VERSION:
-            raise RecordingError(
-                tried=tried,
-                found=f"its schema has version {number}, and this program knows {SCHEMA_VERSION}",
-                remedy="Upgrade conviction.",
-            )
+            found = f"its schema has version {number}, and this program knows {SCHEMA_VERSION}"
+            raise unreadable(what, found, "Upgrade conviction.")
         return msgspec.json.decode(data, type=_Header).meta
     except (msgspec.DecodeError, UsageError) as error:
-        raise RecordingError(
-            tried=tried,
-            found=f"its description is unreadable ({error})",
-            remedy="Name a pool that `conviction record` made.",
-        ) from None
+        remedy = "Name a pool that `conviction record` made."
+        raise unreadable(what, f"its description is unreadable ({error})", remedy) from None
 
 
 def prompt_hash(question: Question) -> str:
     """A hash of all messages of a question, 16 hexadecimal digits."""
-    data = msgspec.json.encode([_as_list(message) for message in question.messages])
-    return sha256(data).hexdigest()[:16]
-
-
-def _as_list(message: Message) -> list[str]:
-    return [message.role, message.content]
+    messages = [[message.role, message.content] for message in question.messages]
+    return sha256(msgspec.json.encode(messages)).hexdigest()[:16]
 
 
 def check_row(row: RecordedTrace, meta: PoolMeta) -> None:
@@ -186,38 +178,21 @@ def check_row(row: RecordedTrace, meta: PoolMeta) -> None:
             found="it does not tell whether it is right, and its question has a right answer",
             remedy="Give `correct`, or leave out the right answer.",
         )
-    _check_confidences(row, meta)
-    if row.logprobs is not None:
-        _check_logprobs(row, row.logprobs)
-
-
-def _check_confidences(row: RecordedTrace, meta: PoolMeta) -> None:
     found = ""
-    values = row.confidences
     if row.number < 0 or row.tokens < 0:
         found = "its number or its count of tokens is negative"
-    elif (values is None) != (meta.top_k == 0):
-        has = "none" if values is None else "some"
+    elif (row.confidences is None) != (meta.top_k == 0):
+        has = "none" if row.confidences is None else "some"
         found = f"it has {has}, and the pool's k is {meta.top_k}"
-    elif values is not None and (values.dtype != np.float32 or values.shape != (row.tokens,)):
-        found = _misshapen(row, values)
-    elif values is not None and not in_range(values):
-        found = "they hold infinite or negative values"
+    elif row.confidences is not None:
+        found = _wrong_values(row, row.confidences, "negative")
     if found:
         raise RecordingError(
             tried=f"record {row.label} with its confidences",
             found=found,
             remedy="Give one confidence per token, at least 0, and NaN where it is unknown.",
         )
-
-
-def _check_logprobs(row: RecordedTrace, values: NDArray[np.float32]) -> None:
-    found = ""
-    if values.dtype != np.float32 or values.shape != (row.tokens,):
-        found = _misshapen(row, values)
-    elif not in_range(-values):
-        found = "they hold infinite or positive values"
-    if found:
+    if row.logprobs is not None and (found := _wrong_values(row, row.logprobs, "positive")):
         raise RecordingError(
             tried=f"record {row.label} with its log-probabilities",
             found=found,
@@ -226,10 +201,16 @@ def _check_logprobs(row: RecordedTrace, values: NDArray[np.float32]) -> None:
         )
 
 
-def _misshapen(row: RecordedTrace, values: NDArray[np.float32]) -> str:
-    return (
-        f"they have shape {values.shape} and type {values.dtype}, not ({row.tokens},) and float32"
-    )
+def _wrong_values(row: RecordedTrace, values: NDArray[np.float32], refused: str) -> str:
+    """What is wrong with values per token, of which those of a sign are refused; or nothing."""
+    if values.dtype != np.float32 or values.shape != (row.tokens,):
+        return (
+            f"they have shape {values.shape} and type {values.dtype}, not ({row.tokens},) and "
+            "float32"
+        )
+    if not in_range(values if refused == "negative" else -values):
+        return f"they hold infinite or {refused} values"
+    return ""
 
 
 def in_range(values: NDArray[np.float32]) -> bool:

@@ -1,20 +1,28 @@
 """Pools in and out: other programs' files and earlier pools become one, and one becomes Parquet."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from conviction.answers import AnswerKind, is_correct
-from conviction.database import is_database
+from conviction.database import explained, is_database
+from conviction.files import finished_file
 from conviction.recordings.file import PoolWriter
 from conviction.recordings.folder import is_pool_folder
 from conviction.recordings.importing.base import refused
-from conviction.recordings.importing.reading import each_once, imported_row, meta_of, read_file
-from conviction.recordings.parquet import write_part
+from conviction.recordings.importing.reading import each_once, imported_row, read_file
+from conviction.recordings.parquet import LISTS, METADATA_KEY, REPEATED, TYPES, arrow
 from conviction.recordings.pool import Pool
 from conviction.recordings.rows import Grade, RowMaker
-from conviction.recordings.schema import RecordedQuestion, RecordedTrace
+from conviction.recordings.schema import PoolMeta, RecordedQuestion, RecordedTrace, encode_meta
+
+_GROUP_BYTES = 1 << 20
+"""Row groups are at least this large, as small ones cost more to describe than they hold."""
 
 _SUFFIXES = (".jsonl", ".json", ".eval", ".parquet", ".db")
 """Of a folder, these files are taken."""
@@ -54,11 +62,12 @@ def import_files(
             counts.append(_copy(Pool.open(path), pool, model=model, keep_text=keep_text))
             continue
         found = read_file(path)
-        with PoolWriter(pool, meta_of(found, answers, model)) as writer:
+        meta = replace(found.meta, answers=answers.name, model=model or found.meta.model)
+        with PoolWriter(pool, meta) as writer:
             rows = RowMaker(writer, answers, grade=grade, keep_text=keep_text)
             for question in each_once(found.questions, seen):
-                present = writer.numbers(question.id)
-                new = [trace for trace in question.traces if trace.number not in present]
+                present = writer.numbers(question.question.id)
+                new = [trace for trace in question.traces if trace.id not in present]
                 # In one go, so that no question is there with some of its traces only.
                 writer.append(*(imported_row(rows, question, trace, answers) for trace in new))
                 counts.append((len(new), len(question.traces) - len(new)))
@@ -132,3 +141,89 @@ def _rows(pool: Pool, question: RecordedQuestion, *, keep_text: bool) -> Iterato
             started=float(traces.started[position]),
             ended=float(traces.ended[position]),
         )
+
+
+def _schema(meta: PoolMeta) -> Any:
+    pa = arrow()
+    fields = [pa.field(name, pa.type_for_alias(kind)) for name, kind in TYPES.items()]
+    fields += [pa.field(name, _list_type()) for name in LISTS]
+    return pa.schema(fields, metadata={METADATA_KEY: encode_meta(meta)})
+
+
+def _list_type() -> Any:
+    """The type of a column with a value per token."""
+    pa = arrow()
+    return pa.list_(pa.field("element", pa.float32()))
+
+
+def _table(rows: Sequence[RecordedTrace], meta: PoolMeta) -> Any:
+    pa = arrow()
+    shared = {"model": meta.model, "top_k": meta.top_k, "sampling": meta.sampling_json}
+    columns: dict[str, list[Any]] = {name: [value] * len(rows) for name, value in shared.items()}
+    columns["trace"] = [row.number for row in rows]
+    columns["answer"] = [row.answer.text if row.answer else None for row in rows]
+    columns["answer_key"] = [row.answer.key if row.answer else None for row in rows]
+    columns["finish"] = [str(row.finish) for row in rows]
+    for name in TYPES:
+        if name not in columns:
+            columns[name] = [getattr(row, name) for row in rows]
+    arrays = [pa.array(columns[name], pa.type_for_alias(kind)) for name, kind in TYPES.items()]
+    arrays += [_lists([getattr(row, name) for row in rows]) for name in LISTS]
+    return pa.Table.from_arrays(arrays, schema=_schema(meta))
+
+
+def _lists(values: Sequence[NDArray[np.float32] | None]) -> Any:
+    pa = arrow()
+    kind = _list_type()
+    known = [value for value in values if value is not None]
+    if not known:
+        return pa.nulls(len(values), kind)
+    sizes = [0 if value is None else value.size for value in values]
+    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
+    absent = np.array([value is None for value in values])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(np.concatenate(known)), type=kind, mask=pa.array(absent)
+    )
+
+
+def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: PoolMeta) -> None:
+    """Write a Parquet file from the rows of each question; it is there whole, durably, or not.
+
+    Raises:
+        RecordingError: the disk refuses.
+    """
+    pq = arrow("pyarrow.parquet")
+    schema = _schema(meta)
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "use_dictionary": REPEATED,
+        # Bytes of equal place beside each other: 3.0 bytes per confidence in place of 3.5.
+        "use_byte_stream_split": [f"{name}.list.element" for name in LISTS],
+        "write_statistics": ["question_id", "trace", "tokens"],
+    }
+    with (
+        explained(f"write the recording {path}", path),
+        finished_file(path) as unfinished,
+        pq.ParquetWriter(unfinished, schema, **options) as writer,
+    ):
+        for rows in _merged(groups):
+            writer.write_table(_table(rows, meta), row_group_size=len(rows))
+
+
+def _merged(groups: Iterable[Sequence[RecordedTrace]]) -> Iterator[list[RecordedTrace]]:
+    """Groups put together until they are worth a row group."""
+    waiting: list[RecordedTrace] = []
+    size = 0
+    for rows in groups:
+        waiting += rows
+        size += sum(_bytes(row) for row in rows)
+        if size >= _GROUP_BYTES:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
+
+
+def _bytes(row: RecordedTrace) -> int:
+    lists = (row.logprobs, row.confidences)
+    return 200 + len(row.text or "") + sum(one.nbytes for one in lists if one is not None)

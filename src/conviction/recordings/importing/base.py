@@ -2,76 +2,40 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from conviction.core import FinishReason, Sampling
+from conviction.core import Trace
 from conviction.errors import RecordingError
+from conviction.recordings.schema import PoolMeta, RecordedQuestion
 
 _Shape = TypeVar("_Shape")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ImportedTrace:
-    """One trace of a foreign file.
-
-    Attributes:
-        number: Its number within its question.
-        finish: Why it ended.
-        tokens: Tokens that it generated.
-        text: What it wrote; None where the file does not keep it.
-        answer: The answer that the file names; used where there is no text to look in.
-        confidences: Token confidences, float32, shape (tokens,); None in files without.
-        prompt_tokens: Tokens of the prompt; 0 where unknown.
-        seconds: How long it took; 0 where unknown.
-    """
-
-    number: int
-    finish: FinishReason
-    tokens: int
-    text: str | None = None
-    answer: str | None = None
-    confidences: NDArray[np.float32] | None = field(default=None, repr=False)
-    prompt_tokens: int = 0
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class ImportedQuestion:
-    """One question of a foreign file; text and hash are empty where the file does not say.
+    """One question of a foreign file.
 
-    `place` tells where it stands, for errors.
+    Attributes:
+        place: Where it stands, for errors.
+        question: The question; text and hash are empty where the file does not say.
+        traces: Its traces, numbered by their `id`. An answer is given only where there is no text
+            to look in.
     """
 
     place: str
-    id: str
-    text: str
-    gold: str | None
-    prompt_hash: str
-    traces: tuple[ImportedTrace, ...]
+    question: RecordedQuestion
+    traces: tuple[Trace, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a foreign file holds.
+    """What a foreign file holds: what its traces share, no kind of answer yet, and questions."""
 
-    Attributes:
-        model: Name of the model, as far as the file tells.
-        top_k: Log-probabilities behind each confidence; 0 without confidences.
-        sampling: How tokens were drawn; None where the file does not say.
-        source: Which file it was, and what to know about it.
-        questions: Its questions.
-    """
-
-    model: str
-    top_k: int
-    sampling: Sampling | None
-    source: str
+    meta: PoolMeta
     questions: tuple[ImportedQuestion, ...]
 
 

@@ -16,15 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from conviction.core import FinishReason, Question
+from conviction.core import FinishReason, Question, Trace
 from conviction.recordings.importing.base import (
     Imported,
     ImportedQuestion,
-    ImportedTrace,
     refused,
     shaped,
 )
-from conviction.recordings.schema import in_range, prompt_hash
+from conviction.recordings.schema import PoolMeta, RecordedQuestion, in_range, prompt_hash
 
 _TOP_K = 20
 """What its programs ask vLLM for."""
@@ -36,7 +35,6 @@ class _Trace(msgspec.Struct):
     text: str
     confs: list[float | None] | None = None
     stop_reason: str | None = None
-    extracted_answer: str | None = None
 
 
 class _Config(msgspec.Struct):
@@ -54,11 +52,7 @@ class _Result(msgspec.Struct):
 
 
 def read_deepconf(path: Path, value: Any) -> Imported:
-    """One question with all its traces.
-
-    Args:
-        path: The file.
-        value: What it holds.
+    """The question with all its traces that the JSON of a file holds.
 
     Raises:
         RecordingError: it has another shape, or lacks confidences of single tokens.
@@ -68,27 +62,24 @@ def read_deepconf(path: Path, value: Any) -> Imported:
         raise refused(path, "it has no trace: all_traces is empty", "Leave out the file.")
     number = result.question_id if result.question_id is not None else result.qid
     question_id = path.stem if number is None else str(number)
-    question = ImportedQuestion(
-        place=str(path),
-        id=question_id,
-        text=result.question,
-        gold=None if result.ground_truth is None else str(result.ground_truth),
-        prompt_hash=prompt_hash(Question.ask(result.question)),
-        traces=tuple(
-            _trace(position, trace, f"trace {position} of question {question_id!r} in {path}")
-            for position, trace in enumerate(result.all_traces)
-        ),
+    gold = None if result.ground_truth is None else str(result.ground_truth)
+    question = RecordedQuestion(
+        question_id, result.question, gold, prompt_hash(Question.ask(result.question)), 0
     )
-    return Imported(
+    traces = tuple(
+        _trace(position, trace, f"trace {position} of question {question_id!r} in {path}")
+        for position, trace in enumerate(result.all_traces)
+    )
+    meta = PoolMeta(
         model=result.config.model or result.config.model_path or path.stem,
         top_k=_TOP_K,
-        sampling=None,
+        answers="",
         source=f"{path.name} of facebookresearch/deepconf; some confidences average k + 1 values",
-        questions=(question,),
     )
+    return Imported(meta, (ImportedQuestion(str(path), question, traces),))
 
 
-def _trace(number: int, trace: _Trace, place: str) -> ImportedTrace:
+def _trace(number: int, trace: _Trace, place: str) -> Trace:
     if trace.confs is None:
         raise refused(
             place,
@@ -107,12 +98,11 @@ def _trace(number: int, trace: _Trace, place: str) -> ImportedTrace:
             f"its confidence of token {wrong} is {trace.confs[wrong]}",
             "A confidence is finite and at least 0; null stands for an unknown one.",
         )
-    return ImportedTrace(
-        number=number,
+    return Trace(
+        id=number,
         # What its fork of vLLM stops carries other words there.
         finish=_FINISHES.get(trace.stop_reason or "stop", FinishReason.LOW_CONFIDENCE),
         tokens=values.size,
         text=trace.text,
-        answer=trace.extracted_answer,
         confidences=values,
     )

@@ -17,15 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.confidence import token_confidences
-from conviction.core import FinishReason, Message, Question, Sampling
+from conviction.core import FinishReason, Message, Question, Sampling, Trace
 from conviction.recordings.importing.base import (
     Imported,
     ImportedQuestion,
-    ImportedTrace,
     refused,
     shaped,
 )
-from conviction.recordings.schema import prompt_hash
+from conviction.recordings.schema import PoolMeta, RecordedQuestion, prompt_hash
 
 _FINISHES = {
     "stop": FinishReason.STOP,
@@ -139,24 +138,20 @@ def _imported(path: Path, header: Any, samples: Iterable[Any]) -> Imported:
     by_question: dict[str, list[_Sample]] = {}
     for sample in found:
         by_question.setdefault(str(sample.id), []).append(sample)
-    return Imported(
+    meta = PoolMeta(
         model=run.model,
         top_k=top_k,
+        answers="",
         sampling=_sampling(run.model_generate_config),
         source=f"{path.name} of Inspect; log-probabilities as its provider gave them",
-        questions=tuple(_question(samples, top_k, path) for samples in by_question.values()),
     )
+    return Imported(meta, tuple(_question(one, top_k, path) for one in by_question.values()))
 
 
 def _sampling(config: _Generation) -> Sampling | None:
     if config.temperature is None or config.max_tokens is None:
         return None
-    return Sampling(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        max_tokens=config.max_tokens,
-    )
+    return Sampling(**msgspec.structs.asdict(config))
 
 
 def _common_k(samples: list[_Sample]) -> int:
@@ -178,17 +173,12 @@ def _question(samples: list[_Sample], top_k: int, path: Path) -> ImportedQuestio
         found = "several targets" if asked else "no input"
         raise refused(f"sample {first.id!r} of {path}", f"it has {found}")
     question = Question(tuple(asked), str(first.id))
-    traces: list[ImportedTrace] = []
+    traces: list[Trace] = []
     for sample in sorted(samples, key=lambda sample: sample.epoch):
         traces += _traces(sample, top_k, path, len(traces))
-    return ImportedQuestion(
-        place=f"sample {first.id!r} of {path}",
-        id=str(first.id),
-        text=question.text,
-        gold=targets[0] if targets and targets[0] else None,
-        prompt_hash=prompt_hash(question),
-        traces=tuple(traces),
-    )
+    gold = targets[0] if targets and targets[0] else None
+    recorded = RecordedQuestion(question.id, question.text, gold, prompt_hash(question), 0)
+    return ImportedQuestion(f"sample {first.id!r} of {path}", recorded, tuple(traces))
 
 
 def _chat(messages: list[_Message]) -> list[Message]:
@@ -196,8 +186,8 @@ def _chat(messages: list[_Message]) -> list[Message]:
     return [Message(roles.get(message.role, "user"), message.text) for message in messages]  # type: ignore[arg-type]
 
 
-def _traces(sample: _Sample, top_k: int, path: Path, first: int) -> list[ImportedTrace]:
-    traces: list[ImportedTrace] = []
+def _traces(sample: _Sample, top_k: int, path: Path, first: int) -> list[Trace]:
+    traces: list[Trace] = []
     usage = sample.output.usage or _Usage()
     choices = sample.output.choices
     for choice in choices:
@@ -206,16 +196,16 @@ def _traces(sample: _Sample, top_k: int, path: Path, first: int) -> list[Importe
             raise refused(place, "its log-probabilities are missing, and others have theirs")
         if not top_k and len(choices) > 1:
             raise refused(place, "its tokens are told for several choices together")
-        confidences = _confidences(choice, top_k) if top_k else None
+        confidences = _confidences(choice, top_k) if top_k else np.empty(0, np.float32)
         traces.append(
-            ImportedTrace(
-                number=first + len(traces),
+            Trace(
+                id=first + len(traces),
                 finish=_FINISHES.get(choice.stop_reason, FinishReason.ERROR),
-                tokens=usage.output_tokens if confidences is None else confidences.size,
+                tokens=confidences.size if top_k else usage.output_tokens,
                 text=choice.message.text,
                 confidences=confidences,
                 prompt_tokens=usage.input_tokens,
-                seconds=sample.output.time or 0.0,
+                ended=sample.output.time or 0.0,
             )
         )
     return traces

@@ -7,24 +7,22 @@
 Pickles are not read, because reading one runs what is in it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import msgspec
-import numpy as np
 
 from conviction.answers import AnswerKind, is_correct, kind
 from conviction.core import Answer, FinishReason, Trace
 from conviction.database import explained
-from conviction.recordings.columns import Rows
+from conviction.recordings.columns import Source, row_pieces
 from conviction.recordings.importing.base import (
     Imported,
     ImportedQuestion,
-    ImportedTrace,
     objects,
     refused,
     shaped,
@@ -68,24 +66,10 @@ def _read(path: Path) -> Imported:
     raise refused(path, f"it has none of the known shapes; its fields: {', '.join(sorted(keys))}")
 
 
-@dataclass(frozen=True, slots=True)
-class _NothingRecorded:
-    """What a `RowMaker` knows where nothing was recorded before."""
+def read_rows(path: Path, index: Index, answers: str) -> Source:
+    """Read a file into memory, as if it were a pool; `index` takes note of what there is.
 
-    meta: PoolMeta
-
-    def answers(self, question_id: str) -> Mapping[str, str]:  # noqa: ARG002
-        """No answer has its key yet."""
-        return {}
-
-
-def read_rows(path: Path, index: Index, answers: str) -> Rows:
-    """Read a file into memory, as if it were a pool.
-
-    Args:
-        path: The file.
-        index: Takes note of what there is.
-        answers: Kind of answer that finds answers in texts, and compares them.
+    Answers are found in texts, and compared, by the kind of answer that `answers` names.
 
     Raises:
         RecordingError: it cannot be used.
@@ -93,78 +77,47 @@ def read_rows(path: Path, index: Index, answers: str) -> Rows:
     found = read_file(path)
     compared = kind(answers)
     try:
-        meta = meta_of(found, compared)
+        meta = replace(found.meta, answers=compared.name)
         index.use_meta(meta, str(path))
-        maker = RowMaker(_NothingRecorded(meta), compared, grade=is_correct)
+        maker = RowMaker(index, compared, grade=is_correct)
         rows: list[RecordedTrace] = []
         for question in each_once(found.questions, {}):
             for trace in question.traces:
                 row = imported_row(maker, question, trace, compared)
                 check_row(row, meta)
-                index.add(row, question.place)
+                index.add_row(row, question.place)
                 rows.append(row)
     finally:
         compared.close()
-    return Rows(rows)
-
-
-def meta_of(found: Imported, answers: AnswerKind, model: str | None = None) -> PoolMeta:
-    """The facts of a pool of what a file holds.
-
-    Args:
-        found: What it holds.
-        answers: The kind of answers.
-        model: Name of the model, if it is not to be the file's.
-    """
-    return PoolMeta(
-        model=model or found.model,
-        top_k=found.top_k,
-        answers=answers.name,
-        sampling=found.sampling,
-        source=found.source,
-    )
+    return row_pieces(rows)
 
 
 def each_once(
     questions: Iterable[ImportedQuestion], seen: dict[str, str]
 ) -> Iterator[ImportedQuestion]:
-    """Questions, and where each stands, which `seen` is told.
+    """Questions; the place of each is added to `seen`.
 
     Raises:
         RecordingError: one stands there twice.
     """
-    for question in questions:
-        if question.id in seen:
+    for one in questions:
+        if (name := one.question.id) in seen:
             raise refused(
-                question.place,
-                f"question {question.id!r} stands twice, first in {seen[question.id]}",
+                one.place,
+                f"question {name!r} stands twice, first in {seen[name]}",
                 "Keep one of them, or give each an id of its own.",
             )
-        seen[question.id] = question.place
-        yield question
+        seen[name] = one.place
+        yield one
 
 
 def imported_row(
-    rows: RowMaker, question: ImportedQuestion, trace: ImportedTrace, answers: AnswerKind
+    rows: RowMaker, question: ImportedQuestion, trace: Trace, answers: AnswerKind
 ) -> RecordedTrace:
     """The row of a trace, with the answer that its text holds."""
-    found = trace.answer if trace.text is None else answers.extract(trace.text)
-    complete = trace.finish in (FinishReason.STOP, FinishReason.LENGTH)
-    unknown = np.empty(0, np.float32)
-    return rows.row(
-        RecordedQuestion(question.id, question.text, question.gold, question.prompt_hash, 0),
-        Trace(
-            id=trace.number,
-            finish=trace.finish,
-            tokens=trace.tokens,
-            text=trace.text or "",
-            confidences=unknown if trace.confidences is None else trace.confidences,
-            answer=Answer(found, found) if found and complete else None,
-            ended=trace.seconds,
-            prompt_tokens=trace.prompt_tokens,
-        ),
-        trace.number,
-    )
+    found = trace.answer.text if trace.answer else answers.extract(trace.text)
+    answer = Answer(found, found) if found and trace.complete else None
+    return rows.row(question.question, replace(trace, answer=answer), trace.id)
 
 
 class _Line(msgspec.Struct):
@@ -175,11 +128,7 @@ class _Line(msgspec.Struct):
 
 
 def _read_answers_only(path: Path, lines: Iterable[tuple[int, Any]]) -> Imported:
-    """Questions with answers and token counts alone.
-
-    Args:
-        path: The file.
-        lines: Its JSON objects, with their line numbers.
+    """Questions with answers and token counts alone, from JSON objects with their line numbers.
 
     Raises:
         RecordingError: a line has another shape.
@@ -192,18 +141,13 @@ def _read_answers_only(path: Path, lines: Iterable[tuple[int, Any]]) -> Imported
             raise refused(place, "a count of tokens is negative")
         if not line.all_answers:
             raise refused(place, "it has no answer: all_answers is empty", "Leave out the line.")
-        questions.append(
-            ImportedQuestion(
-                place=place,
-                id=str(line.problem_num),
-                text=line.question,
-                gold=None if line.gold_answer is None else str(line.gold_answer),
-                prompt_hash="",
-                traces=tuple(
-                    # How a trace ended is not told; one without an answer does not vote anyway.
-                    ImportedTrace(position, FinishReason.STOP, tokens, answer=answer or None)
-                    for position, (answer, tokens) in enumerate(line.all_answers)
-                ),
-            )
+        gold = None if line.gold_answer is None else str(line.gold_answer)
+        question = RecordedQuestion(str(line.problem_num), line.question, gold, "", 0)
+        traces = tuple(
+            # How a trace ended is not told; one without an answer does not vote anyway.
+            Trace(position, FinishReason.STOP, tokens, answer=Answer(text, text) if text else None)
+            for position, (text, tokens) in enumerate(line.all_answers)
         )
-    return Imported(path.stem, 0, None, f"answers of {path.name}", tuple(questions))
+        questions.append(ImportedQuestion(place, question, traces))
+    meta = PoolMeta(path.stem, 0, "", source=f"answers of {path.name}")
+    return Imported(meta, tuple(questions))
