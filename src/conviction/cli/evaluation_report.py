@@ -74,20 +74,14 @@ def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) 
             f"[yellow]failed:[/] {counted(more, 'other reason')}; see conviction eval results."
         )
     if not failures_wrong:
-        console.print(
-            "The accuracy leaves out what failed; --failures-wrong counts it as wrong.",
-        )
+        console.print("The accuracy leaves out what failed; --failures-wrong counts it as wrong.")
 
 
 def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table:
     """Two runs beside each other, and their difference."""
     table = _table()
     for name, path, accuracy, tokens in zip(
-        ("first", "second"),
-        (first, second),
-        comparison.accuracies,
-        comparison.tokens,
-        strict=True,
+        ("first", "second"), (first, second), comparison.accuracies, comparison.tokens, strict=True
     ):
         table.add_row(
             name,

@@ -12,20 +12,12 @@ import numpy as np
 from conviction.answers import AnswerKind, is_correct
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Capabilities, Engine
-from conviction.errors import (
-    AllTracesFailedError,
-    ContextOverflowError,
-    MissingLogprobsError,
-)
+from conviction.errors import AllTracesFailedError, ContextOverflowError, MissingLogprobsError
 from conviction.evaluation import counted
 from conviction.evaluation.plan import PromptedQuestion, RecordingPlan
 from conviction.evaluation.workers import Generating, OneEngine, Turns, Workers, recorded
 from conviction.events import Event, TraceFinished
-from conviction.recordings import (
-    PoolMeta,
-    PoolWriter,
-    RecordedTrace,
-)
+from conviction.recordings import PoolMeta, PoolWriter, RecordedTrace
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
 from conviction.thinking import TOP_K

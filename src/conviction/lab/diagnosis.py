@@ -269,8 +269,7 @@ class _Rank:
         traces = [one for one in everything if one.confidences is not None]
         right = np.array([one.correct for one in traces], np.bool_)
         votes = np.array(
-            [one.answer is not None and one.finish is FinishReason.STOP for one in traces],
-            np.bool_,
+            [one.answer is not None and one.finish is FinishReason.STOP for one in traces], np.bool_
         )
 
         def areas(scores: NDArray[np.float64]) -> tuple[float, float]:

@@ -144,11 +144,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def study(
-    source: TraceSource,
-    plan: Plan,
-    *,
-    processes: int = 1,
-    on_progress: OnProgress | None = None,
+    source: TraceSource, plan: Plan, *, processes: int = 1, on_progress: OnProgress | None = None
 ) -> Study:
     """Compare policies on recorded traces, in `processes` processes at most.
 
