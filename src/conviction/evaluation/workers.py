@@ -56,10 +56,8 @@ class Generating:
 
     Attributes:
         question: What to ask.
-        numbers: Numbers of the traces within the question.
-        sampling: How tokens are drawn.
-        seed: Seeds of all traces derive from it, the question's id and their numbers.
-        restarts: How often a trace whose stream broke is begun again.
+        numbers: Numbers of the traces within the question; their seeds derive from them, too.
+        sampling: As in `Thinking`, like `seed` and `restarts`.
         confidences: Whether token confidences are wanted.
         logprobs: Whether the log-probability of each token is wanted.
     """
@@ -166,9 +164,7 @@ class OneEngine(Workers):
         if not generating.confidences:
             capabilities = replace(capabilities, top_k=0)
         self._slots = self._slots or anyio.CapacityLimiter(capabilities.concurrency)
-        engine = _MissingTraces(self._engine, capabilities, self._slots)
-        for number in generating.numbers:
-            engine.add(number, trace_seed(generating.seed, generating.question.id, number))
+        engine = _MissingTraces(self._engine, capabilities, self._slots, generating)
 
         def numbered(event: Event) -> None:
             if isinstance(event, TraceFinished):
@@ -251,18 +247,21 @@ class _MissingTraces(Engine):
     """
 
     def __init__(
-        self, engine: Engine, capabilities: Capabilities, slots: anyio.CapacityLimiter
+        self,
+        engine: Engine,
+        capabilities: Capabilities,
+        slots: anyio.CapacityLimiter,
+        missing: Generating,
     ) -> None:
         self._engine = engine
         self._capabilities = capabilities
         self._slots = slots
-        self._wanted: list[tuple[int, int]] = []
+        self._wanted = [
+            (number, trace_seed(missing.seed, missing.question.id, number))
+            for number in missing.numbers
+        ]
         self._opened = perf_counter()
         self._begun: dict[int, float] = {}
-
-    def add(self, number: int, seed: int) -> None:
-        """The trace that is asked for next has this number and this seed."""
-        self._wanted.append((number, seed))
 
     @property
     def name(self) -> str:

@@ -133,8 +133,8 @@ class PoolTraces:
             RecordingError: it cannot be read, or holds questions without a right answer.
         """
         pool = Pool.open(path, answers=answers)
-        graded = tuple(question.id for question in pool.questions if question.gold is not None)
-        ungraded = tuple(question.id for question in pool.questions if question.gold is None)
+        graded = tuple(one.id for one in pool.questions if one.gold is not None)
+        ungraded = tuple(one.id for one in pool.questions if one.gold is None)
         if ungraded and not (only_graded and graded):
             raise RecordingError(
                 tried=f"tell right from wrong in the pool {path}",
@@ -230,12 +230,7 @@ def dropping(source: TraceSource) -> tuple[str, ...]:
 
 
 def typical_tokens(source: TraceSource, most: int = 5) -> float:
-    """The median length of a trace, by a look at a few questions.
-
-    Args:
-        source: The traces.
-        most: Questions to look at, evenly spread.
-    """
+    """The median length of a trace, by a look at `most` questions, evenly spread."""
     ids = source.question_ids
     step = max(len(ids) // most, 1)
     tokens = [count for one in ids[::step][:most] for count in _lengths(source, one)]
