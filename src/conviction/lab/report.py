@@ -156,12 +156,7 @@ def _front_parts(study: Study) -> list[str]:
         f"Large: the policies that no other beat on the {chosen} questions that chose them; all "
         f"are drawn as they came out on the {others} other questions, with 95% intervals."
     )
-    picked = [
-        row
-        for row, is_chosen in zip(front.elsewhere, front.chosen.tolist(), strict=True)
-        if is_chosen
-    ]
-    picked.sort(key=lambda row: row.tokens.value)
+    picked = sorted((there for _, there in front.rows), key=lambda row: row.tokens.value)
     return [
         f"<h2>The front of {len(study.rows)} policies: accuracy and tokens</h2>",
         _figure(figures.accuracy_against("tokens", study.rows, front), caption),
@@ -183,13 +178,11 @@ def _notes(notes: Iterable[str]) -> list[str]:
 
 def _study_table(rows: Sequence[Row], study: Study) -> str:
     several = len(study.concurrencies) > 1
+    headings = [one.page_heading or one.heading for one in COLUMNS]
     header = (
         "policy",
         *(("at once",) if several else ()),
-        *(
-            (one.page_heading or one.heading).format(baseline=study.baseline.label)
-            for one in COLUMNS
-        ),
+        *(one.format(baseline=study.baseline.label) for one in headings),
     )
     body = [
         (

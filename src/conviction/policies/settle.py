@@ -186,9 +186,9 @@ class SettleConfident(Settle):
     def standing(self) -> Standing:
         """The weighted votes so far."""
         threshold = self._gate.threshold if self._gate else None
-        note = "No vote had a known confidence, so all weigh the same."
-        blind = bool(self._voters) and not np.isfinite(self._confidences()).any()
-        notes = (note,) if blind else ()
+        notes = ()
+        if self._voters and not np.isfinite(self._confidences()).any():
+            notes = ("No vote had a known confidence, so all weigh the same.",)
         return Standing(self._ballot.tally(), threshold, self._fitted, notes)
 
     def _count(self, trace: Trace) -> None:
