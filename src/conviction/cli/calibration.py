@@ -147,6 +147,6 @@ class Calibrator:
         if verdict.right is not None:
             told = f"right with a calibrated probability of {verdict.right}"
         return (
-            f"Abstained: the answer would have been {verdict.tally.leader.text}; {told}, and --abstain-below asks for "
-            f"{100 * self.below:g}%."
+            f"Abstained: the answer would have been {verdict.tally.leader.text}; {told}, and "
+            f"--abstain-below asks for {100 * self.below:g}%."
         )

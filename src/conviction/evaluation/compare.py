@@ -174,10 +174,10 @@ def _refused(first: Run, second: Run, found: str) -> InvalidSettingError:
 
 
 def _ratio(tokens: np.ndarray[Any, np.dtype[np.float64]], bootstrap: Bootstrap) -> Estimate:
-    resampled = bootstrap.means(tokens)
+    first, second = bootstrap.means(tokens)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = float(tokens[1].sum() / tokens[0].sum())
-        return without_false_certainty(Estimate.of(ratio, resampled[1] / resampled[0]))
+        return without_false_certainty(Estimate.of(ratio, second / first))
 
 
 def _notes(first: Run, second: Run, *, shared: int, paired: int) -> tuple[str, ...]:

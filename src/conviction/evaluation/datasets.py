@@ -4,8 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isfinite
@@ -115,8 +114,10 @@ def _from_file(path: Path, loader: "_Loader") -> Dataset:
         found = "its name does not end in .jsonl, .csv or .parquet"
         _refuse(path, found, "Convert it, or rename it to what it is.")
     unit = "row" if reader is _parquet_rows else "line"
-    with _readable(path):
+    try:
         return Dataset(loader.questions(reader(path), unit, path))
+    except OSError as error:
+        _refuse(path, error.strerror or str(error), "Name a file that can be read.")
 
 
 def _from_hub(
@@ -334,11 +335,3 @@ def _needed_field(place: str, row: Row, what: str, given: str | None, usual: Seq
 
 def _refuse(place: object, found: str, remedy: str) -> NoReturn:
     raise InvalidSettingError(tried=f"read {place}", found=found, remedy=remedy)
-
-
-@contextmanager
-def _readable(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        _refuse(path, error.strerror or str(error), "Name a file that can be read.")

@@ -126,7 +126,7 @@ def _falls(values: NDArray[np.float64]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one replayed run.
+    """The outcome of one replayed run.
 
     Attributes:
         tally: The votes; its leader is the verdict.
@@ -155,7 +155,7 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    """Whoever wants to see a replay happen, and not only what came of it."""
+    """Sees a replay happen, where its outcome is not enough."""
 
     def began(self, trace: int, at: float, gate: Gate | None) -> None:
         """A trace was started."""

@@ -102,14 +102,13 @@ class Study:
         """One flat record per candidate; of a sweep with its place on the front."""
         records = [row.record() for row in self.rows]
         if self.front:
-            halves = (self.front.where_chosen, self.front.elsewhere)
-            for record, chosen, here, there in zip(
-                records, self.front.chosen.tolist(), *halves, strict=True
-            ):
+            front = self.front
+            halves = front.where_chosen, front.elsewhere
+            for record, chosen, *rows in zip(records, front.chosen.tolist(), *halves, strict=True):
+                here, there = (row.record() for row in rows)
                 record["on_front"] = chosen
-                record["accuracy_where_chosen"] = here.record()["accuracy"]
-                elsewhere = there.record()
-                record |= {f"{name}_elsewhere": elsewhere[name] for name in ELSEWHERE}
+                record["accuracy_where_chosen"] = here["accuracy"]
+                record |= {f"{name}_elsewhere": there[name] for name in ELSEWHERE}
         return records
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,7 +46,6 @@ class Settle(PlainVote):
     need: the fewest further votes for the leader that would settle it, times `ahead`.
 
     Attributes:
-        budget: The most traces to start.
         bar: Probability of a safe lead that settles the verdict, before any trace has ended, in
             [0.5, 1).
         slope: By how much the bar falls with each trace that ends, at least 0. As no lead is less
