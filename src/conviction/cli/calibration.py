@@ -66,13 +66,10 @@ class CalibrationOptions:
 
 @dataclass
 class RunFacts:
-    """What a run is made of, as far as a recording that tells something about it is like it.
+    """What a run is made of, as far as its calibration must be like it.
 
-    Attributes:
-        answers: Name of the kind of answer.
-        sampling: How tokens are drawn.
-        prompt: Puts the run's prompt around the words of any question.
-        capabilities: What the engine says of itself; None until it has.
+    `prompt` puts the run's prompt around the words of any question; the capabilities are None until
+    the engine has said what it can do.
     """
 
     answers: str

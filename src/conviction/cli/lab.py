@@ -272,11 +272,9 @@ def _show(result: Study, source: PoolTraces, output: LabOutput, console: Console
 
 
 def _what_was_done(result: Study, source: PoolTraces) -> str:
-    least, most = result.trials.least_traces, result.trials.most_traces
-    traces = f"{least}" if least == most else f"{least} to {most}"
     at_once = ", ".join("all" if one == inf else f"{one:g}" for one in result.concurrencies)
     return (
-        f"{source.pool.model}: {len(source.question_ids)} questions, {traces} traces each, "
+        f"{source.pool.model}: {len(source.question_ids)} questions, {result.traces} traces each, "
         f"{result.repeats} draws per question, {at_once} traces at once. "
         "In brackets: 95% intervals, [-] where no question differs. Tokens and path (tokens one "
         "after another) are per question."

@@ -98,12 +98,9 @@ def hub_rows(
 ) -> Generator[HubRows]:
     """The rows of a split, while the context lasts.
 
-    Args:
-        address: Which data set.
-        subset: Which subset, as the hub calls it; may be None if there is one, or a default.
-        split: Which split; may be None if there is one.
-        limit: How many rows will probably do: they come over the network as they are asked for,
-            and no copy is kept. None keeps the whole subset in the library's cache, and uses it.
+    `subset` may be None if there is one, or a default, and `split` if there is one. `limit` is how
+    many rows will probably do: they come over the network as they are asked for, and no copy is
+    kept. None keeps the whole subset in the library's cache, and uses it.
 
     Raises:
         MissingExtraError: the library is not installed.

@@ -71,13 +71,8 @@ async def record(
     All questions share the engine, which is given no more traces at once than it can run. If the
     caller is cancelled, what was finished until then is recorded.
 
-    Args:
-        plan: What to record.
-        path: The pool's file; made if need be.
-        engine: A started engine, or workers on many.
-        answers: Finds and compares answers.
-        on_progress: Called after traces were recorded, from another thread.
-        time_limit: Seconds after which no more is generated.
+    The engine is started. The pool's file is made if need be. `on_progress` is called after traces
+    were recorded, from another thread; after `time_limit` seconds no more is generated.
 
     Raises:
         RecordingError: the pool cannot be used, or belongs to other questions or settings.

@@ -88,14 +88,9 @@ async def evaluate(
 
     If the caller is cancelled, or an error ends the run, every verdict until then is on disk.
 
-    Args:
-        plan: What to evaluate.
-        path: The run's folder; made if need be.
-        engine: A started engine, or workers on many.
-        answers: Finds and compares answers.
-        pool: Also record all traces in this pool.
-        on_progress: Called at the beginning and after every question; where questions share a
-            total of tokens, also after every trace.
+    The engine is started. The run's folder is made if need be; a pool also records all traces.
+    `on_progress` is called at the beginning and after every question; where questions share a total
+    of tokens, also after every trace.
 
     Raises:
         InvalidSettingError: the folder holds a run of other settings or data, or a total of tokens

@@ -98,11 +98,9 @@ class Workers(ABC):
     ) -> Verdict:
         """Think about a question; cancelling the caller ends its traces. Raises like `deliberate`.
 
-        Args:
-            thinking: The question.
-            on_event: Called at least with every trace that ended, in order; also with those of an
-                attempt whose worker was lost, and whose tokens count as failed in the verdict.
-            place: Its place among questions that share a total of tokens.
+        `on_event` is called at least with every trace that ended, in order; also with those of an
+        attempt whose worker was lost, and whose tokens count as failed in the verdict. `place` is
+        that among questions that share a total of tokens.
         """
 
     @abstractmethod
@@ -111,10 +109,8 @@ class Workers(ABC):
     ) -> None:
         """Generate traces; cancelling the caller ends them. Raises like `deliberate`.
 
-        Args:
-            generating: Which.
-            on_event: Called with every trace that ended; its id is its number.
-            interrupt: When set, no more is generated.
+        `on_event` is called with every trace that ended; its id is its number. Once `interrupt` is
+        set, no more is generated.
         """
 
 

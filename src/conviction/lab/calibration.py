@@ -120,19 +120,14 @@ def calibrate(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Calibration:
-    """Learn how probable verdicts of a policy are to be right.
+    """Learn how probable verdicts of a policy, with these settings, are to be right.
 
-    It takes seconds, so call it outside of an event loop, or in a thread.
+    The source holds traces of similar questions with right answers, made with the model, the prompt
+    and the sampling of the verdicts; `pool` is its name, for people. As many traces run at once as
+    where the verdicts come from; infinity for all.
 
-    Args:
-        source: Recorded traces of similar questions with right answers, made with the model, the
-            prompt and the sampling of the verdicts.
-        policy: The policy of the verdicts, with its settings and its budget.
-        pool: Name of the recording, for people.
-        concurrency: Traces that run at once where the verdicts come from; infinity for all.
-        seed: Makes the draws reproducible.
-        processes: Processes at most; they are started where that pays.
-        on_progress: Called after every question.
+    It takes seconds, so call it outside of an event loop, or in a thread. At most `processes`
+    processes are started, where that pays.
 
     Raises:
         InvalidSettingError: as `check_source` raises.

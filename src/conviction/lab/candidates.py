@@ -93,11 +93,9 @@ def parse(
 ) -> list[Candidate]:
     """The candidates that specifications name, each once, in order.
 
-    Args:
-        specs: "name" or "name:setting=value,…", with alternatives as "value/value".
-        budgets: Traces to start, for policies whose specification does not say.
-        concurrencies: Machines to run them on.
-        grid: Further values to try, by policy and setting, where the specification gives none.
+    They are "name" or "name:setting=value,…", with alternatives as "value/value". The budgets are
+    for those that name none. The grid has further values to try, by policy and setting, where the
+    specification gives none.
 
     Raises:
         UnknownNameError: there is no such policy, or no such value.

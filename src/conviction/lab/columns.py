@@ -92,15 +92,12 @@ _SHARE = Measure("share", np.float32, attrgetter("tally.share"))
 class Resampled:
     """Runs of several candidates on the same draws, with their means in each bootstrap resample.
 
-    Args:
-        runs: Records of `run_type`, shape (candidates, questions, repeats).
-        budgets: Budget of each candidate.
+    `runs` are records of `run_type`, shape (candidates, questions, repeats).
     """
 
     def __init__(self, runs: NDArray[Any], budgets: Sequence[int]) -> None:
         _, self.questions, repeats = runs.shape
-        self._runs = runs
-        self._budgets = budgets
+        self._runs, self._budgets = runs, budgets
         self._bootstrap = Bootstrap(self.questions, repeats)
         self._means: dict[str, Numbers] = {}
         self._full: dict[int, Numbers] = {}

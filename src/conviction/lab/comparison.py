@@ -58,12 +58,7 @@ class Row:
 
 
 def compare(trials: Trials, *, questions: NDArray[np.bool_] | None = None) -> tuple[Row, ...]:
-    """All candidates, each against the first.
-
-    Args:
-        trials: All runs.
-        questions: Which questions to look at, shape (questions,); None for all.
-    """
+    """All candidates, each against the first; on some questions, shape (questions,), or on all."""
     runs = trials.runs if questions is None else trials.runs[:, questions]
     resampled = Resampled(runs, [candidate.budget for candidate in trials.candidates])
     return tuple(

@@ -46,13 +46,10 @@ def study_page(study: Study, *, model: str, source: str) -> str:
     Raises:
         MissingExtraError: what draws the figures is not installed.
     """
-    trials = study.trials
-    least, most = trials.least_traces, trials.most_traces
-    traces = f"{least}" if least == most else f"{least} to {most}"
     at_once = ", ".join(count(one) if isfinite(one) else "all" for one in study.concurrencies)
     facts = (
-        f"{len(trials.question_ids)} questions, {traces} recorded traces each ({source}); "
-        f"{study.repeats} random draws per question, the same for every policy; "
+        f"{len(study.trials.question_ids)} questions, {study.traces} recorded traces each "
+        f"({source}); {study.repeats} random draws per question, the same for every policy; "
         f"{at_once} traces at once. {_INTERVALS} Differences are paired."
     )
     refused = [f"{one.candidate.label} was left out: {one.reason}." for one in study.refused]

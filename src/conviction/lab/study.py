@@ -98,6 +98,12 @@ class Study:
         """Draws per question."""
         return self.trials.runs.shape[2]
 
+    @property
+    def traces(self) -> str:
+        """Recorded traces of each question, as in "16" and "12 to 16"."""
+        least, most = self.trials.least_traces, self.trials.most_traces
+        return f"{least}" if least == most else f"{least} to {most}"
+
     def records(self) -> list[dict[str, Any]]:
         """One flat record per candidate; of a sweep with its place on the front."""
         records = [row.record() for row in self.rows]
