@@ -254,7 +254,7 @@ def mismatches(
             "The calibration keeps no words of its questions, so whether they had the prompt of "
             "this run cannot be told."
         )
-    hashes = {question.prompt_hash for question in pool.questions if question.gold is not None}
+    hashes = {one.prompt_hash for one in pool.questions if one.gold is not None}
     known = sum(prompt_hash(question) in hashes for question in asked)
     if known:
         which = "This question is" if len(asked) == 1 else f"{known} of {len(asked)} questions are"
@@ -287,7 +287,6 @@ def _plain(value: float | None) -> str:
 
 def _same_prompt(pool: Pool, prompt: Callable[[str], Question]) -> bool | None:
     """Whether its questions were asked with this prompt; None if it keeps none of their words."""
-    told = [question for question in pool.questions if question.text]
-    if not told:
-        return None
-    return all(prompt_hash(prompt(one.text)) == one.prompt_hash for one in told)
+    told = [one for one in pool.questions if one.text]
+    same = all(prompt_hash(prompt(one.text)) == one.prompt_hash for one in told)
+    return same if told else None

@@ -27,13 +27,9 @@ _RESOLVING = 30
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The figures of one candidate: means over questions.
+    """The figures of one candidate by column: means over questions.
 
     Each column is also an attribute, as in `row.accuracy`.
-
-    Attributes:
-        candidate: The candidate.
-        figures: A figure for each column, by name.
     """
 
     candidate: Candidate
@@ -139,13 +135,7 @@ def distinct(trials: Trials) -> Trials:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A candidate that cannot be replayed on these traces.
-
-    Attributes:
-        candidate: The candidate.
-        reason: Why.
-        remedy: What to do about it; a whole sentence.
-    """
+    """A candidate that cannot be replayed on these traces, why, and in a sentence what to do."""
 
     candidate: Candidate
     reason: str

@@ -57,12 +57,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class LogprobRanking:
-    """AUROC of a trace's mean log-probability, for comparison only: no policy filters by it.
-
-    Attributes:
-        votes: As in `Ranking`.
-        all: As in `Ranking`.
-    """
+    """`Ranking` by a trace's mean log-probability, for comparison only: no policy filters by it."""
 
     votes: Estimate
     all: Estimate

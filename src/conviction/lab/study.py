@@ -68,8 +68,6 @@ class Study:
     """The results of a comparison.
 
     Attributes:
-        plan: What was compared, and how.
-        trials: Every run.
         rows: Every candidate, the baseline first.
         front: The Pareto front of a sweep; None without one.
         refused: Candidates that these traces do not allow.

@@ -32,8 +32,6 @@ class Trials:
     """All runs of a comparison.
 
     Attributes:
-        candidates: The candidates compared.
-        question_ids: The questions.
         runs: Records of `columns.run_type`, shape (candidates, questions, repeats).
         most_traces: Recorded traces of the question that has most of them.
         least_traces: The same of the one that has fewest.
