@@ -44,6 +44,7 @@ def extended() -> Iterator[None]:
 def test_a_line_in_the_table_adds_a_column_to_every_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "config.toml").touch()
     monkeypatch.setenv("CONVICTION_CONFIG", str(tmp_path / "config.toml"))
     monkeypatch.setenv("COLUMNS", "240")
     pool = lab_traces.on_disk(tmp_path / "pool")

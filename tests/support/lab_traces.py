@@ -75,9 +75,10 @@ def on_disk(
     ungraded: Sequence[str] = (),
     top_k: int = 20,
 ) -> Path:
-    """The same as a pool on disk."""
+    """The same as a pool on disk: a new file, also inside a folder that exists."""
+    path = folder / "pool.db" if folder.is_dir() else folder
     source = source or in_memory()
-    with PoolWriter(folder, PoolMeta("a model <b>", top_k, "number")) as writer:
+    with PoolWriter(path, PoolMeta("a model <b>", top_k, "number")) as writer:
         for question_id, traces in source.questions.items():
             gold = None if question_id in ungraded else GOLD
             writer.append(
@@ -97,7 +98,7 @@ def on_disk(
                     for number, trace in enumerate(traces)
                 )
             )
-    return folder
+    return path
 
 
 def die_unless_first(source: TraceSource, question_id: str) -> str:

@@ -66,13 +66,10 @@ class CalibrationOptions:
 
 @dataclass
 class RunFacts:
-    """What a run is made of, as far as a recording that tells something about it is like it.
+    """What a run is made of, as far as its calibration must be like it.
 
-    Attributes:
-        answers: Name of the kind of answer.
-        sampling: How tokens are drawn.
-        prompt: Puts the run's prompt around the words of any question.
-        capabilities: What the engine says of itself; None until it has.
+    `prompt` puts the run's prompt around the words of any question; the capabilities are None until
+    the engine has said what it can do.
     """
 
     answers: str
@@ -103,10 +100,7 @@ class Calibrator:
     ) -> Calibration:
         """Replay the policy on a machine like that of the run.
 
-        Args:
-            facts: What the run was made of; the engine has said what it can do.
-            asked: The questions of the run, as the model got them.
-            console: Where to show how far it is.
+        The engine has said what it can do; `asked` are the run's questions as the model got them.
 
         Raises:
             RecordingError: the recording cannot be read.
@@ -146,12 +140,10 @@ class Calibrator:
         """What the answer would have been, and why it is not given."""
         assert verdict.tally.leader is not None  # noqa: S101  # there was an answer
         assert self.below is not None  # noqa: S101  # else it would have been given
-        answer = verdict.tally.leader.text
-        if verdict.right is None:
-            told = "how probable it is to be right cannot be told"
-        else:
+        told = "how probable it is to be right cannot be told"
+        if verdict.right is not None:
             told = f"right with a calibrated probability of {verdict.right}"
         return (
-            f"Abstained: the answer would have been {answer}; {told}, and --abstain-below asks for "
-            f"{100 * self.below:g}%."
+            f"Abstained: the answer would have been {verdict.tally.leader.text}; {told}, and "
+            f"--abstain-below asks for {100 * self.below:g}%."
         )

@@ -1,5 +1,6 @@
 """What an evaluation came to, for the terminal."""
 
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conviction.cli.terminal import one_line, safe
 from conviction.evaluation import counted
 from conviction.evaluation.compare import Comparison
 from conviction.evaluation.summary import Abstention, Summary
-from conviction.lab.columns import count, percentage
+from conviction.lab.columns import count, percentage, with_interval
 from conviction.lab.statistics import Estimate
 
 _MOST_REASONS = 3
@@ -21,7 +22,7 @@ def summary_table(summary: Summary, *, failures_wrong: bool) -> Table:
     """A run's figures, one a line."""
     table = _table()
     table.add_row("accuracy", _accuracy(summary))
-    tokens = f"{_interval(summary.tokens)} a question; {summary.all_tokens:,} in all"
+    tokens = f"{_interval(summary.tokens, count)} a question; {summary.all_tokens:,} in all"
     table.add_row("tokens", tokens if summary.finished else "-")
     if summary.finished:
         table.add_row("traces", f"{summary.traces:.1f} a question")
@@ -74,20 +75,14 @@ def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) 
             f"[yellow]failed:[/] {counted(more, 'other reason')}; see conviction eval results."
         )
     if not failures_wrong:
-        console.print(
-            "The accuracy leaves out what failed; --failures-wrong counts it as wrong.",
-        )
+        console.print("The accuracy leaves out what failed; --failures-wrong counts it as wrong.")
 
 
 def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table:
     """Two runs beside each other, and their difference."""
     table = _table()
     for name, path, accuracy, tokens in zip(
-        ("first", "second"),
-        (first, second),
-        comparison.accuracies,
-        comparison.tokens,
-        strict=True,
+        ("first", "second"), (first, second), comparison.accuracies, comparison.tokens, strict=True
     ):
         table.add_row(
             name,
@@ -104,7 +99,9 @@ def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table
         f"{comparison.only_second_right} only in the second, {comparison.both_right} in both, "
         f"{comparison.neither_right} in neither",
     )
-    table.add_row("tokens", f"{_ratio(comparison.tokens_ratio)} times those of the first")
+    table.add_row(
+        "tokens", f"{_interval(comparison.tokens_ratio, '{:.3f}'.format)} times those of the first"
+    )
     return table
 
 
@@ -115,18 +112,8 @@ def _accuracy(summary: Summary) -> str:
     return f"{percentage(summary.accuracy)} %; {of}"
 
 
-def _interval(estimate: Estimate) -> str:
-    if not isfinite(estimate.low):
-        return count(estimate.value)
-    return f"{count(estimate.value)} [{count(estimate.low)}, {count(estimate.high)}]"
-
-
-def _ratio(estimate: Estimate) -> str:
-    if not isfinite(estimate.value):
-        return "-"
-    if not isfinite(estimate.low):
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+def _interval(estimate: Estimate, text: Callable[[float], str]) -> str:
+    return with_interval(estimate, text).removesuffix(" [-]")
 
 
 def _table() -> Table:

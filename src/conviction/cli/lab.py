@@ -212,8 +212,10 @@ def _check(pool: Path, output: LabOutput, processes: int | None) -> None:
     if output.html:
         check_installed()
     targets = [(path, writable(path)) for path in (output.out, output.html) if path is not None]
+    whole = pool.resolve()
+    parts = [whole, *whole.glob("part-*"), *whole.glob("journal-*")] if pool.exists() else []
     for path, target in targets:
-        if pool.exists() and target in (pool.resolve(), *_files_of(pool)):
+        if target in parts:
             raise InvalidSettingError(
                 tried=f"write {path}",
                 found="it is the recording, or a part of it",
@@ -225,10 +227,6 @@ def _check(pool: Path, output: LabOutput, processes: int | None) -> None:
             found="they are the same file",
             remedy="Name two.",
         )
-
-
-def _files_of(pool: Path) -> list[Path]:
-    return [*pool.resolve().glob("part-*"), *pool.resolve().glob("journal-*")]
 
 
 def _show_diagnosis(result: Diagnosis, output: LabOutput, console: Console) -> None:
@@ -274,11 +272,9 @@ def _show(result: Study, source: PoolTraces, output: LabOutput, console: Console
 
 
 def _what_was_done(result: Study, source: PoolTraces) -> str:
-    least, most = result.trials.least_traces, result.trials.most_traces
-    traces = f"{least}" if least == most else f"{least} to {most}"
     at_once = ", ".join("all" if one == inf else f"{one:g}" for one in result.concurrencies)
     return (
-        f"{source.pool.model}: {len(source.question_ids)} questions, {traces} traces each, "
+        f"{source.pool.model}: {len(source.question_ids)} questions, {result.traces} traces each, "
         f"{result.repeats} draws per question, {at_once} traces at once. "
         "In brackets: 95% intervals, [-] where no question differs. Tokens and path (tokens one "
         "after another) are per question."

@@ -1,13 +1,11 @@
 """What the lab found, as tables for the terminal."""
 
-from math import isfinite
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli.terminal import safe
-from conviction.lab.columns import COLUMNS, percentage, share
+from conviction.lab.columns import COLUMNS, percentage, share, with_interval
 from conviction.lab.comparison import Front, Row
 from conviction.lab.diagnosis import Diagnosis
 from conviction.lab.statistics import Estimate
@@ -66,14 +64,7 @@ def front_table(study: Study, front: Front) -> Table:
         *(one.heading.format(baseline=study.baseline.label) for one in others),
     )
     several = len(study.concurrencies) > 1
-    picked = [
-        (there, here)
-        for there, here, is_chosen in zip(
-            front.elsewhere, front.where_chosen, front.chosen.tolist(), strict=True
-        )
-        if is_chosen
-    ]
-    for there, here in sorted(picked, key=lambda pair: pair[1].tokens.value):
+    for here, there in sorted(front.rows, key=lambda pair: pair[0].tokens.value):
         table.add_row(
             _name(there, concurrency=several),
             accuracy.text(there.figures[accuracy.name]),
@@ -134,11 +125,7 @@ def _window(window: int | None) -> str:
 
 
 def _area(estimate: Estimate) -> str:
-    if not isfinite(estimate.value):
-        return "-"
-    if not isfinite(estimate.low):
-        return f"{estimate.value:.2f} [-]"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return with_interval(estimate, "{:.2f}".format)
 
 
 def _name(row: Row, *, concurrency: bool) -> str:

@@ -85,11 +85,8 @@ class Comparison:
 def compare(first: Run, second: Run, *, failures_wrong: bool = False, seed: int = 0) -> Comparison:
     """Compare a second run to a first, question by question.
 
-    Args:
-        first: The first run.
-        second: The second run.
-        failures_wrong: Whether questions that failed count as wrong; else they are left out.
-        seed: Makes the interval of the tokens' ratio reproducible.
+    Questions that failed are left out, or count as wrong with `failures_wrong`. `seed` makes the
+    interval of the tokens' ratio reproducible.
 
     Raises:
         InvalidSettingError: they have no question in common, a question or its right answer is not
@@ -104,15 +101,13 @@ def compare(first: Run, second: Run, *, failures_wrong: bool = False, seed: int 
     only_first = int((right[0] & ~right[1]).sum())
     only_second = int((right[1] & ~right[0]).sum())
     both = int((right[0] & right[1]).sum())
+    first_right, second_right = (proportion(int(one.sum()), len(pairs)) for one in right)
     return Comparison(
         questions=len(pairs),
         both_right=both,
         only_first_right=only_first,
         only_second_right=only_second,
-        accuracies=(
-            proportion(both + only_first, len(pairs)),
-            proportion(both + only_second, len(pairs)),
-        ),
+        accuracies=(first_right, second_right),
         difference=paired_difference(both, only_first, only_second, len(pairs)),
         p=sign_test(only_second, only_first),
         tokens=(float(tokens[0].mean()), float(tokens[1].mean())),
@@ -144,12 +139,9 @@ def paired_difference(both: int, only_first: int, only_second: int, questions: i
 def _correlation(both: int, only_first: int, only_second: int, questions: int) -> float:
     """Of the two runs' right answers, in [-1, 1], with Newcombe's correction for continuity."""
     neither = questions - both - only_first - only_second
-    spread = (
-        (both + only_first)
-        * (only_second + neither)
-        * (both + only_second)
-        * (only_first + neither)
-    )
+    first = (both + only_first) * (only_second + neither)
+    second = (both + only_second) * (only_first + neither)
+    spread = first * second
     if not spread:
         return 0.0
     excess = both * neither - only_first * only_second
@@ -182,10 +174,10 @@ def _refused(first: Run, second: Run, found: str) -> InvalidSettingError:
 
 
 def _ratio(tokens: np.ndarray[Any, np.dtype[np.float64]], bootstrap: Bootstrap) -> Estimate:
-    resampled = bootstrap.means(tokens)
+    first, second = bootstrap.means(tokens)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = float(tokens[1].sum() / tokens[0].sum())
-        return without_false_certainty(Estimate.of(ratio, resampled[1] / resampled[0]))
+        return without_false_certainty(Estimate.of(ratio, second / first))
 
 
 def _notes(first: Run, second: Run, *, shared: int, paired: int) -> tuple[str, ...]:

@@ -4,8 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isfinite
@@ -115,8 +114,10 @@ def _from_file(path: Path, loader: "_Loader") -> Dataset:
         found = "its name does not end in .jsonl, .csv or .parquet"
         _refuse(path, found, "Convert it, or rename it to what it is.")
     unit = "row" if reader is _parquet_rows else "line"
-    with _readable(path):
+    try:
         return Dataset(loader.questions(reader(path), unit, path))
+    except OSError as error:
+        _refuse(path, error.strerror or str(error), "Name a file that can be read.")
 
 
 def _from_hub(
@@ -141,10 +142,9 @@ class _Loader:
     def questions(
         self, rows: Iterable[tuple[int, Row]], unit: str, source: object
     ) -> tuple[DatasetQuestion, ...]:
-        numbered = enumerate(rows, start=1)
         read = (
             self._question(number, f"{unit} {line} of {source}", row)
-            for number, (line, row) in numbered
+            for number, (line, row) in enumerate(rows, start=1)
         )
         found = tuple(islice(filter(self._is_new, read), self.limit))
         if not found:
@@ -153,15 +153,13 @@ class _Loader:
 
     def _question(self, number: int, place: str, row: Row) -> DatasetQuestion:
         names = self.fields
-        name = _field(row, names.question, QUESTION_FIELDS)
-        if name is None:
-            _refuse_field(place, row, "question", names.question, QUESTION_FIELDS)
+        name = _needed_field(place, row, "question", names.question, QUESTION_FIELDS)
         text = row[name]
         if not isinstance(text, str) or not text.strip():
             _refuse(place, f"its {name!r} holds no question", "Correct the row, or leave it out.")
-        identity = _field(row, names.id, ID_FIELDS)
-        if identity is None and names.id:
-            _refuse_field(place, row, "id", names.id, ID_FIELDS)
+        identity = _field(row, None, ID_FIELDS)
+        if names.id:
+            identity = _needed_field(place, row, "id", names.id, ID_FIELDS)
         own = str(number) if identity is None else _as_text(row[identity])
         if not own:
             _refuse(place, f"its {identity!r} is empty", "Correct it, or name another --id-field.")
@@ -174,10 +172,7 @@ class _Loader:
     def _gold_answer(self, row: Row, place: str) -> str | None:
         if not self.gold:
             return None
-        names = self.fields
-        name = _field(row, names.answer, ANSWER_FIELDS)
-        if name is None:
-            _refuse_field(place, row, "answer", names.answer, ANSWER_FIELDS)
+        name = _needed_field(place, row, "answer", self.fields.answer, ANSWER_FIELDS)
         answer = _as_text(row[name])
         if answer is not None and (at_the_end := _GOLD_AT_THE_END.search(answer)):
             answer = at_the_end[1]
@@ -190,10 +185,9 @@ class _Loader:
         return answer
 
     def _is_new(self, question: DatasetQuestion) -> bool:
-        earlier = self.texts.get(question.text)
-        if earlier and self.drop_duplicates:
-            return False
-        if earlier:
+        if earlier := self.texts.get(question.text):
+            if self.drop_duplicates:
+                return False
             _refuse(
                 question.place,
                 f"it asks what {earlier} asks",
@@ -326,24 +320,18 @@ def _as_text(value: object) -> str | None:
             return None
 
 
-def _refuse_field(
-    place: str, row: Row, what: str, given: str | None, usual: Sequence[str]
-) -> NoReturn:
-    looked = f"{given!r} has no" if given else f"none of {', '.join(usual)} has a"
-    has = ", ".join(map(str, row)) or "none"
-    remedy = f"Name the field that holds the {what}: --{what}-field."
-    if what == "answer":
-        remedy += " Or go without gold answers: --no-gold."
-    _refuse(place, f"it has no {what}: {looked} value there. Its fields: {has}", remedy)
+def _needed_field(place: str, row: Row, what: str, given: str | None, usual: Sequence[str]) -> str:
+    """As `_field`, and an error without any."""
+    name = _field(row, given, usual)
+    if name is None:
+        looked = f"{given!r} has no" if given else f"none of {', '.join(usual)} has a"
+        has = ", ".join(map(str, row)) or "none"
+        remedy = f"Name the field that holds the {what}: --{what}-field."
+        if what == "answer":
+            remedy += " Or go without gold answers: --no-gold."
+        _refuse(place, f"it has no {what}: {looked} value there. Its fields: {has}", remedy)
+    return name
 
 
 def _refuse(place: object, found: str, remedy: str) -> NoReturn:
     raise InvalidSettingError(tried=f"read {place}", found=found, remedy=remedy)
-
-
-@contextmanager
-def _readable(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        _refuse(path, error.strerror or str(error), "Name a file that can be read.")

@@ -9,7 +9,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, NoReturn, Self
@@ -80,80 +80,6 @@ class HubRows:
     rows: Iterator[Mapping[str, Any]]
 
 
-class _Failures:
-    """What keeps a data set from being read, as errors that say what to do."""
-
-    def __init__(self, name: str, address: str, datasets: Any, client: Any) -> None:
-        self._tried = f"read {address}"
-        self.page = f"{client.constants.ENDPOINT}/datasets/{name}"
-        self._datasets = datasets
-        self._client = client
-
-    @contextmanager
-    def explained(self) -> Generator[None]:
-        """Turn what the libraries report into an error that says what to do."""
-        try:
-            yield
-        except ConvictionError:
-            raise
-        except Exception as error:  # noqa: BLE001  # the libraries' errors have no common base
-            self._explain(error)
-
-    def refuse_choice(self, what: str, wanted: str | None, names: Sequence[str]) -> NoReturn:
-        """Refuse a subset or split that there is not, or that was not chosen among several."""
-        listed = ", ".join(names[:_MOST_LISTED]) or "none"
-        if len(names) > _MOST_LISTED:
-            listed += f", and {len(names) - _MOST_LISTED} more"
-        several = f"it has several {what}s: {listed}"
-        found = several if wanted is None else f"it has no {what} {wanted!r}; it has {listed}"
-        self.refuse(found, f"Name one of them: --{what}.")
-
-    def failed(self, found: str) -> DownloadError:
-        """An error for what may work at another time."""
-        remedy = f"Try again; with HF_HUB_OFFLINE=1 a copy on disk is used. {_DOWNLOAD}"
-        return DownloadError(tried=self._tried, found=found, remedy=remedy)
-
-    def text(self, error: BaseException) -> str:
-        """An error of a library on one line, without the user's token."""
-        line = next(iter(str(error).strip().splitlines()), "")[:_MOST_CHARACTERS].rstrip(".: ")
-        text = f"{type(error).__name__}: {line}" if line else type(error).__name__
-        token = self._client.get_token()
-        return text.replace(token, "…") if token else text
-
-    def _explain(self, error: Exception) -> NoReturn:
-        errors, library = self._client.errors, self._datasets.exceptions
-        causes = _causes(error)
-        login = "log in with `hf auth login` or set HF_TOKEN"
-        if _among(causes, errors.GatedRepoError):
-            self.refuse(
-                "it is gated: the hub shows it to those whom its owner lets in",
-                f"Ask for access on {self.page}, and {login}.",
-            )
-        if _among(causes, errors.RevisionNotFoundError):
-            self.refuse("it has no such revision", f"Its commits: {self.page}/commits/main")
-        if _among(causes, (errors.RepositoryNotFoundError, library.DatasetNotFoundError)):
-            self.refuse(
-                "the hub has no such data set, or it is private",
-                f"Look at its name. For a private one, {login}.",
-            )
-        if _among(causes, errors.HFValidationError):
-            self.refuse("no data set can have this name", "Write hf://OWNER/NAME.")
-        if answer := _among(causes, errors.HfHubHTTPError):
-            status = answer.response.status_code
-            if status in (401, 403):
-                self.refuse(f"the hub does not let us (status {status})", f"Rather {login}.")
-            raise self.failed(f"the hub answered with status {status}") from None
-        empty = import_module(f"{self._datasets.__name__}.data_files").EmptyDatasetError
-        if _among(causes, (library.DataFilesNotFoundError, empty)):
-            files = f"{self.page}/tree/main"
-            self.refuse("it holds no file that can be read", f"Look at its files: {files}")
-        raise self.failed(f"it cannot be read ({self.text(causes[-1])})") from None
-
-    def refuse(self, found: str, remedy: str) -> NoReturn:
-        """Refuse what no repetition would mend."""
-        raise InvalidSettingError(tried=self._tried, found=found, remedy=remedy) from None
-
-
 def _causes(error: BaseException) -> list[BaseException]:
     """An error and what led to it, as far as that is told."""
     causes = [error]
@@ -172,12 +98,9 @@ def hub_rows(
 ) -> Generator[HubRows]:
     """The rows of a split, while the context lasts.
 
-    Args:
-        address: Which data set.
-        subset: Which subset, as the hub calls it; may be None if there is one, or a default.
-        split: Which split; may be None if there is one.
-        limit: How many rows will probably do: they come over the network as they are asked for,
-            and no copy is kept. None keeps the whole subset in the library's cache, and uses it.
+    `subset` may be None if there is one, or a default, and `split` if there is one. `limit` is how
+    many rows will probably do: they come over the network as they are asked for, and no copy is
+    kept. None keeps the whole subset in the library's cache, and uses it.
 
     Raises:
         MissingExtraError: the library is not installed.
@@ -188,7 +111,7 @@ def hub_rows(
     """
     hub = _Hub(address)
     with hub.quiet():
-        with hub.failures.explained():
+        with hub.explained():
             builder = hub.builder(subset)
             name = hub.split(builder, split)
             if limit is not None and not hub.offline:
@@ -204,28 +127,19 @@ def hub_rows(
             label=f"{HUB}{address.name} ({chosen}, {name})",
             origin=f"{HUB}{address.name}@{builder.hash} "
             f"--subset {shlex.quote(chosen)} --split {shlex.quote(name)}",
-            rows=_rows(batches, hub.failures),
+            rows=hub.rows(batches),
         )
 
 
-def _rows(batches: Iterator[Any], failures: _Failures) -> Iterator[Mapping[str, Any]]:
-    while True:
-        with failures.explained():
-            batch = next(batches, None)
-            rows: list[Mapping[str, Any]] = [] if batch is None else batch.to_pylist()
-        if batch is None:
-            return
-        yield from rows
-
-
 class _Hub:
-    """The library, asked for one data set."""
+    """The library, asked for one data set, and its errors as ours that say what to do."""
 
     def __init__(self, address: HubAddress) -> None:
         self._name, self._revision = address.name, address.revision
         self._path = f"{HUB}datasets/{address.name}"
         self._datasets, self._client = _libraries()
-        self.failures = _Failures(address.name, str(address), self._datasets, self._client)
+        self._tried = f"read {address}"
+        self._page = f"{self._client.constants.ENDPOINT}/datasets/{address.name}"
 
     @property
     def offline(self) -> bool:
@@ -243,11 +157,11 @@ class _Hub:
             # A subset that there is not, or none named among several.
             names = self._datasets.get_dataset_config_names(self._path, revision=commit)
             if subset not in names:
-                self.failures.refuse_choice("subset", subset, names)
+                self._refuse_choice("subset", subset, names)
             raise
         if builder.hash != commit:
             # The library falls back on any copy that it kept.
-            raise self.failures.failed("the hub broke off")
+            raise self._failed("the hub broke off")
         return builder
 
     def split(self, builder: Any, wanted: str | None) -> str:
@@ -256,8 +170,18 @@ class _Hub:
         if wanted is None and len(names) == 1:
             return names[0]
         if wanted is None or wanted not in names:
-            self.failures.refuse_choice("split", wanted, names)
+            self._refuse_choice("split", wanted, names)
         return wanted
+
+    def rows(self, batches: Iterator[Any]) -> Iterator[Mapping[str, Any]]:
+        """Each row of the batches."""
+        while True:
+            with self.explained():
+                batch = next(batches, None)
+                rows: list[Mapping[str, Any]] = [] if batch is None else batch.to_pylist()
+            if batch is None:
+                return
+            yield from rows
 
     def _commit(self) -> str:
         """The commit that the revision means now, once it is sure that we may read it."""
@@ -267,17 +191,16 @@ class _Hub:
         except (errors.HfHubHTTPError, errors.HFValidationError):
             raise
         except Exception as error:  # noqa: BLE001  # what sends the request may be any library
-            reason = self.failures.text(error)
-            raise self.failures.failed(f"the hub cannot be reached ({reason})") from None
+            raise self._failed(f"the hub cannot be reached ({self._text(error)})") from None
         if info.gated:
             api.auth_check(self._name, repo_type="dataset")
         program = f"{self._name.partition('/')[2]}.py"
         if any(file.rfilename == program for file in info.siblings or ()):
-            self.failures.refuse(
+            self._refuse(
                 f"it needs a program of its own, {program}, and programs of data sets are never "
                 "run",
                 "Download a file of its Parquet copy, and name that in its place: "
-                f"{self.failures.page}/tree/refs%2Fconvert%2Fparquet",
+                f"{self._page}/tree/refs%2Fconvert%2Fparquet",
             )
         return str(info.sha)
 
@@ -287,13 +210,13 @@ class _Hub:
             builder = self._datasets.load_dataset_builder(self._path, subset)
         except Exception:  # noqa: BLE001  # whatever the reason is, there is no copy to read
             what = f"no copy of its subset {subset!r}" if subset else "no single copy of it"
-            self.failures.refuse(
+            self._refuse(
                 f"HF_HUB_OFFLINE forbids to ask the hub, and {what} is on disk",
                 "Run the command once without HF_HUB_OFFLINE and without --limit, which keeps a "
                 f"copy. {_DOWNLOAD}",
             )
         if self._revision not in (None, builder.hash):
-            self.failures.refuse(
+            self._refuse(
                 "HF_HUB_OFFLINE forbids to ask the hub, and the copy on disk is of commit "
                 f"{builder.hash}",
                 f"Name that one, {HUB}{self._name}@{builder.hash}, or go without HF_HUB_OFFLINE.",
@@ -304,27 +227,82 @@ class _Hub:
     def quiet(self) -> Generator[None]:
         """Keep the library's bars and notes off the screen, and its patience within bounds."""
         datasets, client = self._datasets, self._client
-        config = datasets.config
-        limits = ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES")
-        before = {name: getattr(config, name) for name in limits}
-        levels = [(one, one.get_verbosity()) for one in (datasets.logging, client.logging)]
-        bars = [one for one in (datasets, client.utils) if not one.are_progress_bars_disabled()]
-        with warnings.catch_warnings(action="ignore"):
-            for one in bars:
-                one.disable_progress_bars()
-            for one, _ in levels:
+        with warnings.catch_warnings(action="ignore"), ExitStack() as restored:
+            for one in (datasets, client.utils):
+                if not one.are_progress_bars_disabled():
+                    one.disable_progress_bars()
+                    restored.callback(one.enable_progress_bars)
+            for one in (datasets.logging, client.logging):
+                restored.callback(one.set_verbosity, one.get_verbosity())
                 one.set_verbosity(_SILENT)
-            for name in limits:
-                setattr(config, name, _TRIES)
-            try:
-                yield
-            finally:
-                for one in bars:
-                    one.enable_progress_bars()
-                for one, level in levels:
-                    one.set_verbosity(level)
-                for name in limits:
-                    setattr(config, name, before[name])
+            for name in ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"):
+                restored.callback(setattr, datasets.config, name, getattr(datasets.config, name))
+                setattr(datasets.config, name, _TRIES)
+            yield
+
+    @contextmanager
+    def explained(self) -> Generator[None]:
+        """Turn what the libraries report into an error that says what to do."""
+        try:
+            yield
+        except ConvictionError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the libraries' errors have no common base
+            self._explain(error)
+
+    def _refuse_choice(self, what: str, wanted: str | None, names: Sequence[str]) -> NoReturn:
+        """Refuse a subset or split that there is not, or that was not chosen among several."""
+        listed = ", ".join(names[:_MOST_LISTED]) or "none"
+        if len(names) > _MOST_LISTED:
+            listed += f", and {len(names) - _MOST_LISTED} more"
+        several = f"it has several {what}s: {listed}"
+        found = several if wanted is None else f"it has no {what} {wanted!r}; it has {listed}"
+        self._refuse(found, f"Name one of them: --{what}.")
+
+    def _failed(self, found: str) -> DownloadError:
+        """An error for what may work at another time."""
+        remedy = f"Try again; with HF_HUB_OFFLINE=1 a copy on disk is used. {_DOWNLOAD}"
+        return DownloadError(tried=self._tried, found=found, remedy=remedy)
+
+    def _text(self, error: BaseException) -> str:
+        """An error of a library on one line, without the user's token."""
+        line = next(iter(str(error).strip().splitlines()), "")[:_MOST_CHARACTERS].rstrip(".: ")
+        text = f"{type(error).__name__}: {line}" if line else type(error).__name__
+        token = self._client.get_token()
+        return text.replace(token, "…") if token else text
+
+    def _explain(self, error: Exception) -> NoReturn:
+        errors, library = self._client.errors, self._datasets.exceptions
+        causes = _causes(error)
+        login = "log in with `hf auth login` or set HF_TOKEN"
+        if _among(causes, errors.GatedRepoError):
+            self._refuse(
+                "it is gated: the hub shows it to those whom its owner lets in",
+                f"Ask for access on {self._page}, and {login}.",
+            )
+        if _among(causes, errors.RevisionNotFoundError):
+            self._refuse("it has no such revision", f"Its commits: {self._page}/commits/main")
+        if _among(causes, (errors.RepositoryNotFoundError, library.DatasetNotFoundError)):
+            self._refuse(
+                "the hub has no such data set, or it is private",
+                f"Look at its name. For a private one, {login}.",
+            )
+        if _among(causes, errors.HFValidationError):
+            self._refuse("no data set can have this name", "Write hf://OWNER/NAME.")
+        if answer := _among(causes, errors.HfHubHTTPError):
+            status = answer.response.status_code
+            if status in (401, 403):
+                self._refuse(f"the hub does not let us (status {status})", f"Rather {login}.")
+            raise self._failed(f"the hub answered with status {status}") from None
+        empty = import_module(f"{self._datasets.__name__}.data_files").EmptyDatasetError
+        if _among(causes, (library.DataFilesNotFoundError, empty)):
+            files = f"{self._page}/tree/main"
+            self._refuse("it holds no file that can be read", f"Look at its files: {files}")
+        raise self._failed(f"it cannot be read ({self._text(causes[-1])})") from None
+
+    def _refuse(self, found: str, remedy: str) -> NoReturn:
+        """Refuse what no repetition would mend."""
+        raise InvalidSettingError(tried=self._tried, found=found, remedy=remedy) from None
 
 
 def _libraries() -> tuple[Any, Any]:

@@ -42,9 +42,8 @@ class PromptedQuestion:
     ) -> "PromptedQuestion":
         """A question that is sent as it stands in the data set."""
         sent = question or Question.ask(item.text, id=item.id)
-        return cls(
-            sent, RecordedQuestion(item.id, item.text, item.gold, prompt_hash(sent), traces=0)
-        )
+        recorded = RecordedQuestion(item.id, item.text, item.gold, prompt_hash(sent), traces=0)
+        return cls(sent, recorded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +94,9 @@ class EvaluationPlan:
         asked: The questions.
         policy: Decides which traces to start, stop and count; a prototype.
         answers: Name of the kind of answer.
-        sampling: How tokens are drawn.
-        seed: Seeds of all traces derive from it and the question's id.
-        restarts: How often a trace whose stream broke is begun again.
+        sampling: As in `RecordingPlan`, like `seed`, `restarts` and `origin`.
         time_limit: Seconds after which the votes of a question so far decide it.
         path: Where the questions were read, for people.
-        origin: What to type to read the same questions of the hub again; None for a file.
         questions_at_once: None for as many as keep the engine busy.
         total_tokens: Tokens that all questions share, which are then all asked at once; None for
             any number.
@@ -150,9 +146,10 @@ class EvaluationPlan:
             "time_limit": self.time_limit,
             "total_tokens": self.total_tokens,
         }
-        rows = [(one.recorded.id, one.recorded.text, one.recorded.gold) for one in self.asked]
+        recorded = [one.recorded for one in self.asked]
+        rows = [(one.id, one.text, one.gold) for one in recorded]
+        prompts = [(one.id, one.prompt_hash) for one in recorded]
         place = self.origin or self.path
-        prompts = [(one.recorded.id, one.recorded.prompt_hash) for one in self.asked]
         return RunDescription(
             settings=settings,
             model=capabilities.model if capabilities else None,

@@ -1,6 +1,6 @@
 """Recording complete traces of every question of a data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 from os import PathLike
@@ -12,20 +12,12 @@ import numpy as np
 from conviction.answers import AnswerKind, is_correct
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Capabilities, Engine
-from conviction.errors import (
-    AllTracesFailedError,
-    ContextOverflowError,
-    MissingLogprobsError,
-)
+from conviction.errors import AllTracesFailedError, ContextOverflowError, MissingLogprobsError
 from conviction.evaluation import counted
 from conviction.evaluation.plan import PromptedQuestion, RecordingPlan
 from conviction.evaluation.workers import Generating, OneEngine, Turns, Workers, recorded
 from conviction.events import Event, TraceFinished
-from conviction.recordings import (
-    PoolMeta,
-    PoolWriter,
-    RecordedTrace,
-)
+from conviction.recordings import PoolMeta, PoolWriter, RecordedTrace
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
 from conviction.thinking import TOP_K
@@ -79,13 +71,8 @@ async def record(
     All questions share the engine, which is given no more traces at once than it can run. If the
     caller is cancelled, what was finished until then is recorded.
 
-    Args:
-        plan: What to record.
-        path: The pool's file; made if need be.
-        engine: A started engine, or workers on many.
-        answers: Finds and compares answers.
-        on_progress: Called after traces were recorded, from another thread.
-        time_limit: Seconds after which no more is generated.
+    The engine is started. The pool's file is made if need be. `on_progress` is called after traces
+    were recorded, from another thread; after `time_limit` seconds no more is generated.
 
     Raises:
         RecordingError: the pool cannot be used, or belongs to other questions or settings.
@@ -108,9 +95,7 @@ async def record(
     with writer:
         # One question more than fills an engine, so that it is never short of traces.
         at_once = workers.places(ceil(capabilities.concurrency / plan.traces) + 1)
-        run = _Recording(
-            plan, writer, workers, at_once=at_once, answers=answers, on_progress=on_progress
-        )
+        run = _Recording(plan, writer, workers, at_once, answers, on_progress)
         async with recorded(run.recorder):
             with anyio.move_on_after(time_limit):
                 await run.all_questions()
@@ -132,46 +117,38 @@ def _no_confidences(engine: str, capabilities: Capabilities) -> MissingLogprobsE
     )
 
 
+@dataclass
 class _Recording:
     """The state of one recording."""
 
-    def __init__(
-        self,
-        plan: RecordingPlan,
-        writer: PoolWriter,
-        workers: Workers,
-        *,
-        at_once: int,
-        answers: AnswerKind,
-        on_progress: ProgressListener | None,
-    ) -> None:
-        self._plan = plan
-        self._workers = workers
-        self._at_once = at_once
-        self._confidences = writer.meta.top_k > 0
-        self._on_progress = on_progress
-        self._missing: list[tuple[PromptedQuestion, tuple[int, ...]]] = []
-        self._left: dict[str, int] = {}
-        self._failed: list[AllTracesFailedError] = []
-        self._unknown = 0
-        self._without_logprobs = 0
+    plan: RecordingPlan
+    writer: PoolWriter
+    workers: Workers
+    at_once: int
+    answers: AnswerKind
+    on_progress: ProgressListener | None
+    failed: list[AllTracesFailedError] = field(default_factory=list[AllTracesFailedError])
+    unknown: int = 0
+    without_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        plan, writer = self.plan, self.writer
+        self.confidences = writer.meta.top_k > 0
+        self.missing: list[tuple[PromptedQuestion, tuple[int, ...]]] = []
+        self.left: dict[str, int] = {}
         self.progress = RecordingProgress(
             wanted=plan.traces * len(plan.asked), questions=len(plan.asked)
         )
         for asked in plan.asked:
-            self._look_at(asked, writer)
-        rows = RowMaker(writer, answers, grade=is_correct, keep_text=plan.keep_text)
+            self._look_at(asked)
+        rows = RowMaker(writer, self.answers, grade=is_correct, keep_text=plan.keep_text)
         self.recorder = Recorder(writer, rows, on_recorded=self._count)
 
     async def all_questions(self) -> None:
         """Generate everything that is missing."""
-        if self._on_progress:
-            self._on_progress(self.progress)
-
-        async def work(item: tuple[PromptedQuestion, tuple[int, ...]]) -> None:
-            await self._question(*item)
-
-        await Turns().each(self._missing, work, at_once=self._at_once)
+        if self.on_progress:
+            self.on_progress(self.progress)
+        await Turns().each(self.missing, self._question, at_once=self.at_once)
 
     def check(self) -> None:
         """Note what was left out.
@@ -179,30 +156,30 @@ class _Recording:
         Raises:
             AllTracesFailedError: nothing was recorded, because every trace failed.
         """
-        self.progress.notes += self._workers.notes
-        if self._failed and not self.progress.recorded:
-            raise self._failed[0]
-        if self._unknown:
+        self.progress.notes += self.workers.notes
+        if self.failed and not self.progress.recorded:
+            raise self.failed[0]
+        if self.unknown:
             self.progress.notes.append(
-                f"All confidences of {counted(self._unknown, 'trace')} are unknown: the engine "
+                f"All confidences of {counted(self.unknown, 'trace')} are unknown: the engine "
                 "left its log-probabilities out."
             )
-        if self._without_logprobs:
+        if self.without_logprobs:
             self.progress.notes.append(
                 f"Recorded without the log-probability of each token: "
-                f"{counted(self._without_logprobs, 'trace')}; the engine gave none."
+                f"{counted(self.without_logprobs, 'trace')}; the engine gave none."
             )
 
-    def _look_at(self, asked: PromptedQuestion, writer: PoolWriter) -> None:
+    def _look_at(self, asked: PromptedQuestion) -> None:
         """See what is missing of a question."""
         question = asked.recorded
-        writer.check_question(question.id, question.prompt_hash, question.gold)
-        present = writer.numbers(question.id)
-        missing = tuple(n for n in range(self._plan.traces) if n not in present)
-        self.progress.present += self._plan.traces - len(missing)
+        self.writer.check_question(question.id, question.prompt_hash, question.gold)
+        present = self.writer.numbers(question.id)
+        missing = tuple(n for n in range(self.plan.traces) if n not in present)
+        self.progress.present += self.plan.traces - len(missing)
         if missing:
-            self._missing.append((asked, missing))
-            self._left[question.id] = len(missing)
+            self.missing.append((asked, missing))
+            self.left[question.id] = len(missing)
         else:
             self.progress.complete_questions += 1
 
@@ -213,13 +190,14 @@ class _Recording:
             progress.present += 1
             progress.recorded += 1
             progress.tokens += row.tokens
-            self._left[row.question_id] -= 1
-            progress.complete_questions += self._left[row.question_id] == 0
-        self._failed.clear()
-        if self._on_progress:
-            self._on_progress(progress)
+            self.left[row.question_id] -= 1
+            progress.complete_questions += self.left[row.question_id] == 0
+        self.failed.clear()
+        if self.on_progress:
+            self.on_progress(progress)
 
-    async def _question(self, asked: PromptedQuestion, numbers: tuple[int, ...]) -> None:
+    async def _question(self, missing: tuple[PromptedQuestion, tuple[int, ...]]) -> None:
+        asked, numbers = missing
         causes: list[str] = []
         try:
             await self._generate(asked, numbers, causes)
@@ -227,11 +205,15 @@ class _Recording:
             self.progress.notes.append(f"Question {asked.question.id!r} was left out: {error}")
         except AllTracesFailedError as error:
             self.progress.notes.append(f"Question {asked.question.id!r}: {error.found}.")
-            self._failed.append(error)
-            if len(self._failed) >= _MOST_FAILED:
+            self.failed.append(error)
+            if len(self.failed) >= _MOST_FAILED:
                 raise
         else:
-            self._note_failures(asked, causes)
+            if causes:
+                self.progress.notes.append(
+                    f"{counted(len(causes), 'trace')} of question {asked.question.id!r} failed: "
+                    f"{'; '.join(dict.fromkeys(causes))}"
+                )
         if self.recorder.failure is not None:
             raise self.recorder.failure
 
@@ -248,28 +230,21 @@ class _Recording:
             elif isinstance(event, TraceFinished) and event.trace.finish is FinishReason.ERROR:
                 causes.append(event.trace.error)
 
-        plan = self._plan
+        plan = self.plan
         generating = Generating(
             asked.question,
             numbers,
             plan.sampling,
             seed=plan.seed,
             restarts=plan.restarts,
-            confidences=self._confidences,
+            confidences=self.confidences,
             logprobs=plan.logprobs,
         )
-        await self._workers.generate(generating, on_event=on_event, interrupt=full)
+        await self.workers.generate(generating, on_event=on_event, interrupt=full)
 
     def _record(self, asked: PromptedQuestion, trace: Trace) -> None:
-        if self._confidences and not np.isfinite(trace.confidences).any():
-            self._unknown += 1
-        if self._plan.logprobs and trace.logprobs is None:
-            self._without_logprobs += 1
+        if self.confidences and not np.isfinite(trace.confidences).any():
+            self.unknown += 1
+        if self.plan.logprobs and trace.logprobs is None:
+            self.without_logprobs += 1
         self.recorder.add(asked.recorded, trace, trace.id)
-
-    def _note_failures(self, asked: PromptedQuestion, causes: Sequence[str]) -> None:
-        if causes:
-            self.progress.notes.append(
-                f"{counted(len(causes), 'trace')} of question {asked.question.id!r} failed: "
-                f"{'; '.join(dict.fromkeys(causes))}"
-            )

@@ -88,14 +88,9 @@ async def evaluate(
 
     If the caller is cancelled, or an error ends the run, every verdict until then is on disk.
 
-    Args:
-        plan: What to evaluate.
-        path: The run's folder; made if need be.
-        engine: A started engine, or workers on many.
-        answers: Finds and compares answers.
-        pool: Also record all traces in this pool.
-        on_progress: Called at the beginning and after every question; where questions share a
-            total of tokens, also after every trace.
+    The engine is started. The run's folder is made if need be; a pool also records all traces.
+    `on_progress` is called at the beginning and after every question; where questions share a total
+    of tokens, also after every trace.
 
     Raises:
         InvalidSettingError: the folder holds a run of other settings or data, or a total of tokens
@@ -157,9 +152,8 @@ async def _recorder(
         for asked in plan.asked:
             question = asked.recorded
             writer.check_question(question.id, question.prompt_hash, question.gold)
-        async with recorded(
-            Recorder(writer, RowMaker(writer, answers, grade=is_correct))
-        ) as recorder:
+        rows = RowMaker(writer, answers, grade=is_correct)
+        async with recorded(Recorder(writer, rows)) as recorder:
             yield recorder
 
 
@@ -183,11 +177,10 @@ class _Evaluation:
 
     def note_versions(self, now: RunDescription) -> None:
         """Note if another version began the run."""
-        before = self.writer.before.versions.get("conviction")
-        if before != now.versions["conviction"]:
+        before, after = (one.versions.get("conviction") for one in (self.writer.before, now))
+        if before != after:
             self.progress.notes.append(
-                f"The run was begun with conviction {before} and goes on with "
-                f"{now.versions['conviction']}."
+                f"The run was begun with conviction {before} and goes on with {after}."
             )
 
     async def all_questions(self, at_once: int) -> None:
@@ -238,16 +231,15 @@ class _Evaluation:
         began = anyio.current_time()
         gone: Exception | None = None
         try:
-            verdict = await self._verdict(asked, watch, place)
+            verdict = await self.workers.think(self._thinking(asked), on_event=watch, place=place)
             # A verdict that is there must not be lost to a Ctrl-C.
             with anyio.CancelScope(shield=True):
                 await self._keep(await self._graded(asked, verdict))
             self.failed_in_a_row = 0
         except (AllTracesFailedError, ContextOverflowError, AnswerError) as error:
             seconds = anyio.current_time() - began
-            reason = error.problem
             with anyio.CancelScope(shield=True):
-                await self._keep(watch.failed(reason, seconds))
+                await self._keep(watch.failed(error.problem, seconds))
             if isinstance(error, AllTracesFailedError):
                 self.failed_in_a_row += 1
                 gone = error if self.failed_in_a_row >= _MOST_FAILED else None
@@ -256,11 +248,9 @@ class _Evaluation:
         if self.recorder is not None and self.recorder.failure is not None:
             raise self.recorder.failure
 
-    async def _verdict(
-        self, asked: PromptedQuestion, watch: "_Watch", place: Place | None
-    ) -> Verdict:
+    def _thinking(self, asked: PromptedQuestion) -> Thinking:
         plan = self.plan
-        thinking = Thinking(
+        return Thinking(
             asked.question,
             plan.policy,
             plan.sampling,
@@ -269,7 +259,6 @@ class _Evaluation:
             time_limit=plan.time_limit,
             whole=self.recorder is not None,
         )
-        return await self.workers.think(thinking, on_event=watch, place=place)
 
     async def _graded(self, asked: PromptedQuestion, verdict: Verdict) -> QuestionResult:
         gold = asked.recorded.gold

@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from math import isclose, nan
 from typing import Any
 
-import numpy as np
-
 from conviction.evaluation.results import QuestionResult
 from conviction.lab.calibration import Calibration
 from conviction.lab.statistics import Bootstrap, Estimate, finite, mean_of, wilson
@@ -119,8 +117,8 @@ def summarise(
         no_answer=sum(result.answer is None for result in finished),
         tokens=tokens,
         all_tokens=sum(result.tokens for result in results),
-        traces=_mean([result.traces for result in finished]),
-        seconds=_mean([result.seconds for result in finished]),
+        traces=mean_of([result.traces for result in finished]),
+        seconds=mean_of([result.seconds for result in finished]),
         failures=tuple(dict.fromkeys(result.error for result in failed if result.error)),
     )
 
@@ -163,10 +161,6 @@ def without_false_certainty(estimate: Estimate) -> Estimate:
     if isclose(estimate.low, estimate.high, rel_tol=1e-9):
         return Estimate(estimate.value, nan, nan)
     return estimate
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +233,7 @@ def abstain(
         below=below,
         told=len(right),
         untold=len(answers) - len(right),
-        expected=mean_of([right[one.id].value for one in graded]) if graded else nan,
+        expected=mean_of([right[one.id].value for one in graded]),
         observed=proportion(sum(one.correct or False for one in graded), len(graded)),
         answered=len(given),
         abstained=tuple(one.id for one in answers if one.id not in kept),

@@ -56,10 +56,8 @@ class Generating:
 
     Attributes:
         question: What to ask.
-        numbers: Numbers of the traces within the question.
-        sampling: How tokens are drawn.
-        seed: Seeds of all traces derive from it, the question's id and their numbers.
-        restarts: How often a trace whose stream broke is begun again.
+        numbers: Numbers of the traces within the question; their seeds derive from them, too.
+        sampling: As in `Thinking`, like `seed` and `restarts`.
         confidences: Whether token confidences are wanted.
         logprobs: Whether the log-probability of each token is wanted.
     """
@@ -100,11 +98,9 @@ class Workers(ABC):
     ) -> Verdict:
         """Think about a question; cancelling the caller ends its traces. Raises like `deliberate`.
 
-        Args:
-            thinking: The question.
-            on_event: Called at least with every trace that ended, in order; also with those of an
-                attempt whose worker was lost, and whose tokens count as failed in the verdict.
-            place: Its place among questions that share a total of tokens.
+        `on_event` is called at least with every trace that ended, in order; also with those of an
+        attempt whose worker was lost, and whose tokens count as failed in the verdict. `place` is
+        that among questions that share a total of tokens.
         """
 
     @abstractmethod
@@ -113,10 +109,8 @@ class Workers(ABC):
     ) -> None:
         """Generate traces; cancelling the caller ends them. Raises like `deliberate`.
 
-        Args:
-            generating: Which.
-            on_event: Called with every trace that ended; its id is its number.
-            interrupt: When set, no more is generated.
+        `on_event` is called with every trace that ended; its id is its number. Once `interrupt` is
+        set, no more is generated.
         """
 
 
@@ -166,9 +160,7 @@ class OneEngine(Workers):
         if not generating.confidences:
             capabilities = replace(capabilities, top_k=0)
         self._slots = self._slots or anyio.CapacityLimiter(capabilities.concurrency)
-        engine = _MissingTraces(self._engine, capabilities, self._slots)
-        for number in generating.numbers:
-            engine.add(number, trace_seed(generating.seed, generating.question.id, number))
+        engine = _MissingTraces(self._engine, capabilities, self._slots, generating)
 
         def numbered(event: Event) -> None:
             if isinstance(event, TraceFinished):
@@ -251,18 +243,21 @@ class _MissingTraces(Engine):
     """
 
     def __init__(
-        self, engine: Engine, capabilities: Capabilities, slots: anyio.CapacityLimiter
+        self,
+        engine: Engine,
+        capabilities: Capabilities,
+        slots: anyio.CapacityLimiter,
+        missing: Generating,
     ) -> None:
         self._engine = engine
         self._capabilities = capabilities
         self._slots = slots
-        self._wanted: list[tuple[int, int]] = []
+        self._wanted = [
+            (number, trace_seed(missing.seed, missing.question.id, number))
+            for number in missing.numbers
+        ]
         self._opened = perf_counter()
         self._begun: dict[int, float] = {}
-
-    def add(self, number: int, seed: int) -> None:
-        """The trace that is asked for next has this number and this seed."""
-        self._wanted.append((number, seed))
 
     @property
     def name(self) -> str:

@@ -71,10 +71,7 @@ class Calibration:
     def right(self, share: float, votes: int | None, ended: str) -> Right | str:
         """How probable a verdict is to be right, or why that cannot be told.
 
-        Args:
-            share: The leader's share of the vote.
-            votes: Traces that voted; None where that is not known.
-            ended: Why its run ended.
+        `votes` is None where the number of traces that voted is not known.
         """
         if votes == 0:
             return "no trace voted"
@@ -93,21 +90,11 @@ class Calibration:
         Raises:
             InvalidSettingError: another policy gave it.
         """
-        self._check_policy(verdict.policy)
-        found = self.right(verdict.share, len(verdict.tally.voters), verdict.ended)
-        notes = self.notes
-        if isinstance(found, str):
-            notes = (*notes, f"No calibrated probability of being right: {found}.")
-            return replace(verdict, warnings=(*verdict.warnings, *notes))
-        return replace(verdict, right=found, warnings=(*verdict.warnings, *notes))
-
-    def _check_policy(self, settings: dict[str, Any]) -> None:
-        """Refuse verdicts of another policy; what it was left to choose itself may be anything."""
-        wanted = self.policy.settings()
         different = [
-            f"{name} {settings.get(name)!r}, not {value!r}"
-            for name, value in wanted.items()
-            if value is not None and settings.get(name) != value
+            f"{name} {verdict.policy.get(name)!r}, not {value!r}"
+            for name, value in self.policy.settings().items()
+            # What the policy was left to choose itself may be anything.
+            if value is not None and verdict.policy.get(name) != value
         ]
         if different:
             raise InvalidSettingError(
@@ -115,6 +102,12 @@ class Calibration:
                 found=f"another policy gave it: {'; '.join(different)}",
                 remedy="Calibrate with the policy and the settings that gave the verdict.",
             )
+        found = self.right(verdict.share, len(verdict.tally.voters), verdict.ended)
+        warnings = (*verdict.warnings, *self.notes)
+        if isinstance(found, str):
+            note = f"No calibrated probability of being right: {found}."
+            return replace(verdict, warnings=(*warnings, note))
+        return replace(verdict, right=found, warnings=warnings)
 
 
 def calibrate(
@@ -127,19 +120,14 @@ def calibrate(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Calibration:
-    """Learn how probable verdicts of a policy are to be right.
+    """Learn how probable verdicts of a policy, with these settings, are to be right.
 
-    It takes seconds, so call it outside of an event loop, or in a thread.
+    The source holds traces of similar questions with right answers, made with the model, the prompt
+    and the sampling of the verdicts; `pool` is its name, for people. As many traces run at once as
+    where the verdicts come from; infinity for all.
 
-    Args:
-        source: Recorded traces of similar questions with right answers, made with the model, the
-            prompt and the sampling of the verdicts.
-        policy: The policy of the verdicts, with its settings and its budget.
-        pool: Name of the recording, for people.
-        concurrency: Traces that run at once where the verdicts come from; infinity for all.
-        seed: Makes the draws reproducible.
-        processes: Processes at most; they are started where that pays.
-        on_progress: Called after every question.
+    It takes seconds, so call it outside of an event loop, or in a thread. At most `processes`
+    processes are started, where that pays.
 
     Raises:
         InvalidSettingError: as `check_source` raises.
@@ -248,15 +236,11 @@ def mismatches(
 ) -> tuple[str, ...]:
     """In what a recording differs from the run that it calibrates; whole sentences.
 
-    Args:
-        pool: The recording.
-        run: What would stand in a recording of the run.
-        asked: The questions of the run, as the model gets them.
-        prompt: Puts the run's prompt around any question.
-        needs_confidence: Whether the run's policy reads confidences.
+    `run` is what would stand in a recording of the run, `asked` its questions as the model gets
+    them; `prompt` puts its prompt around any question.
     """
     notes: list[str] = []
-    different = list(_differences(pool, run, needs_confidence=needs_confidence))
+    different = list(_differences(pool.meta, run, needs_confidence=needs_confidence))
     same_prompt = _same_prompt(pool, prompt)
     if same_prompt is False:
         different.append("another prompt")
@@ -270,7 +254,7 @@ def mismatches(
             "The calibration keeps no words of its questions, so whether they had the prompt of "
             "this run cannot be told."
         )
-    hashes = {question.prompt_hash for question in pool.questions if question.gold is not None}
+    hashes = {one.prompt_hash for one in pool.questions if one.gold is not None}
     known = sum(prompt_hash(question) in hashes for question in asked)
     if known:
         which = "This question is" if len(asked) == 1 else f"{known} of {len(asked)} questions are"
@@ -281,8 +265,7 @@ def mismatches(
     return tuple(notes)
 
 
-def _differences(pool: Pool, run: PoolMeta, *, needs_confidence: bool) -> Iterator[str]:
-    meta = pool.meta
+def _differences(meta: PoolMeta, run: PoolMeta, *, needs_confidence: bool) -> Iterator[str]:
     if meta.model != run.model:
         yield f"the model {meta.model} (here {run.model})"
     if meta.answers != run.answers:
@@ -304,7 +287,6 @@ def _plain(value: float | None) -> str:
 
 def _same_prompt(pool: Pool, prompt: Callable[[str], Question]) -> bool | None:
     """Whether its questions were asked with this prompt; None if it keeps none of their words."""
-    told = [question for question in pool.questions if question.text]
-    if not told:
-        return None
-    return all(prompt_hash(prompt(one.text)) == one.prompt_hash for one in told)
+    told = [one for one in pool.questions if one.text]
+    same = all(prompt_hash(prompt(one.text)) == one.prompt_hash for one in told)
+    return same if told else None

@@ -12,6 +12,7 @@ from conviction.errors import InvalidSettingError
 from conviction.lab.replay import Outcome, PlayedTrace, replay
 from conviction.lab.sources import TraceSource
 from conviction.policies import Policy
+from conviction.policies.deepconf_online import PAPER_WARMUP
 from conviction.policies.measures import PAPER_WINDOW
 from conviction.policies.named import build, read_spec, setting_types, written
 from conviction.policies.offline import Offline
@@ -23,7 +24,6 @@ WITHOUT_CONFIDENCE = ("majority", "single", "adaptive-consistency", "esc", "sett
 WITH_CONFIDENCE = ("deepconf-low", "deepconf-high", "deepconf-offline", "best-of-n", "borda")
 
 _KEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
-_PAPER_WARMUP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,9 @@ def parse(
 ) -> list[Candidate]:
     """The candidates that specifications name, each once, in order.
 
-    Args:
-        specs: "name" or "name:setting=value,…", with alternatives as "value/value".
-        budgets: Traces to start, for policies whose specification does not say.
-        concurrencies: Machines to run them on.
-        grid: Further values to try, by policy and setting, where the specification gives none.
+    They are "name" or "name:setting=value,…", with alternatives as "value/value". The budgets are
+    for those that name none. The grid has further values to try, by policy and setting, where the
+    specification gives none.
 
     Raises:
         UnknownNameError: there is no such policy, or no such value.
@@ -170,7 +168,7 @@ def usual_grid(budget: int, tokens: float) -> Mapping[str, Mapping[str, Sequence
     windows = (None, *fitting_windows(tokens))
     # The published warm-up, and smaller and larger ones; a warm-up that is the budget stops none.
     warmups = sorted({max(2, budget // 8), max(2, budget // 4), max(2, budget // 2)})
-    warmups = [warmup for warmup in {*warmups, _PAPER_WARMUP} if warmup < budget] or [budget]
+    warmups = [warmup for warmup in {*warmups, PAPER_WARMUP} if warmup < budget] or [budget]
     online = {
         "keep": _KEEP,
         "window": windows,

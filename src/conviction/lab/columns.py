@@ -26,16 +26,19 @@ def value_of(figure: Figure) -> float:
     return figure.value if isinstance(figure, Estimate) else figure
 
 
-def percentage(figure: Estimate, *, signed: bool = False) -> str:
-    """A share in percent with its interval; "[-]" where the figure has none."""
+def with_interval(figure: Estimate, text: Callable[[float], str]) -> str:
+    """A figure and its interval, both written by `text`; "[-]" where it has none."""
     if not isfinite(figure.value):
         return "-"
-    value, low, high = (
-        # Adding zero drops the sign of a negative zero.
-        format(round(100 * one, 1) + 0.0, "+.1f" if signed else ".1f")
-        for one in (figure.value, figure.low, figure.high)
-    )
+    value, low, high = map(text, (figure.value, figure.low, figure.high))
     return f"{value} [{low}, {high}]" if isfinite(figure.low) else f"{value} [-]"
+
+
+def percentage(figure: Estimate, *, signed: bool = False) -> str:
+    """A share in percent with its interval; "[-]" where the figure has none."""
+    form = "+.1f" if signed else ".1f"
+    # Adding zero drops the sign of a negative zero.
+    return with_interval(figure, lambda one: format(round(100 * one, 1) + 0.0, form))
 
 
 def share(figure: Figure) -> str:
@@ -70,6 +73,9 @@ class Measure:
     of: Callable[[Outcome], Any]
 
 
+BASELINE = 0
+"""Number of the candidate that the others are compared to."""
+
 FULL_TOKENS = "full_tokens"
 """Field of the tokens of all traces of the budget, which is what majority voting takes."""
 
@@ -86,17 +92,12 @@ _SHARE = Measure("share", np.float32, attrgetter("tally.share"))
 class Resampled:
     """Runs of several candidates on the same draws, with their means in each bootstrap resample.
 
-    Args:
-        runs: Records of `run_type`, shape (candidates, questions, repeats).
-        budgets: Budget of each candidate.
-        baseline: Number of the candidate that the others are compared to.
+    `runs` are records of `run_type`, shape (candidates, questions, repeats).
     """
 
-    def __init__(self, runs: NDArray[Any], budgets: Sequence[int], baseline: int) -> None:
+    def __init__(self, runs: NDArray[Any], budgets: Sequence[int]) -> None:
         _, self.questions, repeats = runs.shape
-        self.baseline = baseline
-        self._runs = runs
-        self._budgets = budgets
+        self._runs, self._budgets = runs, budgets
         self._bootstrap = Bootstrap(self.questions, repeats)
         self._means: dict[str, Numbers] = {}
         self._full: dict[int, Numbers] = {}
@@ -132,10 +133,10 @@ def proportion(runs: Resampled, field: str, number: int) -> Estimate:
 
 def difference(runs: Resampled, field: str, number: int) -> Estimate:
     """That share less the baseline's on the same draws, with its interval."""
-    if number == runs.baseline:
+    if number == BASELINE:
         return Estimate(0.0, 0.0, 0.0)
-    values = runs.values(field, number).astype(np.float64) - runs.values(field, runs.baseline)
-    resampled = runs.means(field, number) - runs.means(field, runs.baseline)
+    values = runs.values(field, number).astype(np.float64) - runs.values(field, BASELINE)
+    resampled = runs.means(field, number) - runs.means(field, BASELINE)
     return Estimate.of_difference(values, resampled)
 
 

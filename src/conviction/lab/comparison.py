@@ -27,13 +27,9 @@ _RESOLVING = 30
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The figures of one candidate: means over questions.
+    """The figures of one candidate by column: means over questions.
 
     Each column is also an attribute, as in `row.accuracy`.
-
-    Attributes:
-        candidate: The candidate.
-        figures: A figure for each column, by name.
     """
 
     candidate: Candidate
@@ -57,18 +53,10 @@ class Row:
         return values
 
 
-def compare(
-    trials: Trials, *, baseline: int = 0, questions: NDArray[np.bool_] | None = None
-) -> tuple[Row, ...]:
-    """All candidates, each against the baseline.
-
-    Args:
-        trials: All runs.
-        baseline: Number of the candidate that the others are compared to.
-        questions: Which questions to look at, shape (questions,); None for all.
-    """
+def compare(trials: Trials, *, questions: NDArray[np.bool_] | None = None) -> tuple[Row, ...]:
+    """All candidates, each against the first; on some questions, shape (questions,), or on all."""
     runs = trials.runs if questions is None else trials.runs[:, questions]
-    resampled = Resampled(runs, [candidate.budget for candidate in trials.candidates], baseline)
+    resampled = Resampled(runs, [candidate.budget for candidate in trials.candidates])
     return tuple(
         Row(candidate, {one.name: one.figure(resampled, number) for one in COLUMNS})
         for number, candidate in enumerate(trials.candidates)
@@ -94,16 +82,21 @@ class Front:
     elsewhere: tuple[Row, ...] = field(repr=False)
     questions: tuple[int, int]
 
+    @property
+    def rows(self) -> list[tuple[Row, Row]]:
+        """Each chosen candidate, where it was chosen and elsewhere."""
+        pairs = zip(self.where_chosen, self.elsewhere, strict=True)
+        return [pair for pair, chosen in zip(pairs, self.chosen, strict=True) if chosen]
 
-def find_front(trials: Trials, *, baseline: int = 0, seed: int = 0) -> Front:
+
+def find_front(trials: Trials, *, seed: int = 0) -> Front:
     """The Pareto front of accuracy and tokens; `seed` decides which half of the questions chooses.
 
     Raises:
         InvalidSettingError: there are fewer than two questions.
     """
     half = halves(len(trials.question_ids), seed=seed)
-    where_chosen = compare(trials, baseline=baseline, questions=half)
-    elsewhere = compare(trials, baseline=baseline, questions=~half)
+    where_chosen, elsewhere = (compare(trials, questions=part) for part in (half, ~half))
     cost = np.array([row.tokens.value for row in where_chosen])
     worth = np.array([row.accuracy.value for row in where_chosen])
     sizes = int(half.sum()), int((~half).sum())
@@ -142,13 +135,7 @@ def distinct(trials: Trials) -> Trials:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A candidate that cannot be replayed on these traces.
-
-    Attributes:
-        candidate: The candidate.
-        reason: Why.
-        remedy: What to do about it; a whole sentence.
-    """
+    """A candidate that cannot be replayed on these traces, why, and in a sentence what to do."""
 
     candidate: Candidate
     reason: str

@@ -57,12 +57,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class LogprobRanking:
-    """AUROC of a trace's mean log-probability, for comparison only: no policy filters by it.
-
-    Attributes:
-        votes: As in `Ranking`.
-        all: As in `Ranking`.
-    """
+    """`Ranking` by a trace's mean log-probability, for comparison only: no policy filters by it."""
 
     votes: Estimate
     all: Estimate
@@ -161,15 +156,11 @@ def diagnose(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
-    """Find out whether confidence helps on recorded traces.
+    """Find out whether confidence helps on recorded traces, in `processes` processes at most.
 
-    Args:
-        source: The traces.
-        budget: Traces of each draw; None for as many as the questions have, at most 64.
-        repeats: Draws per question.
-        seed: Makes the draws and the halves reproducible.
-        processes: Processes at most.
-        on_progress: Called with questions done, counted twice, as each is read twice.
+    Each of the `repeats` draws per question takes `budget` traces; None takes as many as the
+    questions have, at most 64. `seed` decides on draws and halves. Progress counts each question
+    twice, as it is read twice.
 
     Raises:
         InvalidSettingError: the traces have no confidences, or a question has too few traces.
@@ -177,7 +168,12 @@ def diagnose(
     """
     budget = usual_budget(source) if budget is None else budget
     half = halves(len(source.question_ids), seed=seed)
-    measures = _measures(fitting_windows(typical_tokens(source)) if source.top_k else ())
+    windows = fitting_windows(typical_tokens(source)) if source.top_k else ()
+    measures: list[Measure] = [
+        (metric, window)
+        for metric in Metric
+        for window in ((None,) if metric in WITHOUT_WINDOW else windows)
+    ]
     filters = [
         Candidate(DeepConfOffline(budget, metric, window, keep=keep), budget)
         for metric, window in measures
@@ -240,14 +236,6 @@ def _concluded(
     )
 
 
-def _measures(windows: Sequence[int]) -> tuple[Measure, ...]:
-    return tuple(
-        (metric, window)
-        for metric in Metric
-        for window in ((None,) if metric in WITHOUT_WINDOW else windows)
-    )
-
-
 class _Areas(NamedTuple):
     """AUROC of one question among the votes and among all traces, NaN where there is none.
 
@@ -262,15 +250,14 @@ class _Areas(NamedTuple):
 class _Rank:
     """Ranks the traces of one question."""
 
-    measures: tuple[Measure, ...]
+    measures: Sequence[Measure]
 
     def __call__(self, source: TraceSource, question_id: str) -> _Areas:
         everything = source.traces(question_id)
         traces = [one for one in everything if one.confidences is not None]
         right = np.array([one.correct for one in traces], np.bool_)
         votes = np.array(
-            [one.answer is not None and one.finish is FinishReason.STOP for one in traces],
-            np.bool_,
+            [one.answer is not None and one.finish is FinishReason.STOP for one in traces], np.bool_
         )
 
         def areas(scores: NDArray[np.float64]) -> tuple[float, float]:
@@ -313,20 +300,20 @@ def _effects(
     trials: Trials, windows: Mapping[Metric, int | None], questions: NDArray[np.bool_]
 ) -> tuple[FilterEffect, ...]:
     """The effects at certain windows on certain questions; the majority is the first candidate."""
-    shown = [
-        (number, policy)
+    shown = {
+        number: policy
         for number, policy in enumerate(filters_of(trials), start=1)
         if policy.keep in _SHOWN and policy.window == windows[policy.metric]
-    ]
+    }
     right = trials["correct"][:, questions]
-    chosen = right[[number for number, _ in shown]]
+    chosen = right[list(shown)]
     bootstrap = Bootstrap(*right.shape[1:])
     better = bootstrap.shares(chosen & ~right[0])
     worse = bootstrap.shares(~chosen & right[0])
     difference = bootstrap.differences(chosen.astype(float) - right[0])
     return tuple(
         FilterEffect(policy.metric, policy.window, policy.keep, *estimates)
-        for (_, policy), *estimates in zip(shown, better, worse, difference, strict=True)
+        for policy, *estimates in zip(shown.values(), better, worse, difference, strict=True)
     )
 
 
@@ -336,9 +323,8 @@ def calibration(trials: Trials) -> tuple[CalibrationBin, ...]:
     Majority is the first candidate; runs in which no trace voted are left out.
     """
     runs = trials.runs[0]
-    voted = ~runs["empty"]
     place = np.minimum((runs["share"] * _BINS).astype(int), _BINS - 1)
-    inside = [voted & (place == number) for number in range(_BINS)]
+    inside = [~runs["empty"] & (place == number) for number in range(_BINS)]
     accuracy = Bootstrap(*runs.shape).shares(
         [np.where(mask, runs["correct"], nan) for mask in inside]
     )

@@ -44,12 +44,7 @@ def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write or replace an HTML page, as a whole.
-
-    Raises:
-        InvalidSettingError: the path is not that of a file.
-        RecordingError: the disk refuses.
-    """
+    """Write or replace an HTML page, as a whole; raises as `write_table`."""
     with _whole_file(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 

@@ -4,7 +4,7 @@ Text and axes take the colour of the surrounding text, so that they read on ligh
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from math import floor, isfinite, log10
 from typing import Any, Literal
@@ -22,19 +22,20 @@ _COSTS = {
     "path": "tokens one after another before the verdict (logarithmic)",
 }
 # Okabe and Ito's colours that stand out from white and from black, for eyes of all kinds.
+# fmt: off
 _COLOURS = (
-    "#2f8fd0",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8a8a8a",
-    "#9467bd",
+    "#2f8fd0", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a", "#9467bd",
     "#a0522d",
 )
+# fmt: on
 _TEXT = "#010203"
 """Stands for the colour of the surrounding text until the figure is rendered."""
+_DASHED: dict[str, Any] = {
+    "strokeDash": [4, 3],
+    "strokeWidth": 1,
+    "color": _TEXT,
+    "opacity": 0.5,
+}
 
 
 def check_installed() -> None:
@@ -43,8 +44,8 @@ def check_installed() -> None:
     Raises:
         MissingExtraError: what draws them is not installed.
     """
-    _altair()
-    _extra("vl_convert")
+    for module in ("altair", "vl_convert"):
+        _library(module)
 
 
 def accuracy_against(cost: Cost, rows: Sequence[Row], front: Front | None = None) -> str:
@@ -52,7 +53,7 @@ def accuracy_against(cost: Cost, rows: Sequence[Row], front: Front | None = None
 
     With the front of a sweep, on the questions that did not choose it.
     """
-    altair = _altair()
+    altair = _library("altair")
     if front is not None:
         rows = front.elsewhere
     marked = front.chosen.tolist() if front else [True] * len(rows)
@@ -67,7 +68,6 @@ def accuracy_against(cost: Cost, rows: Sequence[Row], front: Front | None = None
         for row, mark in zip(rows, marked, strict=True)
         if getattr(row, cost).value > 0
     ]
-    chart = altair.Chart(altair.Data(values=data))
     x = altair.X(
         "cost:Q",
         title=_COSTS[cost],
@@ -81,21 +81,21 @@ def accuracy_against(cost: Cost, rows: Sequence[Row], front: Front | None = None
         scale=altair.Scale(range=list(_COLOURS)),
         legend=altair.Legend(symbolOpacity=1, symbolType="circle", symbolStrokeWidth=0),
     )
-    marked_only = chart.transform_filter("datum.marked")
+    scale = altair.Scale(zero=False, padding=12)
+    low, value = (
+        altair.Y(f"{one}:Q", title="accuracy, %", scale=scale) for one in ("low", "value")
+    )
+    chart = _chart(data)
+    large, small = (chart.transform_filter(which) for which in ("datum.marked", "!datum.marked"))
     layers = [
-        marked_only.mark_rule(strokeWidth=1.5, opacity=0.75).encode(
-            x=x, y=_y("low", "accuracy, %"), y2="high:Q", color=colour
+        large.mark_rule(strokeWidth=1.5, opacity=0.75).encode(
+            x=x, y=low, y2="high:Q", color=colour
         ),
-        chart.transform_filter("!datum.marked")
-        .mark_circle(size=22, opacity=0.35)
-        .encode(x=x, y=_y("value", "accuracy, %"), color=colour),
-        marked_only.mark_circle(size=90, opacity=1).encode(
-            x=x, y=_y("value", "accuracy, %"), color=colour
-        ),
+        small.mark_circle(size=22, opacity=0.35).encode(x=x, y=value, color=colour),
+        large.mark_circle(size=90, opacity=1).encode(x=x, y=value, color=colour),
     ]
     if front is not None and cost == "tokens":
-        line = marked_only.mark_line(strokeWidth=1, strokeDash=[4, 3], color=_TEXT, opacity=0.5)
-        layers.insert(0, line.encode(x=x, y=_y("value", "accuracy, %"), order="cost:Q"))
+        layers.insert(0, large.mark_line(**_DASHED).encode(x=x, y=value, order="cost:Q"))
     return _rendered(altair.layer(*layers), height=340)
 
 
@@ -126,31 +126,25 @@ def rankings(diagnosis: Diagnosis) -> str:
 
 def calibration(diagnosis: Diagnosis) -> str:
     """How often majority is right against its leader's share of the vote."""
-    altair = _altair()
+    altair = _library("altair")
     data = [
         {"share": 100 * one.share, "questions": one.questions, **_percent(one.accuracy)}
         for one in diagnosis.calibration
     ]
-    ends = altair.Chart(altair.Data(values=[{"x": 0, "y": 0}, {"x": 100, "y": 100}]))
+    ends = _chart([{"x": 0, "y": 0}, {"x": 100, "y": 100}])
     percent = altair.Scale(domain=[0, 100])
     x = altair.X("share:Q", title="leader's share of the vote, %", scale=percent)
     y = altair.Y("value:Q", title="questions that majority gets right, %", scale=percent)
-    chart = altair.Chart(altair.Data(values=data))
+    low = altair.Y("low:Q", scale=percent)
+    size = altair.Size("questions:Q", title="questions", scale=altair.Scale(range=[20, 320]))
+    chart = _chart(data)
+    rule = chart.mark_rule(strokeWidth=1.5, opacity=0.75, color=_COLOURS[0])
+    circle = chart.mark_circle(opacity=1, color=_COLOURS[0])
     return _rendered(
         altair.layer(
-            ends.mark_line(strokeDash=[4, 3], strokeWidth=1, color=_TEXT, opacity=0.5).encode(
-                x="x:Q", y="y:Q"
-            ),
-            chart.mark_rule(strokeWidth=1.5, opacity=0.75, color=_COLOURS[0]).encode(
-                x=x, y=altair.Y("low:Q", scale=percent), y2="high:Q"
-            ),
-            chart.mark_circle(opacity=1, color=_COLOURS[0]).encode(
-                x=x,
-                y=y,
-                size=altair.Size(
-                    "questions:Q", title="questions", scale=altair.Scale(range=[20, 320])
-                ),
-            ),
+            ends.mark_line(**_DASHED).encode(x="x:Q", y="y:Q"),
+            rule.encode(x=x, y=low, y2="high:Q"),
+            circle.encode(x=x, y=y, size=size),
         ),
         height=340,
     )
@@ -158,26 +152,22 @@ def calibration(diagnosis: Diagnosis) -> str:
 
 def _dots(estimates: Sequence[tuple[str, Estimate]], title: str, reference: float) -> str:
     """One line per name: a dot, its interval, and a line for what means no difference."""
-    altair = _altair()
+    altair = _library("altair")
     data = [
         {"label": label, **_percent(estimate)}
         for label, estimate in estimates
         if isfinite(estimate.value)
     ]
-    chart = altair.Chart(altair.Data(values=data))
+    x = altair.X("low:Q", title=title, scale=altair.Scale(zero=False, padding=12))
     y = altair.Y("label:N", title=None, sort=None, axis=altair.Axis(labelLimit=360))
-    zero = altair.Chart(altair.Data(values=[{"x": reference}]))
+    chart = _chart(data)
+    rule = chart.mark_rule(strokeWidth=2, opacity=0.75, color=_COLOURS[0])
+    circle = chart.mark_circle(size=70, opacity=1, color=_COLOURS[0])
     return _rendered(
         altair.layer(
-            zero.mark_rule(strokeDash=[4, 3], strokeWidth=1, color=_TEXT, opacity=0.5).encode(
-                x="x:Q"
-            ),
-            chart.mark_rule(strokeWidth=2, opacity=0.75, color=_COLOURS[0]).encode(
-                x=altair.X("low:Q", title=title, scale=altair.Scale(zero=False, padding=12)),
-                x2="high:Q",
-                y=y,
-            ),
-            chart.mark_circle(size=70, opacity=1, color=_COLOURS[0]).encode(x="value:Q", y=y),
+            _chart([{"x": reference}]).mark_rule(**_DASHED).encode(x="x:Q"),
+            rule.encode(x=x, x2="high:Q", y=y),
+            circle.encode(x="value:Q", y=y),
         ),
         height=max(24 * len(data), 48),
     )
@@ -201,14 +191,20 @@ def _percent(estimate: Estimate) -> dict[str, float]:
     }
 
 
-def _y(field: str, title: str) -> Any:
-    altair = _altair()
-    return altair.Y(f"{field}:Q", title=title, scale=altair.Scale(zero=False, padding=12))
+def _chart(rows: Sequence[Mapping[str, Any]]) -> Any:
+    altair = _library("altair")
+    return altair.Chart(altair.Data(values=rows))
 
 
 def _rendered(chart: Any, *, height: int) -> str:
     """The chart as SVG without an XML header or a namespace, which HTML does not need."""
-    plain = {"labelColor": _TEXT, "titleColor": _TEXT}
+    text: dict[str, Any] = {
+        "labelColor": _TEXT,
+        "titleColor": _TEXT,
+        "labelFontSize": 12,
+        "titleFontSize": 13,
+        "titleFontWeight": "normal",
+    }
     styled = (
         chart.properties(width=WIDTH, height=height, background="transparent")
         # Room for fonts that are wider than the one that was measured.
@@ -216,7 +212,7 @@ def _rendered(chart: Any, *, height: int) -> str:
         .configure(font="Arial, Helvetica, sans-serif")
         .configure_view(stroke=None)
         .configure_axis(
-            **plain,
+            **text,
             domainColor=_TEXT,
             tickColor=_TEXT,
             domainOpacity=0.5,
@@ -224,24 +220,16 @@ def _rendered(chart: Any, *, height: int) -> str:
             tickCount=8,
             gridColor=_TEXT,
             gridOpacity=0.12,
-            labelFontSize=12,
-            titleFontSize=13,
-            titleFontWeight="normal",
             titlePadding=10,
         )
-        .configure_legend(**plain, labelFontSize=12, titleFontSize=13, titleFontWeight="normal")
+        .configure_legend(**text)
     )
-    svg: str = _extra("vl_convert").vegalite_to_svg(styled.to_json())
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r"<\?xml[^>]*>|<!DOCTYPE[^>]*>", "", svg)
+    svg: str = _library("vl_convert").vegalite_to_svg(styled.to_json())
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|<\?xml[^>]*>|<!DOCTYPE[^>]*>', "", svg)
     return svg.replace(_TEXT, "currentColor")
 
 
-def _altair() -> Any:
-    return _extra("altair")
-
-
-def _extra(module: str) -> Any:
+def _library(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:

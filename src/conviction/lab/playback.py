@@ -40,12 +40,10 @@ class Playback:
     """One question of a recording, to be played by a policy.
 
     Attributes:
-        question: The question.
         traces: Its complete traces, with the seconds that a token takes as their pace.
         texts: What each wrote; None where that was not recorded.
         top_k: Log-probabilities behind each confidence; 0 in a pool of answers.
         max_tokens: The most tokens that a trace was allowed.
-        model: The model that was recorded.
         pool: Name of the recording.
         timed: Whether the pace is the recorded one.
     """
@@ -97,7 +95,7 @@ class Playback:
         return any(text is not None for text in self.texts)
 
     def events(self, policy: Policy, *, slots: int) -> Iterator[Timed]:
-        """The events of a live run with so many traces at once, in order of time.
+        """The events of a live run with `slots` traces at once, in order of time.
 
         Raises:
             InvalidSettingError: the policy needs confidence and the recording has none, or it
@@ -123,7 +121,8 @@ class Playback:
         engine = f"recording {self.pool}"
         yield 0.0, RunStarted(question, policy.settings(), policy.budget, engine, capabilities)
         yield from self._merged(seen)
-        traces = tuple(replace(one, text=self._text(one)) for one in seen.concluded())
+        ended = [trace for _, trace in sorted(seen.ended_by.items())]
+        traces = tuple(replace(one, text=self._text(one)) for one in ended)
         yield (
             outcome.path,
             RunFinished(
@@ -206,7 +205,3 @@ class _Seen:
         self.happened.append((trace.ended, TraceFinished(trace, standing)))
         self.ended_by[trace.id] = trace
         self.standing = standing
-
-    def concluded(self) -> list[Trace]:
-        """All traces, in order of starting."""
-        return [self.ended_by[number] for number in sorted(self.ended_by)]

@@ -126,7 +126,7 @@ def _falls(values: NDArray[np.float64]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one replayed run.
+    """The outcome of one replayed run.
 
     Attributes:
         tally: The votes; its leader is the verdict.
@@ -155,7 +155,7 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    """Whoever wants to see a replay happen, and not only what came of it."""
+    """Sees a replay happen, where its outcome is not enough."""
 
     def began(self, trace: int, at: float, gate: Gate | None) -> None:
         """A trace was started."""
@@ -177,13 +177,9 @@ def replay(
 ) -> Outcome:
     """Replay a policy on the traces of one question, in the order given.
 
-    Args:
-        policy: A prototype; it is not changed.
-        traces: Trace n of the run is traces[n].
-        concurrency: Traces that run at once, at least 1; infinity for all.
-        top_k: Log-probabilities behind each confidence; 0 if there are none.
-        max_tokens: The most tokens of one trace, as the policy is told.
-        watcher: Told of every trace, in order of time.
+    The policy is a prototype and not changed; trace n of the run is traces[n]. At least one trace
+    runs at once, or all (infinity). `top_k` and `max_tokens` are what the policy is told. A watcher
+    is told of every trace, in order of time.
 
     Raises:
         InvalidSettingError: the policy starts more traces than there are, or none, or more than

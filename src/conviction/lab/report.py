@@ -46,13 +46,10 @@ def study_page(study: Study, *, model: str, source: str) -> str:
     Raises:
         MissingExtraError: what draws the figures is not installed.
     """
-    trials = study.trials
-    least, most = trials.least_traces, trials.most_traces
-    traces = f"{least}" if least == most else f"{least} to {most}"
     at_once = ", ".join(count(one) if isfinite(one) else "all" for one in study.concurrencies)
     facts = (
-        f"{len(trials.question_ids)} questions, {traces} recorded traces each ({source}); "
-        f"{study.repeats} random draws per question, the same for every policy; "
+        f"{len(study.trials.question_ids)} questions, {study.traces} recorded traces each "
+        f"({source}); {study.repeats} random draws per question, the same for every policy; "
         f"{at_once} traces at once. {_INTERVALS} Differences are paired."
     )
     refused = [f"{one.candidate.label} was left out: {one.reason}." for one in study.refused]
@@ -156,12 +153,7 @@ def _front_parts(study: Study) -> list[str]:
         f"Large: the policies that no other beat on the {chosen} questions that chose them; all "
         f"are drawn as they came out on the {others} other questions, with 95% intervals."
     )
-    picked = [
-        row
-        for row, is_chosen in zip(front.elsewhere, front.chosen.tolist(), strict=True)
-        if is_chosen
-    ]
-    picked.sort(key=lambda row: row.tokens.value)
+    picked = sorted((there for _, there in front.rows), key=lambda row: row.tokens.value)
     return [
         f"<h2>The front of {len(study.rows)} policies: accuracy and tokens</h2>",
         _figure(figures.accuracy_against("tokens", study.rows, front), caption),
@@ -183,13 +175,11 @@ def _notes(notes: Iterable[str]) -> list[str]:
 
 def _study_table(rows: Sequence[Row], study: Study) -> str:
     several = len(study.concurrencies) > 1
+    headings = [one.page_heading or one.heading for one in COLUMNS]
     header = (
         "policy",
         *(("at once",) if several else ()),
-        *(
-            (one.page_heading or one.heading).format(baseline=study.baseline.label)
-            for one in COLUMNS
-        ),
+        *(one.format(baseline=study.baseline.label) for one in headings),
     )
     body = [
         (

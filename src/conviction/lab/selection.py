@@ -115,13 +115,8 @@ def choose_ranking(
 ) -> RankingChoice | None:
     """The measure with the highest AUROC on one half; the first among equals.
 
-    Args:
-        measures: What was measured.
-        areas: AUROC among the votes, shape (measures, questions); NaN where there is none.
-        half: The questions that choose, shape (questions,).
-
-    Returns:
-        None where no question of that half has both right and wrong votes.
+    `areas` are the AUROC among the votes, shape (measures, questions), NaN where there is none.
+    None where no question of that half, shape (questions,), has both right and wrong votes.
     """
     there = [mean_of(row) for row in areas[:, half]]
     if not np.isfinite(there).any():
@@ -132,13 +127,8 @@ def choose_ranking(
     )
     mixed = np.isfinite(areas[best])
     metric, window = measures[best]
-    return RankingChoice(
-        metric,
-        window,
-        where_chosen,
-        elsewhere,
-        mixed=(int(mixed[half].sum()), int(mixed[~half].sum())),
-    )
+    both = int(mixed[half].sum()), int(mixed[~half].sum())
+    return RankingChoice(metric, window, where_chosen, elsewhere, both)
 
 
 def best_windows(
@@ -194,13 +184,11 @@ def _found(choice: FilterChoice) -> str:
     there += f"{_points(choice.where_chosen.value)} there)"
     if not choice.better + choice.worse:
         return f"{there} changes no verdict for better or worse on the {others} others."
-    interval = (
-        f", 95% interval {100 * choice.elsewhere.low:+.1f} to {100 * choice.elsewhere.high:+.1f}"
-        if isfinite(choice.elsewhere.low)
-        else ""
-    )
+    gain, interval = choice.elsewhere, ""
+    if isfinite(gain.low):
+        interval = f", 95% interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
     return (
-        f"{there} comes to {_points(choice.elsewhere.value)} against majority on the {others} "
+        f"{there} comes to {_points(gain.value)} against majority on the {others} "
         f"others{interval}: better on {choice.better} of them, worse on {choice.worse} (exact "
         f"sign test: p = {choice.p:.2g})."
     )

@@ -65,10 +65,7 @@ class TracesInMemory:
 
     Attributes:
         questions: The traces by question.
-        top_k: Log-probabilities behind each confidence; 0 if there are no confidences.
-        max_tokens: The most tokens that a trace was allowed.
         logprobs: Mean log-probability of each trace by question, where it is known.
-        dropped: Traces that were left out, because they did not complete.
     """
 
     questions: Mapping[str, Sequence[PlayedTrace]]
@@ -101,16 +98,10 @@ class TracesInMemory:
 
 @dataclass(frozen=True)
 class PoolTraces:
-    """The questions of a pool whose right answers are known.
+    """The questions of a pool whose right answers are known; `ungraded` are those left out.
 
     Another process is given what was found when the pool was opened, rather than opening it again:
     all then replay the same traces, also while more are being recorded.
-
-    Attributes:
-        path: The pool's file or folder.
-        pool: The pool.
-        question_ids: Questions with a right answer.
-        ungraded: Questions without one, which were left out.
     """
 
     path: Path
@@ -120,10 +111,10 @@ class PoolTraces:
 
     @classmethod
     def open(cls, path: str | Path, *, only_graded: bool = False, answers: str = "math") -> Self:
-        """Open a pool.
+        """Open a pool, or a file of another program that can be imported.
 
         Args:
-            path: Its file or folder, or a file of another program that can be imported.
+            path: Its file or folder.
             answers: Kind of answer that finds and compares the answers of other programs' files.
             only_graded: Leave out questions without a right answer, instead of refusing the pool.
 
@@ -133,8 +124,8 @@ class PoolTraces:
             RecordingError: it cannot be read, or holds questions without a right answer.
         """
         pool = Pool.open(path, answers=answers)
-        graded = tuple(question.id for question in pool.questions if question.gold is not None)
-        ungraded = tuple(question.id for question in pool.questions if question.gold is None)
+        graded = tuple(one.id for one in pool.questions if one.gold is not None)
+        ungraded = tuple(one.id for one in pool.questions if one.gold is None)
         if ungraded and not (only_graded and graded):
             raise RecordingError(
                 tried=f"tell right from wrong in the pool {path}",
@@ -192,13 +183,7 @@ class PoolTraces:
         return replace(self, question_ids=question_ids)
 
     def mean_logprobs(self, question_id: str) -> NDArray[np.float64] | None:
-        """Mean log-probability of the tokens of each complete trace; None unless all have some.
-
-        NaN for a trace without tokens, which has nothing that could be known.
-
-        Raises:
-            RecordingError: they cannot be read.
-        """
+        """Mean log-probability of the tokens of each complete trace; None unless all have some."""
         recorded = self.pool.logprobs(question_id)
         if all(values is None for values in recorded):
             return None
@@ -230,12 +215,7 @@ def dropping(source: TraceSource) -> tuple[str, ...]:
 
 
 def typical_tokens(source: TraceSource, most: int = 5) -> float:
-    """The median length of a trace, by a look at a few questions.
-
-    Args:
-        source: The traces.
-        most: Questions to look at, evenly spread.
-    """
+    """The median length of a trace, by a look at `most` questions, evenly spread."""
     ids = source.question_ids
     step = max(len(ids) // most, 1)
     tokens = [count for one in ids[::step][:most] for count in _lengths(source, one)]

@@ -83,13 +83,9 @@ class Estimate:
 class Bootstrap:
     """Means over questions and repeats in resamples of both, the same for all figures.
 
-    Source: the two-stage bootstrap, Davison & Hinkley 1997, section 3.8.
+    There is at least one question, and one repeat of each.
 
-    Args:
-        questions: Number of questions, at least 1.
-        repeats: Repeats of each, at least 1.
-        resamples: How often everything is drawn anew.
-        seed: Makes it reproducible.
+    Source: the two-stage bootstrap, Davison & Hinkley 1997, section 3.8.
     """
 
     def __init__(
@@ -101,13 +97,9 @@ class Bootstrap:
         self.seed = seed
 
     def means(self, values: ArrayLike) -> Numbers:
-        """The mean of each figure in each resample.
+        """The mean of each figure in each resample, shape (figures, resamples).
 
-        Args:
-            values: Shape (figures, questions, repeats); NaN where there is nothing to measure.
-
-        Returns:
-            Shape (figures, resamples), NaN where a resample has nothing to measure.
+        Of values of shape (figures, questions, repeats); NaN where there is nothing to measure.
         """
         columns = np.asarray(values, np.float64).reshape(-1, self.questions * self.repeats).T
         present = np.isfinite(columns)
@@ -127,11 +119,7 @@ class Bootstrap:
             return (sums / counts).T
 
     def estimates(self, values: ArrayLike) -> list[Estimate]:
-        """The mean of each figure with its interval.
-
-        Args:
-            values: Shape (figures, questions, repeats); NaN where there is nothing to measure.
-        """
+        """The mean of each figure with its interval; of values as `means` takes them."""
         flat = np.asarray(values, np.float64).reshape(-1, self.questions * self.repeats)
         return [
             Estimate.of(mean_of(row), resampled)
@@ -222,12 +210,8 @@ def sign_test(better: int, worse: int) -> float:
 def auroc(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
     """How often a right trace scores higher than a wrong one; a tie counts half.
 
-    Args:
-        scores: Shape (traces,); traces whose score is NaN are left out.
-        right: Whether each is right, shape (traces,).
-
-    Returns:
-        0.5 for chance, 1 if every right one scores higher; NaN unless there are both.
+    Of arrays of shape (traces,); traces whose score is NaN are left out. 0.5 is chance, and 1 means
+    that every right one scores higher; NaN unless there are both.
     """
     known = ~np.isnan(scores)
     good, bad = scores[known & right], np.sort(scores[known & ~right])
@@ -241,12 +225,7 @@ def auroc(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
 def pareto_front(cost: NDArray[np.floating], worth: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which points no other beats: none costs less or as much and is worth more or as much.
 
-    Args:
-        cost: The less the better, shape (points,).
-        worth: The more the better, shape (points,).
-
-    Returns:
-        Shape (points,); of equal points the first.
+    All arrays have shape (points,); of equal points the first is one.
     """
     order = np.lexsort((np.arange(cost.size), -worth, cost))
     ranked = worth[order]

@@ -68,8 +68,6 @@ class Study:
     """The results of a comparison.
 
     Attributes:
-        plan: What was compared, and how.
-        trials: Every run.
         rows: Every candidate, the baseline first.
         front: The Pareto front of a sweep; None without one.
         refused: Candidates that these traces do not allow.
@@ -98,18 +96,23 @@ class Study:
         """Draws per question."""
         return self.trials.runs.shape[2]
 
+    @property
+    def traces(self) -> str:
+        """Recorded traces of each question, as in "16" and "12 to 16"."""
+        least, most = self.trials.least_traces, self.trials.most_traces
+        return f"{least}" if least == most else f"{least} to {most}"
+
     def records(self) -> list[dict[str, Any]]:
         """One flat record per candidate; of a sweep with its place on the front."""
         records = [row.record() for row in self.rows]
         if self.front:
-            halves = (self.front.where_chosen, self.front.elsewhere)
-            for record, chosen, here, there in zip(
-                records, self.front.chosen.tolist(), *halves, strict=True
-            ):
+            front = self.front
+            halves = front.where_chosen, front.elsewhere
+            for record, chosen, *rows in zip(records, front.chosen.tolist(), *halves, strict=True):
+                here, there = (row.record() for row in rows)
                 record["on_front"] = chosen
-                record["accuracy_where_chosen"] = here.record()["accuracy"]
-                elsewhere = there.record()
-                record |= {f"{name}_elsewhere": elsewhere[name] for name in ELSEWHERE}
+                record["accuracy_where_chosen"] = here["accuracy"]
+                record |= {f"{name}_elsewhere": there[name] for name in ELSEWHERE}
         return records
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,11 +147,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def study(
-    source: TraceSource,
-    plan: Plan,
-    *,
-    processes: int = 1,
-    on_progress: OnProgress | None = None,
+    source: TraceSource, plan: Plan, *, processes: int = 1, on_progress: OnProgress | None = None
 ) -> Study:
     """Compare policies on recorded traces, in `processes` processes at most.
 

@@ -32,11 +32,9 @@ class Trials:
     """All runs of a comparison.
 
     Attributes:
-        candidates: The candidates compared.
-        question_ids: The questions.
         runs: Records of `columns.run_type`, shape (candidates, questions, repeats).
         most_traces: Recorded traces of the question that has most of them.
-        least_traces: Recorded traces of the question that has fewest.
+        least_traces: The same of the one that has fewest.
     """
 
     candidates: tuple[Candidate, ...]
@@ -60,18 +58,10 @@ def run_trials(
     processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Trials:
-    """Replay every candidate on the same draws.
+    """Replay every candidate on the same draws, in `processes` processes at most, where that pays.
 
-    The draws depend only on the seed, the question's id and the number of the repeat.
-
-    Args:
-        source: The recorded traces.
-        candidates: What to compare; at least one.
-        repeats: Draws per question, at least 1.
-        seed: Makes the draws reproducible.
-        with_replacement: Whether one trace may be drawn several times.
-        processes: Processes at most; they are started where that pays.
-        on_progress: Called after every question.
+    The draws, `repeats` per question, depend only on the seed, the question's id and the number of
+    the repeat. With replacement, one trace may be drawn several times.
 
     Raises:
         InvalidSettingError: a candidate starts more traces than a question has.

@@ -50,8 +50,7 @@ def _in_processes(
     work: Work[Result], source: TraceSource, numbers: Sequence[int], processes: int
 ) -> Iterator[tuple[int, Result]]:
     # Forking would copy the threads' locks of whoever calls; a spawned process begins clean.
-    context = get_context("spawn")
-    waiting = iter(numbers)
+    context, waiting = get_context("spawn"), iter(numbers)
     with ExitStack() as stack:
         busy: dict[Any, BaseProcess] = {}
         for _ in range(processes):

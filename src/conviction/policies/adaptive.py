@@ -62,7 +62,6 @@ class AdaptiveConsistency(_InWaves):
     Source: arXiv 2305.11860; its bar is 0.95, one trace after another.
 
     Attributes:
-        budget: The most traces to start.
         bar: Probability that the leader is ahead for good at which the verdict is settled, in
             (0.5, 1).
         wave: Traces that are started together, at least 1.
@@ -108,7 +107,6 @@ class EarlyStoppingConsistency(_InWaves):
     Source: ESC, arXiv 2401.10480. The answer is that of all traces so far.
 
     Attributes:
-        budget: The most traces to start.
         window: Traces that have to agree, at least 2; they are started together.
     """
 

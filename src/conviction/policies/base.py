@@ -115,16 +115,11 @@ class PendingStarts:
     """Traces that a policy asked for and that have not begun, in order.
 
     They wait as the actions that asked for them: a large budget costs no memory.
-
-    Args:
-        policy: Asks for them.
-
-    Attributes:
-        asked: Traces asked for so far, begun ones included.
     """
 
     def __init__(self, policy: "Policy") -> None:
         self.asked = 0
+        """Traces asked for so far, begun ones included."""
         self._policy = policy
         self._actions: deque[Start | Continue] = deque()
         self._waiting = 0

@@ -126,12 +126,10 @@ class DeepConfOnline(Policy):
         return score(trace, Metric.LOWEST_GROUP, self.window or PAPER_WINDOW)
 
     def _vote(self, trace: Trace) -> None:
-        answer = vote_of(trace)
-        if answer is None:
-            return
-        weight = self._score(trace)
-        if np.isfinite(weight):
-            self._ballot.cast(trace.id, answer, weight if self.weighted else 1.0)
+        if answer := vote_of(trace):
+            weight = self._score(trace)
+            if np.isfinite(weight):
+                self._ballot.cast(trace.id, answer, weight if self.weighted else 1.0)
 
     def _settled(self) -> bool:
         quorum = min(self.quorum, self.budget)
@@ -176,8 +174,7 @@ class DeepConfOnline(Policy):
             return ("Early stopping was inactive: no warm-up trace had a known confidence.",)
         if self._gated and self._longest < self._gate.window:
             reason = f"the longest gated trace had {self._longest} tokens"
-            window = self._gate.window
-            return (f"Early stopping was inactive: {reason}, the window {window}.",)
+            return (f"Early stopping was inactive: {reason}, the window {self._gate.window}.",)
         return ()
 
 

@@ -10,11 +10,7 @@ from conviction.policies.base import Action, Conditions, PlainVote, Start
 
 @dataclass
 class Majority(PlainVote):
-    """Start the whole budget, let every trace finish, give each answer one vote.
-
-    Attributes:
-        budget: Traces to start.
-    """
+    """Start the whole budget, let every trace finish, give each answer one vote."""
 
     name: ClassVar[str] = "majority"
 

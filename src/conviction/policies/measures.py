@@ -54,15 +54,10 @@ def check_metric(metric: str) -> Metric:
 
 
 def score(trace: Trace, metric: Metric, window: int) -> float:
-    """The trace's confidence (eqs. 3, 5, 6, 7); NaN if no token's confidence is known.
+    """The trace's confidence (eqs. 3, 5, 6, 7) with groups of `window` tokens; NaN if unknown.
 
     Kept with the trace: policies ask again after every trace that ends, and recordings replay the
     same trace thousands of times.
-
-    Args:
-        trace: The trace.
-        metric: How it is measured.
-        window: Tokens in a group, at least 1.
     """
     key = (metric.value, window)
     known = trace.scores.get(key)

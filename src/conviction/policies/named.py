@@ -54,11 +54,9 @@ def policy_names() -> tuple[str, ...]:
 
 
 def policy(spec: str, **settings: Any) -> Policy:
-    """The policy that a specification names.
+    """The policy that "name" or "name:setting=value,setting=value" specifies.
 
-    Args:
-        spec: "name" or "name:setting=value,setting=value".
-        settings: Further settings; they win over those of the specification.
+    Further settings win over those of the specification.
 
     Raises:
         UnknownNameError: there is no such policy, or no such value.

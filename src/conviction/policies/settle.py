@@ -46,7 +46,6 @@ class Settle(PlainVote):
     need: the fewest further votes for the leader that would settle it, times `ahead`.
 
     Attributes:
-        budget: The most traces to start.
         bar: Probability of a safe lead that settles the verdict, before any trace has ended, in
             [0.5, 1).
         slope: By how much the bar falls with each trace that ends, at least 0. As no lead is less
@@ -186,9 +185,9 @@ class SettleConfident(Settle):
     def standing(self) -> Standing:
         """The weighted votes so far."""
         threshold = self._gate.threshold if self._gate else None
-        note = "No vote had a known confidence, so all weigh the same."
-        blind = bool(self._voters) and not np.isfinite(self._confidences()).any()
-        notes = (note,) if blind else ()
+        notes = ()
+        if self._voters and not np.isfinite(self._confidences()).any():
+            notes = ("No vote had a known confidence, so all weigh the same.",)
         return Standing(self._ballot.tally(), threshold, self._fitted, notes)
 
     def _count(self, trace: Trace) -> None:
