@@ -62,10 +62,7 @@ async def run(
 ) -> None:
     """Serve until a signal to end, then let active runs finish.
 
-    Args:
-        app: From `create_app`.
-        listener: From `listen`.
-        on_started: Called when requests are answered.
+    `on_started` is called when requests are answered.
 
     Raises:
         ConvictionError: the engine did not start.
@@ -95,13 +92,7 @@ async def run(
 
 
 class WebServer(uvicorn.Server):
-    """A web server that leaves signals to `run`.
-
-    Args:
-        app: From `create_app`.
-        drain_seconds: Time that active runs have to finish.
-        on_started: Called when requests are answered.
-    """
+    """A web server that leaves signals to `run`; active runs have `drain_seconds` to finish."""
 
     def __init__(self, app: FastAPI, drain_seconds: float, on_started: Callable[[], None]) -> None:
         config = uvicorn.Config(
