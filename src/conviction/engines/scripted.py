@@ -132,15 +132,10 @@ class ScriptedEngine(Engine):
             "scripted", self._top_k, self._concurrency, seeds=True, continues=self._continues
         )
 
-    def script(self, request: TraceRequest) -> Script:
-        """The script that a request plays."""
-        if callable(self._scripts):
-            return self._scripts(request)
-        return self._scripts[request.trace % len(self._scripts)]
-
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Play one script."""
-        script = self.script(request)
+        scripts = self._scripts
+        script = scripts(request) if callable(scripts) else scripts[request.trace % len(scripts)]
         logprobs = script.logprobs if request.logprobs and self._top_k else None
         generated = [0]
         self._streams.append(generated)

@@ -174,11 +174,8 @@ class Tape:
     @property
     def size(self) -> int:
         """Bytes that it takes, about."""
-        return (
-            self._text_bytes
-            + 72 * sum(len(trace.line.points) for trace in self._traces.values())
-            + 4096
-        )
+        points = sum(len(trace.line.points) for trace in self._traces.values())
+        return self._text_bytes + points * 72 + 4096
 
     @property
     def traces(self) -> tuple[int, ...]:

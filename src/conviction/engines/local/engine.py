@@ -61,10 +61,10 @@ class LocalEngine(Engine):
 
     Args:
         model_path: The model file.
-        slots: Traces generated at once, at least 1; further ones wait their turn. Default: 8.
+        slots: Traces generated at once, at least 1; further ones wait their turn.
         context: Tokens that prompt and trace may have together, at least 1, and never more than
-            the model was made for. Default: 4096.
-        threads: Threads that compute, at least 1. Default: one for each core we may use.
+            the model was made for.
+        threads: Threads that compute, at least 1; None for one on each core we may use.
         start_timeout: Seconds that starting may take.
     """
 
@@ -184,7 +184,10 @@ class LocalEngine(Engine):
                     tokens = await running.prompts.api.count_tokens(text)
                 else:
                     tokens = prompt.tokens
-                self._check_context(tokens, request.sampling.max_tokens)
+                most = request.sampling.max_tokens
+                if tokens + most > self._context:
+                    larger = "start the engine with a larger context"
+                    raise context_overflow(tokens, most, self._context, larger)
                 slot = await stack.enter_async_context(running.slots.take(prompt))
                 cached = await running.prompts.load(prompt, slot)
                 own, http = {"id_slot": slot.number}, running.http
@@ -197,11 +200,6 @@ class LocalEngine(Engine):
                 yield last if cached is None else replace(last, cached_tokens=cached)
         except (EngineUnavailableError, StreamError) as error:
             raise await running.server.death() or error from error
-
-    def _check_context(self, prompt: int, max_tokens: int) -> None:
-        if prompt + max_tokens > self._context:
-            larger = "start the engine with a larger context"
-            raise context_overflow(prompt, max_tokens, self._context, larger)
 
     def _check_model(self) -> None:
         """Check the file and the memory before anything is started."""
@@ -258,7 +256,6 @@ class Prompt:
     """A prompt that traces are started from.
 
     Attributes:
-        messages: The chat.
         file: Name of the file that its tokens' cache is saved in.
         text: The chat with the model's template around it; empty until it was asked for.
         tokens: Tokens of that text; 0 until they were counted.
@@ -281,10 +278,7 @@ class Prompt:
 class SharedPrompts:
     """The prompts that an engine knows, most recently used last.
 
-    Args:
-        api: The server.
-        folder: Where the server saves them.
-        most_bytes: The most bytes to keep of prompts that no trace uses.
+    The server saves them in `folder`, up to `most_bytes` of those that no trace uses.
     """
 
     def __init__(self, api: ServerApi, folder: Path, most_bytes: int = _MOST_SAVED_BYTES) -> None:
@@ -301,7 +295,10 @@ class SharedPrompts:
         Raises:
             EngineError: the server cannot tell its tokens.
         """
-        prompt = self._prompts.pop(messages, None) or self._new(messages)
+        prompt = self._prompts.pop(messages, None)
+        if prompt is None:
+            self._numbered += 1
+            prompt = Prompt(messages, f"prompt-{self._numbered}.bin")
         self._prompts[messages] = prompt
         prompt.users += 1
         try:
@@ -349,10 +346,6 @@ class SharedPrompts:
             else:
                 slot.holds = prompt
         return None
-
-    def _new(self, messages: Messages) -> Prompt:
-        self._numbered += 1
-        return Prompt(messages, f"prompt-{self._numbered}.bin")
 
     def _trim(self) -> None:
         excess = sum(prompt.saved_bytes for prompt in self._prompts.values()) - self._most_bytes

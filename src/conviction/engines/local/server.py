@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import NoReturn, Self, TypeVar
@@ -54,16 +55,10 @@ AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)
 class LlamaServer:
     """llama.cpp's server. Used as an asynchronous context manager: entering starts it.
 
-    Args:
-        model: The model file.
-        slots: Traces at once.
-        context: Tokens of context per slot.
-        threads: Threads that compute.
-        timeout: Seconds that loading the model may take.
+    It has `context` tokens per slot; loading the model may take `timeout` seconds.
 
     Attributes:
         folder: Its own folder, for saved prompts and its log; gone once it ended.
-        api_key: The key it wants.
         url: Where it listens; empty until it does.
     """
 
@@ -277,7 +272,12 @@ def usable_cores() -> int:
 
 def available_memory() -> int | None:
     """Bytes of memory that a new process may take; None where the system does not tell."""
-    known = [room for room in (_system_memory(), _group_memory()) if room is not None]
+    known: list[int] = []
+    if (free := _system_memory()) is not None:
+        known.append(free)
+    with suppress(OSError, ValueError):
+        limit, used = (int(file.read_text()) for file in (_GROUP_MEMORY, _GROUP_MEMORY_USED))
+        known.append(max(0, limit - used))
     return min(known, default=None)
 
 
@@ -302,22 +302,13 @@ def check_memory(path: Path, header: GgufHeader, *, slots: int, context: int) ->
 
 
 def _system_memory() -> int | None:
-    try:
+    with suppress(OSError, ValueError, IndexError):
         for line in _MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _group_memory() -> int | None:
-    try:
-        return max(0, int(_GROUP_MEMORY.read_text()) - int(_GROUP_MEMORY_USED.read_text()))
-    except (OSError, ValueError):
         return None
 
 

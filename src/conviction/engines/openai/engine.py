@@ -16,14 +16,7 @@ import anyio.to_thread
 from conviction.core import require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, FactsCache, Route, ServerFacts
-from conviction.engines.openai.http import (
-    NO_HEADERS,
-    NOTHING,
-    HttpClient,
-    Json,
-    Timeouts,
-    check,
-)
+from conviction.engines.openai.http import NO_HEADERS, NOTHING, HttpClient, Json, Timeouts, check
 from conviction.engines.openai.probe import find_model, probe
 from conviction.engines.openai.servers import (
     Balancer,
@@ -57,7 +50,6 @@ class OpenAIEngine(Engine):
         api_key: Key to send, to all servers; never shown, never logged.
         route: `Route.COMPLETIONS` for prompts that have the model's template already.
         concurrency: Traces that one server gets at once, at least 1; further traces wait.
-        timeouts: Bounds of every wait.
         retries: How often a request that a server did not take is sent again, at least 0.
         patience: Seconds that all servers may fail before traces stop waiting for them. Time that
             a server asks for is granted beside it, up to two minutes.
@@ -107,10 +99,9 @@ class OpenAIEngine(Engine):
         self._retries = retries
         self._cache = FactsCache(facts_folder) if facts_folder else None
         self._extra = dict(extra)
+        bounds = timeouts or Timeouts()
         self._servers = [
-            Server(
-                HttpClient(url, api_key=api_key, timeouts=timeouts or Timeouts(), headers=headers)
-            )
+            Server(HttpClient(url, api_key=api_key, timeouts=bounds, headers=headers))
             for url in urls
         ]
         endpoints = [Endpoint(server, concurrency) for server in self._servers]

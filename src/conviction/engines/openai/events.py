@@ -219,8 +219,9 @@ class TraceReader:
         """
         self.check()
         if self._finish is None:
-            after = f"after {self.tokens} tokens"
-            raise _broken(f"the stream ended in the middle of the trace, {after}")
+            raise _broken(
+                f"the stream ended in the middle of the trace, after {self.tokens} tokens"
+            )
         # The token that ends a trace has no text, and on some servers no log-probabilities.
         silent = max(0, self._told() - self.tokens)
         self.tokens += silent
@@ -233,24 +234,20 @@ class TraceReader:
         try:
             event = decode(data, _EVENT)
         except ValueError as error:
-            found = quoted(data, self._secret)
-            raise _broken(f"malformed data came: {found}") from error
+            raise _broken(f"malformed data came: {quoted(data, self._secret)}") from error
         if event.error:
             said = error_message(event.error, self._secret)
             raise _broken(f"the server reported an error: {said}")
         if event.usage is not None or event.timings is not None:
-            self._count(event)
+            self._usage = event.usage or self._usage
+            self._timings = event.timings or self._timings
+            if (told := self._told()) > self._most:
+                # Found before room is made for so many tokens: the number may be anything.
+                raise _broken(f"the server counts {told:,} tokens, more than were asked for")
         if event.choices:
             self._read_choice(event.choices[0], texts, confidences)
         if self.tokens > self._most:
             raise _broken(f"{self.tokens:,} tokens came, more than were asked for")
-
-    def _count(self, event: Event) -> None:
-        self._usage = event.usage or self._usage
-        self._timings = event.timings or self._timings
-        if (told := self._told()) > self._most:
-            # Found before room is made for so many tokens: the number may be anything.
-            raise _broken(f"the server counts {told:,} tokens, more than were asked for")
 
     def _read_choice(self, choice: EventChoice, texts: list[str], confidences: list[float]) -> None:
         if choice.finish_reason:
@@ -303,17 +300,16 @@ class TraceReader:
         self, text: str, confidences: list[float], finish: FinishReason | None = None
     ) -> Chunk:
         values: NDArray[np.float32] = np.array(confidences, np.float32)
-        logprobs = None if self._logprobs is None else self._taken(len(confidences))
+        logprobs = None
+        if (gathered := self._logprobs) is not None:
+            # Silent tokens at the end have none.
+            logprobs = np.array(gathered + [nan] * (values.size - len(gathered)), np.float32)
+            self._logprobs = []
         usage, timings = self._usage, self._timings
         details = usage.prompt_tokens_details
         prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n
         cached = (details and details.cached_tokens) or timings.cache_n
         return Chunk(text, values, finish, prompt, cached, logprobs=logprobs)
-
-    def _taken(self, tokens: int) -> NDArray[np.float32]:
-        """The log-probabilities since the last chunk; silent tokens at the end have none."""
-        gathered, self._logprobs = self._logprobs or [], []
-        return np.array(gathered + [nan] * (tokens - len(gathered)), np.float32)
 
 
 def _finish(reason: str, secret: str | None) -> FinishReason:

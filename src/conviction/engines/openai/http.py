@@ -22,11 +22,7 @@ import msgspec
 from conviction.core import require
 from conviction.engines.base import not_started
 from conviction.engines.openai.failures import Failures
-from conviction.errors import (
-    EngineError,
-    InvalidSettingError,
-    TemporarilyUnavailableError,
-)
+from conviction.errors import EngineError, InvalidSettingError, TemporarilyUnavailableError
 
 Json = Mapping[str, object]
 
@@ -76,7 +72,6 @@ class HttpClient:
     Args:
         base_url: Address that paths are added to, as in "http://127.0.0.1:8000/v1".
         api_key: Key to send; never shown, never logged.
-        timeouts: Bounds of every wait.
         headers: Further headers of every request; as they may hold keys, never shown either.
 
     Raises:
@@ -145,10 +140,7 @@ class HttpClient:
     async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
         """Send a request and give the whole body of its answer.
 
-        Args:
-            method: The HTTP method.
-            path: Where to, below the base URL; or a whole address.
-            body: What to send as JSON.
+        `path` is below the base URL, or a whole address; `body` is sent as JSON.
 
         Raises:
             EngineError: the server cannot be reached, or does not answer with 200.

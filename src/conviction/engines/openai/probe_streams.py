@@ -30,11 +30,7 @@ _SAMPLE = re.compile(
     r"^([a-zA-Z_:][\w:]*)(?:\{[^\n]*\})?[ \t]+(\d+(?:\.\d+)?(?:[eE][-+]?\d{1,2})?)(?:[ \t]+\d+)?$",
     re.ASCII | re.MULTILINE,
 )
-_RUNNING = (
-    "vllm:num_requests_running",
-    "sglang:num_running_reqs",
-    "llamacpp:requests_processing",
-)
+_RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing")
 _GENERATED = (
     "vllm:generation_tokens_total",
     "sglang:generation_tokens_total",
