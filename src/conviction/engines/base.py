@@ -7,7 +7,6 @@ frees the engine's compute at once. Engines know nothing of policies or votes.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -140,12 +139,7 @@ class Engine(ABC):
         """Start what has to be started."""
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop what was started, also after an error or a cancellation."""
 
 

@@ -74,14 +74,11 @@ class Channel:
     """The confidences of one trace, as they arrive. Close it when the trace is over.
 
     Its file is read with plain calls in place of a mapping: a trace then costs one descriptor, and
-    a file that was cut short costs confidences, not the process.
+    a file that was cut short costs confidences, not the process. The server is told its `name`.
 
     Args:
         tokens: The most tokens that the trace may generate; more than `MOST_TOKENS` have no room.
         folder: Where the file is made.
-
-    Attributes:
-        name: Name of the file, which the server is told.
 
     Raises:
         OSError: it cannot be made, for want of room, of descriptors, or of such files at all.
@@ -215,24 +212,20 @@ def remove_leftovers(folder: Path | None = None) -> int:
     removed = 0
     with suppress(OSError), os.scandir(folder or channel_folder()) as entries:
         for entry in entries:
-            if NAME.fullmatch(entry.name):
-                removed += _removed(Path(entry.path))
+            if not NAME.fullmatch(entry.name):
+                continue
+            with suppress(OSError):
+                # One that was made just now may not have its lock yet.
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime < _LEFTOVER_SECONDS:
+                    continue
+                file = os.open(entry.path, os.O_RDWR | _NO_LINKS)
+                try:
+                    _lock(file)
+                    Path(entry.path).unlink()
+                finally:
+                    os.close(file)
+                removed += 1
     return removed
-
-
-def _removed(path: Path) -> bool:
-    """Whether a channel was a leftover; one that was made just now may not have its lock yet."""
-    with suppress(OSError):
-        if time.time() - path.lstat().st_mtime < _LEFTOVER_SECONDS:
-            return False
-        file = os.open(path, os.O_RDWR | _NO_LINKS)
-        try:
-            _lock(file)
-            path.unlink()
-        finally:
-            os.close(file)
-        return True
-    return False
 
 
 def _lock(file: int) -> None:

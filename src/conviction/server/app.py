@@ -112,10 +112,7 @@ def create_app(
 ) -> FastAPI:
     """The server as an application, which starts the engine and ends it.
 
-    Args:
-        settings: Of the server.
-        engine: Generates the traces; not started yet.
-        tracing: Where spans go; None for what the process has set up, which may be nowhere.
+    Spans go to `tracing`; None for what the process has set up, which may be nowhere.
     """
     service = Service(settings, engine, tracing=tracing)
 
@@ -168,28 +165,24 @@ def _add_guards(app: FastAPI, service: Service) -> None:
 
 
 def _answer_failures(app: FastAPI, settings: Settings) -> None:
-    async def on_validation(request: Request, error: Exception) -> Response:
-        del request
-        assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
-        return failure_response(validation_error(error.errors()))
+    async def respond(_: Request, error: Exception) -> Response:
+        match error:
+            case RequestValidationError():
+                return failure_response(validation_error(error.errors()))
+            case HTTPException(status_code=status):
+                body = error_body(f"{error.detail}.", status=status, code="http_error")
+                return JSONResponse(body, status, error.headers)
+            case ClientGoneError():
+                return Response(status_code=499)  # Read by nothing but the log.
+            case _:
+                log_failure(error, content=settings.log_content)
+                return failure_response(error)
 
-    async def on_http(request: Request, error: Exception) -> Response:
-        del request
-        assert isinstance(error, HTTPException)  # noqa: S101
-        body = error_body(f"{error.detail}.", status=error.status_code, code="http_error")
-        return JSONResponse(body, error.status_code, error.headers)
-
-    async def on_error(request: Request, error: Exception) -> Response:
-        del request
-        log_failure(error, content=settings.log_content)
-        return failure_response(error)
-
-    async def on_gone(request: Request, error: Exception) -> Response:
-        del request, error
-        return Response(status_code=499)  # Read by nothing but the log.
-
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(ConvictionError, on_error)
-    app.add_exception_handler(ClientGoneError, on_gone)
-    app.add_exception_handler(Exception, on_error)
+    for kind in (
+        RequestValidationError,
+        HTTPException,
+        ConvictionError,
+        ClientGoneError,
+        Exception,
+    ):
+        app.add_exception_handler(kind, respond)
