@@ -178,11 +178,6 @@ def _answer_failures(app: FastAPI, settings: Settings) -> None:
                 log_failure(error, content=settings.log_content)
                 return failure_response(error)
 
-    for kind in (
-        RequestValidationError,
-        HTTPException,
-        ConvictionError,
-        ClientGoneError,
-        Exception,
-    ):
+    kinds = (RequestValidationError, HTTPException, ConvictionError, ClientGoneError, Exception)
+    for kind in kinds:
         app.add_exception_handler(kind, respond)

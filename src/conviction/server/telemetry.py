@@ -149,8 +149,19 @@ class VerdictSpan:
                 )
             case TraceFinished():
                 self._end(event.trace)
-            case RunFinished():
-                self._finish(event.verdict)
+            case RunFinished(verdict):
+                self._span.set_attributes(
+                    {
+                        "gen_ai.usage.input_tokens": verdict.usage.prompt,
+                        "gen_ai.usage.output_tokens": verdict.usage.generated,
+                        "conviction.ended": verdict.ended,
+                        "conviction.share": verdict.share,
+                        "conviction.traces": len(verdict.traces),
+                    }
+                )
+                if self._content and verdict.answer is not None:
+                    output = _output(verdict.answer, "stop")
+                    self._span.set_attribute("gen_ai.output.messages", output)
             case _:
                 pass
 
@@ -182,19 +193,6 @@ class VerdictSpan:
         if self._content:
             span.set_attribute("gen_ai.output.messages", _output(trace.text, str(trace.finish)))
         span.end()
-
-    def _finish(self, verdict: Verdict) -> None:
-        self._span.set_attributes(
-            {
-                "gen_ai.usage.input_tokens": verdict.usage.prompt,
-                "gen_ai.usage.output_tokens": verdict.usage.generated,
-                "conviction.ended": verdict.ended,
-                "conviction.share": verdict.share,
-                "conviction.traces": len(verdict.traces),
-            }
-        )
-        if self._content and verdict.answer is not None:
-            self._span.set_attribute("gen_ai.output.messages", _output(verdict.answer, "stop"))
 
 
 def _request(options: RunOptions) -> dict[str, Any]:

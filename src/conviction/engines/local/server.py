@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
-from typing import NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self
 
 import anyio
 import anyio.abc
@@ -48,8 +48,6 @@ _MEMINFO = Path("/proc/meminfo")
 _GROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
 _GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _GROUP_MEMORY_USED = Path("/sys/fs/cgroup/memory.current")
-
-AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)
 
 
 class LlamaServer:
@@ -189,24 +187,14 @@ def _tail(folder: Path) -> str:
     return f"; its log ends with: {' / '.join(lines)}" if lines else ""
 
 
-class _Templated(msgspec.Struct):
-    prompt: str
+class _Answer(msgspec.Struct):
+    """An answer of the server: of these, each request reads the one that it has to bring."""
 
-
-class _Tokenised(msgspec.Struct):
-    tokens: list[int]
-
-
-class _Completed(msgspec.Struct):
-    usage: TokenUsage
-
-
-class _Saved(msgspec.Struct):
-    n_written: int
-
-
-class _Restored(msgspec.Struct):
-    n_restored: int
+    prompt: str | None = None
+    tokens: list[int] | None = None
+    usage: TokenUsage | None = None
+    n_written: int | None = None
+    n_restored: int | None = None
 
 
 class ServerApi:
@@ -219,12 +207,12 @@ class ServerApi:
     async def templated(self, messages: tuple[Message, ...]) -> str:
         """The prompt that a chat becomes."""
         body = {"messages": chat_messages(messages)}
-        return (await self._post(_Templated, "/apply-template", body)).prompt
+        return await self._post("prompt", "/apply-template", body)
 
     async def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt."""
         body = {"content": prompt, "add_special": True, "parse_special": True}
-        return len((await self._post(_Tokenised, "/tokenize", body)).tokens)
+        return len(await self._post("tokens", "/tokenize", body))
 
     async def prefill(self, slot: int, messages: tuple[Message, ...]) -> int:
         """Compute a prompt in a slot; gives how many of its tokens the slot had already.
@@ -232,29 +220,29 @@ class ServerApi:
         The server does not stop short of the first token, so it draws one, which is dropped.
         """
         body = {"messages": chat_messages(messages), "max_tokens": 1, "id_slot": slot}
-        completed = await self._post(_Completed, "/chat/completions", body)
-        details = completed.usage.prompt_tokens_details
+        usage: TokenUsage = await self._post("usage", "/chat/completions", body)
+        details = usage.prompt_tokens_details
         return (details and details.cached_tokens) or 0
 
     async def save(self, slot: int, file: str) -> int:
         """Save what a slot has computed; gives the bytes written."""
-        saved = await self._post(_Saved, f"/slots/{slot}?action=save", {"filename": file})
-        return saved.n_written
+        return await self._post("n_written", f"/slots/{slot}?action=save", {"filename": file})
 
     async def restore(self, slot: int, file: str) -> None:
         """Load into a slot what was saved."""
-        await self._post(_Restored, f"/slots/{slot}?action=restore", {"filename": file})
+        await self._post("n_restored", f"/slots/{slot}?action=restore", {"filename": file})
 
-    async def _post(self, kind: type[AnswerT], path: str, body: Json) -> AnswerT:
+    async def _post(self, field: str, path: str, body: Json) -> Any:
+        """The field of the answer."""
         answer = await self._http.ask("POST", self._url + path, body)
-        try:
-            return msgspec.json.decode(answer, type=kind)
-        except msgspec.DecodeError as error:
-            raise EngineError(
-                tried=f"ask llama.cpp for {path}",
-                found=f"an unknown answer: {quoted(answer)}",
-                remedy="Install the version of xllamacpp that conviction names in its extra.",
-            ) from error
+        with suppress(msgspec.DecodeError):
+            if (value := getattr(msgspec.json.decode(answer, type=_Answer), field)) is not None:
+                return value
+        raise EngineError(
+            tried=f"ask llama.cpp for {path}",
+            found=f"an unknown answer: {quoted(answer)}",
+            remedy="Install the version of xllamacpp that conviction names in its extra.",
+        )
 
 
 def usable_cores() -> int:

@@ -144,7 +144,6 @@ class TraceReader:
     Args:
         top_k: The k of token confidence (eq. 2); 0 if no log-probabilities were asked for.
             Then every event with text counts as one token, unless the server tells the number.
-        max_tokens: The most tokens that were asked for.
         logprobs: Whether chunks hold the log-probability of each token, too; not without `top_k`.
         secret: What no message may show: the key that was sent, if any.
         stop_token: The token that a trace ends with where its gate stopped it.
@@ -332,11 +331,8 @@ def _broken(found: str) -> StreamError:
 def _candidates(logprobs: Logprobs, top_k: int) -> Iterable[Sequence[float]]:
     """For each token the log-probabilities of the `top_k` likeliest ones at its place."""
     for token in logprobs.content or ():
-        values = [
-            value
-            for candidate in token.top_logprobs or ()
-            if (value := candidate.logprob) is not None
-        ]
+        likely = token.top_logprobs or ()
+        values = [value for one in likely if (value := one.logprob) is not None]
         if len(values) == top_k > 2 and values[0] < values[-1]:
             _replace_sampled(values)
         yield values

@@ -72,14 +72,8 @@ class StreamProbe:
 
     async def counts_in_events(self, body: Json) -> Literal["", "usage", "timings"]:
         """Where every event can carry the counts of tokens, by a request for both kinds."""
-        parser = EventParser()
         try:
-            stream = await self.http.stream(self.route, body)
-            try:
-                data = [event async for piece in stream.pieces() for event in parser.feed(piece)]
-            finally:
-                stream.close()
-            data += parser.finish()
+            data = await self._events(body)
             events = [decode(event, _EVENT) for event in data if event.startswith(b"{")]
         except EngineUnavailableError:
             raise
@@ -174,15 +168,19 @@ class StreamProbe:
 
     async def _prompt_and_text(self, body: Json) -> tuple[int, str]:
         """Tokens of the prompt, 0 where they are not told, and what was generated."""
-        reader, parser = TraceReader(top_k=0), EventParser()
+        reader = TraceReader(top_k=0)
+        chunk = reader.read(await self._events(body))
+        return reader.finish().prompt_tokens, chunk.text if chunk else ""
+
+    async def _events(self, body: Json) -> list[bytes]:
+        """The data of all events of a stream."""
+        parser = EventParser()
         stream = await self.http.stream(self.route, body)
         try:
-            chunks = [reader.read(parser.feed(piece)) async for piece in stream.pieces()]
+            data = [event async for piece in stream.pieces() for event in parser.feed(piece)]
         finally:
             stream.close()
-        chunks.append(reader.read(parser.finish()))
-        text = "".join(chunk.text for chunk in chunks if chunk)
-        return reader.finish().prompt_tokens, text
+        return data + parser.finish()
 
     async def _load(self) -> Load | None:
         address = urlsplit(self.http.base_url)

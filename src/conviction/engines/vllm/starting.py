@@ -99,18 +99,17 @@ def _not_started(model: str, error: Exception) -> EngineStartError:
     while cause is not None and len(causes) < 5:
         causes.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__ or cause.__context__
-    said = causes[0]
-    remedy = (
-        "What vLLM wrote above tells the cause. Most often it is memory (lower "
-        "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
-    )
     memory = any(word in text.lower() for text in causes for word in _MEMORY_WORDS)
-    if memory or "OutOfMemory" in said:
+    if memory or "OutOfMemory" in causes[0]:
         remedy = (
             "The memory does not suffice: lower gpu_memory_utilization if others use the device, "
             "max_model_len or max_num_seqs if vLLM needs less, or take a smaller or quantized "
             "model."
         )
-    return EngineStartError(
-        tried=f"start vLLM with the model {model}", found=" ".join(said.split()), remedy=remedy
-    )
+    else:
+        remedy = (
+            "What vLLM wrote above tells the cause. Most often it is memory (lower "
+            "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
+        )
+    found = " ".join(causes[0].split())
+    return EngineStartError(tried=f"start vLLM with the model {model}", found=found, remedy=remedy)
