@@ -20,11 +20,8 @@ _LONGEST_WAIT = 120
 class Ticket:
     """A request that runs or waits for its turn; made by `Admission.join`.
 
-    Leaving its context gives the turn to the next; it can be left more than once.
-
-    Attributes:
-        called: Set when it is its turn.
-        began: When that was, by the clock of the admission.
+    `called` is set when it is its turn. Leaving its context gives the turn to the next; it can be
+    left more than once.
     """
 
     def __init__(self, admission: "Admission", client: str) -> None:
@@ -48,12 +45,7 @@ class Ticket:
 
 
 class Admission:
-    """A bounded queue in front of a bounded number of verdicts; clients take turns.
-
-    Attributes:
-        running: Verdicts that are being thought about.
-        queued: Verdicts that wait.
-    """
+    """A bounded queue in front of a bounded number of verdicts; clients take turns."""
 
     def __init__(self, queueing: Queueing, clock: Callable[[], float] = monotonic) -> None:
         self.running = 0

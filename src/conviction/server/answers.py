@@ -36,14 +36,11 @@ class ServedAnswer:
 
     @classmethod
     def of(cls, verdict: Verdict, content: Content) -> "ServedAnswer":
-        """The answer for a verdict.
+        """The answer for a verdict; AllTracesFailedError if there is no trace.
 
         It shows the most confident of the traces that voted for the answer; without an answer the
         most confident of those that are whole and have any text, else the longest. `content` is
         what the message is to hold; without an answer, it is a trace's text.
-
-        Raises:
-            AllTracesFailedError: there is no trace.
         """
         shown = verdict.best_trace or _without_answer(verdict.traces)
         if shown is None:

@@ -215,11 +215,9 @@ class LocalEngine(Engine):
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one trace in llama.cpp's server.
+    """A place for one trace in llama.cpp's server, by the server's number.
 
-    Attributes:
-        number: The server's number for it.
-        holds: The prompt whose tokens lie in its cache; None if that is not known.
+    `holds` is the prompt whose tokens lie in its cache; None if that is not known.
     """
 
     number: int
@@ -257,8 +255,7 @@ class Prompt:
 
     Attributes:
         file: Name of the file that its tokens' cache is saved in.
-        text: The chat with the model's template around it; empty until it was asked for.
-        tokens: Tokens of that text; 0 until they were counted.
+        text: The chat with the model's template around it, empty until it was asked for.
         saved_bytes: Size of the file; 0 while there is none.
         shareable: False once saving or restoring it failed.
         users: Traces that have it in use.
@@ -290,11 +287,7 @@ class SharedPrompts:
 
     @asynccontextmanager
     async def use(self, messages: Messages) -> AsyncGenerator[Prompt, None]:
-        """The prompt of a chat, its tokens counted; kept at least as long as the context.
-
-        Raises:
-            EngineError: the server cannot tell its tokens.
-        """
+        """The prompt of a chat, its tokens counted; kept at least as long as the context."""
         prompt = self._prompts.pop(messages, None)
         if prompt is None:
             self._numbered += 1
@@ -315,14 +308,11 @@ class SharedPrompts:
         """Put a prompt into a slot, as cheaply as it goes; None stands for one that is not shared.
 
         Where sharing fails, the server computes the prompt with the trace; that costs time and
-        nothing else, so it is no error.
+        nothing else, so it is not an error.
 
         Returns:
             Where this call computed the prompt: how many of its tokens the server had cached.
             Otherwise None, and the trace's own count is true.
-
-        Raises:
-            EngineError: the server cannot compute the prompt.
         """
         if prompt is not None and slot.holds is prompt:
             return None
@@ -349,10 +339,9 @@ class SharedPrompts:
 
     def _trim(self) -> None:
         excess = sum(prompt.saved_bytes for prompt in self._prompts.values()) - self._most_bytes
-        idle = [prompt for prompt in self._prompts.values() if not prompt.users]
         # Prompts without a file cost little, but a long evaluation has many.
         surplus = len(self._prompts) - _MOST_PROMPTS
-        for prompt in idle:
+        for prompt in [prompt for prompt in self._prompts.values() if not prompt.users]:
             if excess <= 0 and surplus <= 0:
                 break
             (self._folder / prompt.file).unlink(missing_ok=True)

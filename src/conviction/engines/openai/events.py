@@ -65,11 +65,7 @@ class EventParser:
         self._carriage_return = False
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The data of the events that `piece` completes, in order.
-
-        Raises:
-            StreamError: an event is larger than allowed.
-        """
+        """The data of the events that `piece` completes; StreamError for one that is too large."""
         if self._carriage_return:
             piece, self._carriage_return = b"\r" + piece, False
         if b"\r" in piece:
@@ -113,11 +109,7 @@ class EventParser:
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[StructT]) -> StructT:
-    """Decode what a server sent.
-
-    Raises:
-        ValueError: it is no JSON, or not of this shape.
-    """
+    """Decode what a server sent; ValueError if it is not JSON, or not of this shape."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -211,11 +203,7 @@ class TraceReader:
             raise self._failure
 
     def finish(self) -> Chunk:
-        """The last chunk, once the stream has ended.
-
-        Raises:
-            StreamError: the stream ended before the trace did.
-        """
+        """The last chunk, once the stream has ended; StreamError if the trace has not."""
         self.check()
         if self._finish is None:
             raise _broken(

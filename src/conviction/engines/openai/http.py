@@ -50,7 +50,6 @@ class Timeouts:
     """Bounds of every wait for a server, in seconds, each above 0.
 
     Attributes:
-        connect: Until a connection stands.
         first_byte: Until the first byte of an answer: the queue and the prefill lie before it.
         stall: Between two bytes of an answer.
         trace: For a whole trace.
@@ -217,11 +216,7 @@ class ByteStream:
         self._timer = self._loop.call_at(self._next_look(), self._look)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The bytes as they come.
-
-        Raises:
-            StreamError: it broke, stalled, or took too long.
-        """
+        """The bytes as they come; StreamError if it broke, stalled, or took too long."""
         read = self._response.content.readany
         clock = self._loop.time
         try:
@@ -282,11 +277,7 @@ class ByteStream:
 
 
 async def check(http: HttpClient) -> None:
-    """Ask a server for a sign of life.
-
-    Raises:
-        EngineUnavailableError: it gives none in time.
-    """
+    """Ask a server for a sign of life; EngineUnavailableError if it gives none in time."""
     try:
         with anyio.fail_after(_CHECK_SECONDS):
             await http.ask("GET", "/models")

@@ -42,9 +42,7 @@ _GENERATED = (
 class Load:
     """What a server was doing at one moment, by its Prometheus metrics.
 
-    Attributes:
-        running: Requests that it worked on.
-        generated: Tokens that it has generated since it started; None where it does not tell.
+    `generated` are its tokens since it started; None where it does not report them.
     """
 
     running: float
@@ -110,26 +108,25 @@ class StreamProbe:
         closed and another one opened: the first time adds the marks of that, too. What the model
         writes tells less: a small one may start over, a good one may go on with a closed message.
 
-        `body` gives the request for one token after a given beginning.
-
-        Returns:
-            None if the server does not count its prompts' tokens.
-
-        Raises:
-            EngineUnavailableError: the server cannot be reached.
+        `body` gives the request for one token after a given beginning. None if the server does not
+        count its prompts' tokens.
         """
         if self.route is Route.COMPLETIONS:
             return True
         beginnings = ("", _BEGUN, f"{_BEGUN} {_BEGUN}")
+        prompts: list[int] = []
         try:
-            found = [await self._prompt_and_text(body(begun)) for begun in beginnings]
+            for begun in beginnings:
+                reader = TraceReader(top_k=0)
+                chunk = reader.read(await self._events(body(begun)))
+                prompts.append(reader.finish().prompt_tokens)
+                if begun and chunk and chunk.text.startswith(_BEGUN):
+                    return False  # The beginning came back as if it had been generated.
         except EngineUnavailableError:
             raise
         except EngineError:
             return False
-        if any(text.startswith(_BEGUN) for _, text in found[1:]):
-            return False  # The beginning came back as if it had been generated.
-        none, once, twice = (tokens for tokens, _ in found)
+        none, once, twice = prompts
         return once - none == twice - once if 0 < none < once < twice else None
 
     async def _watch_one(
@@ -165,12 +162,6 @@ class StreamProbe:
             return freed, None
         # Some servers count a request's tokens only once it has ended.
         return freed, max(0, round(load.generated - before.generated) - read)
-
-    async def _prompt_and_text(self, body: Json) -> tuple[int, str]:
-        """Tokens of the prompt, 0 where they are not told, and what was generated."""
-        reader = TraceReader(top_k=0)
-        chunk = reader.read(await self._events(body))
-        return reader.finish().prompt_tokens, chunk.text if chunk else ""
 
     async def _events(self, body: Json) -> list[bytes]:
         """The data of all events of a stream."""

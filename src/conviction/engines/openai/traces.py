@@ -122,11 +122,7 @@ class TraceStream:
                         )
 
     async def last(self) -> Chunk:
-        """The last chunk, once all others have come.
-
-        Raises:
-            StreamError: the stream ended before the trace did.
-        """
+        """The last chunk, once all others have come; StreamError if the trace had not ended."""
         chunk = await self._measured(self._reader.finish())
         if self._reader.done:
             await self._stream.drain()
@@ -173,11 +169,7 @@ class TraceStream:
 def trace_body(
     request: TraceRequest, *, route: Route, model: str, dialect: Dialect
 ) -> dict[str, object]:
-    """The request for one trace, streamed; an empty `model` leaves the choice to the server.
-
-    Raises:
-        InvalidSettingError: several messages were to go where there is no chat.
-    """
+    """The request for one trace, streamed; an empty `model` leaves the choice to the server."""
     body: dict[str, object] = {
         **_prompt(request, route),
         "stream": True,
