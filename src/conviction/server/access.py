@@ -75,11 +75,7 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
 
 
 def check_bound(host: str, keys: Mapping[str, str]) -> None:
-    """Check that an address that others can reach has keys.
-
-    Raises:
-        InvalidSettingError: it has none.
-    """
+    """InvalidSettingError if others can reach an address, and there are no keys."""
     if keys or is_loopback(host):
         return
     raise InvalidSettingError(

@@ -57,11 +57,7 @@ class Admission:
         self._mean_seconds: float | None = None
 
     def join(self, client: str) -> Ticket:
-        """Take a place: at once among those that run, or in the queue.
-
-        Raises:
-            OverloadedError: too many wait already, of this client or of all.
-        """
+        """Take a place, to run or in the queue; OverloadedError if too many wait already."""
         ticket = Ticket(self, client)
         if self.running < self._bounds.running and not self.queued:
             self._call(ticket)

@@ -52,12 +52,7 @@ async def whole_answer(
     receive: Receive,
     format: CompletionFormat,  # noqa: A002
 ) -> Response:
-    """Run, and return the whole answer.
-
-    Raises:
-        ClientGoneError: the client has disconnected; its run was cancelled.
-        ConvictionError: there is no answer.
-    """
+    """Run, and return the whole answer; ClientGoneError once the client has disconnected."""
     with service.join(options) as pending:
         verdict = await _until_gone(receive, pending.think)
     answer = _served_answer(service, options, verdict)

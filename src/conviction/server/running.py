@@ -60,13 +60,9 @@ def listen(settings: Settings) -> socket.socket:
 async def run(
     app: FastAPI, listener: socket.socket, on_started: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve until a signal to end, then let active runs finish.
+    """Serve until a signal to end, then let active runs finish; a second one raises `Forced`.
 
-    `on_started` is called when requests are answered.
-
-    Raises:
-        ConvictionError: the engine did not start.
-        Forced: there was a second signal.
+    `on_started` is called when requests are answered. An engine that does not start raises.
     """
     service: Service = app.state.service
     server = WebServer(app, service.settings.drain_seconds, on_started)

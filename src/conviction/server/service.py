@@ -66,11 +66,7 @@ class Service:
         self._health: tuple[float, EngineError | None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the engine and find out what it can do.
-
-        Raises:
-            ConvictionError: the engine does not start or cannot be used.
-        """
+        """Start the engine and find out what it can do; ConvictionError if it does not start."""
         async with AsyncExitStack() as stack:
             await self.runs.load()
             await stack.enter_async_context(self.engine)
@@ -114,11 +110,7 @@ class Service:
         return PendingRun(self, options, ticket)
 
     def begin(self, options: RunOptions) -> ServedRun:
-        """Begin a run in the background: it goes on without a client that waits for it.
-
-        Raises:
-            RefusedError: too many wait already, or the server is about to end.
-        """
+        """Begin a run in the background: it goes on without a client that waits for it."""
         pending = self.join(options)
 
         async def think() -> None:
@@ -214,9 +206,7 @@ class PendingRun:
     async def think(self) -> Verdict:
         """Wait for its turn, then run the policy. Cancelling the caller ends all traces at once.
 
-        Raises:
-            RefusedError: its turn did not come.
-            ConvictionError: as `deliberate` raises.
+        RefusedError if its turn did not come; else errors as of `deliberate`.
         """
         service, run, interrupt = self._service, self.run, anyio.Event()
         service.active[run.id] = interrupt

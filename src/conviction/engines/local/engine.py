@@ -149,11 +149,7 @@ class LocalEngine(Engine):
         )
 
     async def check(self) -> None:
-        """Ask llama.cpp for a sign of life.
-
-        Raises:
-            EngineUnavailableError: it is not started, or has ended by itself.
-        """
+        """Ask llama.cpp for a sign of life; EngineUnavailableError if it is not running."""
         running = self._started()
         try:
             await check(running.http)

@@ -79,11 +79,7 @@ class LlamaServer:
         self._process: anyio.abc.Process | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the process and wait until it has loaded its model.
-
-        Raises:
-            EngineStartError: it did not start, or not in time.
-        """
+        """Start the process and wait for its model; EngineStartError if that fails or is late."""
         try:
             with anyio.move_on_after(self._timeout):
                 await self._launch()
@@ -270,10 +266,9 @@ def available_memory() -> int | None:
 
 
 def check_memory(path: Path, header: GgufHeader, *, slots: int, context: int) -> None:
-    """Check that a model with `slots` times `context` tokens fits into memory.
+    """EngineStartError if a model with `slots` times `context` tokens does not fit into memory.
 
-    Raises:
-        EngineStartError: it does not. Where the need or the memory is unknown, it passes.
+    Where the need or the memory is unknown, it passes.
     """
     available = available_memory()
     if available is None:

@@ -135,22 +135,14 @@ class OpenAIEngine(Engine):
         await self._stack.aclose()
 
     async def capabilities(self) -> Capabilities:
-        """What the servers can do: asked once, with their lists of models and small requests.
-
-        Raises:
-            EngineError: no server works, or they serve different models.
-        """
+        """What the servers can do: asked once, with their lists of models and small requests."""
         async with self._probing:
             if self._capabilities is None:
                 self._capabilities = await self._find_out()
             return self._capabilities
 
     async def check(self) -> None:
-        """Ask all servers for a sign of life; one is enough.
-
-        Raises:
-            EngineUnavailableError: none gives one; the reason of the first.
-        """
+        """Ask all servers for a sign of life; one is enough, else the first error is raised."""
         troubles: list[EngineError] = []
 
         async def ask(server: Server) -> None:

@@ -121,11 +121,7 @@ class HttpClient:
                 await session.close()
 
     async def stream(self, path: str, body: Json) -> "ByteStream":
-        """Post JSON and give the answer, once it is known to be a stream of events.
-
-        Raises:
-            EngineError: the server cannot be reached, refuses, or does not stream.
-        """
+        """Post JSON and give the answer, a stream of events; EngineError if it is anything else."""
         began = asyncio.get_running_loop().time()
         response = await self._send("POST", self.base_url + path, body)
         content_type = response.headers.get("Content-Type", "").lower()

@@ -47,8 +47,7 @@ _ANSWER = msgspec.json.Decoder(WholeAnswer)
 async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
     """What the server's list says of a model, by default the first: the cheapest fact.
 
-    Raises:
-        EngineUnavailableError: the server cannot be reached, or lists no model and none is named.
+    EngineUnavailableError if it cannot be reached, or lists no model and none is named.
     """
     try:
         listed = decode(await http.ask("GET", "/models"), _MODELS).data
@@ -80,8 +79,7 @@ async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
 async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFacts:
     """All facts about a model, given those of `find_model`.
 
-    Raises:
-        EngineError: the server cannot be reached, or refuses even the plainest request.
+    EngineError if the server cannot be reached, or refuses even the plainest request.
     """
     asking, streams = _Asking(http, route, facts.model), StreamProbe(http, route)
     asking.dialect, asking.top_k, reason = await asking.find_dialect()
@@ -203,9 +201,6 @@ class _Asking:
 
         A gate that is not given the token to end a trace with refuses, and names one of the
         model's that fits. A server without the gate takes no notice of the arguments.
-
-        Raises:
-            EngineUnavailableError: the server cannot be reached.
         """
         arguments = gate_arguments(ABSURD, top_k=DEFAULT_K, stop_token=0)
         del arguments[STOP_TOKEN]

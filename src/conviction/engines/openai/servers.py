@@ -52,8 +52,7 @@ class Server:
 def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabilities:
     """What servers can do together that get `concurrency` traces each; at least one must work.
 
-    Raises:
-        InvalidSettingError: they serve different models.
+    InvalidSettingError if they serve different models.
     """
     facts = [server.facts for server in servers if server.facts]
     if len({fact.model for fact in facts}) > 1:
@@ -238,11 +237,7 @@ class Balancer(Generic[ServerT]):
     _waiting: deque[anyio.Event] = field(default_factory=deque[anyio.Event])
 
     async def take(self, tokens: int) -> Lease[ServerT]:
-        """Wait for a place for a trace of at most `tokens`.
-
-        Raises:
-            EngineError: all servers have failed for too long.
-        """
+        """Wait for a place for a trace; EngineError once all servers have failed for too long."""
         waited = False
         while True:
             now = self.clock()

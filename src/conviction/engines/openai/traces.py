@@ -30,10 +30,8 @@ async def open_trace(
 ) -> "TraceStream":
     """Ask a server for a trace, with its gate and its channel where the server has them.
 
-    A prompt that has its template goes as plain text, whatever the route.
-
-    Raises:
-        EngineError: the server cannot be reached, or refuses.
+    A prompt that has its template goes as plain text, whatever the route. EngineError if the
+    server cannot be reached, or refuses.
     """
     route = Route.COMPLETIONS if request.templated else route
     channel, notes, top_k = None, (), request.top_k

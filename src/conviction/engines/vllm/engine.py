@@ -134,11 +134,7 @@ class VLLMEngine(Engine):
                 await anyio.to_thread.run_sync(running.vllm.shutdown)
 
     async def capabilities(self) -> Capabilities:
-        """What it can do: its settings, and what a few tokens show of the gate and the seeds.
-
-        Raises:
-            EngineError: it is not started, or generates nothing.
-        """
+        """What it can do: its settings, and what a few tokens show of the gate and the seeds."""
         running = self._started()
         async with self._probing:
             if self._capabilities is None:
@@ -157,11 +153,7 @@ class VLLMEngine(Engine):
             return self._capabilities
 
     async def check(self) -> None:
-        """Ask vLLM whether its core lives.
-
-        Raises:
-            EngineUnavailableError: it is not started, or its core has died.
-        """
+        """Ask vLLM for its health; EngineUnavailableError if its core does not run."""
         try:
             await self._started().vllm.check_health()
         except EngineError:
@@ -265,11 +257,7 @@ class Prompts:
         self._lock = anyio.Lock()
 
     async def tokens(self, request: TraceRequest) -> list[int]:
-        """The prompt of a trace, with what it begins with.
-
-        Raises:
-            EngineError: the model has no template for such a chat.
-        """
+        """The prompt of a trace, prefix included; EngineError if no template takes the chat."""
         key = (request.messages, request.prefix, request.templated)
         if key in self._kept:
             return self._kept[key]

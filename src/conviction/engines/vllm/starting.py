@@ -34,11 +34,7 @@ def check_installed() -> None:
 
 
 def check_model(model: str) -> None:
-    """See whether a model that is a folder can be one of vLLM's; names are left to vLLM.
-
-    Raises:
-        NotAChatModelError: it is a path, and no folder of a model.
-    """
+    """NotAChatModelError for a path that is not the folder of a model; names are left to vLLM."""
     path = Path(model).expanduser()
     looks_like_a_path = path.is_absolute() or model.startswith((".", "~")) or path.exists()
     if not looks_like_a_path or (path / "config.json").is_file():
