@@ -106,16 +106,10 @@ Fields = dict[str, Any]
 class CompletionFormat:
     """How OpenAI writes one kind of completion.
 
-    Attributes:
-        id_prefix: What the id of an answer begins with.
-        whole: Name of a whole answer.
-        chunk: Name of an event of a stream.
-        first: Fields of the choice in a stream's first event.
-        last: Those of the event with the finish reason.
-        message: Those of a whole answer.
-        piece: Those of an event with a piece of the answer.
-        reasoning: Those of an event with reasoning or progress; None where there is no field for
-            it, so that only pings show progress.
+    `whole` and `chunk` name a whole answer and an event of a stream. `first` and `last` are fields
+    of the choice: in a stream's first event, and in the one with the finish reason. `message`,
+    `piece` and `reasoning` give those of a whole answer, of a piece of it, and of reasoning or
+    progress. Where `reasoning` is None, there is no field for it, and only pings show progress.
     """
 
     id_prefix: str

@@ -91,9 +91,7 @@ class Service:
     def join(self, options: RunOptions) -> "PendingRun":
         """Take a place for a run; leave its context to give it back.
 
-        Raises:
-            OverloadedError: too many wait already.
-            ShuttingDownError: the server is about to end.
+        OverloadedError if too many wait already, ShuttingDownError if the server is about to end.
         """
         if self.closing.is_set():
             self.metrics.refuse("closing")

@@ -161,8 +161,7 @@ class Tape:
 
     def passages(self, trace: int) -> Passages | None:
         """What a trace wrote so far; None if there is no such trace."""
-        taped = self._traces.get(trace)
-        if taped is None:
+        if (taped := self._traces.get(trace)) is None:
             return None
         self._draw(taped)
         return taped.passages

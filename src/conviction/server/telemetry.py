@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from conviction.core import FinishReason, Question, Trace
+from conviction.core import FinishReason, Trace
 from conviction.events import Event, RunFinished, RunStarted, TraceFinished, TraceStarted
 from conviction.server.admission import Admission
 from conviction.server.run_options import RunOptions
@@ -139,7 +139,10 @@ class VerdictSpan:
                 self._span.set_attribute("gen_ai.response.model", event.capabilities.model)
                 self._span.set_attribute("conviction.policy", json.dumps(event.policy))
                 if self._content:
-                    self._span.set_attribute("gen_ai.input.messages", _messages(event.question))
+                    messages = [_message(one.role, one.content) for one in event.question.messages]
+                    self._span.set_attribute(
+                        "gen_ai.input.messages", json.dumps(messages, ensure_ascii=False)
+                    )
             case TraceStarted():
                 self._traces[event.trace] = self._tracer.start_span(
                     f"chat {self._options.model}",
@@ -209,15 +212,10 @@ def _request(options: RunOptions) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-def _messages(question: Question) -> str:
-    messages = [
-        {"role": message.role, "parts": [{"type": "text", "content": message.content}]}
-        for message in question.messages
-    ]
-    return json.dumps(messages, ensure_ascii=False)
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "parts": [{"type": "text", "content": text}]}
 
 
 def _output(text: str, finish: str) -> str:
-    parts = [{"type": "text", "content": text}]
-    message = {"role": "assistant", "parts": parts, "finish_reason": finish}
+    message = _message("assistant", text) | {"finish_reason": finish}
     return json.dumps([message], ensure_ascii=False)

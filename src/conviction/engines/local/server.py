@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
@@ -131,7 +130,16 @@ class LlamaServer:
                 stderr=log,
                 env={**sleeping, **os.environ},
             )
-        report = await _introduce(self._process, self._settings)
+        process, report = self._process, dict[str, str]()
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError
+        with suppress(
+            anyio.BrokenResourceError, anyio.IncompleteRead, anyio.DelimiterNotFound, ValueError
+        ):
+            # On a pipe, where no other process can read the key.
+            await process.stdin.send(json.dumps(self._settings).encode() + b"\n")
+            reports = BufferedByteReceiveStream(process.stdout)
+            report = json.loads(await reports.receive_until(b"\n", _MOST_REPORT_BYTES))
         if "url" not in report:
             self._fail(report.get("error", "it ended at once"))
         self.url = report["url"]
@@ -157,18 +165,6 @@ class LlamaServer:
                 with anyio.move_on_after(_KILL_SECONDS):
                     await process.aclose()
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(self.folder, ignore_errors=True))
-
-
-async def _introduce(process: anyio.abc.Process, settings: Mapping[str, object]) -> dict[str, str]:
-    """Hand over the settings, on a pipe where no other process can read the key."""
-    if process.stdin is None or process.stdout is None:
-        raise AssertionError
-    try:
-        await process.stdin.send(json.dumps(settings).encode() + b"\n")
-        reports = BufferedByteReceiveStream(process.stdout)
-        return json.loads(await reports.receive_until(b"\n", _MOST_REPORT_BYTES))
-    except (anyio.BrokenResourceError, anyio.IncompleteRead, anyio.DelimiterNotFound, ValueError):
-        return {}
 
 
 def _tail(folder: Path) -> str:
