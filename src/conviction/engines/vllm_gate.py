@@ -112,21 +112,18 @@ class Channel:
     @property
     def notes(self) -> tuple[str, ...]:
         """Which confidences are missing and why, in whole sentences."""
-        notes: list[str] = []
-        if self._missed:
-            notes.append("Some confidences did not arrive through the gate's channel.")
-        if self._unknown:
-            notes.append(
-                "Some confidences are unknown: the model's logits were no numbers there, or a mask "
-                "left too few."
-            )
-        return tuple(notes)
+        missed = "Some confidences did not arrive through the gate's channel."
+        unknown = (
+            "Some confidences are unknown: the model's logits were no numbers there, or a mask "
+            "left too few."
+        )
+        found = ((self._missed, missed), (self._unknown, unknown))
+        return tuple(note for count, note in found if count)
 
     async def take(self, tokens: int) -> NDArray[np.float32]:
         """The confidences of the next `tokens`, waiting a little for those that are late.
 
-        Returns:
-            Shape (tokens,), NaN for those that are unknown or did not come.
+        Shape (tokens,), NaN for those that are unknown or did not come.
         """
         begin = self._taken
         self._taken += tokens
@@ -144,11 +141,10 @@ class Channel:
     def close(self) -> None:
         """Remove the file; what was written in the meantime is gone."""
         file, self._file = self._file, None
-        if file is None:
-            return
-        with suppress(OSError):
-            self._path.unlink()
-        os.close(file)
+        if file is not None:
+            with suppress(OSError):
+                self._path.unlink()
+            os.close(file)
 
     async def _wait(self, end: int) -> int:
         began, pause = anyio.current_time(), _SHORTEST_PAUSE

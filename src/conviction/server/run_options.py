@@ -69,11 +69,10 @@ class RequestResolver:
     @property
     def policies(self) -> tuple[str, ...]:
         """Names of the policies that can run on the engine."""
-        return tuple(
-            name
-            for name in policy_names()
-            if self._has_confidence or not named_policy(name).needs_confidence
-        )
+        names = policy_names()
+        if self._has_confidence:
+            return tuple(names)
+        return tuple(name for name in names if not named_policy(name).needs_confidence)
 
     @property
     def models(self) -> list[str]:

@@ -181,8 +181,7 @@ class TraceReader:
         `check` raises.
 
         Raises:
-            StreamError: an event is malformed, reports an error, or the server generates more
-                than it was asked to.
+            StreamError: an event is malformed, reports an error, or there are too many tokens.
             EngineError: the server ended the trace for a reason that would come again.
         """
         texts: list[str] = []

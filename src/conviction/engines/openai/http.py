@@ -133,12 +133,10 @@ class HttpClient:
         raise self.failures.answered(response.status, response.headers, answer)
 
     async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
-        """Send a request and give the whole body of its answer.
+        """Send a request, with a `body` as JSON, and give the whole body of its answer.
 
-        `path` is below the base URL, or a whole address; `body` is sent as JSON.
-
-        Raises:
-            EngineError: the server cannot be reached, or does not answer with 200.
+        `path` is below the base URL, or a whole address. EngineError if the server cannot be
+        reached, or does not answer with 200.
         """
         url = path if "://" in path else self.base_url + path
         # What needs no tokens needs little time.

@@ -54,9 +54,7 @@ def check_model(model: str) -> None:
 def start(model: str, options: Mapping[str, object]) -> "AsyncLLM":
     """Start vLLM with settings of its own, which takes from seconds to minutes.
 
-    Raises:
-        InvalidSettingError: vLLM has no such setting, or refuses its value.
-        EngineStartError: it did not start.
+    InvalidSettingError if vLLM has no such setting, EngineStartError if it did not start.
     """
     try:
         arguments = importlib.import_module("vllm.engine.arg_utils")
