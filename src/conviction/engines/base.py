@@ -7,7 +7,6 @@ frees the engine's compute at once. Engines know nothing of policies or votes.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -24,7 +23,6 @@ class Capabilities:
     """What an engine was found to be able to do; probed, never assumed.
 
     Attributes:
-        model: Name of the model behind it.
         top_k: The most log-probabilities per token that it gives; 0 if it gives none.
         concurrency: Traces that it generates at once; further ones wait.
         context: Tokens that prompt and trace may have together; None where unknown.
@@ -54,7 +52,6 @@ class TraceRequest:
     Attributes:
         messages: The chat to continue.
         trace: The trace's number within its run, from 0.
-        sampling: How tokens are drawn.
         seed: Seed of this trace, in [0, 2**31).
         top_k: Log-probabilities per token that the caller wants (k of eq. 2); 0 for none.
         logprobs: Whether the caller also wants the log-probability of each generated token.
@@ -78,10 +75,6 @@ class TraceRequest:
     gate: Gate | None = None
 
 
-def _no_tokens() -> NDArray[np.float32]:
-    return np.empty(0, np.float32)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
     """Some more tokens of a trace.
@@ -103,7 +96,7 @@ class Chunk:
     """
 
     text: str = ""
-    confidences: NDArray[np.float32] = field(default_factory=_no_tokens)
+    confidences: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     finish: FinishReason | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -146,21 +139,14 @@ class Engine(ABC):
         """Start what has to be started."""
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop what was started, also after an error or a cancellation."""
 
 
 def not_started(name: str) -> EngineUnavailableError:
     """The error for an engine that is used before it was entered."""
     return EngineUnavailableError(
-        tried=f"use {name}",
-        found="it is not started",
-        remedy="Use it within `async with engine:`.",
+        tried=f"use {name}", found="it is not started", remedy="Use it within `async with engine:`."
     )
 
 
@@ -176,15 +162,10 @@ def context_overflow(
 
 
 async def seeds_count(draw: Callable[[int], Awaitable[str]]) -> bool | None:
-    """Whether a seed reproduces a trace, and another seed does not.
+    """Whether a seed reproduces a trace, and another seed does not; None if all draws were alike.
 
-    Also beside other traces: what is computed together may be rounded differently.
-
-    Args:
-        draw: Gives the text of a short trace that is drawn with a seed; its errors come out.
-
-    Returns:
-        None if all draws were alike.
+    Also beside other traces: what is computed together may be rounded differently. `draw` gives the
+    text of a short trace that is drawn with a seed; its errors come out.
     """
     seeds = (1, 2, 1, 3, 1)
     together = [""] * len(seeds)

@@ -41,12 +41,9 @@ _DOUBTS = (
 
 
 def made_up_traces(*, delay: float = 0.05, concurrency: int = 8, name: str = "") -> ScriptedEngine:
-    """An engine that plays made-up traces.
+    """An engine that plays made-up traces, `delay` seconds between chunks of two tokens.
 
-    Args:
-        delay: Seconds between chunks of two tokens, at least 0.
-        concurrency: Traces at once, at least 1.
-        name: Another name plays other traces.
+    Another `name` plays other traces.
     """
     return ScriptedEngine(
         partial(_script, name),
@@ -65,17 +62,16 @@ def _script(name: str, request: TraceRequest) -> Script:
     draw = _draw(f"{asked}/{request.trace}")
     agrees = draw.random() < _AGREEING
     answer = right if agrees else int(draw.choice(others))
-    steps = [_step(draw, sure=agrees) for _ in range(int(draw.integers(3, 9)))]
+    steps = [
+        str(draw.choice(_STEPS if agrees or draw.random() < 0.5 else _DOUBTS))
+        for _ in range(int(draw.integers(3, 9)))
+    ]
     text = (
         " ".join([_DISCLAIMER, str(draw.choice(_OPENINGS)), *steps])
         + f"\n\nThe answer is \\boxed{{{answer}}}."
     )
     tokens = len(text) // 4
     return Script(text, _confidences(draw, tokens, agrees=agrees), prompt_tokens=len(text) // 8)
-
-
-def _step(draw: np.random.Generator, *, sure: bool) -> str:
-    return str(draw.choice(_STEPS if sure or draw.random() < 0.5 else _DOUBTS))
 
 
 def _confidences(draw: np.random.Generator, tokens: int, *, agrees: bool) -> NDArray[np.float32]:

@@ -62,13 +62,6 @@ class Script:
 Pace = Callable[[TraceRequest], Awaitable[None]]
 
 
-def _evenly(delay: float) -> Pace:
-    async def pace(_: TraceRequest) -> None:
-        await anyio.sleep(delay)
-
-    return pace
-
-
 class ScriptedEngine(Engine):
     """Plays scripts: trace n of every run plays script n, starting over when they run out.
 
@@ -111,7 +104,7 @@ class ScriptedEngine(Engine):
         self._top_k = top_k
         self._continues = continues
         self._chunk_tokens = chunk_tokens
-        self._pace = pace or _evenly(delay)
+        self._pace: Pace = pace or (lambda _: anyio.sleep(delay))
         # The tokens of each stream so far.
         self._streams: deque[list[int]] = deque(maxlen=remembered)
         self.running = 0
@@ -132,15 +125,10 @@ class ScriptedEngine(Engine):
             "scripted", self._top_k, self._concurrency, seeds=True, continues=self._continues
         )
 
-    def script(self, request: TraceRequest) -> Script:
-        """The script that a request plays."""
-        if callable(self._scripts):
-            return self._scripts(request)
-        return self._scripts[request.trace % len(self._scripts)]
-
     async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
         """Play one script."""
-        script = self.script(request)
+        scripts = self._scripts
+        script = scripts(request) if callable(scripts) else scripts[request.trace % len(scripts)]
         logprobs = script.logprobs if request.logprobs and self._top_k else None
         generated = [0]
         self._streams.append(generated)

@@ -74,14 +74,11 @@ class Channel:
     """The confidences of one trace, as they arrive. Close it when the trace is over.
 
     Its file is read with plain calls in place of a mapping: a trace then costs one descriptor, and
-    a file that was cut short costs confidences, not the process.
+    a file that was cut short costs confidences, not the process. The server is told its `name`.
 
     Args:
         tokens: The most tokens that the trace may generate; more than `MOST_TOKENS` have no room.
         folder: Where the file is made.
-
-    Attributes:
-        name: Name of the file, which the server is told.
 
     Raises:
         OSError: it cannot be made, for want of room, of descriptors, or of such files at all.
@@ -115,21 +112,18 @@ class Channel:
     @property
     def notes(self) -> tuple[str, ...]:
         """Which confidences are missing and why, in whole sentences."""
-        notes: list[str] = []
-        if self._missed:
-            notes.append("Some confidences did not arrive through the gate's channel.")
-        if self._unknown:
-            notes.append(
-                "Some confidences are unknown: the model's logits were no numbers there, or a mask "
-                "left too few."
-            )
-        return tuple(notes)
+        missed = "Some confidences did not arrive through the gate's channel."
+        unknown = (
+            "Some confidences are unknown: the model's logits were no numbers there, or a mask "
+            "left too few."
+        )
+        found = ((self._missed, missed), (self._unknown, unknown))
+        return tuple(note for count, note in found if count)
 
     async def take(self, tokens: int) -> NDArray[np.float32]:
         """The confidences of the next `tokens`, waiting a little for those that are late.
 
-        Returns:
-            Shape (tokens,), NaN for those that are unknown or did not come.
+        Shape (tokens,), NaN for those that are unknown or did not come.
         """
         begin = self._taken
         self._taken += tokens
@@ -147,11 +141,10 @@ class Channel:
     def close(self) -> None:
         """Remove the file; what was written in the meantime is gone."""
         file, self._file = self._file, None
-        if file is None:
-            return
-        with suppress(OSError):
-            self._path.unlink()
-        os.close(file)
+        if file is not None:
+            with suppress(OSError):
+                self._path.unlink()
+            os.close(file)
 
     async def _wait(self, end: int) -> int:
         began, pause = anyio.current_time(), _SHORTEST_PAUSE
@@ -215,24 +208,20 @@ def remove_leftovers(folder: Path | None = None) -> int:
     removed = 0
     with suppress(OSError), os.scandir(folder or channel_folder()) as entries:
         for entry in entries:
-            if NAME.fullmatch(entry.name):
-                removed += _removed(Path(entry.path))
+            if not NAME.fullmatch(entry.name):
+                continue
+            with suppress(OSError):
+                # One that was made just now may not have its lock yet.
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime < _LEFTOVER_SECONDS:
+                    continue
+                file = os.open(entry.path, os.O_RDWR | _NO_LINKS)
+                try:
+                    _lock(file)
+                    Path(entry.path).unlink()
+                finally:
+                    os.close(file)
+                removed += 1
     return removed
-
-
-def _removed(path: Path) -> bool:
-    """Whether a channel was a leftover; one that was made just now may not have its lock yet."""
-    with suppress(OSError):
-        if time.time() - path.lstat().st_mtime < _LEFTOVER_SECONDS:
-            return False
-        file = os.open(path, os.O_RDWR | _NO_LINKS)
-        try:
-            _lock(file)
-            path.unlink()
-        finally:
-            os.close(file)
-        return True
-    return False
 
 
 def _lock(file: int) -> None:

@@ -2,7 +2,8 @@
 
 import hmac
 import os
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from conviction.errors import InvalidSettingError
 from conviction.server.failures import LOGGER, RequestError, failure_response
 from conviction.server.telemetry import Metrics
+
+Check = Callable[[Scope, Headers], None]
+"""Raises a `RequestError` if a request is refused."""
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 
@@ -71,11 +75,7 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
 
 
 def check_bound(host: str, keys: Mapping[str, str]) -> None:
-    """Check that an address that others can reach has keys.
-
-    Raises:
-        InvalidSettingError: it has none.
-    """
+    """InvalidSettingError if others can reach an address, and there are no keys."""
     if keys or is_loopback(host):
         return
     raise InvalidSettingError(
@@ -100,52 +100,48 @@ def client_of(request: HTTPConnection) -> str:
     return request.scope.get("conviction.client", "")
 
 
-class Middleware:
-    """Stands in front of an application; only requests of HTTP go through `handle`.
-
-    Args:
-        app: The application.
-    """
+class Middleware(ABC):
+    """Stands in front of an application; only requests of HTTP go through `handle`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request, or pass on what is none."""
+        """Handle a request, or pass on anything else."""
         await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
 
+    @abstractmethod
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request if `check` raises, else pass it on."""
+        """Answer a request, or pass it on."""
+
+
+class Guard(Middleware):
+    """Refuses the requests for which `check` raises a `RequestError`."""
+
+    def __init__(self, app: ASGIApp, check: Check) -> None:
+        super().__init__(app)
+        self._check = check
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request, or pass it on."""
         try:
-            self.check(scope, Headers(scope=scope))
+            self._check(scope, Headers(scope=scope))
         except RequestError as error:
             await failure_response(error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def check(self, scope: Scope, headers: Headers) -> None:
-        """Raise a `RequestError` if a request is refused."""
 
-
-class NameGuard(Middleware):
-    """Refuses requests that call the server by a name that is not its own.
+def host_check(names: Iterable[str]) -> Check:
+    """Refuse requests whose Host header has none of these names; ports do not matter.
 
     A web page can make its own name point to this machine (DNS rebinding); its requests then carry
     that name.
-
-    Args:
-        app: The application.
-        names: The names, without ports.
     """
+    known = {name.lower() for name in names}
 
-    def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
-        super().__init__(app)
-        self._names = {name.lower() for name in names}
-
-    def check(self, scope: Scope, headers: Headers) -> None:
-        """Raise if the Host header has another name."""
-        del scope
-        if _without_port(headers.get("host", "")) not in self._names:
+    def check(_: Scope, headers: Headers) -> None:
+        if _without_port(headers.get("host", "")) not in known:
             raise RequestError(
                 "This server is not called that. Use its own address, or start it with "
                 "--allow-host.",
@@ -153,24 +149,17 @@ class NameGuard(Middleware):
                 status=421,
             )
 
+    return check
 
-class OriginGuard(Middleware):
-    """Refuses requests that change something and come from web pages of other addresses.
 
-    Args:
-        app: The application.
-        origins: Web pages that may, as in "https://chat.example.org".
-    """
+def origin_check(origins: Iterable[str]) -> Check:
+    """Refuse requests that change something, from web pages of any but this and these addresses."""
+    known = {origin.lower().rstrip("/") for origin in origins}
 
-    def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
-        super().__init__(app)
-        self._origins = {origin.lower().rstrip("/") for origin in origins}
-
-    def check(self, scope: Scope, headers: Headers) -> None:
-        """Raise if the Origin header has another address."""
+    def check(scope: Scope, headers: Headers) -> None:
         origin = headers.get("origin", "").lower()
         host = headers.get("host", "").lower()
-        allowed = origin in (f"http://{host}", f"https://{host}", "") or origin in self._origins
+        allowed = origin in (f"http://{host}", f"https://{host}", "") or origin in known
         if scope["method"] not in _READING and not allowed:
             raise RequestError(
                 "A web page of another address asks. Start the server with --cors-origin to let "
@@ -179,27 +168,20 @@ class OriginGuard(Middleware):
                 status=403,
             )
 
+    return check
 
-class KeyGuard(Middleware):
-    """Refuses requests without a valid key, and notes the name of the key of others.
 
-    Args:
-        app: The application.
-        keys: The keys, and the name of each.
-    """
+def key_check(keys: Mapping[str, str]) -> Check:
+    """Refuse requests without a valid key, and note in others the name that their key has."""
+    encoded = [(key.encode(), name) for key, name in keys.items()]
 
-    def __init__(self, app: ASGIApp, keys: Mapping[str, str]) -> None:
-        super().__init__(app)
-        self._keys = [(key.encode(), name) for key, name in keys.items()]
-
-    def check(self, scope: Scope, headers: Headers) -> None:
-        """Raise if there is no key, or a wrong one."""
-        if not self._keys or not scope["path"].startswith(_PATHS_WITH_KEYS):
+    def check(scope: Scope, headers: Headers) -> None:
+        if not encoded or not scope["path"].startswith(_PATHS_WITH_KEYS):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         given_key = given.strip().encode() if scheme.lower() == "bearer" else b""
         # All keys are compared: the time that it takes reveals nothing.
-        names = [name for key, name in self._keys if hmac.compare_digest(key, given_key)]
+        names = [name for key, name in encoded if hmac.compare_digest(key, given_key)]
         if not names:
             raise RequestError(
                 "The key is missing or wrong. Send it as: Authorization: Bearer KEY.",
@@ -208,14 +190,11 @@ class KeyGuard(Middleware):
             )
         scope["conviction.client"] = names[-1]
 
+    return check
+
 
 class BodyGuard(Middleware):
-    """Reads the whole body of a request before anything else, and refuses one that is too large.
-
-    Args:
-        app: The application.
-        most_bytes: The most bytes of a body.
-    """
+    """Reads the whole body of a request before anything else, and refuses one that is too large."""
 
     def __init__(self, app: ASGIApp, most_bytes: int) -> None:
         super().__init__(app)
@@ -279,9 +258,7 @@ class SecurityHeaders(Middleware):
 class AccessLog(Middleware):
     """Logs every request once it was answered, and takes up the OpenTelemetry trace it belongs to.
 
-    Args:
-        app: The application.
-        metrics: Counts the time to the first byte.
+    `metrics` counts the time to the first byte.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -313,15 +290,12 @@ class AccessLog(Middleware):
             raise
         finally:
             context.detach(token)
-            _log(scope, status, perf_counter() - began)
-
-
-def _log(scope: Scope, status: int, seconds: float) -> None:
-    address = scope["client"][0] if scope.get("client") else "-"
-    client = scope.get("conviction.client") or "-"
-    # Paths come from clients: control characters in them would forge lines.
-    path = scope["path"].encode("unicode_escape").decode()
-    LOGGER.info("%s %s %s %s %d %.3fs", address, client, scope["method"], path, status, seconds)
+            address = scope["client"][0] if scope.get("client") else "-"
+            client = scope.get("conviction.client") or "-"
+            # Paths come from clients: control characters in them would forge lines.
+            path = scope["path"].encode("unicode_escape").decode()
+            method, seconds = scope["method"], perf_counter() - began
+            LOGGER.info("%s %s %s %s %d %.3fs", address, client, method, path, status, seconds)
 
 
 def _without_port(host: str) -> str:

@@ -20,20 +20,15 @@ _LONGEST_WAIT = 120
 class Ticket:
     """A request that runs or waits for its turn; made by `Admission.join`.
 
-    Leaving its context gives the turn to the next; it can be left more than once.
-
-    Attributes:
-        client: Name of the client's key.
-        called: Set when it is its turn.
-        began: When that was, by the clock of the admission.
-        left: Whether its turn is over.
+    `called` is set when it is its turn. Leaving its context gives the turn to the next; it can be
+    left more than once.
     """
 
     def __init__(self, admission: "Admission", client: str) -> None:
         self.client = client
         self.called = anyio.Event()
         self.began = 0.0
-        self.left = False
+        self._left = False
         self._admission = admission
 
     def __enter__(self) -> Self:
@@ -44,22 +39,13 @@ class Ticket:
 
     def leave(self) -> None:
         """Give the turn to the next, once."""
-        if not self.left:
-            self.left = True
+        if not self._left:
+            self._left = True
             self._admission.leave(self)
 
 
 class Admission:
-    """A bounded queue in front of a bounded number of verdicts; clients take turns.
-
-    Args:
-        queueing: The bounds.
-        clock: Returns seconds.
-
-    Attributes:
-        running: Verdicts that are being thought about.
-        queued: Verdicts that wait.
-    """
+    """A bounded queue in front of a bounded number of verdicts; clients take turns."""
 
     def __init__(self, queueing: Queueing, clock: Callable[[], float] = monotonic) -> None:
         self.running = 0
@@ -71,11 +57,7 @@ class Admission:
         self._mean_seconds: float | None = None
 
     def join(self, client: str) -> Ticket:
-        """Take a place: at once among those that run, or in the queue.
-
-        Raises:
-            OverloadedError: too many wait already, of this client or of all.
-        """
+        """Take a place, to run or in the queue; OverloadedError if too many wait already."""
         ticket = Ticket(self, client)
         if self.running < self._bounds.running and not self.queued:
             self._call(ticket)
@@ -105,7 +87,13 @@ class Admission:
         self._mean_seconds = mean + _WEIGHT_OF_NEWEST * (seconds - mean)
         self.running -= 1
         while self._waiting and self.running < self._bounds.running:
-            self._call_next()
+            client, tickets = next(iter(self._waiting.items()))
+            del self._waiting[client]
+            following = tickets.popleft()
+            if tickets:
+                self._waiting[client] = tickets
+            self.queued -= 1
+            self._call(following)
 
     @property
     def retry_after(self) -> int:
@@ -113,15 +101,6 @@ class Admission:
         seconds = _FIRST_GUESS if self._mean_seconds is None else self._mean_seconds
         ahead = self.queued + 1
         return min(max(1, ceil(seconds * ahead / self._bounds.running)), _LONGEST_WAIT)
-
-    def _call_next(self) -> None:
-        client, tickets = next(iter(self._waiting.items()))
-        del self._waiting[client]
-        ticket = tickets.popleft()
-        if tickets:
-            self._waiting[client] = tickets
-        self.queued -= 1
-        self._call(ticket)
 
     def _call(self, ticket: Ticket) -> None:
         self.running += 1

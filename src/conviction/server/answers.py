@@ -1,9 +1,9 @@
 """Answers in OpenAI's formats, from verdicts: the text, why it ended, the tokens, the verdict."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -20,7 +20,6 @@ class ServedAnswer:
     """What a client gets for a verdict.
 
     Attributes:
-        verdict: The verdict.
         text: What the message holds.
         reasoning: The reasoning of the shown trace, where its model marks it.
         finish: "stop", or "length" if the shown trace was cut.
@@ -37,17 +36,11 @@ class ServedAnswer:
 
     @classmethod
     def of(cls, verdict: Verdict, content: Content) -> "ServedAnswer":
-        """The answer for a verdict.
+        """The answer for a verdict; AllTracesFailedError if there is no trace.
 
         It shows the most confident of the traces that voted for the answer; without an answer the
-        most confident of those that are whole and have any text, else the longest.
-
-        Args:
-            verdict: The verdict.
-            content: What the message is to hold. Without an answer, it is a trace's text.
-
-        Raises:
-            AllTracesFailedError: there is no trace.
+        most confident of those that are whole and have any text, else the longest. `content` is
+        what the message is to hold; without an answer, it is a trace's text.
         """
         shown = verdict.best_trace or _without_answer(verdict.traces)
         if shown is None:
@@ -109,85 +102,61 @@ class ServedAnswer:
 Fields = dict[str, Any]
 
 
-class CompletionFormat(Protocol):
-    """How OpenAI writes one kind of completion: its names, and the fields of its choices."""
+@dataclass(frozen=True)
+class CompletionFormat:
+    """How OpenAI writes one kind of completion.
+
+    `whole` and `chunk` name a whole answer and an event of a stream. `first` and `last` are fields
+    of the choice: in a stream's first event, and in the one with the finish reason. `message`,
+    `piece` and `reasoning` give those of a whole answer, of a piece of it, and of reasoning or
+    progress. Where `reasoning` is None, there is no field for it, and only pings show progress.
+    """
 
     id_prefix: str
     whole: str
-    """OpenAI's name of a whole answer."""
     chunk: str
-    """OpenAI's name of an event of a stream."""
-    first: ClassVar[Fields]
-    """Of a stream's first event."""
-    last: ClassVar[Fields]
-    """Of the event with the finish reason."""
-
-    def message(self, answer: ServedAnswer) -> Fields:
-        """Of a whole answer."""
-        ...
-
-    def piece(self, text: str) -> Fields:
-        """Of an event with a piece of the answer."""
-        ...
-
-    def reasoning(self, text: str) -> Fields | None:
-        """Of an event with reasoning or progress; None if there is no field for it."""
-        ...
+    first: Fields
+    last: Fields
+    message: Callable[[ServedAnswer], Fields]
+    piece: Callable[[str], Fields]
+    reasoning: Callable[[str], Fields] | None
 
 
-class ChatFormat(CompletionFormat):
-    """A chat's completion; reasoning has both names that clients look for."""
-
-    id_prefix = "chatcmpl"
-    whole = "chat.completion"
-    chunk = "chat.completion.chunk"
-    first: ClassVar[Fields] = {"delta": {"role": "assistant", "content": ""}}
-    last: ClassVar[Fields] = {"delta": {}}
-
-    def message(self, answer: ServedAnswer) -> Fields:
-        """A message."""
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        if answer.reasoning:
-            message |= _both_names(answer.reasoning)
-        return {"message": message}
-
-    def piece(self, text: str) -> Fields:
-        """Content."""
-        return {"delta": {"content": text}}
-
-    def reasoning(self, text: str) -> Fields:
-        """Reasoning."""
-        return {"delta": _both_names(text)}
+def _both_names(reasoning: str) -> Fields:
+    """Reasoning by the two names that clients look for."""
+    return {"reasoning": reasoning, "reasoning_content": reasoning}
 
 
-class TextFormat(CompletionFormat):
-    """The completion of a prompt, which has no field for progress: only pings show it."""
+def _message(answer: ServedAnswer) -> Fields:
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    return {"message": message | (_both_names(answer.reasoning) if answer.reasoning else {})}
 
-    id_prefix = "cmpl"
-    whole = chunk = "text_completion"
-    first: ClassVar[Fields] = {"text": ""}
-    last: ClassVar[Fields] = {"text": ""}
 
-    def message(self, answer: ServedAnswer) -> Fields:
-        """The text."""
-        return self.piece(answer.text)
-
-    def piece(self, text: str) -> Fields:
-        """Text."""
-        return {"text": text}
-
-    def reasoning(self, text: str) -> None:
-        """Nothing."""
-        del text
+CHAT: Final = CompletionFormat(
+    "chatcmpl",
+    "chat.completion",
+    "chat.completion.chunk",
+    first={"delta": {"role": "assistant", "content": ""}},
+    last={"delta": {}},
+    message=_message,
+    piece=lambda text: {"delta": {"content": text}},
+    reasoning=lambda text: {"delta": _both_names(text)},
+)
+TEXT: Final = CompletionFormat(
+    "cmpl",
+    "text_completion",
+    "text_completion",
+    first={"text": ""},
+    last={"text": ""},
+    message=lambda answer: {"text": answer.text},
+    piece=lambda text: {"text": text},
+    reasoning=None,
+)
 
 
 def choice(fields: Fields, finish: str | None = None) -> Fields:
     """The only choice of an answer or an event."""
     return {"index": 0, **fields, "logprobs": None, "finish_reason": finish}
-
-
-def _both_names(reasoning: str) -> Fields:
-    return {"reasoning": reasoning, "reasoning_content": reasoning}
 
 
 def _split_reasoning(text: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from conviction.errors import ConvictionError
 from conviction.server import access, documentation, page_routes
 from conviction.server import answer_schema as schema
 from conviction.server.access import client_of
-from conviction.server.answers import ChatFormat, CompletionFormat, TextFormat
+from conviction.server.answers import CHAT, TEXT, CompletionFormat
 from conviction.server.failures import error_body, failure_response, log_failure, validation_error
 from conviction.server.request_schema import ChatRequest, CompletionRequest, ConvictionOptions
 from conviction.server.responses import ClientGoneError, StreamedAnswer, whole_answer
@@ -39,7 +39,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """
     messages = [message.message for message in body.messages]
     options = service_of(request).resolver.chat(messages, body.run_request(client_of(request)))
-    return await _answer(body, options, request, ChatFormat())
+    return await _answer(body, options, request, CHAT)
 
 
 @router.post(
@@ -48,7 +48,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Think about a prompt that is sent to the model as it is, vote, and answer."""
     options = service_of(request).resolver.prompt(body.text, body.run_request(client_of(request)))
-    return await _answer(body, options, request, TextFormat())
+    return await _answer(body, options, request, TEXT)
 
 
 async def _answer(
@@ -112,10 +112,7 @@ def create_app(
 ) -> FastAPI:
     """The server as an application, which starts the engine and ends it.
 
-    Args:
-        settings: Of the server.
-        engine: Generates the traces; not started yet.
-        tracing: Where spans go; None for what the process has set up, which may be nowhere.
+    Spans go to `tracing`; None for what the process has set up, which may be nowhere.
     """
     service = Service(settings, engine, tracing=tracing)
 
@@ -149,7 +146,7 @@ def _add_guards(app: FastAPI, service: Service) -> None:
     """The innermost first; a request passes them from the last to the first."""
     settings = service.settings
     app.add_middleware(access.BodyGuard, most_bytes=settings.ceilings.body_bytes)
-    app.add_middleware(access.KeyGuard, keys=settings.keys)
+    app.add_middleware(access.Guard, check=access.key_check(settings.keys))
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -158,38 +155,29 @@ def _add_guards(app: FastAPI, service: Service) -> None:
             allow_headers=["authorization", "content-type"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(access.OriginGuard, origins=settings.origins)
+    app.add_middleware(access.Guard, check=access.origin_check(settings.origins))
     # Where others reach the server they need a key, which no foreign page has.
     if access.is_loopback(settings.host) or settings.hosts:
         names = [*access.LOOPBACK_NAMES, settings.host, *settings.hosts]
-        app.add_middleware(access.NameGuard, names=names)
+        app.add_middleware(access.Guard, check=access.host_check(names))
     app.add_middleware(access.SecurityHeaders)
     app.add_middleware(access.AccessLog, metrics=service.metrics)
 
 
 def _answer_failures(app: FastAPI, settings: Settings) -> None:
-    async def on_validation(request: Request, error: Exception) -> Response:
-        del request
-        assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
-        return failure_response(validation_error(error.errors()))
+    async def respond(_: Request, error: Exception) -> Response:
+        match error:
+            case RequestValidationError():
+                return failure_response(validation_error(error.errors()))
+            case HTTPException(status_code=status):
+                body = error_body(f"{error.detail}.", status=status, code="http_error")
+                return JSONResponse(body, status, error.headers)
+            case ClientGoneError():
+                return Response(status_code=499)  # Read by nothing but the log.
+            case _:
+                log_failure(error, content=settings.log_content)
+                return failure_response(error)
 
-    async def on_http(request: Request, error: Exception) -> Response:
-        del request
-        assert isinstance(error, HTTPException)  # noqa: S101
-        body = error_body(f"{error.detail}.", status=error.status_code, code="http_error")
-        return JSONResponse(body, error.status_code, error.headers)
-
-    async def on_error(request: Request, error: Exception) -> Response:
-        del request
-        log_failure(error, content=settings.log_content)
-        return failure_response(error)
-
-    async def on_gone(request: Request, error: Exception) -> Response:
-        del request, error
-        return Response(status_code=499)  # Read by nothing but the log.
-
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(ConvictionError, on_error)
-    app.add_exception_handler(ClientGoneError, on_gone)
-    app.add_exception_handler(Exception, on_error)
+    kinds = (RequestValidationError, HTTPException, ConvictionError, ClientGoneError, Exception)
+    for kind in kinds:
+        app.add_exception_handler(kind, respond)

@@ -110,7 +110,10 @@ def _operation(path: str, method: str, operation: Json, schemas: Json) -> str:
         f"<tr><td><code>{escape(status)}</code></td><td>{escape(one['description'])}</td></tr>"
         for status, one in operation["responses"].items()
     )
-    fields = _table(_name(body["schema"]), schemas) if body else ""
+    fields = ""
+    if body:
+        rows = "".join(_rows(schemas[_name(body["schema"])], "", schemas))
+        fields = f"<table><tr><th>Field</th><th>Type</th><th>Meaning</th></tr>{rows}</table>"
     return (
         f'<details><summary><span class="method">{method.upper()}</span> '
         f"<code>{escape(path)}</code></summary>"
@@ -119,38 +122,27 @@ def _operation(path: str, method: str, operation: Json, schemas: Json) -> str:
     )
 
 
-def _table(name: str, schemas: Json) -> str:
-    rows = "".join(_rows(schemas[name], "", schemas))
-    return f"<table><tr><th>Field</th><th>Type</th><th>Meaning</th></tr>{rows}</table>"
-
-
 def _rows(schema: Json, prefix: str, schemas: Json) -> Iterator[str]:
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
         mark = " (required)" if name in required else ""
+        alternatives: list[Json] = field.get("anyOf") or [field]
+        types = " or ".join(dict.fromkeys(_type(one) for one in alternatives))
         yield (
             f"<tr><td><code>{escape(prefix + name)}</code>{mark}</td>"
-            f"<td>{escape(_type(field))}</td><td>{escape(field.get('description', ''))}</td></tr>"
+            f"<td>{escape(types)}</td><td>{escape(field.get('description', ''))}</td></tr>"
         )
-        for one in _alternatives(field):
+        for one in alternatives:
             inner = _name(one) or _name(one.get("items", {}))
             if inner:
                 yield from _rows(schemas[inner], f"{prefix}{name}.", schemas)
-
-
-def _alternatives(field: Mapping[str, Any]) -> list[Json]:
-    return field.get("anyOf") or [dict(field)]
 
 
 def _name(schema: Mapping[str, Any]) -> str:
     return str(schema.get("$ref", "")).rpartition("/")[2]
 
 
-def _type(field: Json) -> str:
-    return " or ".join(dict.fromkeys(_one_type(one) for one in _alternatives(field)))
-
-
-def _one_type(schema: Json) -> str:
+def _type(schema: Json) -> str:
     if name := _name(schema):
         return name
     if "enum" in schema or "const" in schema:

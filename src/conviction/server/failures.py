@@ -114,10 +114,8 @@ def failure_response(error: BaseException) -> Response:
 def log_failure(error: BaseException, *, content: bool) -> None:
     """Log an error that left a request without its answer, and where it is ours, its traceback.
 
-    Args:
-        error: The error.
-        content: Whether to log what was found. That comes from the server behind this one, which
-            may repeat the question in it; the client gets it in any case.
+    With `content`, what was found is logged, too. That comes from the server behind this one, which
+    may repeat the question in it; the client gets it in any case.
     """
     status, body = status_and_body(error)
     if status < 500 or isinstance(error, RefusedError):

@@ -49,11 +49,7 @@ class Sureness:
 
 
 class Passages:
-    """The text of one trace; some five bytes per token.
-
-    Args:
-        sureness: Of the run; hears of every passage.
-    """
+    """The text of one trace; some five bytes per token. `sureness` hears of every passage."""
 
     __slots__ = (
         "_bytes", "_confidences", "_ends", "_known", "_open", "_sum", "_sureness", "_tokens",
@@ -77,11 +73,7 @@ class Passages:
         return len(self._bytes) + (self._ends.itemsize + 4) * len(self._ends)
 
     def push(self, text: str, confidences: Floats) -> int:
-        """Take what one chunk added.
-
-        Returns:
-            By how many bytes it grew.
-        """
+        """Take what one chunk added; by how many bytes it grew."""
         before = self.size
         if self._tokens >= _SHORT:
             word = _SPACE.search(text)

@@ -119,8 +119,6 @@ class RunRequest:
 
     Attributes:
         model: A name from /v1/models, perhaps with @policy behind it.
-        conviction: The `conviction` object.
-        sampling: How tokens are drawn.
         client: Name of the client's key; "" where there are no keys.
     """
 

@@ -52,14 +52,9 @@ async def whole_answer(
     receive: Receive,
     format: CompletionFormat,  # noqa: A002
 ) -> Response:
-    """Run, and return the whole answer.
-
-    Raises:
-        ClientGoneError: the client has disconnected; its run was cancelled.
-        ConvictionError: there is no answer.
-    """
+    """Run, and return the whole answer; ClientGoneError once the client has disconnected."""
     with service.join(options) as pending:
-        verdict: Verdict = await _until_gone(receive, pending.think)
+        verdict = await _until_gone(receive, pending.think)
     answer = _served_answer(service, options, verdict)
     body = _envelope(pending, format.id_prefix, format.whole) | {
         "choices": [choice(format.message(answer), answer.finish)],
@@ -147,14 +142,7 @@ class EventStream(Response):
 
 
 class StreamedAnswer(EventStream):
-    """Runs, and streams progress and then the answer.
-
-    Args:
-        service: Runs the policy.
-        options: Of the run.
-        format: How events are written.
-        with_usage: Whether the last event has the tokens.
-    """
+    """Runs, and streams progress and then the answer; the tokens, too, if `with_usage`."""
 
     def __init__(
         self,
@@ -185,22 +173,22 @@ class StreamedAnswer(EventStream):
         write, pending, run = self._format, self._pending, self._pending.run
         envelope = _envelope(pending, write.id_prefix, write.chunk)
 
-        async def send(fields: Fields | None, finish: str | None = None, **more: Any) -> None:
-            if fields is not None:
-                choices = [choice(fields, finish)]
-                await emit(event({**envelope, "choices": choices, **self._nothing, **more}))
+        async def send(fields: Fields, finish: str | None = None, **more: Any) -> None:
+            choices = [choice(fields, finish)]
+            await emit(event({**envelope, "choices": choices, **self._nothing, **more}))
 
-        async def send_progress(line: str) -> None:
-            await send(write.reasoning(f"{line}\n"))
+        async def send_reasoning(text: str) -> None:
+            if write.reasoning is not None:
+                await send(write.reasoning(f"{text}\n"))
 
         await send(write.first)
         async with helpers() as tasks:
-            tasks.start_soon(self._report_progress, send_progress)
+            tasks.start_soon(self._report_progress, send_reasoning)
             verdict = await pending.think()
-        await send_progress(f"{run.tape.progress} Ended by {verdict.ended}.")
+        await send_reasoning(f"{run.tape.progress} Ended by {verdict.ended}.")
         answer = _served_answer(self._service, self._options, verdict)
         if answer.reasoning:
-            await send(write.reasoning(f"\n{answer.reasoning}\n"))
+            await send_reasoning(f"\n{answer.reasoning}")
         for begin in range(0, len(answer.text), _PIECE):
             await send(write.piece(answer.text[begin : begin + _PIECE]))
         await send(write.last, answer.finish, conviction=answer.conviction(run.id))
@@ -223,12 +211,8 @@ class StreamedAnswer(EventStream):
             await anyio.sleep(self._service.settings.progress_seconds)
 
 
-async def _until_gone(receive: Receive, call: Callable[[], Awaitable[Any]]) -> Any:
-    """The result of a call, which is cancelled as soon as the client disconnects.
-
-    Raises:
-        ClientGoneError: it has.
-    """
+async def _until_gone(receive: Receive, call: Callable[[], Awaitable[Verdict]]) -> Verdict:
+    """The result of a call, which is cancelled as soon as the client disconnects."""
     async with helpers() as tasks:
         tasks.start_soon(_cancel_when_gone, receive, tasks.cancel_scope)
         return await call()
@@ -236,11 +220,9 @@ async def _until_gone(receive: Receive, call: Callable[[], Awaitable[Any]]) -> A
 
 
 async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            scope.cancel()
-            return
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 def _served_answer(service: Service, options: RunOptions, verdict: Verdict) -> ServedAnswer:

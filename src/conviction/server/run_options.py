@@ -1,6 +1,7 @@
 """From a request to the options of its run: policy, prompt, sampling and bounds."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -28,16 +29,13 @@ class RunOptions:
 
     Attributes:
         question: In the words that the model gets.
-        policy: Steers it; a prototype.
+        policy: A prototype; each run copies it.
         answers: Name of the kind of answer.
-        sampling: How tokens are drawn.
         model: Name of the model in the request.
         text: The user's own words.
-        seed: Seeds of all traces derive from it.
         time_limit: Seconds that it may take once its turn has come.
         concurrency: The most traces of it that run at once; None for as many as there are slots.
         total_tokens: Tokens that its traces together may generate; None for no such bound.
-        content: What a message holds.
         client: Name of the client's key; "" where there are no keys.
     """
 
@@ -59,14 +57,7 @@ class RequestResolver:
     """Finds the run options of requests, within a server's settings and its engine's capabilities.
 
     All methods raise `RequestError` where something in a request is unknown, out of range, or not
-    supported.
-
-    Args:
-        settings: Of the server.
-        capabilities: Of its engine.
-
-    Attributes:
-        model: The name that clients know the model by.
+    supported. `model` is the name that clients know the model by.
     """
 
     def __init__(self, settings: Settings, capabilities: Capabilities) -> None:
@@ -78,11 +69,10 @@ class RequestResolver:
     @property
     def policies(self) -> tuple[str, ...]:
         """Names of the policies that can run on the engine."""
-        return tuple(
-            name
-            for name in policy_names()
-            if self._has_confidence or not named_policy(name).needs_confidence
-        )
+        names = policy_names()
+        if self._has_confidence:
+            return tuple(names)
+        return tuple(name for name in names if not named_policy(name).needs_confidence)
 
     @property
     def models(self) -> list[str]:
@@ -91,8 +81,7 @@ class RequestResolver:
 
     def chat(self, messages: Sequence[Message], request: RunRequest) -> RunOptions:
         """The options for a chat, which has to end with a message of the user."""
-        answers = self._answer_kind(request)
-        policy = self.policy(request.model, request.conviction)
+        answers, policy = self._answer_kind(request), self.policy(request.model, request.conviction)
         *before, last = messages
         _check_text(last.content, "messages")
         if last.role != "user":
@@ -107,8 +96,11 @@ class RequestResolver:
         composed = compose(last.content, kind=answers, style=style, id=_id_of(messages))
         system = [message for message in before if message.role == "system"]
         turns = [message for message in before if message.role != "system"]
+        if system:
+            # Many chat templates take only one system message, and only at the beginning.
+            system = [Message("system", "\n\n".join(message.content for message in system))]
         question = Question(
-            (*_joined(system), *composed.messages[:-1], *turns, composed.messages[-1]), composed.id
+            (*system, *composed.messages[:-1], *turns, composed.messages[-1]), composed.id
         )
         return self._options(request, question, last.content, answers, policy)
 
@@ -121,8 +113,7 @@ class RequestResolver:
             )
         _check_text(prompt, "prompt")
         question = replace(Question.ask(prompt), templated=True)
-        answers = self._answer_kind(request)
-        policy = self.policy(request.model, request.conviction)
+        answers, policy = self._answer_kind(request), self.policy(request.model, request.conviction)
         return self._options(request, question, prompt, answers, policy)
 
     def policy(self, model: str, conviction: ConvictionOptions) -> Policy:
@@ -140,8 +131,10 @@ class RequestResolver:
         try:
             chosen = _prototype(spec, conviction.budget, self._defaults.budget, ceiling)
         except ConvictionError as error:
-            if conviction.budget is not None and _is_valid(spec):
-                param = "conviction.budget"
+            if conviction.budget is not None:
+                with suppress(ConvictionError):
+                    named_policy(spec)  # Valid by itself: the budget is at fault.
+                    param = "conviction.budget"
             raise _refused(error, param) from None
         if chosen.needs_confidence and not self._has_confidence:
             raise RequestError(
@@ -227,14 +220,6 @@ def _prototype(spec: str, requested: int | None, default: int | None, ceiling: i
     return named_policy(spec, **({} if budget is None else {"budget": budget}))
 
 
-def _is_valid(spec: str) -> bool:
-    try:
-        named_policy(spec)
-    except ConvictionError:
-        return False
-    return True
-
-
 def _refused(error: ConvictionError, param: str | None) -> RequestError:
     """A wrong setting as the fault of a field of the request."""
     code = "unknown_name" if isinstance(error, UnknownNameError) else "invalid_value"
@@ -257,13 +242,6 @@ def _check_text(text: str, param: str) -> None:
         check_question(text)
     except InvalidSettingError as error:
         raise _refused(error, param) from None
-
-
-def _joined(system: Sequence[Message]) -> tuple[Message, ...]:
-    """One system message: many chat templates take no more than one, and only at the beginning."""
-    if not system:
-        return ()
-    return (Message("system", "\n\n".join(message.content for message in system)),)
 
 
 def _id_of(messages: Sequence[Message]) -> str:

@@ -60,16 +60,9 @@ def listen(settings: Settings) -> socket.socket:
 async def run(
     app: FastAPI, listener: socket.socket, on_started: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve until a signal to end, then let active runs finish.
+    """Serve until a signal to end, then let active runs finish; a second one raises `Forced`.
 
-    Args:
-        app: From `create_app`.
-        listener: From `listen`.
-        on_started: Called when requests are answered.
-
-    Raises:
-        ConvictionError: the engine did not start.
-        Forced: there was a second signal.
+    `on_started` is called when requests are answered. An engine that does not start raises.
     """
     service: Service = app.state.service
     server = WebServer(app, service.settings.drain_seconds, on_started)
@@ -95,13 +88,7 @@ async def run(
 
 
 class WebServer(uvicorn.Server):
-    """A web server that leaves signals to `run`.
-
-    Args:
-        app: From `create_app`.
-        drain_seconds: Time that active runs have to finish.
-        on_started: Called when requests are answered.
-    """
+    """A web server that leaves signals to `run`; active runs have `drain_seconds` to finish."""
 
     def __init__(self, app: FastAPI, drain_seconds: float, on_started: Callable[[], None]) -> None:
         config = uvicorn.Config(

@@ -1,7 +1,7 @@
 """What all requests share: the engine, its slots, the queue, and the runs."""
 
 from asyncio import CancelledError
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Self
 
 import anyio
@@ -33,16 +33,13 @@ class Service:
     """What all requests share. Entering it starts the engine; leaving it ends all that runs.
 
     Args:
-        settings: Of the server; also an attribute.
-        engine: Generates the traces; not started yet; also an attribute.
+        settings: Of the server.
+        engine: Generates the traces; not started yet.
         tracing: Where spans go; None for what the process has set up, which may be nowhere.
 
     Attributes:
         capabilities: What the engine can do, from when the service was entered.
         resolver: Finds the run options of requests, from when the service was entered.
-        admission: The queue.
-        metrics: Counters for Prometheus.
-        tracing: Spans for OpenTelemetry.
         active: What ends a run with the votes it has, by the run's id.
         runs: Every run, of the API and of the page.
         closing: Set when the server is about to end: endless streams must end then.
@@ -69,11 +66,7 @@ class Service:
         self._health: tuple[float, EngineError | None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the engine and find out what it can do.
-
-        Raises:
-            ConvictionError: the engine does not start or cannot be used.
-        """
+        """Start the engine and find out what it can do; ConvictionError if it does not start."""
         async with AsyncExitStack() as stack:
             await self.runs.load()
             await stack.enter_async_context(self.engine)
@@ -98,9 +91,7 @@ class Service:
     def join(self, options: RunOptions) -> "PendingRun":
         """Take a place for a run; leave its context to give it back.
 
-        Raises:
-            OverloadedError: too many wait already.
-            ShuttingDownError: the server is about to end.
+        OverloadedError if too many wait already, ShuttingDownError if the server is about to end.
         """
         if self.closing.is_set():
             self.metrics.refuse("closing")
@@ -117,13 +108,14 @@ class Service:
         return PendingRun(self, options, ticket)
 
     def begin(self, options: RunOptions) -> ServedRun:
-        """Begin a run in the background: it goes on without a client that waits for it.
-
-        Raises:
-            RefusedError: too many wait already, or the server is about to end.
-        """
+        """Begin a run in the background: it goes on without a client that waits for it."""
         pending = self.join(options)
-        self._tasks.start_soon(self._in_background, pending)
+
+        async def think() -> None:
+            with pending, suppress(ConvictionError):  # The run has noted it.
+                await pending.think()
+
+        self._tasks.start_soon(think)
         return pending.run
 
     def interrupt(self, run: str) -> bool:
@@ -145,31 +137,22 @@ class Service:
 
     async def trouble(self) -> EngineError | None:
         """Why the engine cannot be used just now; None if it can. Checked every two seconds."""
-        now = anyio.current_time()
-        if self._health is None or now - self._health[0] > _HEALTH_SECONDS:
-            self._health = (now, await self._check_engine())
-        return self._health[1]
-
-    async def _check_engine(self) -> EngineError | None:
+        now, trouble = anyio.current_time(), None
+        if self._health is not None and now - self._health[0] <= _HEALTH_SECONDS:
+            return self._health[1]
         try:
             with anyio.fail_after(_CHECK_SECONDS):
                 await self.engine.check()
         except TimeoutError:
-            return EngineError(
+            trouble = EngineError(
                 tried=f"reach {self.engine.name}",
                 found=f"it did not answer within {_CHECK_SECONDS:g} s",
                 remedy="See whether it runs.",
             )
         except EngineError as error:
-            return error
-        return None
-
-    async def _in_background(self, pending: "PendingRun") -> None:
-        with pending:
-            try:
-                await pending.think()
-            except ConvictionError:
-                return  # The run has noted it.
+            trouble = error
+        self._health = (now, trouble)
+        return trouble
 
     async def deliberate(
         self, options: RunOptions, listener: Listener, interrupt: anyio.Event
@@ -202,12 +185,7 @@ class Service:
 
 
 class PendingRun:
-    """A run that waits for its turn or has it; made by `Service.join`.
-
-    Attributes:
-        options: Of the run.
-        run: The run.
-    """
+    """A run that waits for its turn or has it; made by `Service.join`."""
 
     def __init__(self, service: Service, options: RunOptions, ticket: Ticket) -> None:
         self.options = options
@@ -226,9 +204,7 @@ class PendingRun:
     async def think(self) -> Verdict:
         """Wait for its turn, then run the policy. Cancelling the caller ends all traces at once.
 
-        Raises:
-            RefusedError: its turn did not come.
-            ConvictionError: as `deliberate` raises.
+        RefusedError if its turn did not come; else errors as of `deliberate`.
         """
         service, run, interrupt = self._service, self.run, anyio.Event()
         service.active[run.id] = interrupt

@@ -22,13 +22,8 @@ class Defaults(BaseModel):
         policy: Name of a policy, with settings if wanted.
         budget: The most traces to start; None for the policy's own.
         answers: Name of the kind of answer.
-        prompt_style: What to add to the question.
-        content: What a message holds.
         max_tokens: The most tokens of one trace.
-        temperature: 0 is greedy.
-        top_p: Nucleus mass, in (0, 1]; None for all of it.
-        top_k: Tokens kept before the nucleus; None for all.
-        min_p: Least probability relative to the likeliest token, in [0, 1]; None for no such bound.
+        temperature: As `top_p`, `top_k` and `min_p` in `conviction.core.Sampling`.
         seed: Seeds of all traces derive from it.
     """
 
@@ -53,10 +48,9 @@ class Ceilings(BaseModel):
     Attributes:
         budget: Traces of one request.
         max_tokens: Tokens of one trace.
-        seconds: Time of one request, from when its turn comes. One that names none has this.
+        seconds: Time of one request, from when its turn comes; default when a request sets none.
         concurrency: Traces of one request that run at once; None for as many as the engine runs.
-        total_tokens: Tokens of all traces of one request, None for no such bound. One that names
-            none has this.
+        total_tokens: Tokens of all traces of one request, None for no bound; default, too.
         body_bytes: Size of a request.
     """
 
@@ -89,17 +83,12 @@ class Queueing(BaseModel):
 
 
 class Settings(BaseModel):
-    """Everything that the server was told.
+    """All settings of the server.
 
     Attributes:
         host: Address it listens on.
-        port: Port it listens on.
-        model: Name that clients know the model by: a word of up to 200 characters; None for the
-            engine's own.
-        defaults: For requests that say nothing else.
-        ceilings: What no request may exceed.
-        queueing: How many at once.
-        keys: Keys of clients, and what each is called.
+        model: Name that clients know the model by; None for the engine's own.
+        keys: Keys of clients, and the name of each.
         hosts: Further names that clients may call this server by.
         origins: Web pages that may use it, as in "https://chat.example.org".
         ping_seconds: Silence after which a stream gets a sign of life.

@@ -84,8 +84,6 @@ class Tape:
     Attributes:
         number: Number of the newest frame.
         tokens: Tokens generated so far, those of attempts that broke off too.
-        finishes: Traces that ended, by finish reason.
-        tally: The latest vote.
     """
 
     def __init__(self, question: str = "", gold: str | None = None) -> None:
@@ -163,8 +161,7 @@ class Tape:
 
     def passages(self, trace: int) -> Passages | None:
         """What a trace wrote so far; None if there is no such trace."""
-        taped = self._traces.get(trace)
-        if taped is None:
+        if (taped := self._traces.get(trace)) is None:
             return None
         self._draw(taped)
         return taped.passages
@@ -176,7 +173,8 @@ class Tape:
     @property
     def size(self) -> int:
         """Bytes that it takes, about."""
-        return self._text_bytes + sum(trace.points for trace in self._traces.values()) * 72 + 4096
+        points = sum(len(trace.line.points) for trace in self._traces.values())
+        return self._text_bytes + points * 72 + 4096
 
     @property
     def traces(self) -> tuple[int, ...]:
@@ -236,10 +234,8 @@ class Tape:
         self._draw(taped)
         end: Frame = {"at": self._at, "finish": str(trace.finish), "tokens": trace.tokens}
         if trace.answer is not None:
-            end |= {
-                "answer": _short(trace.answer.text),
-                "class": self._class(trace.answer.key, trace.answer.text),
-            }
+            key, text = trace.answer.key, trace.answer.text
+            end |= {"answer": _short(text), "class": self._class(key, text)}
         if trace.error:
             end["error"] = _short(trace.error)
         taped.finish(end)
@@ -301,16 +297,9 @@ class Tape:
         if same or not (rows or votes):
             return
         self._voters = voters
-        votes.append(
-            {
-                "at": self._at,
-                "rows": rows,
-                "more": more,
-                "lead": lead_of(tally),
-                "joined": sorted(voters - before),
-                "left": sorted(before - voters),
-            }
-        )
+        joined, left = sorted(voters - before), sorted(before - voters)
+        vote: Frame = {"at": self._at, "rows": rows, "more": more, "lead": lead_of(tally)}
+        votes.append(vote | {"joined": joined, "left": left})
 
     def _class(self, key: str, text: str) -> int:
         if key not in self._classes:

@@ -15,7 +15,6 @@ A trace within a frame (what is not new is left out):
     end        {at, finish, tokens, answer, class, error}
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import floor, inf, isfinite
@@ -48,11 +47,8 @@ class ConfidenceLine:
     below a threshold is never lost. Until the first group is full, points are means of what there
     is; those are the first `partial` points, and no gate looks at them.
 
-    Args:
-        window: Tokens in a group, at least 1.
-
     Attributes:
-        window: As given.
+        window: Tokens in a group, at least 1.
         points: Hundredths; None where no confidence is known.
         times: When each stride was complete, in whole milliseconds of the run.
         halvings: How often pairs became points; the stride is two to the power of it.
@@ -79,12 +75,7 @@ class ConfidenceLine:
         return 1 << self.halvings
 
     def push(self, confidences: Floats, times: NDArray[np.int64]) -> None:
-        """Take the next tokens.
-
-        Args:
-            confidences: Token confidences, shape (tokens,), NaN where unknown.
-            times: When each came, in milliseconds of the run, shape (tokens,).
-        """
+        """Take the next tokens: their confidences, NaN where unknown, and when each came, in ms."""
         begin = 0
         while self._groups is not None and begin < confidences.size:
             end = min(begin + self.stride - self._since, confidences.size)
@@ -125,14 +116,13 @@ class ConfidenceLine:
 
 @dataclass(slots=True)
 class _Shown:
-    """What is in the frames so far."""
+    """What is in the frames so far; nothing without a line."""
 
     line: ConfidenceLine | None = None
     points: int = 0
     halvings: int = 0
     partial: int = 0
     lost: int = 0
-    begun: bool = False
     ended: bool = False
 
 
@@ -146,16 +136,11 @@ class TapedTrace:
         window: Tokens in a group of its line.
         sureness: Of the run.
         keep: Whether its line may have to be drawn again with another window.
-
-    Attributes:
-        number: As given.
-        tokens: Tokens so far.
-        passages: What it wrote.
     """
 
     __slots__ = (
-        "_began", "_end", "_gated", "_kept", "_line", "_lost", "_shown", "_sureness", "_waiting",
-        "number", "passages", "tokens",
+        "_began", "_end", "_gated", "_kept", "_lost", "_shown", "_sureness", "_waiting",
+        "line", "number", "passages", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -167,7 +152,7 @@ class TapedTrace:
         self._began = at
         self._gated = gated
         self._sureness = sureness
-        self._line = ConfidenceLine(window)
+        self.line = ConfidenceLine(window)
         # Confidences of all tokens so far, and when they came: for another window.
         self._kept: list[tuple[Floats, NDArray[np.int64]]] | None = [] if keep else None
         self._waiting: list[tuple[int, Chunk]] = []
@@ -181,14 +166,7 @@ class TapedTrace:
         return len(self._waiting) >= _MOST_WAITING
 
     def draw(self, *, with_text: bool) -> int:
-        """Take in what waits.
-
-        Args:
-            with_text: Whether its text is kept, too.
-
-        Returns:
-            By how many bytes its text grew.
-        """
+        """Take in what waits, text too if `with_text`; by how many bytes its text grew."""
         if not self._waiting:
             return 0
         chunks = [chunk for _, chunk in self._waiting]
@@ -197,7 +175,7 @@ class TapedTrace:
         times = np.repeat(np.array([at for at, _ in self._waiting], np.int64), sizes)
         self._waiting.clear()
         self.tokens += confidences.size
-        self._line.push(confidences, times)
+        self.line.push(confidences, times)
         if self._kept is not None:
             self._kept.append((confidences, times))
         if not with_text:
@@ -206,14 +184,14 @@ class TapedTrace:
 
     def redraw(self, window: int) -> None:
         """Draw its line again with another window, as far as its tokens were kept."""
-        if self._kept is None or self._line.window == window:
+        if self._kept is None or self.line.window == window:
             return
         line = ConfidenceLine(window)
         for confidences, times in self._kept:
             line.push(confidences, times)
         if self._end is not None:
             line.end(self._end["at"])
-        self._line = line
+        self.line = line
 
     def forget(self) -> None:
         """Keep its tokens no longer: its window will not change."""
@@ -224,7 +202,7 @@ class TapedTrace:
         self._waiting.clear()
         self._lost += lost
         self.tokens = 0
-        self._line = ConfidenceLine(self._line.window)
+        self.line = ConfidenceLine(self.line.window)
         self.passages = Passages(self._sureness)
         if self._kept is not None:
             self._kept = []
@@ -233,7 +211,7 @@ class TapedTrace:
         """It ended; `end` is its entry in a frame."""
         self._end = end
         self.tokens = end["tokens"]
-        self._line.end(end["at"])
+        self.line.end(end["at"])
         self.passages.end()
 
     @property
@@ -241,35 +219,22 @@ class TapedTrace:
         """Whether it has not ended."""
         return self._end is None
 
-    @property
-    def points(self) -> int:
-        """Points of its line."""
-        return len(self._line.points)
-
     def news(self) -> dict[str, Any] | None:
         """What is new since the last call; None if nothing is."""
-        changes = self._changes(self._shown)
-        line = self._line
-        self._shown = _Shown(
-            line=line,
-            points=len(line.points),
-            halvings=line.halvings,
-            partial=line.partial,
-            lost=self._lost,
-            begun=True,
-            ended=self._end is not None,
-        )
+        changes, line, ended = self._changes(self._shown), self.line, not self.running
+        points, halvings, partial = len(line.points), line.halvings, line.partial
+        self._shown = _Shown(line, points, halvings, partial, self._lost, ended)
         return changes
 
     def everything(self) -> dict[str, Any]:
         """All that `news` has returned so far, at once; empty before its first call."""
-        return (self._changes(_Shown()) or {}) if self._shown.begun else {}
+        return (self._changes(_Shown()) or {}) if self._shown.line is not None else {}
 
     def _changes(self, shown: _Shown) -> dict[str, Any] | None:
         new: dict[str, Any] = {}
-        if not shown.begun:
+        if shown.line is None:
             new |= {"from": self._began, "gated": self._gated}
-        line, points, partial = self._line, shown.points, shown.partial
+        line, points, partial = self.line, shown.points, shown.partial
         if line is not shown.line:
             new |= {"window": line.window, "tokens": self.tokens}
             points, partial = 0, 0
@@ -280,13 +245,9 @@ class TapedTrace:
         if halved:
             new["halved"] = halved
         if len(line.points) > points:
-            new |= {
-                "points": line.points[points:],
-                "gaps": _gaps(
-                    line.times[points:], line.times[points - 1] if points else self._began
-                ),
-                "tokens": self.tokens,
-            }
+            before = line.times[points - 1] if points else self._began
+            gaps = [later - earlier for earlier, later in pairwise((before, *line.times[points:]))]
+            new |= {"points": line.points[points:], "gaps": gaps, "tokens": self.tokens}
         if line.partial != partial:
             new["partial"] = line.partial
         if self._end is not None and not shown.ended:
@@ -301,7 +262,3 @@ def merged(first: int | None, second: int | None, *, later_counts: bool) -> int 
     if first is None or later_counts:
         return second
     return min(first, second)
-
-
-def _gaps(times: Sequence[int], before: int) -> list[int]:
-    return [later - earlier for earlier, later in pairwise((before, *times))]

@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from conviction.core import FinishReason, Question, Trace
+from conviction.core import FinishReason, Trace
 from conviction.events import Event, RunFinished, RunStarted, TraceFinished, TraceStarted
 from conviction.server.admission import Admission
 from conviction.server.run_options import RunOptions
@@ -26,12 +26,7 @@ _FIRST_BYTE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 
 
 
 class Metrics:
-    """Counters and gauges for Prometheus.
-
-    Args:
-        admission: Knows how many verdicts run and wait.
-        traces: Returns how many traces run.
-    """
+    """Counters and gauges for Prometheus; `traces` returns how many traces run."""
 
     def __init__(self, admission: Admission, traces: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
@@ -40,19 +35,13 @@ class Metrics:
         self._failures = Counter("failures", "Runs without a verdict, by error.", ("error",), **to)
         self._refusals = Counter("refusals", "Requests that were sent away.", ("reason",), **to)
         self._traces = Counter("traces", "Traces by how they ended.", ("finish",), **to)
-        self._tokens = Counter(
-            "tokens", "Generated tokens by what became of them.", ("fate",), **to
-        )
+        said = "Generated tokens by what became of them."
+        self._tokens = Counter("tokens", said, ("fate",), **to)
         self._prompt = Counter("prompt_tokens", "Prompt tokens of all traces.", ("cached",), **to)
-        self._saved = Counter(
-            "saved_tokens_estimate", "Tokens below what the whole budgets would have taken.", **to
-        )
-        self._seconds = Histogram(
-            "verdict_seconds",
-            "Time from a request's turn to its verdict.",
-            buckets=_VERDICT_SECONDS,
-            **to,
-        )
+        said = "Tokens below what the whole budgets would have taken."
+        self._saved = Counter("saved_tokens_estimate", said, **to)
+        said = "Time from a request's turn to its verdict."
+        self._seconds = Histogram("verdict_seconds", said, buckets=_VERDICT_SECONDS, **to)
         self._first_byte = Histogram(
             "first_byte_seconds",
             "Time from a request to the first byte of its answer.",
@@ -102,11 +91,9 @@ class Metrics:
 
 
 class Tracing:
-    """Makes spans.
+    """Makes spans, with questions and answers in them if `content`.
 
-    Args:
-        provider: Where spans go; None for what the process has set up.
-        content: Whether questions and answers are put into them.
+    They go to `provider`; None for what the process has set up.
     """
 
     def __init__(self, provider: TracerProvider | None, *, content: bool) -> None:
@@ -152,13 +139,32 @@ class VerdictSpan:
                 self._span.set_attribute("gen_ai.response.model", event.capabilities.model)
                 self._span.set_attribute("conviction.policy", json.dumps(event.policy))
                 if self._content:
-                    self._span.set_attribute("gen_ai.input.messages", _messages(event.question))
+                    messages = [_message(one.role, one.content) for one in event.question.messages]
+                    self._span.set_attribute(
+                        "gen_ai.input.messages", json.dumps(messages, ensure_ascii=False)
+                    )
             case TraceStarted():
-                self._begin(event.trace)
+                self._traces[event.trace] = self._tracer.start_span(
+                    f"chat {self._options.model}",
+                    context=trace.set_span_in_context(self._span),
+                    kind=SpanKind.CLIENT,
+                    attributes={**_request(self._options), "conviction.trace": event.trace},
+                )
             case TraceFinished():
                 self._end(event.trace)
-            case RunFinished():
-                self._finish(event.verdict)
+            case RunFinished(verdict):
+                self._span.set_attributes(
+                    {
+                        "gen_ai.usage.input_tokens": verdict.usage.prompt,
+                        "gen_ai.usage.output_tokens": verdict.usage.generated,
+                        "conviction.ended": verdict.ended,
+                        "conviction.share": verdict.share,
+                        "conviction.traces": len(verdict.traces),
+                    }
+                )
+                if self._content and verdict.answer is not None:
+                    output = _output(verdict.answer, "stop")
+                    self._span.set_attribute("gen_ai.output.messages", output)
             case _:
                 pass
 
@@ -171,14 +177,6 @@ class VerdictSpan:
         for span in self._traces.values():
             span.end()
         self._traces.clear()
-
-    def _begin(self, number: int) -> None:
-        self._traces[number] = self._tracer.start_span(
-            f"chat {self._options.model}",
-            context=trace.set_span_in_context(self._span),
-            kind=SpanKind.CLIENT,
-            attributes={**_request(self._options), "conviction.trace": number},
-        )
 
     def _end(self, trace: Trace) -> None:
         span = self._traces.pop(trace.id, None)
@@ -199,19 +197,6 @@ class VerdictSpan:
             span.set_attribute("gen_ai.output.messages", _output(trace.text, str(trace.finish)))
         span.end()
 
-    def _finish(self, verdict: Verdict) -> None:
-        self._span.set_attributes(
-            {
-                "gen_ai.usage.input_tokens": verdict.usage.prompt,
-                "gen_ai.usage.output_tokens": verdict.usage.generated,
-                "conviction.ended": verdict.ended,
-                "conviction.share": verdict.share,
-                "conviction.traces": len(verdict.traces),
-            }
-        )
-        if self._content and verdict.answer is not None:
-            self._span.set_attribute("gen_ai.output.messages", _output(verdict.answer, "stop"))
-
 
 def _request(options: RunOptions) -> dict[str, Any]:
     sampling = options.sampling
@@ -227,15 +212,10 @@ def _request(options: RunOptions) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-def _messages(question: Question) -> str:
-    messages = [
-        {"role": message.role, "parts": [{"type": "text", "content": message.content}]}
-        for message in question.messages
-    ]
-    return json.dumps(messages, ensure_ascii=False)
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "parts": [{"type": "text", "content": text}]}
 
 
 def _output(text: str, finish: str) -> str:
-    parts = [{"type": "text", "content": text}]
-    message = {"role": "assistant", "parts": parts, "finish_reason": finish}
+    message = _message("assistant", text) | {"finish_reason": finish}
     return json.dumps([message], ensure_ascii=False)

@@ -23,7 +23,9 @@ def main() -> None:
     """Serve until standard input closes."""
     # Ctrl-C reaches the whole group of processes; how a run ends is for the parent to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    report = _take_over_stdout()
+    # Standard output is for ours alone: what native code prints goes to standard error.
+    report = os.fdopen(os.dup(_STDOUT), "w", encoding="utf-8")
+    os.dup2(_STDERR, _STDOUT)
     settings = json.loads(sys.stdin.readline())
     try:
         server = _serve(settings)
@@ -38,13 +40,6 @@ def main() -> None:
     shutil.rmtree(settings["folder"], ignore_errors=True)
     # Without the destructors of native code: there is nothing left to save.
     os._exit(0)
-
-
-def _take_over_stdout() -> TextIO:
-    """Standard output for ourselves alone: what native code prints goes to standard error."""
-    own = os.dup(_STDOUT)
-    os.dup2(_STDERR, _STDOUT)
-    return os.fdopen(own, "w", encoding="utf-8")
 
 
 def _say(report: TextIO, message: dict[str, str]) -> None:

@@ -61,10 +61,10 @@ class LocalEngine(Engine):
 
     Args:
         model_path: The model file.
-        slots: Traces generated at once, at least 1; further ones wait their turn. Default: 8.
+        slots: Traces generated at once, at least 1; further ones wait their turn.
         context: Tokens that prompt and trace may have together, at least 1, and never more than
-            the model was made for. Default: 4096.
-        threads: Threads that compute, at least 1. Default: one for each core we may use.
+            the model was made for.
+        threads: Threads that compute, at least 1; None for one on each core we may use.
         start_timeout: Seconds that starting may take.
     """
 
@@ -149,11 +149,7 @@ class LocalEngine(Engine):
         )
 
     async def check(self) -> None:
-        """Ask llama.cpp for a sign of life.
-
-        Raises:
-            EngineUnavailableError: it is not started, or has ended by itself.
-        """
+        """Ask llama.cpp for a sign of life; EngineUnavailableError if it is not running."""
         running = self._started()
         try:
             await check(running.http)
@@ -184,7 +180,10 @@ class LocalEngine(Engine):
                     tokens = await running.prompts.api.count_tokens(text)
                 else:
                     tokens = prompt.tokens
-                self._check_context(tokens, request.sampling.max_tokens)
+                most = request.sampling.max_tokens
+                if tokens + most > self._context:
+                    larger = "start the engine with a larger context"
+                    raise context_overflow(tokens, most, self._context, larger)
                 slot = await stack.enter_async_context(running.slots.take(prompt))
                 cached = await running.prompts.load(prompt, slot)
                 own, http = {"id_slot": slot.number}, running.http
@@ -197,11 +196,6 @@ class LocalEngine(Engine):
                 yield last if cached is None else replace(last, cached_tokens=cached)
         except (EngineUnavailableError, StreamError) as error:
             raise await running.server.death() or error from error
-
-    def _check_context(self, prompt: int, max_tokens: int) -> None:
-        if prompt + max_tokens > self._context:
-            larger = "start the engine with a larger context"
-            raise context_overflow(prompt, max_tokens, self._context, larger)
 
     def _check_model(self) -> None:
         """Check the file and the memory before anything is started."""
@@ -217,11 +211,9 @@ class LocalEngine(Engine):
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one trace in llama.cpp's server.
+    """A place for one trace in llama.cpp's server, by the server's number.
 
-    Attributes:
-        number: The server's number for it.
-        holds: The prompt whose tokens lie in its cache; None if that is not known.
+    `holds` is the prompt whose tokens lie in its cache; None if that is not known.
     """
 
     number: int
@@ -258,10 +250,8 @@ class Prompt:
     """A prompt that traces are started from.
 
     Attributes:
-        messages: The chat.
         file: Name of the file that its tokens' cache is saved in.
-        text: The chat with the model's template around it; empty until it was asked for.
-        tokens: Tokens of that text; 0 until they were counted.
+        text: The chat with the model's template around it, empty until it was asked for.
         saved_bytes: Size of the file; 0 while there is none.
         shareable: False once saving or restoring it failed.
         users: Traces that have it in use.
@@ -281,10 +271,7 @@ class Prompt:
 class SharedPrompts:
     """The prompts that an engine knows, most recently used last.
 
-    Args:
-        api: The server.
-        folder: Where the server saves them.
-        most_bytes: The most bytes to keep of prompts that no trace uses.
+    The server saves them in `folder`, up to `most_bytes` of those that no trace uses.
     """
 
     def __init__(self, api: ServerApi, folder: Path, most_bytes: int = _MOST_SAVED_BYTES) -> None:
@@ -296,12 +283,11 @@ class SharedPrompts:
 
     @asynccontextmanager
     async def use(self, messages: Messages) -> AsyncGenerator[Prompt, None]:
-        """The prompt of a chat, its tokens counted; kept at least as long as the context.
-
-        Raises:
-            EngineError: the server cannot tell its tokens.
-        """
-        prompt = self._prompts.pop(messages, None) or self._new(messages)
+        """The prompt of a chat, its tokens counted; kept at least as long as the context."""
+        prompt = self._prompts.pop(messages, None)
+        if prompt is None:
+            self._numbered += 1
+            prompt = Prompt(messages, f"prompt-{self._numbered}.bin")
         self._prompts[messages] = prompt
         prompt.users += 1
         try:
@@ -318,14 +304,11 @@ class SharedPrompts:
         """Put a prompt into a slot, as cheaply as it goes; None stands for one that is not shared.
 
         Where sharing fails, the server computes the prompt with the trace; that costs time and
-        nothing else, so it is no error.
+        nothing else, so it is not an error.
 
         Returns:
             Where this call computed the prompt: how many of its tokens the server had cached.
             Otherwise None, and the trace's own count is true.
-
-        Raises:
-            EngineError: the server cannot compute the prompt.
         """
         if prompt is not None and slot.holds is prompt:
             return None
@@ -350,16 +333,11 @@ class SharedPrompts:
                 slot.holds = prompt
         return None
 
-    def _new(self, messages: Messages) -> Prompt:
-        self._numbered += 1
-        return Prompt(messages, f"prompt-{self._numbered}.bin")
-
     def _trim(self) -> None:
         excess = sum(prompt.saved_bytes for prompt in self._prompts.values()) - self._most_bytes
-        idle = [prompt for prompt in self._prompts.values() if not prompt.users]
         # Prompts without a file cost little, but a long evaluation has many.
         surplus = len(self._prompts) - _MOST_PROMPTS
-        for prompt in idle:
+        for prompt in [prompt for prompt in self._prompts.values() if not prompt.users]:
             if excess <= 0 and surplus <= 0:
                 break
             (self._folder / prompt.file).unlink(missing_ok=True)

@@ -11,10 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
-from typing import NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self
 
 import anyio
 import anyio.abc
@@ -48,22 +48,14 @@ _GROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
 _GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _GROUP_MEMORY_USED = Path("/sys/fs/cgroup/memory.current")
 
-AnswerT = TypeVar("AnswerT", bound=msgspec.Struct)
-
 
 class LlamaServer:
     """llama.cpp's server. Used as an asynchronous context manager: entering starts it.
 
-    Args:
-        model: The model file.
-        slots: Traces at once.
-        context: Tokens of context per slot.
-        threads: Threads that compute.
-        timeout: Seconds that loading the model may take.
+    It has `context` tokens per slot; loading the model may take `timeout` seconds.
 
     Attributes:
         folder: Its own folder, for saved prompts and its log; gone once it ended.
-        api_key: The key it wants.
         url: Where it listens; empty until it does.
     """
 
@@ -86,11 +78,7 @@ class LlamaServer:
         self._process: anyio.abc.Process | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the process and wait until it has loaded its model.
-
-        Raises:
-            EngineStartError: it did not start, or not in time.
-        """
+        """Start the process and wait for its model; EngineStartError if that fails or is late."""
         try:
             with anyio.move_on_after(self._timeout):
                 await self._launch()
@@ -142,7 +130,16 @@ class LlamaServer:
                 stderr=log,
                 env={**sleeping, **os.environ},
             )
-        report = await _introduce(self._process, self._settings)
+        process, report = self._process, dict[str, str]()
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError
+        with suppress(
+            anyio.BrokenResourceError, anyio.IncompleteRead, anyio.DelimiterNotFound, ValueError
+        ):
+            # On a pipe, where no other process can read the key.
+            await process.stdin.send(json.dumps(self._settings).encode() + b"\n")
+            reports = BufferedByteReceiveStream(process.stdout)
+            report = json.loads(await reports.receive_until(b"\n", _MOST_REPORT_BYTES))
         if "url" not in report:
             self._fail(report.get("error", "it ended at once"))
         self.url = report["url"]
@@ -170,18 +167,6 @@ class LlamaServer:
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
 
-async def _introduce(process: anyio.abc.Process, settings: Mapping[str, object]) -> dict[str, str]:
-    """Hand over the settings, on a pipe where no other process can read the key."""
-    if process.stdin is None or process.stdout is None:
-        raise AssertionError
-    try:
-        await process.stdin.send(json.dumps(settings).encode() + b"\n")
-        reports = BufferedByteReceiveStream(process.stdout)
-        return json.loads(await reports.receive_until(b"\n", _MOST_REPORT_BYTES))
-    except (anyio.BrokenResourceError, anyio.IncompleteRead, anyio.DelimiterNotFound, ValueError):
-        return {}
-
-
 def _tail(folder: Path) -> str:
     """The end of the log, as part of a sentence."""
     try:
@@ -194,24 +179,14 @@ def _tail(folder: Path) -> str:
     return f"; its log ends with: {' / '.join(lines)}" if lines else ""
 
 
-class _Templated(msgspec.Struct):
-    prompt: str
+class _Answer(msgspec.Struct):
+    """An answer of the server: of these, each request reads the one that it has to bring."""
 
-
-class _Tokenised(msgspec.Struct):
-    tokens: list[int]
-
-
-class _Completed(msgspec.Struct):
-    usage: TokenUsage
-
-
-class _Saved(msgspec.Struct):
-    n_written: int
-
-
-class _Restored(msgspec.Struct):
-    n_restored: int
+    prompt: str | None = None
+    tokens: list[int] | None = None
+    usage: TokenUsage | None = None
+    n_written: int | None = None
+    n_restored: int | None = None
 
 
 class ServerApi:
@@ -224,12 +199,12 @@ class ServerApi:
     async def templated(self, messages: tuple[Message, ...]) -> str:
         """The prompt that a chat becomes."""
         body = {"messages": chat_messages(messages)}
-        return (await self._post(_Templated, "/apply-template", body)).prompt
+        return await self._post("prompt", "/apply-template", body)
 
     async def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt."""
         body = {"content": prompt, "add_special": True, "parse_special": True}
-        return len((await self._post(_Tokenised, "/tokenize", body)).tokens)
+        return len(await self._post("tokens", "/tokenize", body))
 
     async def prefill(self, slot: int, messages: tuple[Message, ...]) -> int:
         """Compute a prompt in a slot; gives how many of its tokens the slot had already.
@@ -237,29 +212,29 @@ class ServerApi:
         The server does not stop short of the first token, so it draws one, which is dropped.
         """
         body = {"messages": chat_messages(messages), "max_tokens": 1, "id_slot": slot}
-        completed = await self._post(_Completed, "/chat/completions", body)
-        details = completed.usage.prompt_tokens_details
+        usage: TokenUsage = await self._post("usage", "/chat/completions", body)
+        details = usage.prompt_tokens_details
         return (details and details.cached_tokens) or 0
 
     async def save(self, slot: int, file: str) -> int:
         """Save what a slot has computed; gives the bytes written."""
-        saved = await self._post(_Saved, f"/slots/{slot}?action=save", {"filename": file})
-        return saved.n_written
+        return await self._post("n_written", f"/slots/{slot}?action=save", {"filename": file})
 
     async def restore(self, slot: int, file: str) -> None:
         """Load into a slot what was saved."""
-        await self._post(_Restored, f"/slots/{slot}?action=restore", {"filename": file})
+        await self._post("n_restored", f"/slots/{slot}?action=restore", {"filename": file})
 
-    async def _post(self, kind: type[AnswerT], path: str, body: Json) -> AnswerT:
+    async def _post(self, field: str, path: str, body: Json) -> Any:
+        """The field of the answer."""
         answer = await self._http.ask("POST", self._url + path, body)
-        try:
-            return msgspec.json.decode(answer, type=kind)
-        except msgspec.DecodeError as error:
-            raise EngineError(
-                tried=f"ask llama.cpp for {path}",
-                found=f"an unknown answer: {quoted(answer)}",
-                remedy="Install the version of xllamacpp that conviction names in its extra.",
-            ) from error
+        with suppress(msgspec.DecodeError):
+            if (value := getattr(msgspec.json.decode(answer, type=_Answer), field)) is not None:
+                return value
+        raise EngineError(
+            tried=f"ask llama.cpp for {path}",
+            found=f"an unknown answer: {quoted(answer)}",
+            remedy="Install the version of xllamacpp that conviction names in its extra.",
+        )
 
 
 def usable_cores() -> int:
@@ -277,15 +252,19 @@ def usable_cores() -> int:
 
 def available_memory() -> int | None:
     """Bytes of memory that a new process may take; None where the system does not tell."""
-    known = [room for room in (_system_memory(), _group_memory()) if room is not None]
+    known: list[int] = []
+    if (free := _system_memory()) is not None:
+        known.append(free)
+    with suppress(OSError, ValueError):
+        limit, used = (int(file.read_text()) for file in (_GROUP_MEMORY, _GROUP_MEMORY_USED))
+        known.append(max(0, limit - used))
     return min(known, default=None)
 
 
 def check_memory(path: Path, header: GgufHeader, *, slots: int, context: int) -> None:
-    """Check that a model with `slots` times `context` tokens fits into memory.
+    """EngineStartError if a model with `slots` times `context` tokens does not fit into memory.
 
-    Raises:
-        EngineStartError: it does not. Where the need or the memory is unknown, it passes.
+    Where the need or the memory is unknown, it passes.
     """
     available = available_memory()
     if available is None:
@@ -302,22 +281,13 @@ def check_memory(path: Path, header: GgufHeader, *, slots: int, context: int) ->
 
 
 def _system_memory() -> int | None:
-    try:
+    with suppress(OSError, ValueError, IndexError):
         for line in _MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _group_memory() -> int | None:
-    try:
-        return max(0, int(_GROUP_MEMORY.read_text()) - int(_GROUP_MEMORY_USED.read_text()))
-    except (OSError, ValueError):
         return None
 
 

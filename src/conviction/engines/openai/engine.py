@@ -16,14 +16,7 @@ import anyio.to_thread
 from conviction.core import require, require_whole
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, FactsCache, Route, ServerFacts
-from conviction.engines.openai.http import (
-    NO_HEADERS,
-    NOTHING,
-    HttpClient,
-    Json,
-    Timeouts,
-    check,
-)
+from conviction.engines.openai.http import NO_HEADERS, NOTHING, HttpClient, Json, Timeouts, check
 from conviction.engines.openai.probe import find_model, probe
 from conviction.engines.openai.servers import (
     Balancer,
@@ -57,7 +50,6 @@ class OpenAIEngine(Engine):
         api_key: Key to send, to all servers; never shown, never logged.
         route: `Route.COMPLETIONS` for prompts that have the model's template already.
         concurrency: Traces that one server gets at once, at least 1; further traces wait.
-        timeouts: Bounds of every wait.
         retries: How often a request that a server did not take is sent again, at least 0.
         patience: Seconds that all servers may fail before traces stop waiting for them. Time that
             a server asks for is granted beside it, up to two minutes.
@@ -107,10 +99,9 @@ class OpenAIEngine(Engine):
         self._retries = retries
         self._cache = FactsCache(facts_folder) if facts_folder else None
         self._extra = dict(extra)
+        bounds = timeouts or Timeouts()
         self._servers = [
-            Server(
-                HttpClient(url, api_key=api_key, timeouts=timeouts or Timeouts(), headers=headers)
-            )
+            Server(HttpClient(url, api_key=api_key, timeouts=bounds, headers=headers))
             for url in urls
         ]
         endpoints = [Endpoint(server, concurrency) for server in self._servers]
@@ -144,22 +135,14 @@ class OpenAIEngine(Engine):
         await self._stack.aclose()
 
     async def capabilities(self) -> Capabilities:
-        """What the servers can do: asked once, with their lists of models and small requests.
-
-        Raises:
-            EngineError: no server works, or they serve different models.
-        """
+        """What the servers can do: asked once, with their lists of models and small requests."""
         async with self._probing:
             if self._capabilities is None:
                 self._capabilities = await self._find_out()
             return self._capabilities
 
     async def check(self) -> None:
-        """Ask all servers for a sign of life; one is enough.
-
-        Raises:
-            EngineUnavailableError: none gives one; the reason of the first.
-        """
+        """Ask all servers for a sign of life; one is enough, else the first error is raised."""
         troubles: list[EngineError] = []
 
         async def ask(server: Server) -> None:

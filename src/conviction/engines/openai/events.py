@@ -65,11 +65,7 @@ class EventParser:
         self._carriage_return = False
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The data of the events that `piece` completes, in order.
-
-        Raises:
-            StreamError: an event is larger than allowed.
-        """
+        """The data of the events that `piece` completes; StreamError for one that is too large."""
         if self._carriage_return:
             piece, self._carriage_return = b"\r" + piece, False
         if b"\r" in piece:
@@ -113,11 +109,7 @@ class EventParser:
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[StructT]) -> StructT:
-    """Decode what a server sent.
-
-    Raises:
-        ValueError: it is no JSON, or not of this shape.
-    """
+    """Decode what a server sent; ValueError if it is not JSON, or not of this shape."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -144,7 +136,6 @@ class TraceReader:
     Args:
         top_k: The k of token confidence (eq. 2); 0 if no log-probabilities were asked for.
             Then every event with text counts as one token, unless the server tells the number.
-        max_tokens: The most tokens that were asked for.
         logprobs: Whether chunks hold the log-probability of each token, too; not without `top_k`.
         secret: What no message may show: the key that was sent, if any.
         stop_token: The token that a trace ends with where its gate stopped it.
@@ -190,8 +181,7 @@ class TraceReader:
         `check` raises.
 
         Raises:
-            StreamError: an event is malformed, reports an error, or the server generates more
-                than it was asked to.
+            StreamError: an event is malformed, reports an error, or there are too many tokens.
             EngineError: the server ended the trace for a reason that would come again.
         """
         texts: list[str] = []
@@ -212,15 +202,12 @@ class TraceReader:
             raise self._failure
 
     def finish(self) -> Chunk:
-        """The last chunk, once the stream has ended.
-
-        Raises:
-            StreamError: the stream ended before the trace did.
-        """
+        """The last chunk, once the stream has ended; StreamError if the trace has not."""
         self.check()
         if self._finish is None:
-            after = f"after {self.tokens} tokens"
-            raise _broken(f"the stream ended in the middle of the trace, {after}")
+            raise _broken(
+                f"the stream ended in the middle of the trace, after {self.tokens} tokens"
+            )
         # The token that ends a trace has no text, and on some servers no log-probabilities.
         silent = max(0, self._told() - self.tokens)
         self.tokens += silent
@@ -233,24 +220,20 @@ class TraceReader:
         try:
             event = decode(data, _EVENT)
         except ValueError as error:
-            found = quoted(data, self._secret)
-            raise _broken(f"malformed data came: {found}") from error
+            raise _broken(f"malformed data came: {quoted(data, self._secret)}") from error
         if event.error:
             said = error_message(event.error, self._secret)
             raise _broken(f"the server reported an error: {said}")
         if event.usage is not None or event.timings is not None:
-            self._count(event)
+            self._usage = event.usage or self._usage
+            self._timings = event.timings or self._timings
+            if (told := self._told()) > self._most:
+                # Found before room is made for so many tokens: the number may be anything.
+                raise _broken(f"the server counts {told:,} tokens, more than were asked for")
         if event.choices:
             self._read_choice(event.choices[0], texts, confidences)
         if self.tokens > self._most:
             raise _broken(f"{self.tokens:,} tokens came, more than were asked for")
-
-    def _count(self, event: Event) -> None:
-        self._usage = event.usage or self._usage
-        self._timings = event.timings or self._timings
-        if (told := self._told()) > self._most:
-            # Found before room is made for so many tokens: the number may be anything.
-            raise _broken(f"the server counts {told:,} tokens, more than were asked for")
 
     def _read_choice(self, choice: EventChoice, texts: list[str], confidences: list[float]) -> None:
         if choice.finish_reason:
@@ -303,17 +286,16 @@ class TraceReader:
         self, text: str, confidences: list[float], finish: FinishReason | None = None
     ) -> Chunk:
         values: NDArray[np.float32] = np.array(confidences, np.float32)
-        logprobs = None if self._logprobs is None else self._taken(len(confidences))
+        logprobs = None
+        if (gathered := self._logprobs) is not None:
+            # Silent tokens at the end have none.
+            logprobs = np.array(gathered + [nan] * (values.size - len(gathered)), np.float32)
+            self._logprobs = []
         usage, timings = self._usage, self._timings
         details = usage.prompt_tokens_details
         prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n
         cached = (details and details.cached_tokens) or timings.cache_n
         return Chunk(text, values, finish, prompt, cached, logprobs=logprobs)
-
-    def _taken(self, tokens: int) -> NDArray[np.float32]:
-        """The log-probabilities since the last chunk; silent tokens at the end have none."""
-        gathered, self._logprobs = self._logprobs or [], []
-        return np.array(gathered + [nan] * (tokens - len(gathered)), np.float32)
 
 
 def _finish(reason: str, secret: str | None) -> FinishReason:
@@ -336,11 +318,8 @@ def _broken(found: str) -> StreamError:
 def _candidates(logprobs: Logprobs, top_k: int) -> Iterable[Sequence[float]]:
     """For each token the log-probabilities of the `top_k` likeliest ones at its place."""
     for token in logprobs.content or ():
-        values = [
-            value
-            for candidate in token.top_logprobs or ()
-            if (value := candidate.logprob) is not None
-        ]
+        likely = token.top_logprobs or ()
+        values = [value for one in likely if (value := one.logprob) is not None]
         if len(values) == top_k > 2 and values[0] < values[-1]:
             _replace_sampled(values)
         yield values

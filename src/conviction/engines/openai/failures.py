@@ -38,12 +38,7 @@ OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Names the failures of one server; its key never appears in a message.
-
-    Attributes:
-        base_url: Address of the server, as in "http://127.0.0.1:8000/v1".
-        secret: The key that is sent, if any.
-    """
+    """Names the failures of one server; its key, the `secret`, never appears in a message."""
 
     base_url: str
     secret: str | None

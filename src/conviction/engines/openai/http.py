@@ -22,11 +22,7 @@ import msgspec
 from conviction.core import require
 from conviction.engines.base import not_started
 from conviction.engines.openai.failures import Failures
-from conviction.errors import (
-    EngineError,
-    InvalidSettingError,
-    TemporarilyUnavailableError,
-)
+from conviction.errors import EngineError, InvalidSettingError, TemporarilyUnavailableError
 
 Json = Mapping[str, object]
 
@@ -54,7 +50,6 @@ class Timeouts:
     """Bounds of every wait for a server, in seconds, each above 0.
 
     Attributes:
-        connect: Until a connection stands.
         first_byte: Until the first byte of an answer: the queue and the prefill lie before it.
         stall: Between two bytes of an answer.
         trace: For a whole trace.
@@ -76,7 +71,6 @@ class HttpClient:
     Args:
         base_url: Address that paths are added to, as in "http://127.0.0.1:8000/v1".
         api_key: Key to send; never shown, never logged.
-        timeouts: Bounds of every wait.
         headers: Further headers of every request; as they may hold keys, never shown either.
 
     Raises:
@@ -127,11 +121,7 @@ class HttpClient:
                 await session.close()
 
     async def stream(self, path: str, body: Json) -> "ByteStream":
-        """Post JSON and give the answer, once it is known to be a stream of events.
-
-        Raises:
-            EngineError: the server cannot be reached, refuses, or does not stream.
-        """
+        """Post JSON and give the answer, a stream of events; EngineError if it is anything else."""
         began = asyncio.get_running_loop().time()
         response = await self._send("POST", self.base_url + path, body)
         content_type = response.headers.get("Content-Type", "").lower()
@@ -143,15 +133,10 @@ class HttpClient:
         raise self.failures.answered(response.status, response.headers, answer)
 
     async def ask(self, method: str, path: str, body: Json | None = None) -> bytes:
-        """Send a request and give the whole body of its answer.
+        """Send a request, with a `body` as JSON, and give the whole body of its answer.
 
-        Args:
-            method: The HTTP method.
-            path: Where to, below the base URL; or a whole address.
-            body: What to send as JSON.
-
-        Raises:
-            EngineError: the server cannot be reached, or does not answer with 200.
+        `path` is below the base URL, or a whole address. EngineError if the server cannot be
+        reached, or does not answer with 200.
         """
         url = path if "://" in path else self.base_url + path
         # What needs no tokens needs little time.
@@ -225,11 +210,7 @@ class ByteStream:
         self._timer = self._loop.call_at(self._next_look(), self._look)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The bytes as they come.
-
-        Raises:
-            StreamError: it broke, stalled, or took too long.
-        """
+        """The bytes as they come; StreamError if it broke, stalled, or took too long."""
         read = self._response.content.readany
         clock = self._loop.time
         try:
@@ -290,11 +271,7 @@ class ByteStream:
 
 
 async def check(http: HttpClient) -> None:
-    """Ask a server for a sign of life.
-
-    Raises:
-        EngineUnavailableError: it gives none in time.
-    """
+    """Ask a server for a sign of life; EngineUnavailableError if it gives none in time."""
     try:
         with anyio.fail_after(_CHECK_SECONDS):
             await http.ask("GET", "/models")

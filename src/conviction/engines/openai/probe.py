@@ -47,8 +47,7 @@ _ANSWER = msgspec.json.Decoder(WholeAnswer)
 async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
     """What the server's list says of a model, by default the first: the cheapest fact.
 
-    Raises:
-        EngineUnavailableError: the server cannot be reached, or lists no model and none is named.
+    EngineUnavailableError if it cannot be reached, or lists no model and none is named.
     """
     try:
         listed = decode(await http.ask("GET", "/models"), _MODELS).data
@@ -80,8 +79,7 @@ async def find_model(http: HttpClient, name: str | None) -> ServerFacts:
 async def probe(http: HttpClient, route: Route, facts: ServerFacts) -> ServerFacts:
     """All facts about a model, given those of `find_model`.
 
-    Raises:
-        EngineError: the server cannot be reached, or refuses even the plainest request.
+    EngineError if the server cannot be reached, or refuses even the plainest request.
     """
     asking, streams = _Asking(http, route, facts.model), StreamProbe(http, route)
     asking.dialect, asking.top_k, reason = await asking.find_dialect()
@@ -158,11 +156,8 @@ class _Asking:
         if not self.top_k:
             return None
         body = self.body(_COUNT, _SHORT)
-        try:
-            choice = await self._ask({**body, "return_tokens_as_token_ids": True})
-        except EngineUnavailableError:
-            raise
-        except EngineError:
+        choice = await self._try({**body, "return_tokens_as_token_ids": True})
+        if isinstance(choice, EngineError):
             return False
         logprobs = choice.logprobs or NamedLogprobs()
         names = [*(token.token for token in logprobs.content or ()), *(logprobs.tokens or ())]
@@ -206,21 +201,15 @@ class _Asking:
 
         A gate that is not given the token to end a trace with refuses, and names one of the
         model's that fits. A server without the gate takes no notice of the arguments.
-
-        Raises:
-            EngineUnavailableError: the server cannot be reached.
         """
         arguments = gate_arguments(ABSURD, top_k=DEFAULT_K, stop_token=0)
         del arguments[STOP_TOKEN]
         facts, reason = replace(facts, gate=False, channel=False), ""
-        try:
-            await self._ask({**self.body(_COUNT, 1, top_k=0), "vllm_xargs": arguments})
-        except EngineUnavailableError:
-            raise
-        except EngineError as error:
-            if named := _NAMED_STOP.search(error.found):
+        choice = await self._try({**self.body(_COUNT, 1, top_k=0), "vllm_xargs": arguments})
+        if isinstance(choice, EngineError):
+            if named := _NAMED_STOP.search(choice.found):
                 return await self._try_gate(facts, int(named[1]))
-            reason = error.found if "conviction_" in error.found else ""
+            reason = choice.found if "conviction_" in choice.found else ""
         return replace(facts, gate_reason=reason)
 
     async def _try_gate(self, facts: ServerFacts, stop_token: int) -> ServerFacts:
@@ -231,7 +220,9 @@ class _Asking:
         report = channel and channel.name
         gate = gate_arguments(ABSURD, top_k=DEFAULT_K, stop_token=stop_token, report=report)
         try:
-            choice = await self._ask(self.body(_COUNT, _GATED, top_k=0) | gate_fields(gate))
+            choice = await self._try(self.body(_COUNT, _GATED, top_k=0) | gate_fields(gate))
+            if isinstance(choice, EngineError):
+                return replace(facts, gate_reason=choice.found)
             if choice.stop_reason != stop_token:
                 return facts
             # They may come a moment after the answer.
@@ -239,10 +230,6 @@ class _Asking:
             # Where events carry no counts, it is unknown which confidence is of which token.
             usable = arrived and self.dialect.counts == "usage"
             return replace(facts, gate=True, channel=usable, stop_token=stop_token)
-        except EngineUnavailableError:
-            raise
-        except EngineError as error:
-            return replace(facts, gate_reason=error.found)
         finally:
             if channel is not None:
                 channel.close()
@@ -253,26 +240,28 @@ class _Asking:
         for limit_name in ("max_tokens", "max_completion_tokens"):
             for filters in FILTERS_OFF:
                 dialect = Dialect(filters_off=dict(filters), limit_name=limit_name)
-                try:
-                    await self._ask(self.body(_COUNT, _SHORT, top_k=0, dialect=dialect))
-                except EngineUnavailableError:
-                    raise
-                except EngineError as error:
-                    refusal = refusal or error
-                else:
+                choice = await self._try(self.body(_COUNT, _SHORT, top_k=0, dialect=dialect))
+                if not isinstance(choice, EngineError):
                     return dialect
+                refusal = refusal or choice
         assert refusal is not None  # noqa: S101  # every dialect was refused
         raise refusal
 
     async def _given(self, dialect: Dialect, top_k: int) -> tuple[int, EngineError | None]:
         """Usable log-probabilities a token when asked for `top_k`, or the refusal."""
+        choice = await self._try(self.body(_COUNT, _SHORT, top_k=top_k, dialect=dialect))
+        if isinstance(choice, EngineError):
+            return 0, choice
+        return min(top_k, max(map(len, _places(choice.logprobs)), default=0)), None
+
+    async def _try(self, body: Json) -> WholeChoice | EngineError:
+        """The answer, or the error of a server that can be reached and refuses."""
         try:
-            choice = await self._ask(self.body(_COUNT, _SHORT, top_k=top_k, dialect=dialect))
+            return await self._ask(body)
         except EngineUnavailableError:
             raise
         except EngineError as error:
-            return 0, error
-        return min(top_k, max(map(len, _places(choice.logprobs)), default=0)), None
+            return error
 
     async def _ask(self, body: Json) -> WholeChoice:
         body = {name: value for name, value in body.items() if name != "stream_options"}

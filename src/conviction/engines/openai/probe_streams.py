@@ -30,11 +30,7 @@ _SAMPLE = re.compile(
     r"^([a-zA-Z_:][\w:]*)(?:\{[^\n]*\})?[ \t]+(\d+(?:\.\d+)?(?:[eE][-+]?\d{1,2})?)(?:[ \t]+\d+)?$",
     re.ASCII | re.MULTILINE,
 )
-_RUNNING = (
-    "vllm:num_requests_running",
-    "sglang:num_running_reqs",
-    "llamacpp:requests_processing",
-)
+_RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing")
 _GENERATED = (
     "vllm:generation_tokens_total",
     "sglang:generation_tokens_total",
@@ -46,9 +42,7 @@ _GENERATED = (
 class Load:
     """What a server was doing at one moment, by its Prometheus metrics.
 
-    Attributes:
-        running: Requests that it worked on.
-        generated: Tokens that it has generated since it started; None where it does not tell.
+    `generated` are its tokens since it started; None where it does not report them.
     """
 
     running: float
@@ -76,14 +70,8 @@ class StreamProbe:
 
     async def counts_in_events(self, body: Json) -> Literal["", "usage", "timings"]:
         """Where every event can carry the counts of tokens, by a request for both kinds."""
-        parser = EventParser()
         try:
-            stream = await self.http.stream(self.route, body)
-            try:
-                data = [event async for piece in stream.pieces() for event in parser.feed(piece)]
-            finally:
-                stream.close()
-            data += parser.finish()
+            data = await self._events(body)
             events = [decode(event, _EVENT) for event in data if event.startswith(b"{")]
         except EngineUnavailableError:
             raise
@@ -120,26 +108,25 @@ class StreamProbe:
         closed and another one opened: the first time adds the marks of that, too. What the model
         writes tells less: a small one may start over, a good one may go on with a closed message.
 
-        `body` gives the request for one token after a given beginning.
-
-        Returns:
-            None if the server does not count its prompts' tokens.
-
-        Raises:
-            EngineUnavailableError: the server cannot be reached.
+        `body` gives the request for one token after a given beginning. None if the server does not
+        count its prompts' tokens.
         """
         if self.route is Route.COMPLETIONS:
             return True
         beginnings = ("", _BEGUN, f"{_BEGUN} {_BEGUN}")
+        prompts: list[int] = []
         try:
-            found = [await self._prompt_and_text(body(begun)) for begun in beginnings]
+            for begun in beginnings:
+                reader = TraceReader(top_k=0)
+                chunk = reader.read(await self._events(body(begun)))
+                prompts.append(reader.finish().prompt_tokens)
+                if begun and chunk and chunk.text.startswith(_BEGUN):
+                    return False  # The beginning came back as if it had been generated.
         except EngineUnavailableError:
             raise
         except EngineError:
             return False
-        if any(text.startswith(_BEGUN) for _, text in found[1:]):
-            return False  # The beginning came back as if it had been generated.
-        none, once, twice = (tokens for tokens, _ in found)
+        none, once, twice = prompts
         return once - none == twice - once if 0 < none < once < twice else None
 
     async def _watch_one(
@@ -176,17 +163,15 @@ class StreamProbe:
         # Some servers count a request's tokens only once it has ended.
         return freed, max(0, round(load.generated - before.generated) - read)
 
-    async def _prompt_and_text(self, body: Json) -> tuple[int, str]:
-        """Tokens of the prompt, 0 where they are not told, and what was generated."""
-        reader, parser = TraceReader(top_k=0), EventParser()
+    async def _events(self, body: Json) -> list[bytes]:
+        """The data of all events of a stream."""
+        parser = EventParser()
         stream = await self.http.stream(self.route, body)
         try:
-            chunks = [reader.read(parser.feed(piece)) async for piece in stream.pieces()]
+            data = [event async for piece in stream.pieces() for event in parser.feed(piece)]
         finally:
             stream.close()
-        chunks.append(reader.read(parser.finish()))
-        text = "".join(chunk.text for chunk in chunks if chunk)
-        return reader.finish().prompt_tokens, text
+        return data + parser.finish()
 
     async def _load(self) -> Load | None:
         address = urlsplit(self.http.base_url)

@@ -33,7 +33,6 @@ class Server:
     """One server: what speaks to it, and what is known of it.
 
     Attributes:
-        http: Speaks to it.
         facts: What was found out; None until it was asked.
         trouble: Why it is not used; None if it is.
         remembered: Whether the facts are from an earlier run.
@@ -47,23 +46,20 @@ class Server:
     def lose_gate(self) -> None:
         """Ask it for log-probabilities from now on: its gate was there, and is no longer."""
         if self.facts is not None:
-            lost = {"gate": False, "channel": False, "stop_token": None}
-            self.facts = replace(self.facts, **lost)
+            self.facts = replace(self.facts, gate=False, channel=False, stop_token=None)
 
 
 def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabilities:
     """What servers can do together that get `concurrency` traces each; at least one must work.
 
-    Raises:
-        InvalidSettingError: they serve different models.
+    InvalidSettingError if they serve different models.
     """
-    known = [(server.http.base_url, server.facts) for server in servers if server.facts]
-    facts = [fact for _, fact in known]
+    facts = [server.facts for server in servers if server.facts]
     if len({fact.model for fact in facts}) > 1:
+        models = [f"{one.facts.model} at {one.http.base_url}" for one in servers if one.facts]
         raise InvalidSettingError(
             tried="think with several servers as one",
-            found="they serve different models: "
-            + ", ".join(f"{fact.model} at {url}" for url, fact in known),
+            found=f"they serve different models: {', '.join(models)}",
             remedy="Name a model that all of them serve, or give only servers of one model.",
         )
     weakest = min(facts, key=_most_k)
@@ -131,13 +127,11 @@ class Endpoint(Generic[ServerT]):
     """One server as the balancer sees it.
 
     Attributes:
-        server: What speaks to it.
         most: The most traces that it gets at once.
         limit: The most for now: fewer after it said that they are too many.
         open: Traces that it has.
         outstanding: Tokens that these may still generate.
         trusted: Whether its last response was good; else it is checked first.
-        checking: Whether a check is under way.
         rests_until: Until when it is left alone.
         last: Its last failure.
     """
@@ -234,7 +228,6 @@ class Balancer(Generic[ServerT]):
         endpoints: The servers, at least one.
         check: Asks one for a sign of life; raises EngineError if there is none.
         patience: Seconds that all may fail before waiting ends with the last error.
-        clock: Seconds from any beginning.
     """
 
     endpoints: Sequence[Endpoint[ServerT]]
@@ -244,11 +237,7 @@ class Balancer(Generic[ServerT]):
     _waiting: deque[anyio.Event] = field(default_factory=deque[anyio.Event])
 
     async def take(self, tokens: int) -> Lease[ServerT]:
-        """Wait for a place for a trace of at most `tokens`.
-
-        Raises:
-            EngineError: all servers have failed for too long.
-        """
+        """Wait for a place for a trace; EngineError once all servers have failed for too long."""
         waited = False
         while True:
             now = self.clock()

@@ -30,10 +30,8 @@ async def open_trace(
 ) -> "TraceStream":
     """Ask a server for a trace, with its gate and its channel where the server has them.
 
-    A prompt that has its template goes as plain text, whatever the route.
-
-    Raises:
-        EngineError: the server cannot be reached, or refuses.
+    A prompt that has its template goes as plain text, whatever the route. EngineError if the
+    server cannot be reached, or refuses.
     """
     route = Route.COMPLETIONS if request.templated else route
     channel, notes, top_k = None, (), request.top_k
@@ -122,11 +120,7 @@ class TraceStream:
                         )
 
     async def last(self) -> Chunk:
-        """The last chunk, once all others have come.
-
-        Raises:
-            StreamError: the stream ended before the trace did.
-        """
+        """The last chunk, once all others have come; StreamError if the trace had not ended."""
         chunk = await self._measured(self._reader.finish())
         if self._reader.done:
             await self._stream.drain()
@@ -173,11 +167,7 @@ class TraceStream:
 def trace_body(
     request: TraceRequest, *, route: Route, model: str, dialect: Dialect
 ) -> dict[str, object]:
-    """The request for one trace, streamed; an empty `model` leaves the choice to the server.
-
-    Raises:
-        InvalidSettingError: several messages were to go where there is no chat.
-    """
+    """The request for one trace, streamed; an empty `model` leaves the choice to the server."""
     body: dict[str, object] = {
         **_prompt(request, route),
         "stream": True,

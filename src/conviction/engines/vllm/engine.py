@@ -52,6 +52,13 @@ class _Started:
     context: int
     most_logprobs: int
 
+    @classmethod
+    def of(cls, vllm: "AsyncLLM") -> Self:
+        config, tokenizer = vllm.model_config, vllm.get_tokenizer()
+        most = config.get_vocab_size() if config.max_logprobs < 0 else config.max_logprobs
+        stop_token = stop_token_of(config, tokenizer)
+        return cls(vllm, Prompts(tokenizer), stop_token, config.max_model_len, most)
+
 
 @dataclass(frozen=True, slots=True)
 class _Gating:
@@ -111,7 +118,7 @@ class VLLMEngine(Engine):
         # Waited for also when cancelled, or a vLLM that starts later would hold the device.
         vllm = await anyio.to_thread.run_sync(start, self._model, self._options)
         try:
-            self._running = await anyio.to_thread.run_sync(_running, vllm)
+            self._running = await anyio.to_thread.run_sync(_Started.of, vllm)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(vllm.shutdown)
@@ -127,11 +134,7 @@ class VLLMEngine(Engine):
                 await anyio.to_thread.run_sync(running.vllm.shutdown)
 
     async def capabilities(self) -> Capabilities:
-        """What it can do: its settings, and what a few tokens show of the gate and the seeds.
-
-        Raises:
-            EngineError: it is not started, or generates nothing.
-        """
+        """What it can do: its settings, and what a few tokens show of the gate and the seeds."""
         running = self._started()
         async with self._probing:
             if self._capabilities is None:
@@ -150,11 +153,7 @@ class VLLMEngine(Engine):
             return self._capabilities
 
     async def check(self) -> None:
-        """Ask vLLM whether its core lives.
-
-        Raises:
-            EngineUnavailableError: it is not started, or its core has died.
-        """
+        """Ask vLLM for its health; EngineUnavailableError if its core does not run."""
         try:
             await self._started().vllm.check_health()
         except EngineError:
@@ -201,9 +200,8 @@ class VLLMEngine(Engine):
             report=channel and channel.name,
         )
         logprobs = request.logprobs and request.top_k > 0
-        parameters = sampling_parameters(
-            request, top_k or (0 if logprobs else None), arguments, stop_token
-        )
+        wanted = top_k or (0 if logprobs else None)
+        parameters = sampling_parameters(request, wanted, arguments, stop_token)
         reader = OutputReader(top_k, logprobs, channel, stop_token, notes)
         try:
             async with aclosing(outputs_of(running.vllm, prompt, parameters)) as outputs:
@@ -247,18 +245,6 @@ class VLLMEngine(Engine):
         return self._running
 
 
-def _running(vllm: "AsyncLLM") -> _Started:
-    """What is known of vLLM once it runs."""
-    config = vllm.model_config
-    return _Started(
-        vllm=vllm,
-        prompts=Prompts(vllm.get_tokenizer()),
-        stop_token=stop_token_of(vllm.model_config, vllm.get_tokenizer()),
-        context=config.max_model_len,
-        most_logprobs=config.get_vocab_size() if config.max_logprobs < 0 else config.max_logprobs,
-    )
-
-
 class Prompts:
     """From the messages of a trace to the tokens of its prompt, by the model's own tokenizer.
 
@@ -271,11 +257,7 @@ class Prompts:
         self._lock = anyio.Lock()
 
     async def tokens(self, request: TraceRequest) -> list[int]:
-        """The prompt of a trace, with what it begins with.
-
-        Raises:
-            EngineError: the model has no template for such a chat.
-        """
+        """The prompt of a trace, prefix included; EngineError if no template takes the chat."""
         key = (request.messages, request.prefix, request.templated)
         if key in self._kept:
             return self._kept[key]

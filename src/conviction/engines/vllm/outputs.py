@@ -5,7 +5,7 @@ vLLM itself is imported only where it is started; stubs in `typings` say what is
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import inf, nan
@@ -82,20 +82,14 @@ async def outputs_of(
     finally:
         if not task.done():
             with anyio.CancelScope(shield=True):
-                await _end(engine, identity, task)
+                task.cancel()
+                await asyncio.wait([task], timeout=_ABORT_SECONDS)
+                # A core that died raises, and runs nothing any more.
+                with anyio.move_on_after(_ABORT_SECONDS), suppress(Exception):
+                    # Where it was cancelled before vLLM itself knew of the request as its own.
+                    await engine.abort(identity)
         if task.done() and not task.cancelled():
             task.exception()  # Looked at, or the loop complains of it.
-
-
-async def _end(engine: "AsyncLLM", identity: str, task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=_ABORT_SECONDS)
-    with anyio.move_on_after(_ABORT_SECONDS):
-        try:
-            # Where it was cancelled before vLLM itself knew of the request as one of its own.
-            await engine.abort(identity)
-        except Exception:  # noqa: BLE001  # a core that died runs nothing any more
-            return
 
 
 @dataclass(slots=True)
@@ -104,7 +98,6 @@ class OutputReader:
 
     Attributes:
         top_k: Log-probabilities per token that were asked for; 0 for none.
-        logprobs: Whether chunks hold the log-probability of each token.
         channel: Where confidences come from in place of log-probabilities, if there is one.
         stop_token: The token that stands for the trace's gate, if it has one.
         notes: What a reader of the verdict should know; given with the first chunk.

@@ -34,11 +34,7 @@ def check_installed() -> None:
 
 
 def check_model(model: str) -> None:
-    """See whether a model that is a folder can be one of vLLM's; names are left to vLLM.
-
-    Raises:
-        NotAChatModelError: it is a path, and no folder of a model.
-    """
+    """NotAChatModelError for a path that is not the folder of a model; names are left to vLLM."""
     path = Path(model).expanduser()
     looks_like_a_path = path.is_absolute() or model.startswith((".", "~")) or path.exists()
     if not looks_like_a_path or (path / "config.json").is_file():
@@ -58,9 +54,7 @@ def check_model(model: str) -> None:
 def start(model: str, options: Mapping[str, object]) -> "AsyncLLM":
     """Start vLLM with settings of its own, which takes from seconds to minutes.
 
-    Raises:
-        InvalidSettingError: vLLM has no such setting, or refuses its value.
-        EngineStartError: it did not start.
+    InvalidSettingError if vLLM has no such setting, EngineStartError if it did not start.
     """
     try:
         arguments = importlib.import_module("vllm.engine.arg_utils")
@@ -99,18 +93,17 @@ def _not_started(model: str, error: Exception) -> EngineStartError:
     while cause is not None and len(causes) < 5:
         causes.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__ or cause.__context__
-    said = causes[0]
-    remedy = (
-        "What vLLM wrote above tells the cause. Most often it is memory (lower "
-        "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
-    )
     memory = any(word in text.lower() for text in causes for word in _MEMORY_WORDS)
-    if memory or "OutOfMemory" in said:
+    if memory or "OutOfMemory" in causes[0]:
         remedy = (
             "The memory does not suffice: lower gpu_memory_utilization if others use the device, "
             "max_model_len or max_num_seqs if vLLM needs less, or take a smaller or quantized "
             "model."
         )
-    return EngineStartError(
-        tried=f"start vLLM with the model {model}", found=" ".join(said.split()), remedy=remedy
-    )
+    else:
+        remedy = (
+            "What vLLM wrote above tells the cause. Most often it is memory (lower "
+            "gpu_memory_utilization or max_model_len), or a model that vLLM does not know."
+        )
+    found = " ".join(causes[0].split())
+    return EngineStartError(tried=f"start vLLM with the model {model}", found=found, remedy=remedy)
