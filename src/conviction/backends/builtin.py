@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
-from conviction.backends.base import Backend, BackendOptions, Finding, ignore
+from conviction.backends import Backend, BackendOptions, Finding
 from conviction.engines.base import Engine
 from conviction.errors import InvalidSettingError
 from conviction.models import ModelFile, Notice, Progress, catalogue, resolve
+from conviction.models.cache import ignore
 from conviction.prompts import PromptStyle
 
 
@@ -49,11 +50,7 @@ class Embedded(Backend):
         return self.file.prompt_style if self.file else super().prompt_style
 
     def prepare(self, on_progress: Progress = ignore, on_notice: Notice = ignore) -> Self:
-        """Find the model, and fetch it if need be.
-
-        Raises:
-            The same errors as `conviction.models.resolve`.
-        """
+        """Find the model, and fetch it if need be, as `conviction.models.resolve` does."""
         if self.file is not None:
             return self
         target = self.model or catalogue().default

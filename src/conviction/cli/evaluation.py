@@ -14,24 +14,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import AnswerKind, kind
-from conviction.backends import room_for
 from conviction.cli import ExitCode
-from conviction.cli.arguments import WHOLE
-from conviction.cli.asking import check_texts, with_prompts
-from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
+from conviction.cli.calibration import CalibrationOptions
 from conviction.cli.clusters import RayOptions
-from conviction.cli.engine_options import EngineOptions
 from conviction.cli.evaluation_report import (
     add_calibration,
     comparison_table,
     print_failures,
     summary_table,
 )
+from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
 from conviction.cli.lab_tables import percentage, table_console
-from conviction.cli.progress import Reading, prepared, run_progress
+from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.record import DataOptions
-from conviction.cli.session import Latest, messages, run_on
-from conviction.cli.terminal import escaped, safe
+from conviction.cli.terminal import WHOLE, escaped, safe
 from conviction.cli.think import GenerationOptions, PolicyOptions, facts_of
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities
@@ -39,11 +35,7 @@ from conviction.errors import ConvictionError
 from conviction.evaluation import counted
 from conviction.evaluation.compare import compare as compare_runs
 from conviction.evaluation.plan import EvaluationPlan, check_plan
-from conviction.evaluation.run import (
-    EvaluationProgress,
-    evaluate,
-    many_engines,
-)
+from conviction.evaluation.run import EvaluationProgress, evaluate, many_engines
 from conviction.evaluation.stored import read_run
 from conviction.evaluation.summary import (
     Abstention,
@@ -165,19 +157,20 @@ def evaluation(
     )
     plan = make_plan(asked=asked)
     check_plan(plan, run)
-    workers = ray.workers(
-        backend.sized(room_for([one.question for one in asked], sampling)),
-        answers=generation.answer,
-    )
+    questions = [one.question for one in asked]
+    workers = ray.workers(backend, questions, sampling, answers=generation.answer)
     with ray.connected():
         progress, capabilities, interrupted = _run(plan, run, workers, record, console)
     progress.results = plan.in_order(progress.results)
     abstention = None
-    if calibrator is not None:
+    # An engine that said nothing of itself has nothing that a calibration could be like.
+    if calibrator is not None and capabilities is not None:
         facts = facts_of(generation, backend, templated=engine.templated)
         facts = replace(facts, capabilities=capabilities)
         try:
-            abstention = _abstention(calibrator, facts, plan, progress, console)
+            learned = calibrator.calibration(facts, questions, console)
+            progress.notes += learned.notes
+            abstention = abstain(progress.results, learned, calibrator.below)
         except (ConvictionError, KeyboardInterrupt):
             # What was measured is shown all the same.
             _report(progress, run, output, console, None, interrupted=interrupted)
@@ -300,21 +293,6 @@ def _check_output(output: EvaluationOutput, dataset: DataOptions) -> None:
             found="without right answers there is no accuracy",
             remedy="Leave one of them out.",
         )
-
-
-def _abstention(
-    calibrator: Calibrator,
-    facts: RunFacts,
-    plan: EvaluationPlan,
-    progress: EvaluationProgress,
-    console: Console,
-) -> Abstention | None:
-    """What the calibration says of the run; None if the engine said nothing of itself."""
-    if facts.capabilities is None:
-        return None
-    learned = calibrator.calibration(facts, [one.question for one in plan.asked], console)
-    progress.notes += learned.notes
-    return abstain(progress.results, learned, calibrator.below)
 
 
 def _report(

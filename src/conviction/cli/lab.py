@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kinds_help
-from conviction.cli.arguments import WHOLE
 from conviction.cli.lab_tables import (
     calibration_table,
     filter_table,
@@ -23,7 +22,7 @@ from conviction.cli.lab_tables import (
     table_console,
 )
 from conviction.cli.progress import question_bar
-from conviction.cli.terminal import escaped, safe
+from conviction.cli.terminal import WHOLE, escaped, safe
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError
@@ -54,7 +53,7 @@ class PlanOptions:
     """What to compare."""
 
     policy: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    'As in deepconf-low or "deepconf-low:window=32,keep=0.1/0.2"; repeat for several.'
+    'As in deepconf-low or "deepconf-low:window=32,keep=0.1/0.2"; repeat, or list several.'
     baseline: str | None = None
     "The policy that the others are compared to; the first if not given."
     budget: Annotated[tuple[int, ...], WHOLE, Parameter(negative="", show_default=False)] = ()

@@ -5,7 +5,7 @@ import logging
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,10 +19,9 @@ from rich.markup import escape
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
 from conviction.cli import ExitCode
-from conviction.cli.arguments import WHOLE
-from conviction.cli.engine_options import EngineOptions, TraceOptions
+from conviction.cli.inputs import EngineOptions, TraceOptions
 from conviction.cli.progress import prepared
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import WHOLE, safe
 from conviction.core import InvalidSettingError, Sampling
 from conviction.errors import MissingExtraError
 from conviction.policies import policy as named_policy
@@ -44,9 +43,9 @@ class AddressOptions:
     client_keys: Path | None = None
     "File with keys of clients, one a line, after a name if wanted; or CONVICTION_SERVER_KEYS."
     allow_host: Annotated[list[str] | None, Parameter(negative="")] = None
-    "Further name that clients may call this server by; repeat for several."
+    "Further name that clients may call this server by; repeat, or list several."
     cors_origin: Annotated[list[str] | None, Parameter(negative="")] = None
-    "Web page that may use it from browsers, as in https://chat.example.org; repeat for several."
+    "Origin of a page that may call it, as in https://chat.example.org; repeat, or list several."
 
 
 @Parameter(name="*", group="Engine", negative="")
@@ -61,11 +60,7 @@ class ServedOptions(EngineOptions):
     engine: Annotated[str | None, Parameter(show=False)] = None
 
     def check_served(self) -> None:
-        """Refuse what a server cannot use.
-
-        Raises:
-            InvalidSettingError: there are prompts with templates, or the removed --engine.
-        """
+        """Refuse prompts with templates, and the removed --engine."""
         if self.engine is not None:
             raise InvalidSettingError(
                 tried=f"use --engine {self.engine}",
@@ -101,7 +96,7 @@ class BoundOptions:
 
     max_budget: Annotated[int, WHOLE] = 128
     "Traces of one request."
-    most_tokens: Annotated[int, WHOLE] = 16_384
+    max_trace_tokens: Annotated[int, WHOLE] = 16_384
     "Tokens of one trace."
     max_seconds: float = 600.0
     "Time of one request once its turn has come; one that names none has this."
@@ -200,11 +195,8 @@ def check_extra() -> None:
     Raises:
         MissingExtraError: it is not.
     """
-    missing = [
-        name
-        for name in ("fastapi", "uvicorn", "prometheus_client", "opentelemetry")
-        if find_spec(name) is None
-    ]
+    needed = ("fastapi", "uvicorn", "prometheus_client", "opentelemetry")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             tried="start the server",
@@ -237,7 +229,7 @@ def _settings(
     keys = read_keys(address.client_keys)
     check_bound(address.host, keys)
     _check_default("budget", steering.budget, "--max-budget", bounds.max_budget)
-    _check_default("max_tokens", sampling.max_tokens, "--most-tokens", bounds.most_tokens)
+    _check_default("max_tokens", sampling.max_tokens, "--max-trace-tokens", bounds.max_trace_tokens)
     try:
         return told.Settings(
             host=address.host,
@@ -248,16 +240,12 @@ def _settings(
                 budget=defaults.budget,
                 answers=defaults.answer,
                 content=defaults.content,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p,
                 seed=defaults.seed,
+                **asdict(sampling),
             ),
             ceilings=told.Ceilings(
                 budget=bounds.max_budget,
-                max_tokens=bounds.most_tokens,
+                max_tokens=bounds.max_trace_tokens,
                 seconds=bounds.max_seconds,
                 concurrency=bounds.max_concurrency,
                 total_tokens=bounds.max_total_tokens,

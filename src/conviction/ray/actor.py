@@ -16,7 +16,7 @@ from conviction.answers import kind
 from conviction.backends import Backend
 from conviction.core import Trace
 from conviction.evaluation.workers import Generating, OneEngine, Thinking
-from conviction.events import Event, TraceAdvanced, TraceFinished, TraceRestarted, TraceStarted
+from conviction.events import Event, TraceAdvanced, TraceFinished, TraceStarted
 from conviction.ray.host import HEARTBEAT_SECONDS, EngineHost, Started, portable
 from conviction.verdict import Verdict
 
@@ -168,18 +168,15 @@ class _Question:
                 self._running[trace] = 0
             case TraceAdvanced(trace, chunk):
                 self._running[trace] += chunk.confidences.size
-            case TraceRestarted():
-                pass  # What was lost is among its tokens already.
             case TraceFinished(trace):
                 self._ended(event, trace)
             case _:
-                pass
+                pass  # What a restart loses is among the trace's tokens already.
 
     def _ended(self, event: TraceFinished, trace: Trace) -> None:
-        if isinstance(self._work, Generating):
-            self._running.pop(self._work.numbers.index(trace.id), None)
-        else:
-            self._running.pop(trace.id, None)
+        work = self._work
+        number = work.numbers.index(trace.id) if isinstance(work, Generating) else trace.id
+        self._running.pop(number, None)
         kept = trace if self._whole else without_content(trace)
         self._finished.append(replace(event, trace=kept))
         self._news.set()
