@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from conviction.errors import InvalidSettingError
-from conviction.server.passages import Piece
 from conviction.server.tape import Frame, Tape, encode
+from conviction.server.taped_trace import Piece
 
 TYPES = {
     ".css": "text/css; charset=utf-8",

@@ -39,8 +39,7 @@ from conviction.events import (
 )
 from conviction.gate import Gate
 from conviction.policies.base import Standing
-from conviction.server.passages import Passages, Sureness
-from conviction.server.taped_trace import TapedTrace
+from conviction.server.taped_trace import Passages, Sureness, TapedTrace
 from conviction.verdict import Verdict
 from conviction.voting import lead_of
 
