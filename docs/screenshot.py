@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 import conviction
-from conviction.cli.summary import summary
+from conviction.cli.progress import summary
 from conviction.cli.view import LiveView
 
 QUESTION = (

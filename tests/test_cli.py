@@ -20,8 +20,8 @@ from cyclopts import App
 
 import conviction
 from conviction.backends.builtin import Embedded
-from conviction.cli.arguments import WHOLE
 from conviction.cli.main import COMMANDS, build, run
+from conviction.cli.terminal import WHOLE
 from conviction.core import FinishReason
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from conviction.answers import kind
-from conviction.cli.summary import summary
-from conviction.cli.view import Curve, LiveView, PlainView
+from conviction.cli.progress import PlainView, summary
+from conviction.cli.view import Curve, LiveView
 from conviction.core import Question
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import StreamError

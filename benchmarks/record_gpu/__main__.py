@@ -19,12 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
+from conviction.cli.recording_bar import recording_bar
 from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
-from conviction.cli.asking import check_texts, with_prompts
-from conviction.cli.recording_bar import recording_bar
+from conviction.cli.inputs import check_texts, with_prompts
 from conviction.cli.terminal import safe
 from conviction.core import Sampling, require_whole
 from conviction.errors import ConvictionError, EngineError, EngineStartError, MissingExtraError

@@ -29,7 +29,7 @@ import torch
 from batches import Finished, Wanted, generate
 from decoder import Decoder, read_gguf
 
-from conviction.cli.asking import with_prompts
+from conviction.cli.inputs import with_prompts
 from conviction.core import Sampling
 from conviction.evaluation.datasets import load
 from conviction.models import resolve

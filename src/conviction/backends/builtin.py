@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
-from conviction.backends.base import Backend, BackendOptions, Finding, ignore
+from conviction.backends import Backend, BackendOptions, Finding
 from conviction.engines.base import Engine
 from conviction.errors import InvalidSettingError
 from conviction.models import ModelFile, Notice, Progress, catalogue, resolve
+from conviction.models.cache import ignore
 from conviction.prompts import PromptStyle
 
 

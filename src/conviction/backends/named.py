@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conviction.backends.base import BackendOptions, Price
+from conviction.backends import BackendOptions, Price
 from conviction.core import Sampling
 from conviction.errors import ConvictionError, InvalidSettingError
 from conviction.registry import unknown_name

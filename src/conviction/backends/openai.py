@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-from conviction.backends.base import Backend, BackendOptions, Finding
+from conviction.backends import Backend, BackendOptions, Finding
 from conviction.engines.openai import OpenAIEngine, Route, Timeouts
 from conviction.engines.openai.facts import FactsCache, ServerFacts
 from conviction.engines.openai.probe import MOST_TOP_K

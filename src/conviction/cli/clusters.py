@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from conviction.backends import Backend
-from conviction.cli.arguments import WHOLE
+from conviction.cli.terminal import WHOLE
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.engines.base import Engine
 from conviction.ray.cluster import check_extra, connected, parse_resources

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from conviction.backends import Backend, Finding, backend
 from conviction.backends.builtin import vllm_here
-from conviction.cli.engine_options import EngineOptions
+from conviction.cli.inputs import EngineOptions
 from conviction.cli.progress import prepared
 from conviction.cli.terminal import escaped, safe
 from conviction.engines.local import available_memory, usable_cores

@@ -16,22 +16,19 @@ from rich.markup import escape
 from conviction.answers import AnswerKind, kind
 from conviction.backends import room_for
 from conviction.cli import ExitCode
-from conviction.cli.arguments import WHOLE
-from conviction.cli.asking import check_texts, with_prompts
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.clusters import RayOptions
-from conviction.cli.engine_options import EngineOptions
 from conviction.cli.evaluation_report import (
     add_calibration,
     comparison_table,
     print_failures,
     summary_table,
 )
+from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
 from conviction.cli.lab_tables import percentage, table_console
-from conviction.cli.progress import Reading, prepared, run_progress
+from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.record import DataOptions
-from conviction.cli.session import Latest, messages, run_on
-from conviction.cli.terminal import escaped, safe
+from conviction.cli.terminal import WHOLE, escaped, safe
 from conviction.cli.think import GenerationOptions, PolicyOptions, facts_of
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities

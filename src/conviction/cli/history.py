@@ -12,10 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli import ExitCode
-from conviction.cli.arguments import WHOLE
 from conviction.cli.lab_tables import table_console
-from conviction.cli.session import messages
-from conviction.cli.terminal import escaped, one_line, safe
+from conviction.cli.progress import messages
+from conviction.cli.terminal import WHOLE, escaped, one_line, safe
 from conviction.core import require_whole
 from conviction.errors import ConvictionError, InvalidSettingError
 from conviction.events import Event

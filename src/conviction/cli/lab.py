@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kinds_help
-from conviction.cli.arguments import WHOLE
 from conviction.cli.lab_tables import (
     calibration_table,
     filter_table,
@@ -23,7 +22,7 @@ from conviction.cli.lab_tables import (
     table_console,
 )
 from conviction.cli.progress import question_bar
-from conviction.cli.terminal import escaped, safe
+from conviction.cli.terminal import WHOLE, escaped, safe
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError

@@ -1,10 +1,14 @@
-"""How far a command is: a bar on a terminal, a line now and then elsewhere, nothing if quiet."""
+"""What a command says on stderr: how far it is, what happened, and at the end how it went.
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+Progress is a bar on a terminal, a line now and then elsewhere, nothing if quiet.
+"""
+
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, closing, contextmanager
 from dataclasses import dataclass
 from threading import Timer
 from time import monotonic
+from typing import Generic, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,15 +24,84 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend
 from conviction.cli.terminal import duration, safe
+from conviction.core import FinishReason
 from conviction.evaluation import counted
+from conviction.events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    TraceAdvanced,
+    TraceFinished,
+    TraceRestarted,
+    TraceStarted,
+)
 from conviction.models import Progress as OnDownload
+from conviction.tasks import unless_interrupted
+from conviction.verdict import Verdict, how_sure
 
 _PATIENCE_SECONDS = 2.0
 _SECONDS_BETWEEN_LINES = 10.0
 _SPEED_SECONDS = 600.0
 """Traces and questions end in bursts, so their rate is taken over a long while."""
+
+STATES = {
+    FinishReason.STOP: ("done", "green"),
+    FinishReason.LENGTH: ("cut: token limit", "yellow"),
+    FinishReason.LOW_CONFIDENCE: ("stopped: low confidence", "red"),
+    FinishReason.CONSENSUS: ("no longer needed", "dim"),
+    FinishReason.CANCELLED: ("cancelled", "dim"),
+    FinishReason.ERROR: ("failed", "bold red"),
+}
+"""How a trace ended, in words, and the style that they are shown in."""
+
+Reached = TypeVar("Reached")
+
+
+def messages(*, quiet: bool) -> Console:
+    """Where everything but the answer goes: stderr, one line per message."""
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+class Latest(Generic[Reached]):
+    """A listener that remembers the progress of a run, which may be cancelled or fail.
+
+    Attributes:
+        progress: The latest; at first what it was made with.
+        began: Whether the listener has heard of any.
+    """
+
+    def __init__(self, progress: Reached, listener: Callable[[Reached], None]) -> None:
+        self.progress = progress
+        self.began = False
+        self._listener = listener
+
+    def __call__(self, progress: Reached) -> None:
+        """Remember it, and pass it on."""
+        self.began = True
+        self.progress = progress
+        self._listener(progress)
+
+
+async def run_on(
+    engine: AbstractAsyncContextManager[object],
+    answers: str,
+    work: Callable[[AnswerKind], Awaitable[object]],
+) -> bool:
+    """Do work with the answer kind of that name on an engine, started before and stopped after.
+
+    Returns:
+        Whether a Ctrl-C cut it short.
+    """
+
+    async def on_engine() -> None:
+        with closing(kind(answers)) as answer_kind:
+            async with engine:
+                await work(answer_kind)
+
+    return await unless_interrupted(on_engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +224,7 @@ class _Lines:
 
 @contextmanager
 def question_bar(console: Console, what: str) -> Generator[Callable[[int, int], None]]:
-    """A callback for questions done and their number; draws once that takes over two seconds.
-
-    Args:
-        console: Where to draw; nothing is drawn unless it is a terminal.
-        what: What is being done.
-    """
+    """A callback for questions done and their number; draws on a terminal, after two seconds."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -211,10 +279,80 @@ def download_bar(console: Console) -> Generator[OnDownload]:
 
 
 def prepared(backend: Backend, console: Console) -> Backend:
-    """The backend, ready to be built; what it needs is fetched with a bar.
-
-    Raises:
-        ConvictionError: it cannot be fetched.
-    """
+    """The backend, ready to be built; what it needs is fetched with a bar."""
     with download_bar(console) as progress:
         return backend.prepare(progress, lambda text: console.print(escape(safe(text))))
+
+
+class PlainView:
+    """One line per event that matters, for logs and pipes: no control codes, no colour."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._threshold: float | None = None
+
+    def on_event(self, event: Event) -> None:
+        """Print what happened."""
+        match event:
+            case RunStarted():
+                self._say(
+                    f"{event.engine}: {event.policy['name']}, budget {event.budget}, "
+                    f"{event.capabilities.concurrency} at once"
+                )
+            case TraceFinished(trace, standing):
+                word, _ = STATES[trace.finish]
+                answer = f", answer {trace.answer.text}" if trace.answer else ""
+                after = "" if trace.continues is None else f" after trace {trace.continues}'s"
+                self._say(f"trace {trace.id}: {word}, {trace.tokens} tokens{after}{answer}")
+                if standing.threshold is not None and standing.threshold != self._threshold:
+                    self._threshold = standing.threshold
+                    groups = f"groups of {standing.window} tokens"
+                    self._say(f"threshold {standing.threshold:.2f} over {groups}")
+            case TraceRestarted(trace, lost, error):
+                self._say(f"trace {trace}: begun again after {lost} tokens: {error}")
+            case TraceStarted() | TraceAdvanced() | RunFinished():
+                pass
+
+    def _say(self, line: str) -> None:
+        self._console.print(escape(safe(line)), soft_wrap=True)
+
+
+_WORDS = {
+    FinishReason.STOP: "finished",
+    FinishReason.LENGTH: "cut at the token limit",
+    FinishReason.LOW_CONFIDENCE: "stopped for low confidence",
+    FinishReason.CONSENSUS: "no longer needed",
+    FinishReason.CANCELLED: "cancelled",
+    FinishReason.ERROR: "failed",
+}
+
+
+def summary(verdict: Verdict) -> str:
+    """The vote and how sure it is, traces by fate, tokens, saving as an estimate, time."""
+    leader, counts = verdict.tally.leader, verdict.finishes()
+    vote = "No answer"
+    if leader is not None:
+        of_all = f"{leader.count} of {len(verdict.tally.voters)} votes"
+        vote = f"{of_all} ({verdict.share:.0%} of the weight)"
+    fates = ", ".join(
+        f"{counts[reason]} {word}" for reason, word in _WORDS.items() if reason in counts
+    )
+    parts = (
+        vote,
+        *how_sure(verdict),
+        f"{len(verdict.traces)} of {verdict.budget} traces started ({fates})",
+        f"{verdict.usage.generated:,} tokens",
+        saved(verdict),
+        f"{verdict.seconds:.1f} s",
+    )
+    return "; ".join(part for part in parts if part) + f". Ended by {verdict.ended}."
+
+
+def saved(verdict: Verdict) -> str:
+    """The estimated saving against the whole budget without stopping; empty if it is unknown."""
+    saving = verdict.usage.saving_estimate
+    if saving is None or verdict.budget == 1:
+        return ""
+    if saving <= 0.005:
+        return "no tokens saved"
+    return f"about {saving:.0%} fewer than {verdict.budget} full traces would take (estimate)"

@@ -13,13 +13,10 @@ from rich.markup import escape
 from conviction.answers import AnswerKind, is_correct, kind
 from conviction.backends import room_for
 from conviction.cli import ExitCode
-from conviction.cli.arguments import WHOLE
-from conviction.cli.asking import check_texts, with_prompts
 from conviction.cli.clusters import RayOptions
-from conviction.cli.engine_options import EngineOptions
-from conviction.cli.progress import Reading, prepared, run_progress
-from conviction.cli.session import Latest, messages, run_on
-from conviction.cli.terminal import safe
+from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
+from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
+from conviction.cli.terminal import WHOLE, safe
 from conviction.cli.think import GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.evaluation import counted

@@ -19,10 +19,9 @@ from rich.markup import escape
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY
 from conviction.cli import ExitCode
-from conviction.cli.arguments import WHOLE
-from conviction.cli.engine_options import EngineOptions, TraceOptions
+from conviction.cli.inputs import EngineOptions, TraceOptions
 from conviction.cli.progress import prepared
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import WHOLE, safe
 from conviction.core import InvalidSettingError, Sampling
 from conviction.errors import MissingExtraError
 from conviction.policies import policy as named_policy

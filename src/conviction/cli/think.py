@@ -18,23 +18,19 @@ from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
 from conviction.backends import Backend
 from conviction.cli import ExitCode
-from conviction.cli.arguments import WHOLE
-from conviction.cli.asking import prompt_of
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
-from conviction.cli.engine_options import EngineOptions, TraceOptions
 from conviction.cli.history import Remembered
-from conviction.cli.progress import prepared
-from conviction.cli.question import read_question
-from conviction.cli.summary import summary
-from conviction.cli.terminal import escaped, safe
-from conviction.cli.view import LiveView, PlainView
+from conviction.cli.inputs import EngineOptions, TraceOptions, prompt_of, read_question
+from conviction.cli.progress import PlainView, prepared, summary
+from conviction.cli.terminal import WHOLE, escaped, safe
+from conviction.cli.view import LiveView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
 from conviction.events import Event, Listener
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
-from conviction.signals import until_interrupted
+from conviction.tasks import until_interrupted
 from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while traces grow: a live table, or plain lines where it cannot move."""
+"""What a terminal shows while traces grow: a live table."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from typing import Self, TypedDict
 import numpy as np
 from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from conviction.cli.progress import STATES
 from conviction.cli.terminal import one_line, safe
 from conviction.confidence import Floats, GroupWindow
-from conviction.core import FinishReason, Trace
+from conviction.core import Trace
 from conviction.events import (
     Event,
     RunFinished,
@@ -49,15 +49,6 @@ _WIDEST = 110
 """Columns from which the vote also tells how safe the lead is."""
 
 _ONE_LINE: _Layout = {"no_wrap": True, "overflow": "ellipsis"}
-
-_STATES = {
-    FinishReason.STOP: ("done", "green"),
-    FinishReason.LENGTH: ("cut: token limit", "yellow"),
-    FinishReason.LOW_CONFIDENCE: ("stopped: low confidence", "red"),
-    FinishReason.CONSENSUS: ("no longer needed", "dim"),
-    FinishReason.CANCELLED: ("cancelled", "dim"),
-    FinishReason.ERROR: ("failed", "bold red"),
-}
 
 
 class Curve:
@@ -220,7 +211,7 @@ class LiveView:
         low, high = self._extent()
         votes = self._state.standing.tally.voters if self._state.standing else frozenset[int]()
         for row in rows:
-            word, style = _STATES[row.ended.finish] if row.ended else ("thinking", "cyan")
+            word, style = STATES[row.ended.finish] if row.ended else ("thinking", "cyan")
             answer = one_line(row.ended.answer.text) if row.ended and row.ended.answer else ""
             table.add_row(
                 str(row.trace),
@@ -269,36 +260,3 @@ class LiveView:
         spent = f"{self._state.tokens:,} tokens"
         of = f" of about {full:,} for the full budget" if full else ""
         return Text(f"{spent}{of}", "dim", **_ONE_LINE)
-
-
-class PlainView:
-    """One line per event that matters, for logs and pipes: no control codes, no colour."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._threshold: float | None = None
-
-    def on_event(self, event: Event) -> None:
-        """Print what happened."""
-        match event:
-            case RunStarted():
-                self._say(
-                    f"{event.engine}: {event.policy['name']}, budget {event.budget}, "
-                    f"{event.capabilities.concurrency} at once"
-                )
-            case TraceFinished(trace, standing):
-                word, _ = _STATES[trace.finish]
-                answer = f", answer {trace.answer.text}" if trace.answer else ""
-                after = "" if trace.continues is None else f" after trace {trace.continues}'s"
-                self._say(f"trace {trace.id}: {word}, {trace.tokens} tokens{after}{answer}")
-                if standing.threshold is not None and standing.threshold != self._threshold:
-                    self._threshold = standing.threshold
-                    groups = f"groups of {standing.window} tokens"
-                    self._say(f"threshold {standing.threshold:.2f} over {groups}")
-            case TraceRestarted(trace, lost, error):
-                self._say(f"trace {trace}: begun again after {lost} tokens: {error}")
-            case TraceStarted() | TraceAdvanced() | RunFinished():
-                pass
-
-    def _say(self, line: str) -> None:
-        self._console.print(escape(safe(line)), soft_wrap=True)

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.api import DEFAULT_POLICY
-from conviction.cli.arguments import WHOLE
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import WHOLE, safe
 from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
 from conviction.lab.export import writable, write_page

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from conviction.errors import ConvictionError, InvalidSettingError, ServerStartError
 from conviction.server.service import Service
 from conviction.server.settings import Settings
-from conviction.signals import on_signals
+from conviction.tasks import on_signals
 
 _GRACE_SECONDS = 5.0
 """Time to send the answers of runs that were ended."""
