@@ -62,8 +62,8 @@ def service(ray_cluster: Any) -> Generator[str]:
     settings = ServiceSettings.model_validate(
         {
             "engine": {"factory": "ray_engines:telling", "slots": 16},
-            "engines": {"least": 2, "most": 2},
-            "drivers": {"least": 2, "most": 2},
+            "engines": {"min_replicas": 2, "max_replicas": 2},
+            "drivers": {"min_replicas": 2, "max_replicas": 2},
             "server": {
                 "port": port,
                 "defaults": {"policy": "majority", "budget": 8, "answers": "number"},
@@ -278,5 +278,5 @@ def test_the_documentation_names_settings_that_there_are() -> None:
     [application] = yaml.safe_load(rest.partition("```")[0])["applications"]
     assert application["import_path"] == "conviction.ray.app:build"
     settings = ServiceSettings.model_validate(application["args"])
-    assert settings.engines.most == 8
+    assert settings.engines.max_replicas == 8
     assert build(settings) is not None

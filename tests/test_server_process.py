@@ -230,7 +230,7 @@ def test_an_open_address_with_keys_serves_those_who_have_one(tmp_path: Path) -> 
         (["--policy", "tossing"], "tossing"),
         (["--answer", "riddles"], "riddles"),
         (["--budget", "200"], "--max-budget"),
-        (["--max-tokens", "99999"], "--most-tokens"),
+        (["--max-tokens", "99999"], "--max-trace-tokens"),
         (["--drain", "-1"], "drain_seconds"),
         (["--temperature", "-1"], "temperature"),
         (["--port", "99999"], "port"),

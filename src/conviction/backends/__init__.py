@@ -108,7 +108,7 @@ class BackendOptions:
     """How an engine is set up; None and False stand for its own default."""
 
     base_url: Sequence[str] | None = None
-    "Address of an OpenAI-compatible server, as in http://127.0.0.1:8000/v1; repeat for several."
+    "An OpenAI-compatible server, as in http://127.0.0.1:8000/v1; repeat, or list several."
     api_key_env: str | None = None
     "Environment variable that holds the server's key; CONVICTION_API_KEY if not given."
     api_key_file: Path | None = None
@@ -133,7 +133,7 @@ class BackendOptions:
     extra_body: Mapping[str, object] | None = None
     "Further fields of every request to a server."
     vllm: Sequence[str] | Mapping[str, object] | None = None
-    "A setting of vLLM's for -m vllm:MODEL, as in max_model_len=8192; repeat for several."
+    "A setting of vLLM's for -m vllm:MODEL, as in max_model_len=8192; repeat, or list several."
     delay: float | None = None
     "Seconds between two pieces of a made-up trace, for -m scripted; default: 0.05."
 

@@ -29,7 +29,7 @@ class RayOptions:
     actors: Annotated[int | None, WHOLE] = None
     """Actors, with one engine each; default: one for each --base-url, else as many as fit."""
     engine_resources: Annotated[list[str] | None, Parameter(negative="")] = None
-    "What an actor needs on its node, as in GPU=1, CPU=4 or memory=8e9; repeat for several."
+    "What an actor needs on its node, as in GPU=1, CPU=4 or memory=8e9; repeat, or list several."
     placement_timeout: float = _PLACEMENT_SECONDS
     "Seconds to wait for room in the cluster."
 

@@ -53,7 +53,7 @@ class PlanOptions:
     """What to compare."""
 
     policy: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
-    'As in deepconf-low or "deepconf-low:window=32,keep=0.1/0.2"; repeat for several.'
+    'As in deepconf-low or "deepconf-low:window=32,keep=0.1/0.2"; repeat, or list several.'
     baseline: str | None = None
     "The policy that the others are compared to; the first if not given."
     budget: Annotated[tuple[int, ...], WHOLE, Parameter(negative="", show_default=False)] = ()

@@ -43,9 +43,9 @@ class AddressOptions:
     client_keys: Path | None = None
     "File with keys of clients, one a line, after a name if wanted; or CONVICTION_SERVER_KEYS."
     allow_host: Annotated[list[str] | None, Parameter(negative="")] = None
-    "Further name that clients may call this server by; repeat for several."
+    "Further name that clients may call this server by; repeat, or list several."
     cors_origin: Annotated[list[str] | None, Parameter(negative="")] = None
-    "Web page that may use it from browsers, as in https://chat.example.org; repeat for several."
+    "Origin of a page that may call it, as in https://chat.example.org; repeat, or list several."
 
 
 @Parameter(name="*", group="Engine", negative="")
@@ -100,7 +100,7 @@ class BoundOptions:
 
     max_budget: Annotated[int, WHOLE] = 128
     "Traces of one request."
-    most_tokens: Annotated[int, WHOLE] = 16_384
+    max_trace_tokens: Annotated[int, WHOLE] = 16_384
     "Tokens of one trace."
     max_seconds: float = 600.0
     "Time of one request once its turn has come; one that names none has this."
@@ -236,7 +236,7 @@ def _settings(
     keys = read_keys(address.client_keys)
     check_bound(address.host, keys)
     _check_default("budget", steering.budget, "--max-budget", bounds.max_budget)
-    _check_default("max_tokens", sampling.max_tokens, "--most-tokens", bounds.most_tokens)
+    _check_default("max_tokens", sampling.max_tokens, "--max-trace-tokens", bounds.max_trace_tokens)
     try:
         return told.Settings(
             host=address.host,
@@ -256,7 +256,7 @@ def _settings(
             ),
             ceilings=told.Ceilings(
                 budget=bounds.max_budget,
-                max_tokens=bounds.most_tokens,
+                max_tokens=bounds.max_trace_tokens,
                 seconds=bounds.max_seconds,
                 concurrency=bounds.max_concurrency,
                 total_tokens=bounds.max_total_tokens,

@@ -94,15 +94,15 @@ class Scale(BaseModel):
     """How many replicas, and when there are more of them.
 
     Attributes:
-        least: Replicas that there always are.
-        most: Replicas that there may be.
+        min_replicas: Replicas that there always are.
+        max_replicas: Replicas that there may be.
         load: Share of what a replica takes at once, at which another one is wanted, in (0, 1].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    least: Count = 1
-    most: Count = 1
+    min_replicas: Count = 1
+    max_replicas: Count = 1
     load: Annotated[float, Field(gt=0, le=1)] = 0.7
 
     def options(self, takes: int, *, beside: int = 0) -> dict[str, Any]:
@@ -110,8 +110,8 @@ class Scale(BaseModel):
         return {
             "max_ongoing_requests": takes + beside,
             "autoscaling_config": {
-                "min_replicas": self.least,
-                "max_replicas": max(self.least, self.most),
+                "min_replicas": self.min_replicas,
+                "max_replicas": max(self.min_replicas, self.max_replicas),
                 "target_ongoing_requests": max(1.0, self.load * takes),
             },
         }
@@ -152,7 +152,7 @@ def build(settings: ServiceSettings) -> Any:
         # Those that wait are answered in good time, too, and so are signs of life.
         **settings.drivers.options(2 * (queueing.running + queueing.queued)),
     )
-    most = max(settings.engines.least, settings.engines.most)
+    most = max(settings.engines.min_replicas, settings.engines.max_replicas)
     takes = settings.engine.backend().traces_at_once
     return drivers.bind(settings.server, engines, most, takes)
 
