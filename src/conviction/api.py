@@ -1,7 +1,6 @@
 """The front door for programs: `think` and `athink`, and for many questions `think_many`."""
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.from_thread import start_blocking_portal
 
 from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend, backend, room_for
@@ -257,8 +257,9 @@ async def _ready(
     for question in questions:
         check_question(question)
     if engine is not None and model is not None:
+        label = model if isinstance(model, str) else backend(model).label
         raise InvalidSettingError(
-            tried=f"think with the model {_label(model)} on the engine {engine.name}",
+            tried=f"think with the model {label} on the engine {engine.name}",
             found="an engine has its model already",
             remedy="Give one of them.",
         )
@@ -311,33 +312,12 @@ def think_many(
 
 def _blocking(main: Callable[[], Awaitable[Result]]) -> Result:
     """The result of `main`, run to its end, inside a running event loop in another thread."""
-
-    def work() -> Result:
-        return anyio.run(main)
-
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return work()
-    return _in_thread(work)
-
-
-def _in_thread(work: Callable[[], Result]) -> Result:
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=guarded, name="conviction.think", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+        return anyio.run(main)
+    with start_blocking_portal() as portal:
+        return portal.call(main)
 
 
 def check_question(question: str | Question) -> None:
@@ -394,7 +374,3 @@ def _style(name: PromptStyle | str | None) -> PromptStyle | None:
 
 def _prepared(model: str | Backend | ModelFile | None) -> Backend:
     return backend(model).prepare()
-
-
-def _label(model: str | Backend | ModelFile) -> str:
-    return model if isinstance(model, str) else backend(model).label

@@ -1,6 +1,7 @@
 """`conviction record`: complete traces of every question of a data set, kept on disk."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,9 +23,7 @@ from conviction.core import InvalidSettingError, require, require_whole
 from conviction.evaluation import counted
 from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.recording import RecordingPlan, RecordingProgress
-from conviction.evaluation.recording import (
-    record as record_traces,
-)
+from conviction.evaluation.recording import record as record_traces
 from conviction.lab.export import writable
 from conviction.recordings import Pool, import_files, pack
 
@@ -56,11 +55,7 @@ class DataOptions:
     "Leave out a question that stood there before, in place of refusing the data set."
 
     def load(self, data: str, console: Console) -> Dataset:
-        """The questions; what is being waited for shows on `console`.
-
-        Raises:
-            The same errors as `conviction.evaluation.datasets.load`.
-        """
+        """The questions, as `datasets.load` reads them, with a sign on `console` meanwhile."""
         if self.limit is not None:
             require_whole("limit", self.limit, low=1)
         with console.status(f"Reading {escape(safe(data))} …"):
@@ -254,18 +249,10 @@ def _import(
             found="a pool is either generated or imported",
             remedy="Leave one of them out.",
         )
-    answers = kind(generation.answer)
-    try:
+    with closing(kind(generation.answer)) as answers:
         imported, before = import_files(
-            paths,
-            output,
-            answers=answers,
-            grade=is_correct,
-            model=model,
-            keep_text=keep_text,
+            paths, output, answers=answers, grade=is_correct, model=model, keep_text=keep_text
         )
-    finally:
-        answers.close()
     known = f"; there before: {before:,}" if before else ""
     place = escape(safe(str(output)))
     console.print(f"Imported {counted(imported, 'trace')} into {place}{known}.")

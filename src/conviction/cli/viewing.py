@@ -14,7 +14,8 @@ from conviction.errors import InvalidSettingError
 from conviction.lab.export import writable, write_page
 from conviction.lab.playback import Playback
 from conviction.policies.base import Policy
-from conviction.policies.named import build, read_spec, setting_types
+from conviction.policies.named import policy as named_policy
+from conviction.policies.named import read_spec, setting_types
 from conviction.recordings import Pool
 from conviction.registry import unknown_name
 
@@ -73,10 +74,11 @@ def view(
         return
     from conviction.server.page_file import serve_page  # noqa: PLC0415  # seldom needed
 
-    def tell(address: str) -> None:
-        console.print(f"Watch it: {address}   Ctrl-C ends it.")
-
-    serve_page(page, port=port, on_ready=tell)
+    serve_page(
+        page,
+        port=port,
+        on_ready=lambda address: console.print(f"Watch it: {address}   Ctrl-C ends it."),
+    )
 
 
 def _page(playback: Playback, steering: Policy, slots: int) -> str:
@@ -105,17 +107,9 @@ def _chosen(pool: Pool, question: str | None) -> str:
 
 def _steering(spec: str, budget: int | None, recorded: int) -> Policy:
     name, given = read_spec(spec)
-    settings = {setting: values[0] for setting, values in given.items()}
-    several = [setting for setting, values in given.items() if len(values) > 1]
-    if several:
-        raise InvalidSettingError(
-            tried=f"play the policy {spec!r}",
-            found=f"it names several values of {', '.join(several)}",
-            remedy="Give one; `conviction lab` compares several.",
-        )
-    if "budget" in setting_types(name) and ("budget" not in given or budget is not None):
-        settings["budget"] = min(recorded, _MOST) if budget is None else budget
-    return build(name, settings)
+    if "budget" not in setting_types(name) or ("budget" in given and budget is None):
+        return named_policy(spec)
+    return named_policy(spec, budget=min(recorded, _MOST) if budget is None else budget)
 
 
 def _check_target(html: Path, pool: Path) -> None:
