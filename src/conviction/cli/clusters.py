@@ -62,9 +62,7 @@ class RayOptions:
     def workers(self, backend: Backend, *, answers: str) -> "Engine | RayWorkers":
         """The workers in the cluster where one is wanted, else the engine in this process.
 
-        Args:
-            backend: What generates the traces, with room for the questions.
-            answers: Name of the kind of answer.
+        The backend has room for the questions; `answers` names the kind of their answers.
         """
         if self.ray is None:
             return backend.build()

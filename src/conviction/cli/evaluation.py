@@ -36,11 +36,7 @@ from conviction.errors import ConvictionError
 from conviction.evaluation import counted
 from conviction.evaluation.compare import compare as compare_runs
 from conviction.evaluation.plan import EvaluationPlan, check_plan
-from conviction.evaluation.run import (
-    EvaluationProgress,
-    evaluate,
-    many_engines,
-)
+from conviction.evaluation.run import EvaluationProgress, evaluate, many_engines
 from conviction.evaluation.stored import read_run
 from conviction.evaluation.summary import (
     Abstention,

@@ -2,7 +2,6 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self, TypedDict
 
 import numpy as np
@@ -159,12 +158,7 @@ class LiveView:
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Draw once more and stop."""
         self._live.stop()
 

@@ -17,10 +17,8 @@ from ray import serve
 from conviction.backends import Backend, BackendOptions, backend
 from conviction.engines.base import Engine, TraceRequest
 from conviction.ray.cluster import actor_options
-from conviction.ray.host import EngineHost, Started
-from conviction.ray.remote import RemoteEngine
-from conviction.ray.routing import PrefixRouter
-from conviction.ray.streams import Batch, batches
+from conviction.ray.host import Batch, EngineHost, Started, batches
+from conviction.ray.remote import PrefixRouter, RemoteEngine
 from conviction.server.access import check_bound
 from conviction.server.app import create_app
 from conviction.server.settings import Count, Settings

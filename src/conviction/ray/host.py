@@ -1,18 +1,27 @@
-"""An engine in an actor: built from its backend, held in a task of its own, and ended."""
+"""An engine in another process, and its streams; knows no Ray.
+
+The engine is built from its backend and held in a task of its own. What a trace brought meanwhile
+shares a trip. A gate is looked at here, so that a trace which is to be stopped generates nothing
+while the news travel.
+"""
 
 import asyncio
 import pickle
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
 
+import anyio
 import anyio.to_thread
 
 from conviction.backends import Backend
-from conviction.engines.base import Capabilities, Engine
+from conviction.core import FinishReason
+from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import ConvictionError, EngineError
 
 HEARTBEAT_SECONDS = 2.0
 """After so long without news an actor says so."""
+_GATHER_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +99,73 @@ def portable(error: Exception) -> Exception:
         found=f"{type(error).__name__}: {error}",
         remedy="This is a defect of the engine or of conviction; report it.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What came of a trace since the last batch; empty as a sign of life.
+
+    Attributes:
+        chunks: In order.
+        error: Why the stream broke, after these chunks.
+        full: Whether the engine has as many traces as it takes, so this one has not begun.
+    """
+
+    chunks: tuple[Chunk, ...] = ()
+    error: Exception | None = None
+    full: bool = False
+
+
+async def batches(engine: Engine, request: TraceRequest) -> AsyncGenerator[Batch, None]:
+    """Generate one trace. Closing the generator, or cancelling its reader, ends the trace."""
+    reading = _Reading()
+    task = asyncio.create_task(reading.run(engine, request))
+    try:
+        while not reading.over.is_set():
+            yield await reading.batch()
+    finally:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task})
+
+
+class _Reading:
+    """Reads a stream ahead of whoever takes its batches."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+        self._news = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._chunks: list[Chunk] = []
+        self._error: Exception | None = None
+
+    async def run(self, engine: Engine, request: TraceRequest) -> None:
+        """Read to the end, or until the gate says stop; never raises."""
+        monitor = request.gate.monitor() if request.gate else None
+        try:
+            async with aclosing(engine.stream(request)) as chunks:
+                async for chunk in chunks:
+                    stops = monitor is not None and monitor.push(chunk.confidences)
+                    if stops and chunk.finish is None:
+                        chunk = replace(chunk, finish=FinishReason.LOW_CONFIDENCE)  # noqa: PLW2901
+                    self._chunks.append(chunk)
+                    self._news.set()
+                    if chunk.finish is not None:
+                        break
+        except Exception as error:  # noqa: BLE001  # raised again at the other end
+            self._error = portable(error)
+        self._ended.set()
+        self._news.set()
+
+    async def batch(self) -> Batch:
+        """What came since the last; sets `over` with the last one."""
+        with anyio.move_on_after(HEARTBEAT_SECONDS):
+            await self._news.wait()
+            with anyio.move_on_after(_GATHER_SECONDS):
+                await self._ended.wait()
+        self._news.clear()
+        chunks, self._chunks = tuple(self._chunks), []
+        if not self._ended.is_set():
+            return Batch(chunks)
+        self.over.set()
+        return Batch(chunks, self._error)

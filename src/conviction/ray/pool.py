@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 import anyio
@@ -126,18 +125,23 @@ class Pool:
         try:
             await self._one_runs()
         except BaseException:
-            await self._leave()
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End the engines and the actors."""
-        await self._leave()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({self._keeping})
+
+    async def _one_runs(self) -> None:
+        async with self._changed:
+            while not self._actors:
+                if self._failure is not None:
+                    raise self._failure
+                await self._changed.wait()
 
     @property
     def homes(self) -> list[Home]:
@@ -226,26 +230,14 @@ class Pool:
             for slot in range(self.size):
                 tasks.start_soon(self._keep, slot)
 
-    async def _one_runs(self) -> None:
-        async with self._changed:
-            while not self._actors:
-                if self._failure is not None:
-                    raise self._failure
-                await self._changed.wait()
-
-    async def _leave(self) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({self._keeping})
-
     async def _room(self) -> int:
         """How many actors to start, as soon as the cluster has room for them."""
         waited = 0.0
         while True:
             cluster = await anyio.to_thread.run_sync(Cluster)
             room = cluster.room(self._resources)
-            number = self._wanted or self._fitting(room, cluster.nodes)
+            several = len(self._engines) if len(self._engines) > 1 else 0
+            number = self._wanted or several or (room if self._resources else cluster.nodes)
             if 1 <= number <= room:
                 return number
             if waited >= self._bounds.placement:
@@ -253,11 +245,6 @@ class Pool:
             pause = min(1.0, self._bounds.placement - waited)
             await anyio.sleep(pause)
             waited += pause
-
-    def _fitting(self, room: int, nodes: int) -> int:
-        if len(self._engines) > 1:
-            return len(self._engines)
-        return room if self._resources else nodes
 
     async def _keep(self, slot: int) -> None:
         """Keep one actor alive, until nobody needs it or it does not start."""

@@ -1,19 +1,23 @@
-"""The engine as a driver replica sees it: streams of engine replicas, through a handle of Serve."""
+"""The engine replicas as a driver replica sees them, through a handle of Serve.
 
-from collections.abc import AsyncGenerator
+A trace goes to the replica that holds its prefix, as long as that has room.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any, Self, cast
 
 import anyio
 from ray.exceptions import RayError
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import EngineStartError, EngineUnavailableError, StreamError
-from conviction.ray.host import Started
-from conviction.ray.streams import Batch
+from conviction.ray.host import Batch, Started
 
 _SILENCE_SECONDS = 30.0
 _CHECK_SECONDS = 5.0
@@ -140,3 +144,61 @@ class RemoteEngine(Engine):
                 remedy="Enter the engine first: async with engine.",
             )
         return self._started
+
+
+def ranked(request: TraceRequest, replicas: Sequence[str]) -> list[str]:
+    """Names of replicas, the one first that traces with these messages prefer.
+
+    Every driver replica ranks alike without asking anybody, and a replica that comes or goes moves
+    only the prefixes that it gets or had (rendezvous hashing).
+    """
+    prefix = blake2b(digest_size=16)
+    for message in request.messages:
+        prefix.update(f"{len(message.content)} {message.role} {message.content}".encode())
+    key = prefix.digest()
+
+    def weight(name: str) -> bytes:
+        return blake2b(name.encode(), key=key, digest_size=8).digest()
+
+    return sorted(replicas, key=weight, reverse=True)
+
+
+class PrefixRouter(RequestRouter):
+    """Sends a trace to the first replica of its ranking that has room.
+
+    A replica answers more calls at once than it takes traces, so that questions about it (whether
+    it lives, what it is) never wait behind those.
+    """
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Serve hands over what the deployment says: `takes`, how many traces a replica takes."""
+        self._takes = int(kwargs["takes"])
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """The replicas, one a rank; for requests that are no traces, all in one."""
+        if pending_request is not None:
+            # All replicas were looked at, so the next look is worth a pause.
+            pending_request.routing_context.should_backoff = True
+        arguments: Sequence[Any] = pending_request.args if pending_request else ()
+        if not arguments or not isinstance(arguments[0], TraceRequest):
+            return [candidate_replicas]
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        return [
+            [cast("RunningReplica", _ForTraces(by_name[name], self._takes))]
+            for name in ranked(arguments[0], list(by_name))
+        ]
+
+
+class _ForTraces:
+    """A replica as traces see it: full with as many calls as it takes traces."""
+
+    def __init__(self, replica: RunningReplica, takes: int) -> None:
+        self._replica = replica
+        self.max_ongoing_requests = takes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replica, name)

@@ -8,7 +8,6 @@ done again by another; what had come of them counts as failed.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -84,16 +83,7 @@ class RayWorkers(Workers):
     An actor that is lost is started anew, and its questions are done again. Of traces that were
     running, the tokens of the last two seconds are not known.
 
-    Args:
-        engines: Which engines the actors hold, taken in turns: actor n takes the n-th.
-        answers: Name of the kind of answer.
-        actors: How many actors; None for one for each of `engines`, or if that is a single one,
-            as many as the cluster has room for, if it is asked for any resources.
-        resources: What each needs on its node, as in {"GPU": 2}; empty for nothing.
-        bounds: How long to wait.
-
-    Raises:
-        InvalidSettingError: there is no engine, or a number is out of its range.
+    Its arguments and errors are those of `Pool`.
     """
 
     def __init__(
@@ -114,23 +104,13 @@ class RayWorkers(Workers):
         self._lost_tokens = 0
 
     async def __aenter__(self) -> Self:
-        """Start the actors; back as soon as one engine runs.
-
-        Raises:
-            EngineStartError: the cluster has too little room, or no engine started.
-            ConvictionError: as the engine raised it.
-        """
+        """Start the actors, as the pool does; back as soon as one engine runs."""
         await self._pool.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End the engines and the actors."""
-        await self._pool.__aexit__(kind, error, traceback)
+        await self._pool.__aexit__()
 
     @property
     def name(self) -> str:
@@ -215,7 +195,7 @@ class RayWorkers(Workers):
                 await self._attempt(work, attempt, interrupt)
             except LostError as error:
                 # Positions of traces that are to be done again; nobody hears of them yet.
-                attempt.listener = _nothing
+                attempt.listener = lambda _: None
                 self._lose(generating, attempt, str(error), losses)
             else:
                 return
@@ -283,10 +263,6 @@ class RayWorkers(Workers):
             if not report.over and not actor.lost.is_set():
                 actor.handle.end.remote(number)
         return report
-
-
-def _nothing(_: Event) -> None:
-    pass
 
 
 def _with_losses(verdict: Verdict, losses: Sequence[str], tokens: int) -> Verdict:
