@@ -54,13 +54,23 @@ class Followed:
         code = frame.f_code
         if event != "call" or code in self._seen:
             return
-        self._seen.add(code)
-        # Bodies of modules and of classes run when they are imported.
-        if code.co_name.startswith("<module") or not code.co_flags & 0x2:
-            return
         path = Path(code.co_filename)
         if path.is_relative_to(PACKAGE):
+            # Bodies of modules and of classes, and what these call, run when they are imported.
+            if not code.co_flags & 0x2 or _imports(frame):
+                return
             self.files.add(str(path.relative_to(PACKAGE)))
+        self._seen.add(code)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module of the package is being imported by this frame or a caller of it."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "<module>" and Path(code.co_filename).is_relative_to(PACKAGE):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _engine() -> Any:
