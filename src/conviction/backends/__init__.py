@@ -367,9 +367,9 @@ def _of_settings(name: str, table: Mapping[str, Any], options: BackendOptions) -
             found=f"[models.{name}] in {settings_path()} has the same name as {other}",
             remedy=f"Rename [models.{name}].",
         )
-    told = read_model(name, table, options)
-    if told.options.base_url or told.model is None:
-        made = backend(told.model, told.options)
+    model, options, price, sampling = read_model(name, table, options)
+    if options.base_url or model is None:
+        made = backend(model, options)
     else:
-        made = _unnamed(told.model, told.options, known={})
-    return replace(made, name=name, price=told.price, sampling=told.sampling)
+        made = _unnamed(model, options, known={})
+    return replace(made, name=name, price=price, sampling=sampling)

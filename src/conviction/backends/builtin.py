@@ -50,11 +50,7 @@ class Embedded(Backend):
         return self.file.prompt_style if self.file else super().prompt_style
 
     def prepare(self, on_progress: Progress = ignore, on_notice: Notice = ignore) -> Self:
-        """Find the model, and fetch it if need be.
-
-        Raises:
-            The same errors as `conviction.models.resolve`.
-        """
+        """Find the model, and fetch it if need be, as `conviction.models.resolve` does."""
         if self.file is not None:
             return self
         target = self.model or catalogue().default

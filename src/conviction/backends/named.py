@@ -1,7 +1,7 @@
 """Models that the user names in the settings file: [models.NAME]."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,23 +11,6 @@ from conviction.core import Sampling
 from conviction.errors import ConvictionError, InvalidSettingError
 from conviction.registry import unknown_name
 from conviction.settings import settings_path
-
-
-@dataclass(frozen=True, slots=True)
-class NamedModel:
-    """A model of the settings file.
-
-    Attributes:
-        model: What stands behind the name: the server's name of the model, or what `-m` takes.
-        options: How to set it up, with the options that were given beside it.
-        price: What it costs.
-        sampling: How its tokens are drawn where nothing else is said.
-    """
-
-    model: str | None
-    options: BackendOptions
-    price: Price | None
-    sampling: Sampling | None
 
 
 class _Table(BaseModel):
@@ -60,8 +43,14 @@ class _Model(_Table):
     sampling: _Draws | None = None
 
 
-def read_model(name: str, table: Mapping[str, Any], options: BackendOptions) -> NamedModel:
+def read_model(
+    name: str, table: Mapping[str, Any], options: BackendOptions
+) -> tuple[str | None, BackendOptions, Price | None, Sampling | None]:
     """The model that a table describes.
+
+    Returns:
+        The server's name of the model or what `-m` takes; how to set it up, with the options that
+        were given beside it; what it costs; and how its tokens are drawn.
 
     Raises:
         InvalidSettingError: naming the file, and the key or the value that is wrong.
@@ -83,7 +72,7 @@ def read_model(name: str, table: Mapping[str, Any], options: BackendOptions) -> 
         headers=told.headers,
         extra_body=told.extra_body,
     )
-    return NamedModel(told.model, options, price, sampling)
+    return told.model, options, price, sampling
 
 
 def _refused(error: ValidationError, where: str) -> InvalidSettingError:

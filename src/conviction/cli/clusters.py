@@ -1,14 +1,15 @@
 """Options for engines in a Ray cluster in place of one in this process."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from conviction.backends import Backend
+from conviction.backends import Backend, room_for
 from conviction.cli.terminal import WHOLE
-from conviction.core import InvalidSettingError, require, require_whole
+from conviction.core import InvalidSettingError, Question, Sampling, require, require_whole
 from conviction.engines.base import Engine
 from conviction.ray.cluster import check_extra, connected, parse_resources
 
@@ -59,11 +60,11 @@ class RayOptions:
             return nullcontext()
         return connected(self.ray[0] if self.ray else None)
 
-    def workers(self, backend: Backend, *, answers: str) -> "Engine | RayWorkers":
-        """The workers in the cluster where one is wanted, else the engine in this process.
-
-        The backend has room for the questions; `answers` names the kind of their answers.
-        """
+    def workers(
+        self, backend: Backend, questions: Iterable[Question], sampling: Sampling, *, answers: str
+    ) -> "Engine | RayWorkers":
+        """What answers these questions: a cluster where one is wanted, else an engine here."""
+        backend = backend.sized(room_for(questions, sampling))
         if self.ray is None:
             return backend.build()
         from conviction.ray.workers import Bounds, RayWorkers  # noqa: PLC0415  # an extra

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import AnswerKind, kind
-from conviction.backends import room_for
 from conviction.cli import ExitCode
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.clusters import RayOptions
@@ -158,10 +157,8 @@ def evaluation(
     )
     plan = make_plan(asked=asked)
     check_plan(plan, run)
-    workers = ray.workers(
-        backend.sized(room_for([one.question for one in asked], sampling)),
-        answers=generation.answer,
-    )
+    questions = [one.question for one in asked]
+    workers = ray.workers(backend, questions, sampling, answers=generation.answer)
     with ray.connected():
         progress, capabilities, interrupted = _run(plan, run, workers, record, console)
     progress.results = plan.in_order(progress.results)

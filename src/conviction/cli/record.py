@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import AnswerKind, is_correct, kind
-from conviction.backends import room_for
 from conviction.cli import ExitCode
 from conviction.cli.clusters import RayOptions
 from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
@@ -171,10 +170,8 @@ def record(
         logprobs=logprobs,
         origin=found.origin,
     )
-    workers = ray.workers(
-        backend.sized(room_for([one.question for one in asked], sampling)),
-        answers=generation.answer,
-    )
+    questions = [one.question for one in asked]
+    workers = ray.workers(backend, questions, sampling, answers=generation.answer)
     with ray.connected():
         progress, interrupted = _run(plan, output, workers, generation, console)
     code = _report(progress, output, console, interrupted=interrupted)

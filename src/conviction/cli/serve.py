@@ -60,11 +60,7 @@ class ServedOptions(EngineOptions):
     engine: Annotated[str | None, Parameter(show=False)] = None
 
     def check_served(self) -> None:
-        """Refuse what a server cannot use.
-
-        Raises:
-            InvalidSettingError: there are prompts with templates, or the removed --engine.
-        """
+        """Refuse prompts with templates, and the removed --engine."""
         if self.engine is not None:
             raise InvalidSettingError(
                 tried=f"use --engine {self.engine}",
@@ -199,11 +195,8 @@ def check_extra() -> None:
     Raises:
         MissingExtraError: it is not.
     """
-    missing = [
-        name
-        for name in ("fastapi", "uvicorn", "prometheus_client", "opentelemetry")
-        if find_spec(name) is None
-    ]
+    needed = ("fastapi", "uvicorn", "prometheus_client", "opentelemetry")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             tried="start the server",

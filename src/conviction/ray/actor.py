@@ -176,10 +176,9 @@ class _Question:
                 pass
 
     def _ended(self, event: TraceFinished, trace: Trace) -> None:
-        if isinstance(self._work, Generating):
-            self._running.pop(self._work.numbers.index(trace.id), None)
-        else:
-            self._running.pop(trace.id, None)
+        work = self._work
+        number = work.numbers.index(trace.id) if isinstance(work, Generating) else trace.id
+        self._running.pop(number, None)
         kept = trace if self._whole else without_content(trace)
         self._finished.append(replace(event, trace=kept))
         self._news.set()

@@ -59,12 +59,9 @@ def parse_resources(given: Sequence[str]) -> dict[str, float]:
 
 def actor_options(resources: Mapping[str, float]) -> dict[str, Any]:
     """The options of an actor that needs these resources."""
-    options: dict[str, Any] = {"num_cpus": 0.0}
-    options |= {_BUILT_IN[name]: amount for name, amount in resources.items() if name in _BUILT_IN}
-    options["resources"] = {
-        name: amount for name, amount in resources.items() if name not in _BUILT_IN
-    }
-    return options
+    known = {_BUILT_IN[name]: amount for name, amount in resources.items() if name in _BUILT_IN}
+    others = {name: amount for name, amount in resources.items() if name not in _BUILT_IN}
+    return {"num_cpus": 0.0, **known, "resources": others}
 
 
 def _ray() -> Any:
@@ -136,18 +133,12 @@ def _check_reachable(address: str) -> None:
 
 
 class Cluster:
-    """What the cluster has, of all its nodes that live."""
+    """What the cluster has, of all its nodes that live, and how many `nodes` these are."""
 
     def __init__(self) -> None:
         nodes: list[dict[str, Any]] = _ray().nodes()
-        self._nodes = [
-            cast("dict[str, float]", node["Resources"]) for node in nodes if node["Alive"]
-        ]
-
-    @property
-    def nodes(self) -> int:
-        """How many nodes."""
-        return len(self._nodes)
+        self._nodes: list[dict[str, float]] = [node["Resources"] for node in nodes if node["Alive"]]
+        self.nodes = len(self._nodes)
 
     def room(self, resources: Mapping[str, float]) -> int:
         """How many actors with these resources fit, if nobody else uses the cluster.
@@ -189,5 +180,5 @@ def _amount(name: str, amount: float) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

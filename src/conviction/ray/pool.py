@@ -241,7 +241,13 @@ class Pool:
             if 1 <= number <= room:
                 return number
             if waited >= self._bounds.placement:
-                raise _no_room(max(number, 1), self._resources, room, cluster, waited)
+                each, fits = wanted(self._resources), room or "none"
+                raise EngineStartError(
+                    tried=f"find room for {counted(max(number, 1), 'actor')} with {each} each",
+                    found=f"after {waited:g} s the cluster has room for {fits}: {cluster}",
+                    remedy="Ask for less (--engine-resources, --actors), or add nodes: ray start "
+                    "--address HEAD:6379.",
+                )
             pause = min(1.0, self._bounds.placement - waited)
             await anyio.sleep(pause)
             waited += pause
@@ -361,16 +367,4 @@ def _trouble(error: Exception) -> ConvictionError:
         tried="start an engine in an actor",
         found=f"{type(error).__name__}: {error}",
         remedy="Mend the engine, or see the actor's log in Ray's session folder.",
-    )
-
-
-def _no_room(
-    actors: int, resources: Mapping[str, float], room: int, cluster: Cluster, waited: float
-) -> EngineStartError:
-    fits = "for none" if not room else f"for {room}"
-    return EngineStartError(
-        tried=f"find room for {counted(actors, 'actor')} with {wanted(resources)} each",
-        found=f"after {waited:g} s the cluster has room {fits}: {cluster}",
-        remedy="Ask for less (--engine-resources, --actors), or add nodes: ray start --address "
-        "HEAD:6379.",
     )
