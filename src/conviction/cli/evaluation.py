@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from conviction.answers import AnswerKind, kind
 from conviction.cli import ExitCode
-from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
+from conviction.cli.calibration import CalibrationOptions
 from conviction.cli.clusters import RayOptions
 from conviction.cli.evaluation_report import (
     add_calibration,
@@ -163,11 +163,14 @@ def evaluation(
         progress, capabilities, interrupted = _run(plan, run, workers, record, console)
     progress.results = plan.in_order(progress.results)
     abstention = None
-    if calibrator is not None:
+    # An engine that said nothing of itself has nothing that a calibration could be like.
+    if calibrator is not None and capabilities is not None:
         facts = facts_of(generation, backend, templated=engine.templated)
         facts = replace(facts, capabilities=capabilities)
         try:
-            abstention = _abstention(calibrator, facts, plan, progress, console)
+            learned = calibrator.calibration(facts, questions, console)
+            progress.notes += learned.notes
+            abstention = abstain(progress.results, learned, calibrator.below)
         except (ConvictionError, KeyboardInterrupt):
             # What was measured is shown all the same.
             _report(progress, run, output, console, None, interrupted=interrupted)
@@ -290,21 +293,6 @@ def _check_output(output: EvaluationOutput, dataset: DataOptions) -> None:
             found="without right answers there is no accuracy",
             remedy="Leave one of them out.",
         )
-
-
-def _abstention(
-    calibrator: Calibrator,
-    facts: RunFacts,
-    plan: EvaluationPlan,
-    progress: EvaluationProgress,
-    console: Console,
-) -> Abstention | None:
-    """What the calibration says of the run; None if the engine said nothing of itself."""
-    if facts.capabilities is None:
-        return None
-    learned = calibrator.calibration(facts, [one.question for one in plan.asked], console)
-    progress.notes += learned.notes
-    return abstain(progress.results, learned, calibrator.below)
 
 
 def _report(

@@ -5,7 +5,7 @@ import logging
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -240,12 +240,8 @@ def _settings(
                 budget=defaults.budget,
                 answers=defaults.answer,
                 content=defaults.content,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p,
                 seed=defaults.seed,
+                **asdict(sampling),
             ),
             ceilings=told.Ceilings(
                 budget=bounds.max_budget,

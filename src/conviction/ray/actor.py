@@ -16,7 +16,7 @@ from conviction.answers import kind
 from conviction.backends import Backend
 from conviction.core import Trace
 from conviction.evaluation.workers import Generating, OneEngine, Thinking
-from conviction.events import Event, TraceAdvanced, TraceFinished, TraceRestarted, TraceStarted
+from conviction.events import Event, TraceAdvanced, TraceFinished, TraceStarted
 from conviction.ray.host import HEARTBEAT_SECONDS, EngineHost, Started, portable
 from conviction.verdict import Verdict
 
@@ -168,12 +168,10 @@ class _Question:
                 self._running[trace] = 0
             case TraceAdvanced(trace, chunk):
                 self._running[trace] += chunk.confidences.size
-            case TraceRestarted():
-                pass  # What was lost is among its tokens already.
             case TraceFinished(trace):
                 self._ended(event, trace)
             case _:
-                pass
+                pass  # What a restart loses is among the trace's tokens already.
 
     def _ended(self, event: TraceFinished, trace: Trace) -> None:
         work = self._work
