@@ -12,8 +12,8 @@ def same(name: str, *answers: str) -> bool:
     return len({kind(name).canonical(answer) for answer in answers}) == 1
 
 
-def test_all_five_kinds_are_registered_under_their_own_names() -> None:
-    assert kinds() == ("choice", "json", "math", "number", "text")
+def test_the_kinds_are_registered_under_their_own_names() -> None:
+    assert {"choice", "json", "math", "number", "text"} <= set(kinds())
     assert [kind(name).name for name in kinds()] == list(kinds())
 
 

@@ -19,12 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
-from conviction.cli.recording_bar import recording_bar
 from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.cli.inputs import check_texts, with_prompts
+from conviction.cli.progress import run_progress
+from conviction.cli.record import reading
 from conviction.cli.terminal import safe
 from conviction.core import Sampling, require_whole
 from conviction.errors import ConvictionError, EngineError, EngineStartError, MissingExtraError
@@ -107,8 +108,8 @@ def run(given: argparse.Namespace, console: Console) -> int:
         origin=found.origin,
     )
     began = perf_counter()
-    with recording_bar(console) as listener:
-        progress = recorded(plan, given, model, listener)
+    with run_progress(console) as show:
+        progress = recorded(plan, given, model, lambda now: show(reading(now)))
     report(progress, given.output, perf_counter() - began, console)
     return 0 if progress.complete else FAILED
 

@@ -44,7 +44,14 @@ class Registry:
         """
         points = tuple(_plugins(self.group).select(name=name))
         if not points and name in self.builtin:
-            return resolve_name(self.builtin[name])
+            try:
+                return resolve_name(self.builtin[name])
+            except (ImportError, AttributeError) as error:
+                raise PluginError(
+                    tried=f"cannot import the {self.noun} {name!r} from {self.builtin[name]}",
+                    found=f"{type(error).__name__}: {error}",
+                    remedy="Correct its line in the table of built-in names.",
+                ) from error
         packages = [_package(point) for point in points]
         if name in self.builtin:
             packages.insert(0, "conviction")
@@ -54,7 +61,7 @@ class Registry:
             raise PluginError(
                 tried=f"several packages bring the {self.noun} {name!r}",
                 found=", ".join(packages),
-                remedy="Uninstall all but one of them, or rename the entry point in one.",
+                remedy="Rename the entry point in one, or uninstall that package.",
             )
         try:
             return points[0].load()

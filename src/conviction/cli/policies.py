@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from conviction.cli.progress import messages
+from conviction.cli.terminal import safe
+from conviction.errors import PluginError
 from conviction.policies import policy, policy_names
 from conviction.policies.named import written
 
@@ -33,7 +36,13 @@ def policies(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     Args:
         json: Print the list as JSON on stdout.
     """
-    found = [_listed(name) for name in policy_names()]
+    found: list[Listed] = []
+    for name in policy_names():
+        try:
+            found.append(_listed(name))
+        except PluginError as error:
+            # One package that cannot be used hides no other policy.
+            messages(quiet=False).print(f"[yellow]note:[/] {escape(safe(str(error)))}")
     if json:
         print(jsonlib.dumps([asdict(one) for one in found], indent=2))
         return

@@ -187,7 +187,7 @@ def _run(
 ) -> tuple[RecordingProgress, bool]:
     """How far the recording came, and whether it was interrupted."""
     with run_progress(console) as show:
-        latest = Latest(RecordingProgress(), lambda now: show(_reading(now)))
+        latest = Latest(RecordingProgress(), lambda now: show(reading(now)))
 
         async def work(answers: AnswerKind) -> None:
             await record_traces(
@@ -203,7 +203,8 @@ def _run(
     return latest.progress, interrupted
 
 
-def _reading(progress: RecordingProgress) -> Reading:
+def reading(progress: RecordingProgress) -> Reading:
+    """How far a recording is, for the bar."""
     return Reading(
         "trace",
         done=progress.present,
