@@ -7,6 +7,8 @@ import struct
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from math import isnan
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -41,6 +43,8 @@ def is_database(path: Path) -> bool:
             connection.execute("PRAGMA schema_version").fetchone()
         except sqlite3.DatabaseError as error:
             return name_of(error) != "SQLITE_NOTADB"
+        except UnicodeError:
+            return True  # of a damaged schema, which the message quotes
         finally:
             connection.close()
         return True
@@ -125,11 +129,16 @@ def _take_up(path: Path) -> None:
         return
     try:
         lock = TemporaryLock(beside(path, "lock"))
+    except BlockingIOError:
+        return
     except OSError:
+        check_log(path)
         return
     try:
         check_log(path)
-        close_plain(connect(path, "mode=rw"))
+        connection = connect(path, "mode=rw")
+        (code,) = connection.execute("PRAGMA application_id").fetchone()
+        (close_plain if code >> 16 == 0x6376 else sqlite3.Connection.close)(connection)
     finally:
         lock.release()
 
@@ -193,6 +202,22 @@ def beside(path: Path, what: str) -> Path:
     return path.with_name(f"{path.name}-{what}")
 
 
+def as_kept(value: Any, declared: str, tried: str) -> Any:
+    """A value as SQLite gives it back from a column of a type, or its checksum would never fit.
+
+    Raises:
+        RecordingError: it is NaN, which SQLite does not keep; `tried` says where.
+    """
+    if isinstance(value, str):
+        # A model may write halves of characters, which no encoding holds.
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Real) and declared == "REAL":
+        if isnan(value):
+            raise RecordingError(tried=tried, found="it is NaN", remedy="Give a number.")
+        return float(value) + 0.0  # no negative zero
+    return int(value) if isinstance(value, Integral) else value
+
+
 def checksum_of(table: str, values: Sequence[Any]) -> int:
     """CRC-32 of a row: the name of its table and its values, without null at the end."""
     plain = [len(value) if isinstance(value, bytes) else value for value in values]
@@ -248,6 +273,13 @@ def explained(tried: str, path: Path) -> Generator[None]:
         yield
     except sqlite3.Error as error:
         raise _translated(error, tried, path) from None
+    except (UnicodeError, OverflowError) as error:
+        # Halves of characters and huge numbers do not fit; SQLite quotes a damaged schema.
+        raise RecordingError(
+            tried=tried,
+            found=f"it is damaged, or what is written does not fit ({error})",
+            remedy="Restore the file from a copy, or correct the values.",
+        ) from None
     except BlockingIOError as error:
         raise RecordingError(
             tried=tried,

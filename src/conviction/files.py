@@ -13,6 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with "~" as the user's folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 if sys.platform == "win32":
     import msvcrt
 

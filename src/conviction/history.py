@@ -12,7 +12,9 @@ from typing import Any
 
 from platformdirs import user_data_path
 
+from conviction.database import explained, is_blank, is_database
 from conviction.errors import InvalidSettingError
+from conviction.files import expanded
 from conviction.store import Kind, Store, StoreWriter
 from conviction.verdict import Verdict
 
@@ -31,7 +33,7 @@ _KIND = Kind(
         """,
     ),
 )
-_PATIENCE = 5.0
+_PATIENCE = 15.0
 """Seconds to wait for another program that adds a verdict."""
 
 
@@ -75,7 +77,7 @@ class PastVerdict:
 def history_path() -> Path:
     """The file: $CONVICTION_HISTORY, or history.db in the user's folder for data."""
     named = os.environ.get("CONVICTION_HISTORY")
-    return Path(named).expanduser() if named else user_data_path("conviction") / "history.db"
+    return expanded(named) if named else user_data_path("conviction") / "history.db"
 
 
 class History:
@@ -114,7 +116,6 @@ class History:
         Raises:
             RecordingError: the file cannot be written, is damaged, or of a newer version.
         """
-        new = not self.path.exists()
         whole = json.dumps({**verdict.to_dict(), "question": question}, default=str).encode()
         with self._writer() as store, store.transaction():
             number = store.insert(
@@ -123,11 +124,11 @@ class History:
                 origin=origin,
                 client=client,
                 run=run,
-                question=_text(question),
-                answer=None if verdict.answer is None else _text(verdict.answer),
+                question=question,
+                answer=verdict.answer,
                 share=verdict.share,
                 policy=str(verdict.policy["name"]),
-                engine=_text(verdict.engine),
+                engine=verdict.engine,
                 ended=verdict.ended,
                 traces=len(verdict.traces),
                 tokens=verdict.usage.generated,
@@ -141,10 +142,6 @@ class History:
             )
             for table in ("verdicts", "details"):
                 store.delete(table, "id <= ?", number - MOST)
-        if new:
-            # Questions are private.
-            with suppress(OSError):
-                self.path.chmod(0o600)
         return number
 
     def entries(
@@ -160,7 +157,7 @@ class History:
         Raises:
             RecordingError: the file cannot be read or is damaged.
         """
-        if not self.path.exists():
+        if not self._kept:
             return []
         wanted = search.casefold()
         with Store(self.path, _KIND) as store:
@@ -196,7 +193,7 @@ class History:
         Raises:
             RecordingError: the file cannot be written or is damaged.
         """
-        if not self.path.exists() or not numbers:
+        if not self._kept or not numbers:
             return 0
         with self._writer() as store, store.transaction():
             found = 0
@@ -211,16 +208,28 @@ class History:
         Raises:
             RecordingError: the file cannot be opened.
         """
-        if not self.path.exists():
+        if not self._kept:
             return ()
         with Store(self.path, _KIND) as store:
             return store.check()
 
+    @property
+    def _kept(self) -> bool:
+        """Whether anything was ever kept; the first writer may have been killed before it did."""
+        if not self.path.exists():
+            return False
+        with explained(f"read the history {self.path}", self.path):
+            return not (is_database(self.path) and is_blank(self.path))
+
     def _writer(self) -> StoreWriter:
+        # Questions are private; a failure is told when the file is opened.
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
         return StoreWriter(self.path, _KIND, patience=_PATIENCE)
 
     def _unpacked(self, number: int, column: str) -> bytes:
-        if self.path.exists():
+        if self._kept:
             with Store(self.path, _KIND) as store:
                 row = store.find("details", "id = ?", number)
             if row is not None:
@@ -230,8 +239,3 @@ class History:
             found="there is none of that number",
             remedy="List them: conviction history.",
         )
-
-
-def _text(text: str) -> str:
-    """Text that SQLite can hold: a model may write halves of characters."""
-    return text.encode("utf-8", "replace").decode()

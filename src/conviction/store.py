@@ -14,6 +14,7 @@ Columns that are added later allow null and stand last; null at the end changes 
 """
 
 import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -73,7 +74,7 @@ class _Total:
 class Store:
     """A store that is open for reading; what it shows is one moment. Not shared by threads.
 
-    Opening takes a fraction of a millisecond: open one for each look, and close it.
+    Opening is cheap: open one for each look, and close it.
 
     Raises:
         InvalidSettingError: there is no such file.
@@ -82,9 +83,12 @@ class Store:
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
-        self.path = path
+        self.path = path = Path(os.path.realpath(path))
         self.kind = kind
         self._names: dict[str, list[str]] = {}
+        self._types: dict[tuple[str, str], str] = {}
+        if path.is_dir():
+            raise self._damaged("it is a folder", f"Name a {kind.name}.")
         if not path.exists():
             found = "there is nothing of that name"
             raise InvalidSettingError(tried=self._tried("read"), found=found, remedy="Check it.")
@@ -110,7 +114,7 @@ class Store:
 
     @property
     def identity(self) -> str:
-        """A random name that it was given when it was made; a copy has the same."""
+        """A random name, given when it was made; a copy has the same."""
         return str(self.one("about", "name = 'identity'")["value"])
 
     def rows(self, table: str, where: str = "", *values: Any) -> Iterator[Row]:
@@ -190,7 +194,9 @@ class Store:
             names = self._columns(table)
             condition = f" WHERE {where}" if where else ""
             columns = ", ".join(names)
-            query = f"SELECT rowid, checksum, {columns} FROM {table}{condition} ORDER BY rowid"  # noqa: S608
+            # Indices have no checksums: a flipped bit in one would hide a row.
+            source = f"{table} NOT INDEXED{condition}"
+            query = f"SELECT rowid, checksum, {columns} FROM {source} ORDER BY rowid"  # noqa: S608
             for rowid, checksum, *found in self._connection.execute(query, values):
                 whole = checksum == database.checksum_of(table, found)
                 yield rowid, dict(zip(names, found, strict=True)) if whole else None, checksum
@@ -200,6 +206,7 @@ class Store:
         if table not in self._names:
             found = self._connection.execute(f"PRAGMA table_info({table})").fetchall()
             self._names[table] = [name for _, name, *_ in found if name != "checksum"]
+            self._types |= {(table, name): kept for _, name, kept, *_ in found}
         return self._names[table]
 
     def _tables(self) -> list[str]:
@@ -270,11 +277,13 @@ class StoreWriter(Store):
     """
 
     def __init__(self, path: Path, kind: Kind, *, patience: float = _PATIENCE) -> None:
-        self.path = path
+        self.path = path = Path(os.path.realpath(path))
         self.kind = kind
         self._names = {}
+        self._types = {}
         self._guard = threading.RLock()
         self._totals: dict[str, _Total] = {}
+        self._opened: os.stat_result | None = None
         with self._explained("write"):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file")
@@ -288,6 +297,8 @@ class StoreWriter(Store):
             stack.callback(self._connection.close)
             self._upgrade()
             self._check_schema()
+            with self._explained("write"):
+                self._opened = path.stat()
             stack.pop_all()
 
     def close(self) -> None:
@@ -296,17 +307,15 @@ class StoreWriter(Store):
         self._lock.release()
 
     @contextmanager
-    def transaction(self, *, synced: bool = True) -> Generator[None]:
+    def transaction(self) -> Generator[None]:
         """Write several rows: all of them, durably once the block ends, or after an error none.
 
-        Args:
-            synced: False does not wait for the disk: a crash of the machine may lose the rows.
-
         Raises:
-            RecordingError: the disk refuses.
+            RecordingError: the disk refuses, or the file was removed or replaced.
         """
         with self._guard, self._explained("write"):
-            self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+            if not self._is_there():
+                raise OSError(errno.ENOENT, "it was removed or replaced while it was written")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -324,6 +333,12 @@ class StoreWriter(Store):
             finally:
                 self._totals.clear()
 
+    def _is_there(self) -> bool:
+        """Whether the opened file still has its name: what is written elsewhere is lost."""
+        with suppress(FileNotFoundError):
+            return self._opened is None or os.path.samestat(self._opened, self.path.stat())
+        return False
+
     def insert(self, table: str, **values: Any) -> int:
         """Add a row, within a transaction, and return its id.
 
@@ -334,7 +349,10 @@ class StoreWriter(Store):
         total = self._changing(table)
         if "id" in names:
             total.last = values.setdefault("id", total.last + 1)
-        row = [int(value) if isinstance(value, bool) else value for value in values.values()]
+        row = [
+            database.as_kept(value, self._types[table, name], f"{self._tried('write')}, {name}")
+            for name, value in values.items()
+        ]
         full = dict.fromkeys(names) | dict(zip(values, row, strict=True))
         checksum = database.checksum_of(table, list(full.values()))
         marks = ", ".join("?" * (len(full) + 1))
@@ -364,6 +382,7 @@ class StoreWriter(Store):
         version = self._version()
         run = self._connection.execute
         with self._explained("write"):
+            run("PRAGMA synchronous = FULL")
             run("PRAGMA foreign_keys = ON")
             run(f"PRAGMA journal_mode = {'DELETE' if database.on_network(self.path) else 'WAL'}")
         if version == len(self.kind.steps):

@@ -30,6 +30,7 @@ from conviction.answers import kind
 from conviction.core import Question, Sampling, require, require_whole
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError, InvalidSettingError
+from conviction.files import expanded
 from conviction.models import ModelFile, Notice, Progress, catalogue
 from conviction.models.cache import ignore
 from conviction.policies.majority import Single
@@ -347,7 +348,7 @@ def _is_model_file(name: str) -> bool:
     """Whether a name is one of the embedded engine's: of the catalogue, a path or an address."""
     if name.startswith("hf:") or "://" in name or catalogue().find(name):
         return True
-    path = Path(name).expanduser()
+    path = expanded(name)
     with suppress(OSError, ValueError):
         return path.suffix.lower() == ".gguf" or path.is_file()
     return False

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from conviction.errors import InvalidSettingError
 from conviction.evaluation.hub import HUB, HubAddress, hub_rows
+from conviction.files import expanded
 from conviction.recordings.parquet import arrow
 
 QUESTION_FIELDS: Final = ("question", "problem", "input", "prompt", "query")
@@ -105,7 +106,7 @@ def load(
             "a file has no subsets and no splits",
             "Leave out --subset and --split, or name a data set on the hub: hf://OWNER/NAME.",
         )
-    return _from_file(Path(data).expanduser(), loader)
+    return _from_file(expanded(data), loader)
 
 
 def _from_file(path: Path, loader: "_Loader") -> Dataset:

@@ -17,6 +17,7 @@ import msgspec
 from conviction.database import explained, is_blank, is_database
 from conviction.errors import InvalidSettingError, RecordingError
 from conviction.evaluation.results import SCHEMA_VERSION, QuestionResult, RunDescription
+from conviction.files import expanded
 from conviction.store import Kind, Store, StoreWriter
 
 _KIND = Kind(
@@ -55,7 +56,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         InvalidSettingError: there is no run.
         RecordingError: it is damaged, or comes from a newer version.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     run = _read(place)
     if run is None:
         raise InvalidSettingError(
@@ -75,7 +76,7 @@ def check_run(path: str | os.PathLike[str], description: RunDescription) -> None
         InvalidSettingError: there is a run of other settings or data, or something else.
         RecordingError: it is damaged, or comes from a newer version.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     _check_place(place)
     before = _read(place)
     different = description.differences(before.description) if before else ""
@@ -124,7 +125,7 @@ class RunWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], description: RunDescription) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         check_run(self.path, description)
         with ExitStack() as stack:
             self._store = stack.enter_context(StoreWriter(self.path, _KIND))
@@ -170,8 +171,7 @@ class RunWriter:
         if not self._total:
             return
         self._spent = max(tokens, self._spent)
-        # Counted again if the machine fails, not if the program is killed: no wait for the disk.
-        with self._store.transaction(synced=False):
+        with self._store.transaction():
             self._store.delete("spent", "1")
             self._store.insert("spent", tokens=self._spent)
 
@@ -212,8 +212,8 @@ def _read(place: Path) -> Run | None:
 
 
 def _described(store: Store) -> RunDescription | None:
-    row = store.find("description", "1")
-    return _description(row["json"], store.path) if row else None
+    rows = [*store.rows("description")]  # all of them, so that a lost one is noticed
+    return _description(rows[0]["json"], store.path) if rows else None
 
 
 def _results(store: Store) -> Iterable[QuestionResult]:

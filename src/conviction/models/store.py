@@ -12,7 +12,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from conviction.errors import HashMismatchError, InvalidSettingError, ModelError, UnknownNameError
-from conviction.files import exclusive
+from conviction.files import exclusive, expanded
 from conviction.gguf import check_chat_model
 from conviction.models.cache import (
     VERIFIED,
@@ -64,7 +64,7 @@ class ModelFile:
 def cache_folder() -> Path:
     """Where models are kept: below `CONVICTION_CACHE`, or in the user's cache folder."""
     chosen = os.environ.get("CONVICTION_CACHE", "").strip()
-    base = Path(chosen).expanduser() if chosen else user_cache_path("conviction", appauthor=False)
+    base = expanded(chosen) if chosen else user_cache_path("conviction", appauthor=False)
     return base.absolute() / "models"
 
 
@@ -241,7 +241,7 @@ class ModelStore:
         model = self.catalogue.find(target)
         if model is not None:
             return self._of(model)
-        path = Path(target).expanduser()
+        path = expanded(target)
         if path.suffix.lower() == ".gguf" or _is_file(path):
             return path
         return self._of(self.catalogue.get(target))

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.core import FinishReason
+from conviction.database import explained, is_blank, is_database
 from conviction.errors import RecordingError
+from conviction.files import expanded
 from conviction.recordings.blobs import pack_floats, pack_text, unpack_floats, unpack_text
 from conviction.recordings.columns import Columns, shared_answer
 from conviction.recordings.index import Index
@@ -176,7 +178,7 @@ class PoolWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], meta: PoolMeta) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.meta = meta
         _refuse_older(self.path)
         self._store = StoreWriter(self.path, RECORDING)
@@ -304,15 +306,19 @@ def read_meta(path: Path) -> PoolMeta | None:
         RecordingError: what is there cannot be recorded into.
     """
     _refuse_older(path)
-    if not path.exists() or not path.stat().st_size:
+    if not path.exists():
         return None
+    with explained(f"read the recording {path}", path):
+        if is_database(path) and is_blank(path):
+            return None  # Its first writer was killed before it wrote anything.
     with Store(path, RECORDING) as store:
         return _meta(store)
 
 
 def _meta(store: Store) -> PoolMeta | None:
-    found = store.find("about", "name = 'meta'")
-    return decode_meta(found["value"].encode(), str(store.path)) if found else None
+    # All of them, so that a lost row is noticed.
+    about = {row["name"]: row["value"] for row in store.rows("about")}
+    return decode_meta(about["meta"].encode(), str(store.path)) if "meta" in about else None
 
 
 def _refuse_older(path: Path) -> None:

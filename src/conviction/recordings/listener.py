@@ -10,6 +10,7 @@ from conviction.answers import kind
 from conviction.core import FinishReason, Sampling, Trace
 from conviction.errors import RecordingError
 from conviction.events import Event, Listener, RunFinished, RunStarted, TraceFinished
+from conviction.files import expanded
 from conviction.recordings.file import PoolWriter, read_meta
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
@@ -111,7 +112,7 @@ def recording_listener(
         RecordingError: on entering, the pool cannot be used or was recorded with other settings;
             on leaving, something could not be recorded.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     _check_settings(place, sampling, answers)
     listener = _RunRecorder(place, sampling, answers, keep_text=keep_text)
     try:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from conviction.core import Sampling
 from conviction.database import explained, is_database
 from conviction.errors import InvalidSettingError
+from conviction.files import expanded
 from conviction.recordings.columns import Columns, Piece, Source
 from conviction.recordings.file import RECORDING, stored_pieces
 from conviction.recordings.folder import read_folder
@@ -117,7 +118,7 @@ class Pool:
             RecordingError: it holds no trace, or a file of it is damaged, of a newer version, or
                 does not fit the others.
         """
-        place = Path(path).expanduser()
+        place = expanded(path)
         if not place.exists():
             raise InvalidSettingError(
                 tried=f"read the pool {place}",

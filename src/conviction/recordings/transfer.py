@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from conviction.answers import AnswerKind, is_correct
 from conviction.database import explained, is_database
-from conviction.files import finished_file
+from conviction.files import expanded, finished_file
 from conviction.recordings.file import PoolWriter
 from conviction.recordings.folder import is_pool_folder
 from conviction.recordings.importing.base import refused
@@ -88,7 +88,7 @@ def pack(pool: Pool, target: str | os.PathLike[str], *, keep_text: bool = True) 
         RecordingError: the pool is damaged, or the disk refuses.
     """
     groups = (list(_rows(pool, question, keep_text=keep_text)) for question in pool.questions)
-    write_part(Path(target).expanduser(), groups, pool.meta)
+    write_part(expanded(target), groups, pool.meta)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

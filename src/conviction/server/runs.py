@@ -12,10 +12,10 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from conviction.errors import ConvictionError
+from conviction.errors import ConvictionError, InvalidSettingError
 from conviction.events import Event, RunFinished, RunStarted
 from conviction.history import History, PastVerdict
-from conviction.server.failures import LOGGER, status_and_body
+from conviction.server.failures import LOGGER, RequestError, status_and_body
 from conviction.server.page_file import Recorded, text_of
 from conviction.server.run_options import RunOptions
 from conviction.server.tape import Frame, Tape, encode
@@ -191,11 +191,16 @@ class PastRun:
 
     async def recorded(self) -> bytes:
         """The run as `Recorded.encode` gives it."""
-        return await anyio.to_thread.run_sync(self._history.page, self._entry.id)
+        try:
+            page = await anyio.to_thread.run_sync(self._history.page, self._entry.id)
+        except InvalidSettingError:
+            page = b""  # Deleted meanwhile.
+        if not page:
+            raise RequestError("This run is no longer kept.", code="no_run", status=404)
+        return page
 
     async def _content(self) -> dict[str, Any]:
-        recorded = await self.recorded()
-        return await anyio.to_thread.run_sync(json.loads, recorded)
+        return await anyio.to_thread.run_sync(json.loads, await self.recorded())
 
 
 AnyRun = ServedRun | PastRun

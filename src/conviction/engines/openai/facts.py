@@ -163,8 +163,9 @@ class FactsCache:
             except ConvictionError:
                 if not self._damaged():
                     return
-                with suppress(OSError):
-                    self._path.unlink()
+                for ending in ("", "-wal", "-shm", "-journal"):
+                    with suppress(OSError):
+                        self._path.with_name(self._path.name + ending).unlink()
             else:
                 return
 
