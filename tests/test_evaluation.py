@@ -469,3 +469,12 @@ async def test_without_right_answers_there_are_verdicts_and_no_grades(tmp_path: 
     ]
     progress = await run(replace(plan(), asked=ungraded), tmp_path / "run")
     assert [(one.answer, one.correct) for one in progress.results] == [("10", None)]
+
+
+async def test_a_description_that_got_lost_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    await run(plan(2), path)
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("DELETE FROM description")
+    with pytest.raises(RecordingError, match="table description holds 0 whole rows, and 1"):
+        await run(plan(2, "single"), path)

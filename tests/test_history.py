@@ -188,3 +188,21 @@ def test_the_history_lies_in_the_users_folder_unless_another_is_named(
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
     assert history_path().name == "history.db"
     assert "conviction" in history_path().parts
+
+
+def test_a_file_in_which_nothing_was_written_yet_counts_as_none(
+    capsys: pytest.CaptureFixture[str], kept: Path
+) -> None:
+    kept.parent.mkdir()
+    kept.touch()
+    assert run(["history", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert History().add(verdict(), question="How many?") == 1
+
+
+def test_a_user_that_does_not_exist_is_no_crash(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVICTION_HISTORY", "~nosuchuser/history.db")
+    assert run(["history"]) == 0
+    assert "No verdicts are kept here." in capsys.readouterr().err

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
+from math import inf, nan
 from pathlib import Path
 
+import numpy as np
 import pytest
 from notebook import NEWER, NOTES, note, read, write, written
 
@@ -182,6 +185,8 @@ def test_another_program_that_keeps_it_locked_is_told(
 
 WRITE = """
 import os, sys
+from contextlib import closing
+from math import inf, nan
 from pathlib import Path
 import conviction.database
 from notebook import NOTES, note
@@ -347,6 +352,8 @@ def test_a_lost_or_doubled_row_is_found(tmp_path: Path) -> None:
 
 FILL = """
 import resource, sys
+from contextlib import closing
+from math import inf, nan
 from pathlib import Path
 from notebook import NOTES, note
 from conviction.errors import RecordingError
@@ -466,3 +473,95 @@ def test_on_a_network_no_write_ahead_log_is_used(
             writer.insert("notes", **note(2))
         assert not (tmp_path / "notes-wal").exists()
         assert read(path) == written(range(3))
+
+
+# --- Found by attacking it ------------------------------------------------------------------------
+
+
+def test_a_link_leads_to_the_lock_of_its_file(tmp_path: Path) -> None:
+    path, link = tmp_path / "real.db", tmp_path / "link.db"
+    link.symlink_to(path)
+    with (
+        StoreWriter(path, NOTES),
+        pytest.raises(RecordingError, match="another program is writing it"),
+    ):
+        StoreWriter(link, NOTES)
+
+
+def test_a_file_that_is_removed_or_replaced_takes_no_more_rows(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    with StoreWriter(path, NOTES) as writer:
+        path.rename(tmp_path / "elsewhere")
+        for put in (lambda: None, lambda: path.write_bytes(b"")):
+            put()
+            with pytest.raises(RecordingError, match="removed or replaced"), writer.transaction():
+                writer.insert("notes", **note(1))
+
+
+@pytest.mark.parametrize("weight", [0, -0.0, True, np.float64(2.5), np.int64(3), inf])
+def test_numbers_are_kept_as_they_come_back(tmp_path: Path, weight: float) -> None:
+    path = tmp_path / "book"
+    with StoreWriter(path, NOTES) as writer, writer.transaction():
+        writer.insert("notes", word="half \ud800", weight=weight)
+    with Store(path, NOTES) as reader:
+        [row] = reader.rows("notes")
+    assert (row["word"], row["weight"]) == ("half ?", weight)
+    assert isinstance(row["weight"], float)
+
+
+def test_nan_is_refused_before_it_makes_the_table_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    write(path, range(1))
+    with (
+        StoreWriter(path, NOTES) as writer,
+        pytest.raises(RecordingError, match="weight: it is NaN"),
+        writer.transaction(),
+    ):
+        writer.insert("notes", weight=nan)
+    assert read(path) == written(range(1))
+
+
+def test_a_damaged_index_hides_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    write(path, range(1))
+    with closing(sqlite3.connect(path)) as file:
+        (page,) = file.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_about_1'"
+        ).fetchone()
+        (size,) = file.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    place = data.index(b"identity", (page - 1) * size, page * size)
+    data[place] ^= 1
+    path.write_bytes(data)
+    with Store(path, NOTES) as reader:
+        assert reader.find("about", "name = 'identity'") is not None
+
+
+def test_a_damaged_log_is_told_where_the_store_is_read_through_a_link(tmp_path: Path) -> None:
+    path, log = tmp_path / "book", tmp_path / "book-wal"
+    with StoreWriter(path, NOTES) as writer:
+        for number in range(6):
+            with writer.transaction():
+                writer.insert("notes", **note(number, 5000))
+        whole, logged = path.read_bytes(), bytearray(log.read_bytes())
+    logged[len(logged) // 2] ^= 4
+    killed = tmp_path / "killed"
+    killed.write_bytes(whole)
+    (tmp_path / "killed-wal").write_bytes(logged)
+    (tmp_path / "link").symlink_to(killed)
+    with pytest.raises(RecordingError, match="good transactions"):
+        read(tmp_path / "link")
+
+
+def test_reading_changes_no_database_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "places.sqlite"
+    file = sqlite3.connect(path)
+    file.execute("PRAGMA journal_mode = WAL")
+    file.execute("CREATE TABLE places (name TEXT)")
+    whole, logged = path.read_bytes(), (tmp_path / "places.sqlite-wal").read_bytes()
+    file.close()
+    path.write_bytes(whole)
+    (tmp_path / "places.sqlite-wal").write_bytes(logged)
+    with pytest.raises(RecordingError, match="something else"):
+        Store(path, NOTES)
+    assert path.read_bytes()[18:20] == b"\2\2"  # still in the mode that it had
