@@ -10,8 +10,10 @@ made-up traces, `conviction think` with the embedded default model, and a chat a
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -115,9 +117,15 @@ def main() -> None:
         print("\n".join(sorted(followed.files)))
         return
     for way in WAYS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--follow", way], capture_output=True, text=True, check=True
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            # What is thought here is not for the user's history.
+            done = subprocess.run(
+                [sys.executable, __file__, "--follow", way],
+                env={**os.environ, "CONVICTION_HISTORY": f"{folder}/history.db"},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
         files = done.stdout.split()
         print(f"{len(files):3} files: {way}")
         if "--list" in sys.argv:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,12 +15,9 @@ from conviction.cli.lab_tables import table_console
 from conviction.cli.progress import messages
 from conviction.cli.terminal import WHOLE, escaped, one_line, safe
 from conviction.core import require_whole
-from conviction.errors import ConvictionError, InvalidSettingError
-from conviction.events import Event
+from conviction.errors import InvalidSettingError
 from conviction.history import History, PastVerdict
-from conviction.server.page_file import Recorded, serve_page, whole_page
-from conviction.server.tape import Tape
-from conviction.verdict import Verdict
+from conviction.server.page_file import serve_page, whole_page
 
 app = App(name="history", help="List, search, show, open and delete past verdicts.")
 
@@ -29,37 +25,6 @@ _QUESTION = 60
 """Characters of a question in the list."""
 
 Json = Annotated[bool, Parameter(negative="")]
-
-
-class Remembered:
-    """A listener that keeps what the page needs to play the run.
-
-    Args:
-        question: The user's own words.
-    """
-
-    def __init__(self, question: str) -> None:
-        self._question = question
-        self._tape = Tape(question)
-        self._began: float | None = None
-
-    def __call__(self, event: Event) -> None:
-        """Take note of an event."""
-        now = time.monotonic()
-        self._began = self._began or now
-        self._tape.hear(event, now - self._began)
-
-    def keep(self, verdict: Verdict, console: Console) -> None:
-        """Add the verdict to the history; a failure is told and costs nothing else."""
-        self._tape.frame()
-        page = Recorded.of(self._tape).encode()
-        try:
-            History().add(verdict, question=self._question, page=page)
-        except ConvictionError as error:
-            console.print(
-                f"[yellow]note:[/] {escape(safe(f'The history was not written. {error}'))}",
-                soft_wrap=True,
-            )
 
 
 @app.default

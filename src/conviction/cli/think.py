@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import sys
+import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,17 +20,20 @@ from conviction.api import DEFAULT_POLICY, athink
 from conviction.backends import Backend
 from conviction.cli import ExitCode
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
-from conviction.cli.history import Remembered
 from conviction.cli.inputs import EngineOptions, TraceOptions, prompt_of, read_question
 from conviction.cli.progress import PlainView, prepared, summary
 from conviction.cli.terminal import WHOLE, escaped, safe
 from conviction.cli.view import LiveView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
+from conviction.errors import ConvictionError
 from conviction.events import Event, Listener
+from conviction.history import History
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
+from conviction.server.page_file import Recorded
+from conviction.server.tape import Tape
 from conviction.tasks import until_interrupted
 from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
@@ -152,7 +156,7 @@ def think(
             restarts=generation.restarts,
             time_limit=generation.time_limit,
         )
-        past = Remembered(text) if output.history else None
+        past = _Remembered(text) if output.history else None
         with _view(console) as view:
             listeners = (facts.on_event if calibrator else None, recorder, past, view)
             work = partial(work, on_event=_all(*listeners))
@@ -179,6 +183,37 @@ def facts_of(generation: GenerationOptions, backend: Backend, *, templated: bool
         templated=templated,
     )
     return RunFacts(generation.answer, generation.sampling(backend.sampling), prompt)
+
+
+class _Remembered:
+    """A listener that keeps what the page needs to play the run.
+
+    Args:
+        question: The user's own words.
+    """
+
+    def __init__(self, question: str) -> None:
+        self._question = question
+        self._tape = Tape(question)
+        self._began: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        now = time.monotonic()
+        self._began = self._began or now
+        self._tape.hear(event, now - self._began)
+
+    def keep(self, verdict: Verdict, console: Console) -> None:
+        """Add the verdict to the history; a failure is told and costs nothing else."""
+        self._tape.frame()
+        page = Recorded.of(self._tape).encode()
+        try:
+            History().add(verdict, question=self._question, page=page)
+        except ConvictionError as error:
+            console.print(
+                f"[yellow]note:[/] {escape(safe(f'The history was not written. {error}'))}",
+                soft_wrap=True,
+            )
 
 
 async def _think(interrupt: anyio.Event, /, question: str | Question, **options: Any) -> Verdict:
