@@ -23,7 +23,7 @@ class _Prices(_Table):
     cached_input: float | None = None
 
 
-class _Draws(_Table):
+class _SamplingTable(_Table):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -40,7 +40,7 @@ class _Model(_Table):
     price: _Prices | None = None
     headers: dict[str, str] | None = None
     extra_body: dict[str, Any] | None = None
-    sampling: _Draws | None = None
+    sampling: _SamplingTable | None = None
 
 
 def read_model(
@@ -82,7 +82,7 @@ def _refused(error: ValidationError, where: str) -> InvalidSettingError:
     first = min(errors, key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[str]"))
     if first["type"] == "extra_forbidden":
-        tables = {"price": _Prices, "sampling": _Draws}
+        tables = {"price": _Prices, "sampling": _SamplingTable}
         *outer, unknown = map(str, first["loc"])
         table = tables[outer[0]] if outer else _Model
         near = unknown_name("key", unknown, table.model_fields)

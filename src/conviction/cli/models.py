@@ -19,7 +19,7 @@ app = App(name="models", help="List, fetch and remove models.")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedModel:
     """One line of the list, and one object of its JSON."""
 
     short_name: str
@@ -87,9 +87,9 @@ def remove(name: str) -> None:
     print(f"Removed {safe(removed)} ({decimal(freed)}).")
 
 
-def _listed(store: ModelStore) -> list[Listed]:
+def _listed(store: ModelStore) -> list[ListedModel]:
     known = [
-        Listed(
+        ListedModel(
             short_name=model.short_name,
             name=model.name,
             size=model.size,
@@ -105,7 +105,7 @@ def _listed(store: ModelStore) -> list[Listed]:
         for model in store.catalogue.models
     ]
     others = [
-        Listed(
+        ListedModel(
             short_name=model.name,
             name=model.name,
             size=model.path.stat().st_size,
@@ -119,7 +119,7 @@ def _listed(store: ModelStore) -> list[Listed]:
     return [*known, *others]
 
 
-def _print(models: list[Listed]) -> None:
+def _print(models: list[ListedModel]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("Name (-m)", "Size", "Fetched", "Licence", "Model"):
         table.add_column(heading, no_wrap=heading != "Model")

@@ -18,7 +18,7 @@ from conviction.policies.named import written
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedPolicy:
     """One line of the list, and one object of its JSON."""
 
     name: str
@@ -36,7 +36,7 @@ def policies(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     Args:
         json: Print the list as JSON on stdout.
     """
-    found: list[Listed] = []
+    found: list[ListedPolicy] = []
     for name in policy_names():
         try:
             found.append(_listed(name))
@@ -55,14 +55,14 @@ def policies(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     Console(highlight=False).print(table)
 
 
-def _needs(one: Listed) -> str:
+def _needs(one: ListedPolicy) -> str:
     if one.needs_continuation:
         return "Needs an engine that continues a given beginning; the lab cannot replay it."
     return "Needs log-probabilities." if one.needs_confidence else ""
 
 
-def _listed(name: str) -> Listed:
+def _listed(name: str) -> ListedPolicy:
     one = policy(name)
     settings = {key: value for key, value in one.settings().items() if key != "name"}
     what = (getdoc(type(one)) or "").partition("\n")[0]
-    return Listed(name, one.needs_confidence, one.needs_continuation, settings, what)
+    return ListedPolicy(name, one.needs_confidence, one.needs_continuation, settings, what)

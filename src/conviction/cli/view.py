@@ -91,7 +91,7 @@ class Curve:
 
 
 @dataclass
-class _Row:
+class _TraceRow:
     trace: int
     curve: Curve
     tokens: int = 0
@@ -103,7 +103,7 @@ class _State:
     """All that the view has heard so far."""
 
     started: RunStarted | None = None
-    rows: dict[int, _Row] = field(default_factory=dict[int, _Row])
+    rows: dict[int, _TraceRow] = field(default_factory=dict[int, _TraceRow])
     standing: Standing | None = None
     tokens: int = 0
     complete: deque[int] = field(default_factory=lambda: deque[int](maxlen=256))
@@ -114,14 +114,14 @@ class _State:
                 self.started = event
             case TraceStarted(trace, gate):
                 window = gate.window if gate else _SMOOTHING
-                self.rows[trace] = _Row(trace, Curve(window))
+                self.rows[trace] = _TraceRow(trace, Curve(window))
             case TraceAdvanced(trace, chunk):
                 row = self.rows[trace]
                 row.curve.push(chunk.confidences)
                 row.tokens += chunk.confidences.size
                 self.tokens += chunk.confidences.size
             case TraceRestarted(trace):
-                self.rows[trace] = _Row(trace, Curve(self.rows[trace].curve.window))
+                self.rows[trace] = _TraceRow(trace, Curve(self.rows[trace].curve.window))
             case TraceFinished(trace, standing):
                 self.rows[trace.id].ended = trace
                 self.standing = standing

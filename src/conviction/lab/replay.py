@@ -154,7 +154,7 @@ class Outcome:
         return self.tally.leader is None
 
 
-class Watcher(Protocol):
+class ReplayListener(Protocol):
     """Sees a replay happen, where its outcome is not enough."""
 
     def began(self, trace: int, at: float, gate: Gate | None) -> None:
@@ -173,7 +173,7 @@ def replay(
     concurrency: float = inf,
     top_k: int = 20,
     max_tokens: int = 1 << 20,
-    watcher: Watcher | None = None,
+    watcher: ReplayListener | None = None,
 ) -> Outcome:
     """Replay a policy on the traces of one question, in the order given.
 
@@ -192,7 +192,7 @@ def replay(
 
 
 @dataclass(slots=True)
-class _Running:
+class _PlayedTraceRun:
     began: float
     length: int
     finish: FinishReason
@@ -208,7 +208,7 @@ class _Replay:
         top_k: int,
         max_tokens: int,
         *,
-        watcher: Watcher | None,
+        watcher: ReplayListener | None,
     ) -> None:
         self._watcher = watcher
         self._policy = policy
@@ -218,7 +218,7 @@ class _Replay:
             int(concurrency) if isfinite(concurrency) else max(len(traces), 1), max_tokens, top_k
         )
         self._pending = PendingStarts(policy)
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, _PlayedTraceRun] = {}
         self._ends: list[tuple[float, int]] = []
         self._now = 0.0
         self._started = self._tokens = self._stopped = self._cancelled = 0
@@ -305,7 +305,7 @@ class _Replay:
         length = recorded.tokens if position is None else position
         finish = recorded.finish if position is None else FinishReason.LOW_CONFIDENCE
         end = self._now + length * recorded.pace
-        self._running[trace] = _Running(self._now, length, finish, end)
+        self._running[trace] = _PlayedTraceRun(self._now, length, finish, end)
         self._started += 1
         heappush(self._ends, (end, trace))
         if self._watcher is not None:
@@ -318,13 +318,13 @@ class _Replay:
         running.finish, running.end = FinishReason.CANCELLED, self._now
         heappush(self._ends, (self._now, trace))
 
-    def _tokens_so_far(self, trace: int, running: _Running) -> int:
+    def _tokens_so_far(self, trace: int, running: _PlayedTraceRun) -> int:
         pace = self._traces[trace].pace
         done = (self._now - running.began) / pace if pace else running.length
         # The clock is a sum of floats: a token that is due now has come.
         return min(int(done + 1e-9), running.length)
 
-    def _conclude(self, trace: int, running: _Running) -> Trace:
+    def _conclude(self, trace: int, running: _PlayedTraceRun) -> Trace:
         del self._running[trace]
         recorded = self._traces[trace]
         finish, tokens = running.finish, running.length

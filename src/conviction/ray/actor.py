@@ -36,7 +36,7 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RunNews:
     """What is new of a question.
 
     Attributes:
@@ -98,7 +98,7 @@ class EngineActor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def listen(self, number: int) -> Report:
+    async def listen(self, number: int) -> RunNews:
         """What is new of a question; nothing, after two seconds without news."""
         report = await self._questions[number].news()
         if report.over:
@@ -142,7 +142,7 @@ class _Question:
         self._over.set()
         self._news.set()
 
-    async def news(self) -> Report:
+    async def news(self) -> RunNews:
         """What is new since the last call."""
         with anyio.move_on_after(HEARTBEAT_SECONDS):
             await self._news.wait()
@@ -152,7 +152,7 @@ class _Question:
         over = self._over.is_set()
         if not over:
             self._news = anyio.Event()
-        return Report(finished, dict(self._running), over, self._verdict, self._error)
+        return RunNews(finished, dict(self._running), over, self._verdict, self._error)
 
     async def _run(self, workers: OneEngine) -> None:
         if isinstance(self._work, Thinking):

@@ -66,7 +66,7 @@ class PooledActor:
     lost: anyio.Event = field(default_factory=anyio.Event)
 
 
-class Pool:
+class ActorPool:
     """Keeps actors alive; entering it starts them, leaving it ends them. Ray must be connected.
 
     Args:

@@ -20,9 +20,9 @@ from conviction.evaluation import counted
 from conviction.evaluation.workers import Generating, Thinking, Workers
 from conviction.events import Event, Listener, TraceFinished
 from conviction.policies.base import Standing
-from conviction.ray.actor import Home, Report
+from conviction.ray.actor import Home, RunNews
 from conviction.ray.calls import LostError
-from conviction.ray.pool import Bounds, Pool, PooledActor
+from conviction.ray.pool import ActorPool, Bounds, PooledActor
 from conviction.sharing import Place
 from conviction.verdict import Verdict
 
@@ -47,7 +47,7 @@ class _Attempt:
     tokens: int = 0
     running: dict[int, int] = field(default_factory=dict[int, int])
 
-    def hear(self, report: Report) -> None:
+    def hear(self, report: RunNews) -> None:
         """Pass on what is new."""
         self.running = report.running or {}
         for event in report.finished:
@@ -83,7 +83,7 @@ class RayWorkers(Workers):
     An actor that is lost is started anew, and its questions are done again. Of traces that were
     running, the tokens of the last two seconds are not known.
 
-    Its arguments and errors are those of `Pool`.
+    Its arguments and errors are those of `ActorPool`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RayWorkers(Workers):
         resources: Mapping[str, float] | None = None,
         bounds: Bounds | None = None,
     ) -> None:
-        self._pool = Pool(
+        self._pool = ActorPool(
             engines, answers=answers, actors=actors, resources=resources, bounds=bounds
         )
         self._each = _QUESTIONS_EACH
@@ -230,10 +230,10 @@ class RayWorkers(Workers):
 
     async def _attempt(
         self, work: Thinking | Generating, attempt: _Attempt, interrupt: anyio.Event | None
-    ) -> Report:
+    ) -> RunNews:
         async with self._pool.taken(self._each, unless=interrupt) as actor:
             if actor is None:
-                return Report(over=True)
+                return RunNews(over=True)
             await self._pool.call(actor, actor.handle.home.remote())
             attempt.handed = True
             report = await self._listen(actor, work, attempt, interrupt)
@@ -247,10 +247,10 @@ class RayWorkers(Workers):
         work: Thinking | Generating,
         attempt: _Attempt,
         interrupt: anyio.Event | None,
-    ) -> Report:
+    ) -> RunNews:
         """Hand a question over, and hear of it to its end."""
         number = next(self._numbers)
-        report, told = Report(), False
+        report, told = RunNews(), False
         try:
             await self._pool.call(actor, actor.handle.begin.remote(number, work))
             while not report.over:

@@ -38,7 +38,7 @@ _FRAME = struct.Struct("<4sII")
 _FLOAT32 = np.dtype("<f4")
 
 
-class _Row(msgspec.Struct, array_like=True):
+class _JournalRow(msgspec.Struct, array_like=True):
     """A row as it stands in the journal; its order of fields is the format."""
 
     question_id: str
@@ -70,7 +70,7 @@ class _Row(msgspec.Struct, array_like=True):
         return RecordedTrace(**values)
 
 
-_DECODER = msgspec.msgpack.Decoder(list[_Row])
+_DECODER = msgspec.msgpack.Decoder(list[_JournalRow])
 
 
 def is_pool_folder(folder: Path) -> bool:
