@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -188,11 +190,28 @@ def test_what_cannot_be_played_is_said(
     assert not (tmp_path / "page.html").exists()
 
 
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Generator[None]:
+    """Nothing of a process is left, also where the test fails."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_the_page_is_served_on_this_machine_until_ctrl_c(tmp_path: Path) -> None:
     pool = with_texts(tmp_path / "pool")
-    with subprocess.Popen(
-        [sys.executable, "-m", "conviction", "view", str(pool)], stderr=subprocess.PIPE, text=True
-    ) as process:
+    # Whoever started the tests may ignore SIGINT, and a child inherits that.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from conviction.cli.main import main; main()"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", program, "view", str(pool)], stderr=subprocess.PIPE, text=True
+        ) as process,
+        ended(process),
+    ):
         assert process.stderr is not None
         line = process.stderr.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+/", line)
