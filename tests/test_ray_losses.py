@@ -18,7 +18,7 @@ from conviction.evaluation.workers import Generating, Thinking
 from conviction.policies import policy
 from conviction.ray.actor import Home
 from conviction.ray.host import Started
-from conviction.ray.pool import Bounds, Pool, PooledActor
+from conviction.ray.pool import ActorPool, Bounds, PooledActor
 from conviction.ray.workers import RayWorkers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
@@ -60,7 +60,7 @@ class _Method:
         return self._actor.answer(self._name)
 
 
-class PlayedPool(Pool):
+class PlayedPool(ActorPool):
     """A pool of such actors; one that is lost is replaced by another that answers alike."""
 
     def __init__(self, answers: Answers, actors: int) -> None:
