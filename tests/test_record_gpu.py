@@ -23,7 +23,7 @@ from vllm_models import REAL
 
 import conviction
 from conviction.cli.main import run
-from conviction.errors import RecordingError
+from conviction.errors import InvalidSettingError, RecordingError
 from conviction.models import resolve
 from conviction.recordings import Pool
 
@@ -123,7 +123,7 @@ def begun(pool: Path) -> bool:
     """Whether any trace is recorded."""
     try:
         return bool(Pool.open(pool).questions)
-    except RecordingError:
+    except (InvalidSettingError, RecordingError):
         return False
 
 
