@@ -77,7 +77,7 @@ def held(folder: Path) -> set[tuple[str, int]]:
     """The traces that a pool holds, by question and number."""
     try:
         pool = Pool.open(folder)
-    except RecordingError:
+    except (InvalidSettingError, RecordingError):
         return set()
     return {(q.text, int(number)) for q in pool.questions for number in pool.traces(q.id).ids}
 

@@ -191,7 +191,7 @@ def fewest(place: Path) -> int:
     """Traces of the question that has fewest."""
     try:
         questions = Pool.open(place).questions
-    except RecordingError:  # nothing yet
+    except (InvalidSettingError, RecordingError):  # nothing yet
         return 0
     complete = len(questions) == len(endless_recording.QUESTIONS)
     return min(question.traces for question in questions) if complete else 0
