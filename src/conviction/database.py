@@ -65,6 +65,18 @@ def is_blank(path: Path) -> bool:
         connection.close()
 
 
+def is_unwritten(path: Path, tried: str) -> bool:
+    """Whether there is no file, or one whose first writer was killed before it wrote anything.
+
+    Raises:
+        RecordingError: it cannot be read; `tried` says what is done.
+    """
+    if not path.exists():
+        return True
+    with explained(tried, path):
+        return is_database(path) and is_blank(path)
+
+
 def on_network(path: Path) -> bool:
     """Whether a file lies where a write-ahead log does not work: other machines may write it."""
     if os.name == "nt":

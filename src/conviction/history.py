@@ -12,7 +12,7 @@ from typing import Any
 
 from platformdirs import user_data_path
 
-from conviction.database import explained, is_blank, is_database
+from conviction.database import is_unwritten
 from conviction.errors import InvalidSettingError
 from conviction.files import expanded
 from conviction.store import Kind, Store, StoreWriter
@@ -215,11 +215,8 @@ class History:
 
     @property
     def _kept(self) -> bool:
-        """Whether anything was ever kept; the first writer may have been killed before it did."""
-        if not self.path.exists():
-            return False
-        with explained(f"read the history {self.path}", self.path):
-            return not (is_database(self.path) and is_blank(self.path))
+        """Whether anything was ever kept."""
+        return not is_unwritten(self.path, f"read the history {self.path}")
 
     def _writer(self) -> StoreWriter:
         # Questions are private; a failure is told when the file is opened.

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
-from conviction.database import explained, is_blank, is_database
+from conviction.database import is_database, is_unwritten
 from conviction.errors import InvalidSettingError, RecordingError
 from conviction.evaluation.results import SCHEMA_VERSION, QuestionResult, RunDescription
 from conviction.files import expanded
@@ -195,7 +195,7 @@ def _read(place: Path) -> Run | None:
     """The run at a path; None if there is none."""
     if place.is_dir():
         return _read_folder(place)
-    if not place.exists():
+    if is_unwritten(place, f"read the run {place}"):
         return None
     if not is_database(place):
         raise InvalidSettingError(
@@ -203,9 +203,6 @@ def _read(place: Path) -> Run | None:
             found="it is not a run, or its beginning is damaged",
             remedy="Name what `conviction eval DATA -o RUN` made, or for a new run a new file.",
         )
-    with explained(f"read the run {place}", place):
-        if is_blank(place):
-            return None
     with Store(place, _KIND) as store:
         description = _described(store)
         return Run(place, description, tuple(_results(store))) if description else None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conviction.core import FinishReason
-from conviction.database import explained, is_blank, is_database
+from conviction.database import is_unwritten
 from conviction.errors import RecordingError
 from conviction.files import expanded
 from conviction.recordings.blobs import pack_floats, pack_text, unpack_floats, unpack_text
@@ -306,11 +306,8 @@ def read_meta(path: Path) -> PoolMeta | None:
         RecordingError: what is there cannot be recorded into.
     """
     _refuse_older(path)
-    if not path.exists():
+    if is_unwritten(path, f"read the recording {path}"):
         return None
-    with explained(f"read the recording {path}", path):
-        if is_database(path) and is_blank(path):
-            return None  # Its first writer was killed before it wrote anything.
     with Store(path, RECORDING) as store:
         return _meta(store)
 
