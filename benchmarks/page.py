@@ -30,7 +30,7 @@ from conviction.events import (
     TraceStarted,
 )
 from conviction.policies.base import Standing
-from conviction.server.page_file import Recorded, whole_page
+from conviction.server.page_file import whole_page
 from conviction.server.tape import Tape, encode
 from conviction.verdict import Usage, Verdict
 
@@ -176,7 +176,7 @@ def main() -> None:
     tape = told(arguments.traces, arguments.tokens)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "run.html"
-        path.write_text(whole_page(Recorded.of(tape, has_texts=False).encode()), encoding="utf-8")
+        path.write_text(whole_page(encode(tape.recorded(has_texts=False))), encoding="utf-8")
         print(f"as one file, without texts: {path.stat().st_size / 1e6:.2f} MB")
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         page = browser.new_page(viewport={"width": 1280, "height": 900})

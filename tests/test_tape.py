@@ -325,10 +325,10 @@ def test_text_is_told_in_passages_and_the_least_sure_are_marked() -> None:
     words = [f" {'doubt' if 300 <= i < 324 else 'word'}{i}" for i in range(values.size)]
     for i, word in enumerate(words):
         tape.hear(TraceAdvanced(0, Chunk(word, values[i : i + 1])), 0.0)
-    passages = tape.passages(0)
-    assert passages is not None
-    pieces = passages.pieces()
+    told = tape.text(0, most=1_000_000)
+    assert told is not None
+    pieces = told["pieces"]
     assert "".join(text for text, _ in pieces) == "".join(words)
     marked = "".join(text for text, mark in pieces if mark == 2)
     assert marked.split() == [word.strip() for word in words[300:324]]
-    assert tape.passages(7) is None
+    assert tape.text(7, most=1_000_000) is None

@@ -1,14 +1,15 @@
 """How probable an answer is to be right, by a recording; and when that is too little."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cyclopts import Parameter
 from rich.console import Console
 
+from conviction.backends import Backend
+from conviction.cli.inputs import TraceOptions, prompt_of
 from conviction.cli.progress import question_bar
-from conviction.core import InvalidSettingError, Question, Sampling
+from conviction.core import InvalidSettingError, Question
 from conviction.engines.base import Capabilities
 from conviction.engines.local import usable_cores
 from conviction.errors import ConvictionError
@@ -21,66 +22,28 @@ from conviction.thinking import TOP_K
 from conviction.verdict import Verdict
 
 
-@Parameter(name="*", group="Calibration")
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """How probable an answer is to be right, and when that is too little."""
+def open_calibration(pool: Path | None, below: float | None, policy: Policy) -> "Calibrator":
+    """The recording, once it is clear that something can be learned from it.
 
-    calibration: Path | None = None
-    """A recording of other questions like these with right answers, by the same model: tells how
-    probable an answer is to be right."""
-    abstain_below: float | None = None
-    "Give no answer that is less probable to be right than this, in (0, 1]."
-
-    def open(self, policy: Policy) -> "Calibrator | None":
-        """The recording, once it is clear that something can be learned from it.
-
-        Raises:
-            InvalidSettingError: an option is wrong, or the recording does not fit the policy.
-            RecordingError: the recording cannot be read, or holds no right answers.
-        """
-        self._check()
-        if self.calibration is None:
-            return None
-        source = PoolTraces.open(self.calibration, only_graded=True)
-        check_source(source, policy)
-        return Calibrator(source, policy, self.abstain_below)
-
-    def _check(self) -> None:
-        below = self.abstain_below
-        if below is None:
-            return
-        if not 0 < below <= 1:
-            raise InvalidSettingError(
-                tried=f"use abstain_below = {below!r}",
-                found="abstain_below must be above 0 and at most 1",
-                remedy="Change it and retry.",
-            )
-        if self.calibration is None:
-            raise InvalidSettingError(
-                tried=f"abstain below {below:g}",
-                found="nothing tells how probable an answer is to be right",
-                remedy="Name a recording with right answers: --calibration POOL.",
-            )
-
-
-@dataclass
-class RunFacts:
-    """What a run is made of, as far as its calibration must be like it.
-
-    `prompt` puts the run's prompt around the words of any question; the capabilities are None until
-    the engine has said what it can do.
+    Raises:
+        InvalidSettingError: an option is wrong, or the recording does not fit the policy.
+        RecordingError: the recording cannot be read, or holds no right answers.
     """
-
-    answers: str
-    sampling: Sampling
-    prompt: Callable[[str], Question]
-    capabilities: Capabilities | None = None
-
-    def on_event(self, event: Event) -> None:
-        """Take note of the engine."""
-        if isinstance(event, RunStarted):
-            self.capabilities = event.capabilities
+    if below is not None and not 0 < below <= 1:
+        raise InvalidSettingError(
+            tried=f"use abstain_below = {below!r}",
+            found="abstain_below must be above 0 and at most 1",
+            remedy="Change it and retry.",
+        )
+    if pool is None:
+        raise InvalidSettingError(
+            tried=f"abstain below {below:g}",
+            found="nothing tells how probable an answer is to be right",
+            remedy="Name a recording with right answers: --calibration POOL.",
+        )
+    source = PoolTraces.open(pool, only_graded=True)
+    check_source(source, policy)
+    return Calibrator(source, policy, below)
 
 
 class Calibrator:
@@ -88,16 +51,29 @@ class Calibrator:
 
     Attributes:
         below: Least probability of an answer that is given; None to give all.
+        capabilities: What the engine of the run can do; None until it has said so.
     """
 
     def __init__(self, source: PoolTraces, policy: Policy, below: float | None) -> None:
         self.below = below
+        self.capabilities: Capabilities | None = None
         self._source = source
         self._policy = policy
 
-    def calibration(
-        self, facts: RunFacts, asked: Sequence[Question], console: Console
-    ) -> Calibration:
+    def expect(self, options: TraceOptions, backend: Backend, *, templated: bool) -> None:
+        """Take note of what the run will be made of, as far as its calibration must be like it."""
+        self._answers = options.answer
+        self._sampling = options.sampling(backend.sampling)
+        self._prompt = prompt_of(
+            answers=options.answer, style=options.prompt_style, model=backend, templated=templated
+        )
+
+    def on_event(self, event: Event) -> None:
+        """Take note of the engine."""
+        if isinstance(event, RunStarted):
+            self.capabilities = event.capabilities
+
+    def calibration(self, asked: Sequence[Question], console: Console) -> Calibration:
         """Replay the policy on a machine like that of the run.
 
         The engine has said what it can do; `asked` are the run's questions as the model got them.
@@ -105,7 +81,7 @@ class Calibrator:
         Raises:
             RecordingError: the recording cannot be read.
         """
-        engine, pool = facts.capabilities, self._source.pool
+        engine, pool = self.capabilities, self._source.pool
         assert engine is not None  # noqa: S101  # there is a verdict
         with question_bar(console, "calibrating") as progress:
             found = calibrate(
@@ -116,12 +92,12 @@ class Calibrator:
                 processes=usable_cores(),
                 on_progress=progress,
             )
-        run = PoolMeta(engine.model, min(TOP_K, engine.top_k), facts.answers, facts.sampling)
-        needs_confidence = self._policy.needs_confidence
-        notes = mismatches(pool, run, asked, prompt=facts.prompt, needs_confidence=needs_confidence)
+        run = PoolMeta(engine.model, min(TOP_K, engine.top_k), self._answers, self._sampling)
+        confident = self._policy.needs_confidence
+        notes = mismatches(pool, run, asked, prompt=self._prompt, needs_confidence=confident)
         return replace(found, notes=(*notes, *found.notes))
 
-    def judged(self, verdict: Verdict, facts: RunFacts, console: Console) -> Verdict:
+    def judged(self, verdict: Verdict, console: Console) -> Verdict:
         """The verdict with its probability of being right, and without its answer if that is low.
 
         Whatever goes wrong now must not cost an answer that is there already.
@@ -129,7 +105,7 @@ class Calibrator:
         if verdict.answer is None:
             return verdict
         try:
-            verdict = self.calibration(facts, [verdict.question], console).applied(verdict)
+            verdict = self.calibration([verdict.question], console).applied(verdict)
         except (ConvictionError, KeyboardInterrupt) as error:
             why = error.problem if isinstance(error, ConvictionError) else ""
             note = f"The calibration failed: {why or 'it was interrupted'}."

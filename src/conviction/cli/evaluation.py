@@ -15,7 +15,6 @@ from rich.markup import escape
 
 from conviction.answers import AnswerKind, kind
 from conviction.cli import ExitCode
-from conviction.cli.calibration import CalibrationOptions
 from conviction.cli.clusters import RayOptions
 from conviction.cli.evaluation_report import (
     add_calibration,
@@ -23,12 +22,12 @@ from conviction.cli.evaluation_report import (
     print_failures,
     summary_table,
 )
-from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
+from conviction.cli.inputs import CalibrationOptions, EngineOptions, check_texts, with_prompts
 from conviction.cli.lab_tables import percentage, table_console
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.record import DataOptions
 from conviction.cli.terminal import WHOLE, escaped, safe
-from conviction.cli.think import GenerationOptions, PolicyOptions, facts_of
+from conviction.cli.think import GenerationOptions, PolicyOptions
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
@@ -165,10 +164,10 @@ def evaluation(
     abstention = None
     # An engine that said nothing of itself has nothing that a calibration could be like.
     if calibrator is not None and capabilities is not None:
-        facts = facts_of(generation, backend, templated=engine.templated)
-        facts = replace(facts, capabilities=capabilities)
+        calibrator.expect(generation, backend, templated=engine.templated)
+        calibrator.capabilities = capabilities
         try:
-            learned = calibrator.calibration(facts, questions, console)
+            learned = calibrator.calibration(questions, console)
             progress.notes += learned.notes
             abstention = abstain(progress.results, learned, calibrator.below)
         except (ConvictionError, KeyboardInterrupt):

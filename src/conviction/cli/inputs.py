@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from cyclopts import Parameter
 
@@ -17,7 +17,11 @@ from conviction.core import InvalidSettingError, Question, Sampling
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.plan import PromptedQuestion
 from conviction.models import ModelFile
+from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
+
+if TYPE_CHECKING:
+    from conviction.cli.calibration import Calibrator
 
 _UNSEEN = Parameter(parse=False)
 MOST_BYTES = 4 * MOST_CHARACTERS
@@ -81,6 +85,26 @@ class TraceOptions:
         names = ("temperature", "top_p", "max_tokens")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(of_model or Sampling(), **given)
+
+
+@Parameter(name="*", group="Calibration")
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How probable an answer is to be right, and when that is too little."""
+
+    calibration: Path | None = None
+    """A recording of other questions like these with right answers, by the same model: tells how
+    probable an answer is to be right."""
+    abstain_below: float | None = None
+    "Give no answer that is less probable to be right than this, in (0, 1]."
+
+    def open(self, policy: Policy) -> "Calibrator | None":
+        """The recording, if there is one; raises as `open_calibration`."""
+        if self == CalibrationOptions():
+            return None
+        from conviction.cli.calibration import open_calibration  # noqa: PLC0415  # seldom needed
+
+        return open_calibration(self.calibration, self.abstain_below, policy)
 
 
 def read_question(argument: str | None, file: Path | None, *, as_it_is: bool = False) -> str:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 from cyclopts import Parameter
@@ -17,10 +17,8 @@ from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
-from conviction.backends import Backend
 from conviction.cli import ExitCode
-from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
-from conviction.cli.inputs import EngineOptions, TraceOptions, prompt_of, read_question
+from conviction.cli.inputs import CalibrationOptions, EngineOptions, TraceOptions, read_question
 from conviction.cli.progress import PlainView, prepared, summary
 from conviction.cli.terminal import WHOLE, escaped, safe
 from conviction.cli.view import LiveView
@@ -32,11 +30,13 @@ from conviction.history import History
 from conviction.policies import policy as named_policy
 from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
-from conviction.server.page_file import Recorded
-from conviction.server.tape import Tape
+from conviction.server.tape import Tape, encode
 from conviction.tasks import until_interrupted
 from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
+
+if TYPE_CHECKING:
+    from conviction.cli.calibration import Calibrator
 
 
 @Parameter(name="*", group="Policy")
@@ -142,7 +142,8 @@ def think(
     text = read_question(question, file, as_it_is=engine.templated)
     console = Console(stderr=True, quiet=output.quiet, highlight=False)
     backend = prepared(backend, console)
-    facts = facts_of(generation, backend, templated=engine.templated)
+    if calibrator is not None:
+        calibrator.expect(generation, backend, templated=engine.templated)
     with _recorder(output.record, sampling, generation.answer) as recorder:
         work = partial(
             _think,
@@ -158,11 +159,11 @@ def think(
         )
         past = _Remembered(text) if output.history else None
         with _view(console) as view:
-            listeners = (facts.on_event if calibrator else None, recorder, past, view)
+            listeners = (calibrator.on_event if calibrator else None, recorder, past, view)
             work = partial(work, on_event=_all(*listeners))
             verdict = anyio.run(until_interrupted, work)
         if calibrator is not None:
-            verdict = calibrator.judged(verdict, facts, console)
+            verdict = calibrator.judged(verdict, console)
         # Before the recording ends: what goes wrong with it must not cost the answer.
         _report(verdict, output, calibrator, console)
     if past is not None:
@@ -172,17 +173,6 @@ def think(
     if verdict.abstained:
         return ExitCode.ABSTAINED
     return 0 if verdict.answer is not None else ExitCode.FAILED
-
-
-def facts_of(generation: GenerationOptions, backend: Backend, *, templated: bool) -> RunFacts:
-    """What a run will be made of; the engine has not said anything yet."""
-    prompt = prompt_of(
-        answers=generation.answer,
-        style=generation.prompt_style,
-        model=backend,
-        templated=templated,
-    )
-    return RunFacts(generation.answer, generation.sampling(backend.sampling), prompt)
 
 
 class _Remembered:
@@ -206,7 +196,7 @@ class _Remembered:
     def keep(self, verdict: Verdict, console: Console) -> None:
         """Add the verdict to the history; a failure is told and costs nothing else."""
         self._tape.frame()
-        page = Recorded.of(self._tape).encode()
+        page = encode(self._tape.recorded())
         try:
             History().add(verdict, question=self._question, page=page)
         except ConvictionError as error:
@@ -254,7 +244,7 @@ def _view(console: Console) -> Generator[Listener | None]:
 
 
 def _report(
-    verdict: Verdict, output: OutputOptions, calibrator: Calibrator | None, console: Console
+    verdict: Verdict, output: OutputOptions, calibrator: "Calibrator | None", console: Console
 ) -> None:
     if output.show_traces:
         for trace in verdict.traces:

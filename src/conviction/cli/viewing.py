@@ -82,8 +82,8 @@ def view(
 
 
 def _page(playback: Playback, steering: Policy, slots: int) -> str:
-    from conviction.server.page_file import Recorded, whole_page  # noqa: PLC0415
-    from conviction.server.tape import Tape  # noqa: PLC0415
+    from conviction.server.page_file import whole_page  # noqa: PLC0415
+    from conviction.server.tape import Tape, encode  # noqa: PLC0415
 
     asked = playback.question
     tape = Tape(asked.text or f"{playback.pool} · {asked.id}", gold=asked.gold)
@@ -92,8 +92,8 @@ def _page(playback: Playback, steering: Policy, slots: int) -> str:
         tape.hear(event, at)
     tape.frame()
     speed = next((one for one in _SPEEDS if at / one <= _LONGEST), _SPEEDS[-1])
-    recorded = Recorded.of(tape, spread=True, speed=speed, has_texts=playback.has_texts)
-    return whole_page(recorded.encode())
+    recorded = tape.recorded(spread=True, speed=speed, has_texts=playback.has_texts)
+    return whole_page(encode(recorded))
 
 
 def _chosen(pool: Pool, question: str | None) -> str:

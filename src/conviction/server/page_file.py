@@ -6,19 +6,15 @@ on this machine with nothing but Python.
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
 
 import msgspec
 
 from conviction.errors import InvalidSettingError
-from conviction.server.tape import Frame, Tape, encode
-from conviction.server.taped_trace import Piece
 
 TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -27,9 +23,6 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 """Kinds of files that the page consists of."""
-
-_MOST_TEXT = 8_000_000
-"""Characters of all traces' texts in a file; each trace has an equal part of them."""
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; "
@@ -45,79 +38,6 @@ _ICON = re.compile(r'href="page/(icon\.svg)"')
 _SCRIPT = re.compile(r'<script type="module" src="page/main\.js"></script>')
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A run as a file holds it.
-
-    Attributes:
-        frame: The whole tape.
-        texts: What each trace wrote, as from `text_of`.
-        speed: At which it plays at first.
-    """
-
-    frame: Frame
-    texts: Mapping[int, dict[str, Any]]
-    speed: float = 1.0
-
-    @classmethod
-    def of(
-        cls, tape: Tape, *, spread: bool = False, has_texts: bool = True, speed: float = 1.0
-    ) -> "Recorded":
-        """The content of a tape, of which all frames were taken.
-
-        Args:
-            tape: The tape.
-            spread: Whether texts were laid over their tokens evenly.
-            has_texts: Whether there are any.
-            speed: At which it plays.
-        """
-        if not has_texts:
-            return cls(tape.snapshot(), {}, speed)
-        each = _MOST_TEXT // max(len(tape.traces), 1)
-        texts = {one: told for one in tape.traces if (told := text_of(tape, one, each)) is not None}
-        for told in texts.values():
-            told["spread"] = spread
-        return cls(tape.snapshot(), texts, speed)
-
-    def encode(self) -> bytes:
-        """The run as JSON, as a file of the page and the history of verdicts hold it."""
-        return msgspec.json.encode(
-            {
-                "frame": msgspec.Raw(encode(self.frame)),
-                "texts": msgspec.Raw(encode({str(one): told for one, told in self.texts.items()})),
-                "speed": self.speed,
-            }
-        )
-
-
-def text_of(tape: Tape, trace: int, most: int) -> dict[str, Any] | None:
-    """What a trace wrote so far; None if there is no such trace.
-
-    Args:
-        tape: Of its run.
-        trace: Its number.
-        most: Characters to return; the number of further ones is in "left".
-    """
-    passages = tape.passages(trace)
-    if passages is None:
-        return None
-    pieces, left = _cut(passages.pieces(), most)
-    return {"pieces": pieces, "left": left, "running": tape.runs(trace)}
-
-
-def _cut(pieces: Sequence[Piece], characters: int) -> tuple[list[Piece], int]:
-    """The first pieces, of at most so many characters, and how many characters were left out."""
-    kept: list[Piece] = []
-    left = characters
-    for text, mark in pieces:
-        if left <= 0:
-            break
-        kept.append((text[:left], mark))
-        left -= len(text)
-    total = sum(len(text) for text, _ in pieces)
-    return kept, total - sum(len(text) for text, _ in kept)
-
-
 @cache
 def page_files() -> Mapping[str, bytes]:
     """All files of the page by their path below `page/`."""
@@ -125,7 +45,7 @@ def page_files() -> Mapping[str, bytes]:
 
 
 def whole_page(recorded: bytes) -> str:
-    """One HTML file that plays a run, given as by `Recorded.encode`."""
+    """One HTML file that plays a run, as `Tape.recorded` describes it, in JSON."""
     contents = page_files()
     page = contents["index.html"].decode()
     # A script ends at "</script", even within a string.

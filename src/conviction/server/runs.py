@@ -16,7 +16,6 @@ from conviction.errors import ConvictionError, InvalidSettingError
 from conviction.events import Event, RunFinished, RunStarted
 from conviction.history import History, PastVerdict
 from conviction.server.failures import LOGGER, RequestError, status_and_body
-from conviction.server.page_file import Recorded, text_of
 from conviction.server.run_options import RunOptions
 from conviction.server.tape import Frame, Tape, encode
 from conviction.verdict import Verdict
@@ -101,12 +100,12 @@ class ServedRun:
 
     async def text(self, trace: int, most: int) -> dict[str, Any] | None:
         """What a trace wrote so far; None if there is no such trace."""
-        return text_of(self.tape, trace, most)
+        return self.tape.text(trace, most)
 
     async def recorded(self) -> bytes:
-        """The run as `Recorded.encode` gives it."""
+        """The run as `Tape.recorded` describes it, in JSON."""
         self.snapshot()
-        return Recorded.of(self.tape).encode()
+        return encode(self.tape.recorded())
 
     async def frames(self, last: int | None, closing: anyio.Event) -> AsyncIterator[bytes]:
         """The frames for one page, as JSON, until the run is over.
@@ -190,7 +189,7 @@ class PastRun:
         return (await self._content())["texts"].get(str(trace))
 
     async def recorded(self) -> bytes:
-        """The run as `Recorded.encode` gives it."""
+        """The run as `Tape.recorded` describes it, in JSON."""
         try:
             page = await anyio.to_thread.run_sync(self._history.page, self._entry.id)
         except InvalidSettingError:
@@ -250,10 +249,10 @@ class Runs:
         if self._history is None:
             return
         run.snapshot()
-        recorded = Recorded.of(run.tape)
+        recorded = run.tape.recorded()
 
         def add(history: History) -> None:
-            page = recorded.encode()
+            page = encode(recorded)
             history.add(
                 verdict,
                 question=run.question,

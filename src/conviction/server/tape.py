@@ -39,7 +39,7 @@ from conviction.events import (
 )
 from conviction.gate import Gate
 from conviction.policies.base import Standing
-from conviction.server.taped_trace import Passages, Sureness, TapedTrace
+from conviction.server.taped_trace import Piece, Sureness, TapedTrace
 from conviction.verdict import Verdict
 from conviction.voting import lead_of
 
@@ -53,6 +53,9 @@ _MOST_KEPT = 4_000_000
 
 _MOST_TEXT = 64 << 20
 """Bytes of text that are kept of one run."""
+
+_MOST_RECORDED = 8_000_000
+"""Characters of all traces' texts in a recorded run; each trace has an equal part of them."""
 
 _ROWS = 8
 """Answers whose votes are listed; the others are summed up."""
@@ -158,16 +161,41 @@ class Tape:
         frame = {"n": self.number, "at": self._at, "whole": True, **run, **histories}
         return {**frame, "traces": traces, **(self._ending if self._ending_framed else {})}
 
-    def passages(self, trace: int) -> Passages | None:
-        """What a trace wrote so far; None if there is no such trace."""
+    def text(self, trace: int, most: int) -> Frame | None:
+        """What a trace wrote so far, in at most `most` characters; None if there is no such trace.
+
+        The number of further characters is in "left".
+        """
         if (taped := self._traces.get(trace)) is None:
             return None
         self._draw(taped)
-        return taped.passages
+        pieces: list[Piece] = []
+        room = most
+        for text, mark in taped.passages.pieces():
+            if room > 0:
+                pieces.append((text[:room], mark))
+            room -= len(text)
+        running = taped.running and not self.over
+        return {"pieces": pieces, "left": max(-room, 0), "running": running}
 
-    def runs(self, trace: int) -> bool:
-        """Whether a trace has not ended."""
-        return not self.over and self._traces[trace].running
+    def recorded(
+        self, *, spread: bool = False, has_texts: bool = True, speed: float = 1.0
+    ) -> Frame:
+        """The run as a file of the page and the history of verdicts hold it, once it is `encode`d.
+
+        Frames that were not taken yet are left out.
+
+        Args:
+            spread: Whether texts were laid over their tokens evenly.
+            has_texts: Whether there are any.
+            speed: At which it plays at first.
+        """
+        texts: dict[int, Frame] = {}
+        each = _MOST_RECORDED // max(len(self._traces), 1)
+        for trace in self._traces if has_texts else ():
+            if told := self.text(trace, each):
+                texts[trace] = {**told, "spread": spread}
+        return {"frame": self.snapshot(), "texts": texts, "speed": speed}
 
     @property
     def size(self) -> int:
