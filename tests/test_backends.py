@@ -232,10 +232,13 @@ def test_a_command_sends_what_the_named_model_says_and_flags_override_it(
 
 WRONG = [
     ('[models.x]\nbase_ulr = "h"', "unknown key 'base_ulr'. Did you mean 'base_url'?"),
-    ("[models.x]\nprice = {input = -1, output = 1}", "input price must be at least 0"),
+    (
+        "[models.x]\nprice = {input = -1, output = 1}",
+        "input price = -1.0: input price must be at least 0",
+    ),
     ("[models.x]\nprice = {inputs = 1, output = 1}", "unknown key 'inputs'. Did you mean 'input'?"),
     ("[models.x]\nprice = {input = 1}", "price.output: field required"),
-    ("[models.x]\nsampling = {temperature = -1}", "temperature must be at least 0"),
+    ("[models.x]\nsampling = {temperature = -1}", "temperature = -1.0: temperature must be"),
     ("[models.x]\nsampling = {temprature = 1}", "Did you mean 'temperature'?"),
     (f'[models.x]\nbase_url = "{URL}"\nextra_body = {{n = 4}}', "'n' in extra_body"),
     (f'[models.x]\nbase_url = "{URL}"\nextra_body = {{stream = false}}', "'stream' in extra_body"),
@@ -344,6 +347,10 @@ def test_a_package_brings_an_engine_to_every_command(
     found = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
     assert "echo 41" in found["engine"]["found"]
     assert found["trace"]["value"] == 3
+    run(["doctor", "--json"])
+    found = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["engine echo"]["ok"] is True
+    assert "-m echo" in found["engine echo"]["found"]
     assert conviction.think("2 + 2?", model="echo:41", answers="number").answer == "41"
 
 
@@ -396,6 +403,9 @@ def test_a_package_that_cannot_be_imported_is_named_with_its_error(
     said = " ".join(capsys.readouterr().err.split())
     assert words in said
     assert "'echo'" in said
+    assert run(["doctor", "--json"]) == 1
+    (broken,) = [one for one in json.loads(capsys.readouterr().out) if one["what"] == "engine echo"]
+    assert words in broken["found"]
     # What does not use it is not affected.
     assert run(["think", "2 + 2?", "-m", "scripted", "--delay", "0", "-q"]) == 0
 

@@ -212,6 +212,15 @@ def test_what_no_recording_could_make_right_is_wrong_use_before_one_is_read(
     assert run(["lab", *(missing if one == "POOL" else one for one in arguments)]) == 2
 
 
+def test_a_pool_behind_the_policies_is_told_to_come_first(
+    pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lab", "--policy", "majority", "settle", str(pool)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"use '{pool}' as a policy: it is a file or folder" in said
+    assert "conviction lab POOL --policy" in said
+
+
 @pytest.mark.parametrize("command", [["lab"], ["lab", "diagnose"]])
 def test_negative_seeds_are_taken(
     pool: Path, command: list[str], capsys: pytest.CaptureFixture[str]

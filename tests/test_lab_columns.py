@@ -80,6 +80,11 @@ def test_the_help_explains_every_column(capsys: pytest.CaptureFixture[str]) -> N
         assert column.help in words
 
 
-def test_names_of_columns_are_unique() -> None:
-    names = [column.name for column in COLUMNS]
+def test_names_of_columns_and_of_measures_are_unique() -> None:
+    # "x_low" and "x_high" are the ends of the interval of "x".
+    names = ["policy", "spec", "budget", "concurrency"]
+    for column in COLUMNS:
+        names += [column.name, f"{column.name}_low", f"{column.name}_high"]
     assert len(set(names)) == len(names)
+    kept = {column.measure for column in COLUMNS}
+    assert len({measure.name for measure in kept}) == len(kept)

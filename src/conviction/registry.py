@@ -33,7 +33,11 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Names of all members, sorted. Nothing is imported."""
-        return tuple(sorted({*self.builtin, *_plugins(self.group).names}))
+        return tuple(sorted({*self.builtin, *self.plugins()}))
+
+    def plugins(self) -> tuple[str, ...]:
+        """Names that other packages bring, sorted."""
+        return tuple(sorted(_plugins(self.group).names))
 
     def get(self, name: str) -> object:
         """The member of that name, imported.

@@ -64,7 +64,7 @@ def read_model(
     except ValidationError as error:
         raise _refused(error, where) from None
     except ConvictionError as error:
-        raise InvalidSettingError(tried=where, found=error.found, remedy=error.remedy) from None
+        raise InvalidSettingError(tried=where, found=error.problem, remedy=error.remedy) from None
     options = replace(
         options,
         base_url=[told.base_url] if isinstance(told.base_url, str) else told.base_url,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.backends import Backend, Finding, backend
+from conviction.backends import ENGINES, Backend, Finding, backend
 from conviction.backends.builtin import vllm_here
 from conviction.cli.inputs import EngineOptions
 from conviction.cli.progress import prepared
@@ -83,6 +83,7 @@ def _extras() -> list[Finding]:
         _extra("embedded engine", "xllamacpp", "xllamacpp", "local"),
         _extra("formulas compared", "math-verify", "math_verify", "math"),
         vllm_here(),
+        *map(_plugin, ENGINES.plugins()),
     ]
 
 
@@ -94,6 +95,16 @@ def _extra(what: str, package: str, module: str, extra: str) -> Finding:
         return Finding(what, f"{package} {version(package)}", ok=True)
     except PackageNotFoundError:
         return Finding(what, f"{package} of unknown version", ok=True)
+
+
+def _plugin(name: str) -> Finding:
+    """An engine that another package brings."""
+    what = f"engine {name}"
+    try:
+        found = ENGINES.subclass(name, Backend)
+    except ConvictionError as error:
+        return Finding(what, error.problem, ok=False, remedy=error.remedy)
+    return Finding(what, f"{found.__module__}.{found.__qualname__}, as -m {name}:…", ok=True)
 
 
 def _cache() -> list[Finding]:

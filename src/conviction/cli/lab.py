@@ -25,7 +25,7 @@ from conviction.cli.progress import question_bar
 from conviction.cli.terminal import WHOLE, escaped, safe
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
-from conviction.errors import InvalidSettingError
+from conviction.errors import InvalidSettingError, UnknownNameError
 from conviction.lab.columns import COLUMNS
 from conviction.lab.diagnosis import REPEATS as DIAGNOSIS_REPEATS
 from conviction.lab.diagnosis import Diagnosis
@@ -128,7 +128,7 @@ def compare(
         seed=trials.seed,
         with_replacement=trials.with_replacement,
     )
-    check_plan(wanted)
+    _check_policies(wanted)
     _check(pool, output, trials.processes)
     source = PoolTraces.open(pool, only_graded=trials.only_graded, answers=trials.answer)
     with question_bar(console, "replaying") as progress:
@@ -195,6 +195,21 @@ def diagnose(
             write_page(html, page)
     finally:
         _show_diagnosis(result, output, console)
+
+
+def _check_policies(plan: Plan) -> None:
+    """Refuse a wrong plan; a pool that was named after the policies is taken for one of them."""
+    try:
+        check_plan(plan)
+    except UnknownNameError as error:
+        for spec in plan.specs:
+            if Path(spec).exists():
+                raise InvalidSettingError(
+                    tried=f"use {spec!r} as a policy",
+                    found="it is a file or folder, and everything after --policy names policies",
+                    remedy="Name the pool first: conviction lab POOL --policy A B.",
+                ) from error
+        raise
 
 
 def _messages(output: LabOutput) -> Console:
