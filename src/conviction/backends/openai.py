@@ -19,38 +19,16 @@ KEY_VARIABLE = "CONVICTION_API_KEY"
 _MOST_KEY_BYTES = 1 << 14
 _TIMEOUTS = Timeouts()
 
-_OUR_HEADERS = frozenset(
-    {
-        "accept-encoding",
-        "authorization",
-        "connection",
-        "content-length",
-        "content-type",
-        "host",
-        "transfer-encoding",
-    }
+_OUR_HEADERS = (
+    "accept-encoding authorization connection content-length content-type host transfer-encoding"
 )
-_OUR_FIELDS = frozenset(
-    {
-        "best_of",
-        "echo",
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens",
-        "messages",
-        "min_p",
-        "model",
-        "n",
-        "prompt",
-        "seed",
-        "stream",
-        "stream_options",
-        "temperature",
-        "timings_per_token",
-        "top_k",
-        "top_logprobs",
-        "top_p",
-    }
+_OUR_FIELDS = (
+    "best_of echo logprobs max_completion_tokens max_tokens messages min_p model n prompt seed "
+    "stream stream_options temperature timings_per_token top_k top_logprobs top_p"
+)
+_OPTIONS = (
+    "slots base_url api_key api_key_env api_key_file templated concurrency first_byte_timeout "
+    "stall_timeout headers extra_body"
 )
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
@@ -84,21 +62,7 @@ class OpenAIServers(Backend):
     extra_body: Mapping[str, object] = field(default_factory=dict[str, object])
     remembers: bool = True
 
-    takes: ClassVar[frozenset[str]] = frozenset(
-        {
-            "slots",
-            "base_url",
-            "api_key",
-            "api_key_env",
-            "api_key_file",
-            "templated",
-            "concurrency",
-            "first_byte_timeout",
-            "stall_timeout",
-            "headers",
-            "extra_body",
-        }
-    )
+    takes: ClassVar[frozenset[str]] = frozenset(_OPTIONS.split())
 
     def __post_init__(self) -> None:
         if not self.base_url:
@@ -110,7 +74,7 @@ class OpenAIServers(Backend):
         for name, value in self.headers.items():
             _check_header(name, value)
         for name in self.extra_body:
-            if name in _OUR_FIELDS:
+            if name in _OUR_FIELDS.split():
                 raise InvalidSettingError(
                     tried=f"send {name!r} in extra_body",
                     found="conviction sets this field itself",
@@ -193,7 +157,7 @@ def _check_header(name: str, value: str) -> None:
     found = ""
     if not _HEADER_NAME.fullmatch(name):
         found = "it is not the name of a header"
-    elif name.lower() in _OUR_HEADERS:
+    elif name.lower() in _OUR_HEADERS.split():
         found = "conviction sets this header itself"
     elif not (value.isascii() and value.isprintable()):
         found = "its value is not a single line of plain characters"
