@@ -1,10 +1,11 @@
 """Whether confidence helps: how well it ranks traces, and what filtering by it changes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite, nan
+from dataclasses import dataclass
+from math import nan
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -144,7 +145,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types; figures without a value are None."""
-        return _without_nan({"schema_version": 1, **asdict(self)})
+        return {"schema_version": 1, **msgspec.json.decode(msgspec.json.encode(self))}
 
 
 def diagnose(
@@ -347,11 +348,3 @@ def calibration_error(bins: Sequence[CalibrationBin]) -> float:
     if not total:
         return nan
     return sum(one.questions * abs(one.share - one.accuracy.value) for one in bins) / total
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}  # type: ignore[misc]
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]  # type: ignore[misc]
-    return None if isinstance(value, float) and not isfinite(value) else value
