@@ -41,15 +41,7 @@ def fused_confidences(logits: torch.Tensor, ks: torch.Tensor, most_k: int) -> to
 
 @triton.jit
 def _look_at_parts(
-    logits,
-    stride,
-    step,
-    vocabulary,
-    sums,
-    peaks,
-    parts,
-    PART: tl.constexpr,
-    BLOCK: tl.constexpr,
+    logits, stride, step, vocabulary, sums, peaks, parts, PART: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)

@@ -50,10 +50,7 @@ def build() -> App:
         ),
         version=version("conviction"),
         version_format="plaintext",  # the default reads Markdown, which takes long to import
-        config=[
-            cyclopts.config.Env("CONVICTION_", show=False),
-            _settings_file,
-        ],
+        config=[cyclopts.config.Env("CONVICTION_", show=False), _settings_file],
         exit_on_error=False,
         print_error=False,
         result_action="return_value",

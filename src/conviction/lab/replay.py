@@ -159,11 +159,9 @@ class ReplayListener(Protocol):
 
     def began(self, trace: int, at: float, gate: Gate | None) -> None:
         """A trace was started."""
-        ...
 
     def ended(self, trace: Trace, standing: Standing) -> None:
         """A trace ended; `standing` is the vote after it."""
-        ...
 
 
 def replay(

@@ -90,11 +90,7 @@ class _RunRecorder:
 
 @contextmanager
 def recording_listener(
-    path: str | PathLike[str],
-    *,
-    sampling: Sampling,
-    answers: str,
-    keep_text: bool = True,
+    path: str | PathLike[str], *, sampling: Sampling, answers: str, keep_text: bool = True
 ) -> Generator[Listener]:
     """A listener that records every trace of live runs, stopped and cancelled ones too.
 
