@@ -1,6 +1,5 @@
 """`conviction doctor`: what is installed, what is cached, what works."""
 
-import json as jsonlib
 import os
 import platform
 import sys
@@ -14,14 +13,13 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from conviction.backends import ENGINES, Backend, Finding, backend
 from conviction.backends.builtin import vllm_here
 from conviction.cli.inputs import EngineOptions
 from conviction.cli.progress import prepared
-from conviction.cli.terminal import escaped, safe
+from conviction.cli.terminal import print_json, shown
 from conviction.engines.local import available_memory, usable_cores
 from conviction.errors import ConvictionError
 from conviction.models import cache_folder, catalogue, resolve
@@ -58,7 +56,7 @@ def doctor(
 
 
 def _examined(backend: Backend, console: Console) -> list[Finding]:
-    with console.status(f"looking at {escape(safe(backend.label))} …"):
+    with console.status(f"looking at {shown(backend.label)} …"):
         return anyio.run(backend.examine)
 
 
@@ -148,11 +146,11 @@ def _cached_model() -> Backend | None:
 def _report(findings: Sequence[Finding], *, json: bool) -> int:
     """Print the findings on stdout; gives the exit code."""
     if json:
-        print(escaped(jsonlib.dumps([asdict(finding) for finding in findings], indent=2)))
+        print_json([asdict(finding) for finding in findings])
     else:
         table = Table(box=None, show_header=False, padding=(0, 1))
         for finding in findings:
-            remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
-            table.add_row(finding.what, _MARKS[finding.ok], escape(safe(finding.found) + remedy))
+            remedy = f"\n→ {shown(finding.remedy)}" if finding.remedy else ""
+            table.add_row(finding.what, _MARKS[finding.ok], shown(finding.found) + remedy)
         Console(highlight=False).print(table)
     return 1 if any(finding.ok is False for finding in findings) else 0

@@ -1,6 +1,5 @@
 """`conviction eval`: a data set through the live driver, and two such runs compared."""
 
-import json as jsonlib
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -11,7 +10,6 @@ import anyio
 import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.markup import escape
 
 from conviction.answers import AnswerKind, kind
 from conviction.cli import ExitCode
@@ -26,7 +24,7 @@ from conviction.cli.inputs import CalibrationOptions, EngineOptions, check_texts
 from conviction.cli.lab_tables import percentage, table_console
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.record import DataOptions
-from conviction.cli.terminal import WHOLE, escaped, safe
+from conviction.cli.terminal import WHOLE, escaped, print_json, print_notes, shown
 from conviction.cli.think import GenerationOptions, PolicyOptions
 from conviction.core import InvalidSettingError, require
 from conviction.engines.base import Capabilities
@@ -205,11 +203,10 @@ def compare(
     result = compare_runs(
         read_run(first), read_run(second), failures_wrong=failures_wrong, seed=seed
     )
-    for note in result.notes:
-        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+    print_notes(result.notes, console)
     if json:
         runs = {"first": str(first), "second": str(second)}
-        print(escaped(jsonlib.dumps({**runs, **result.to_dict()}, ensure_ascii=False, indent=2)))
+        print_json({**runs, **result.to_dict()})
     else:
         console.print(
             f"Over {counted(result.questions, 'question')} that both have. In brackets: 95% "
@@ -309,14 +306,13 @@ def _report(
         summary = replace(summary, sharing=sharing)
     # A Ctrl-C in the moment in which the last verdict came interrupted nothing.
     interrupted = interrupted and not summary.complete
-    for note in progress.notes:
-        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+    print_notes(progress.notes, console)
     print_failures(summary, console, failures_wrong=output.failures_wrong)
     if output.json:
         what = {"run": str(run), "interrupted": interrupted, **summary.to_dict()}
         if abstention is not None:
             what["calibration"] = abstention.to_dict()
-        print(escaped(jsonlib.dumps(what, ensure_ascii=False, indent=2)))
+        print_json(what)
     else:
         table = summary_table(summary, failures_wrong=output.failures_wrong)
         if abstention is not None:
@@ -332,7 +328,7 @@ def _report(
 def _tell_where(progress: EvaluationProgress, run: Path, console: Console) -> None:
     answered = sum(not result.failed for result in progress.results)
     wanted = counted(progress.questions, "verdict")
-    console.print(f"{escape(safe(str(run)))} holds {answered:,} of {wanted}.")
+    console.print(f"{shown(run)} holds {answered:,} of {wanted}.")
     if not progress.complete:
         console.print("The same command asks the rest.")
 

@@ -5,10 +5,9 @@ from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.terminal import one_line, safe
+from conviction.cli.terminal import one_line, shown
 from conviction.evaluation import counted
 from conviction.evaluation.compare import Comparison
 from conviction.evaluation.summary import Abstention, Summary
@@ -44,7 +43,7 @@ def summary_table(summary: Summary, *, failures_wrong: bool) -> Table:
 
 def add_calibration(table: Table, found: Abstention) -> None:
     """What a calibration says of a run, below the figures of the run itself."""
-    by = f"by {counted(found.learned_from, 'question')} of {escape(safe(found.pool))}"
+    by = f"by {counted(found.learned_from, 'question')} of {shown(found.pool)}"
     if isfinite(found.expected):
         was = f"{percentage(found.observed)} % were"
         table.add_row("calibrated", f"{100 * found.expected:.1f} % expected right {by}; {was}")
@@ -69,7 +68,7 @@ def print_failures(summary: Summary, console: Console, *, failures_wrong: bool) 
     if not summary.failed:
         return
     for reason in summary.failures[:_MOST_REASONS]:
-        console.print(f"[yellow]failed:[/] {escape(one_line(reason))}")
+        console.print(f"[yellow]failed:[/] {shown(one_line(reason))}")
     if (more := len(summary.failures) - _MOST_REASONS) > 0:
         console.print(
             f"[yellow]failed:[/] {counted(more, 'other reason')}; see conviction eval results."
@@ -86,8 +85,7 @@ def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table
     ):
         table.add_row(
             name,
-            f"{percentage(accuracy)} % right, {count(tokens)} tokens a question: "
-            f"{escape(safe(str(path)))}",
+            f"{percentage(accuracy)} % right, {count(tokens)} tokens a question: {shown(path)}",
         )
     table.add_row(
         "difference",

@@ -1,19 +1,17 @@
 """`conviction history`: the verdicts that `think` and `serve` kept."""
 
-import json as jsonlib
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli import ExitCode
 from conviction.cli.lab_tables import table_console
 from conviction.cli.progress import messages
-from conviction.cli.terminal import WHOLE, escaped, one_line, safe
+from conviction.cli.terminal import WHOLE, one_line, print_json, shown
 from conviction.core import require_whole
 from conviction.errors import InvalidSettingError
 from conviction.history import History, PastVerdict
@@ -68,7 +66,7 @@ def show(number: Annotated[int, WHOLE], /, *, traces: Json = False, json: Json =
     """
     verdict = History().verdict(number)
     if json:
-        print(escaped(jsonlib.dumps(verdict, ensure_ascii=False, indent=2)))
+        print_json(verdict)
     else:
         _print_verdict(verdict, traces=traces)
 
@@ -101,7 +99,7 @@ def play(
     page, console = whole_page(recorded), messages(quiet=quiet)
     if html is not None:
         html.write_text(page, encoding="utf-8")
-        console.print(f"Written to {escape(safe(str(html)))}.")
+        console.print(f"Written to {shown(html)}.")
         return
     serve_page(
         page,
@@ -142,9 +140,9 @@ def check() -> int:
     history, console = History(), messages(quiet=False)
     problems = history.check()
     for problem in problems:
-        console.print(f"[red]damaged:[/] {escape(safe(problem))}")
+        console.print(f"[red]damaged:[/] {shown(problem)}")
     if not problems:
-        console.print(f"{escape(safe(str(history.path)))} is whole.")
+        console.print(f"{shown(history.path)} is whole.")
     return ExitCode.FAILED if problems else 0
 
 
@@ -155,9 +153,7 @@ def _positive(most: int) -> int:
 
 def _print(entries: list[PastVerdict], *, json: bool) -> None:
     if json:
-        print(
-            escaped(jsonlib.dumps([asdict(one) for one in entries], ensure_ascii=False, indent=2))
-        )
+        print_json([asdict(one) for one in entries])
         return
     if not entries:
         messages(quiet=False).print("No verdicts are kept here.")
@@ -170,10 +166,10 @@ def _print(entries: list[PastVerdict], *, json: bool) -> None:
         table.add_row(
             str(one.id),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(one.asked)),
-            escape(_cut(one.question)),
-            escape(_cut(one.answer) if one.answer is not None else "none"),
+            shown(_cut(one.question)),
+            shown(_cut(one.answer) if one.answer is not None else "none"),
             f"{one.share:.0%}",
-            escape(safe(one.policy)),
+            shown(one.policy),
             f"{one.tokens:,}",
         )
     table_console().print(table)
@@ -187,26 +183,26 @@ def _cut(text: str) -> str:
 def _print_verdict(verdict: dict[str, Any], *, traces: bool) -> None:
     console = table_console()
     answer = verdict["answer"]
-    console.print(f"[bold]question[/]  {escape(safe(verdict['question']))}", soft_wrap=True)
+    console.print(f"[bold]question[/]  {shown(verdict['question'])}", soft_wrap=True)
     console.print(
-        f"[bold]answer[/]    {escape(safe(answer)) if answer is not None else 'none'}",
+        f"[bold]answer[/]    {shown(answer) if answer is not None else 'none'}",
         soft_wrap=True,
     )
     for entry in verdict["tally"]:
         share = entry["weight"] / (sum(one["weight"] for one in verdict["tally"]) or 1)
         votes = f"{entry['count']} vote{'s' if entry['count'] != 1 else ''}"
-        console.print(f"          {share:4.0%}  {votes:>9}  {escape(one_line(entry['answer']))}")
+        console.print(f"          {share:4.0%}  {votes:>9}  {shown(one_line(entry['answer']))}")
     cost = (
         f"{len(verdict['traces'])} of {verdict['budget']} traces, "
         f"{verdict['usage']['generated']:,} tokens, {verdict['seconds']:.1f} s; "
         f"policy {verdict['policy']['name']}, ended: {verdict['ended']}"
     )
-    console.print(f"[bold]cost[/]      {escape(safe(cost))}", soft_wrap=True)
-    console.print(f"[bold]engine[/]    {escape(safe(verdict['engine']))}", soft_wrap=True)
+    console.print(f"[bold]cost[/]      {shown(cost)}", soft_wrap=True)
+    console.print(f"[bold]engine[/]    {shown(verdict['engine'])}", soft_wrap=True)
     for warning in verdict["warnings"]:
-        console.print(f"[yellow]note:[/]     {escape(safe(warning))}", soft_wrap=True)
+        console.print(f"[yellow]note:[/]     {shown(warning)}", soft_wrap=True)
     for trace in verdict["traces"] if traces else ():
         console.rule(
             f"trace {trace['id']} · {trace['finish']} · {trace['tokens']} tokens", align="left"
         )
-        console.print(escape(safe(trace["text"].strip())), soft_wrap=True)
+        console.print(shown(trace["text"].strip()), soft_wrap=True)

@@ -1,6 +1,5 @@
 """`conviction lab`: any policy on recorded traces, measured with intervals."""
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -9,7 +8,6 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.markup import escape
 
 from conviction.answers import kinds_help
 from conviction.cli.lab_tables import (
@@ -22,7 +20,7 @@ from conviction.cli.lab_tables import (
     table_console,
 )
 from conviction.cli.progress import question_bar
-from conviction.cli.terminal import WHOLE, escaped, safe
+from conviction.cli.terminal import WHOLE, print_json, print_notes, shown
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError, UnknownNameError
@@ -244,9 +242,9 @@ def _check(pool: Path, output: LabOutput, processes: int | None) -> None:
 
 
 def _show_diagnosis(result: Diagnosis, output: LabOutput, console: Console) -> None:
-    _show_notes(result.notes, console)
+    print_notes(result.notes, console)
     if output.json:
-        print(escaped(jsonlib.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
+        print_json(result.to_dict())
         return
     stdout = table_console()
     left_out: list[str] = []
@@ -254,13 +252,8 @@ def _show_diagnosis(result: Diagnosis, output: LabOutput, console: Console) -> N
         left_out += print_fitting(table, stdout)
         stdout.print()
     # A pipe gets the whole sentence on one line.
-    stdout.print(escape(safe(result.advice)), soft_wrap=not stdout.is_terminal)
+    stdout.print(shown(result.advice), soft_wrap=not stdout.is_terminal)
     _show_left_out(left_out, console)
-
-
-def _show_notes(notes: Sequence[str], console: Console) -> None:
-    for note in notes:
-        console.print(f"[yellow]note:[/] {escape(safe(note))}")
 
 
 def _show_left_out(headings: Sequence[str], console: Console) -> None:
@@ -273,13 +266,11 @@ def _show_left_out(headings: Sequence[str], console: Console) -> None:
 
 def _show(result: Study, source: PoolTraces, output: LabOutput, console: Console) -> None:
     for one in result.refused:
-        console.print(
-            f"[yellow]left out:[/] {escape(safe(one.candidate.label))}: {escape(one.reason)}."
-        )
-    _show_notes(result.notes, console)
-    console.print(escape(safe(_what_was_done(result, source))), style="dim")
+        console.print(f"[yellow]left out:[/] {shown(one.candidate.label)}: {shown(one.reason)}.")
+    print_notes(result.notes, console)
+    console.print(shown(_what_was_done(result, source)), style="dim")
     if output.json:
-        print(escaped(jsonlib.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
+        print_json(result.to_dict())
         return
     table = front_table(result, result.front) if result.front else study_table(result)
     _show_left_out(print_fitting(table, table_console()), console)

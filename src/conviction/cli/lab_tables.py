@@ -1,10 +1,9 @@
 """What the lab found, as tables for the terminal."""
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import shown
 from conviction.lab.columns import COLUMNS, percentage, share, with_interval
 from conviction.lab.comparison import Front, Row
 from conviction.lab.diagnosis import Diagnosis
@@ -130,12 +129,12 @@ def _area(estimate: Estimate) -> str:
 
 def _name(row: Row, *, concurrency: bool) -> str:
     at_once = f" c={row.candidate.concurrency:g}" if concurrency else ""
-    return escape(safe(row.candidate.label + at_once))
+    return shown(row.candidate.label + at_once)
 
 
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", caption_justify="left")
     table.add_column(first, overflow="fold")
     for heading in others:
-        table.add_column(escape(heading), justify="right")
+        table.add_column(shown(heading), justify="right")
     return table

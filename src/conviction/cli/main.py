@@ -9,10 +9,9 @@ import cyclopts
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnusedCliTokensError
 from rich.console import Console
-from rich.markup import escape
 
 from conviction.cli import ExitCode
-from conviction.cli.terminal import dash_as_file, repeated, safe
+from conviction.cli.terminal import dash_as_file, repeated, shown
 from conviction.errors import ConvictionError
 from conviction.settings import command_settings, settings_path
 
@@ -95,9 +94,9 @@ def _explain(error: CycloptsError | ConvictionError | OSError | KeyboardInterrup
             where = f" ({error.filename})" if error.filename else ""
             found = f"{error.strerror or error}{where}."
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    errors.print(f"[bold red]error:[/] {escape(safe(found))}")
+    errors.print(f"[bold red]error:[/] {shown(found)}")
     if remedy:
-        errors.print(escape(safe(remedy)))
+        errors.print(shown(remedy))
     return code
 
 

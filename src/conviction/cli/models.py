@@ -1,6 +1,5 @@
 """`conviction models`: list, fetch and remove models."""
 
-import json as jsonlib
 import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -8,11 +7,10 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli.progress import download_bar
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import print_json, safe, shown
 from conviction.models import ModelStore
 
 app = App(name="models", help="List, fetch and remove models.")
@@ -45,7 +43,7 @@ def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """
     models = _listed(ModelStore())
     if json:
-        print(jsonlib.dumps([asdict(model) for model in models], indent=2))
+        print_json([asdict(model) for model in models])
     else:
         _print(models)
 
@@ -67,12 +65,12 @@ def pull(target: str | None = None) -> None:
         model = store.pull(
             target or store.catalogue.default,
             progress=progress,
-            notice=lambda text: console.print(escape(text)),
+            notice=lambda text: console.print(shown(text)),
         )
     if model.sha256:
-        console.print(f"{escape(model.name)} is ready (sha256 {model.sha256}).")
+        console.print(f"{shown(model.name)} is ready (sha256 {model.sha256}).")
     else:
-        console.print(f"{escape(model.name)} is ready; it is used where it is.")
+        console.print(f"{shown(model.name)} is ready; it is used where it is.")
     print(model.path)
 
 
@@ -126,11 +124,11 @@ def _print(models: list[ListedModel]) -> None:
     for model in models:
         full = "" if model.name == model.short_name else f"{model.name}, "
         table.add_row(
-            escape(model.short_name),
+            shown(model.short_name),
             decimal(model.size),
             "yes" if model.fetched else "no",
             model.licence or "not known",
-            escape(f"{full}{'the default: ' if model.default else ''}{model.note}"),
+            shown(f"{full}{'the default: ' if model.default else ''}{model.note}"),
         )
     # A pipe has no width: each model stays on one line.
     width = None if sys.stdout.isatty() else 200

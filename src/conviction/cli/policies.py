@@ -1,17 +1,15 @@
 """`conviction policies`: which policies there are, and their settings."""
 
-import json as jsonlib
 from dataclasses import asdict, dataclass
 from inspect import getdoc
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli.progress import messages
-from conviction.cli.terminal import safe
+from conviction.cli.terminal import print_json, shown
 from conviction.errors import PluginError
 from conviction.policies import policy, policy_names
 from conviction.policies.named import written
@@ -42,16 +40,16 @@ def policies(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
             found.append(_listed(name))
         except PluginError as error:
             # One package that cannot be used hides no other policy.
-            messages(quiet=False).print(f"[yellow]note:[/] {escape(safe(str(error)))}")
+            messages(quiet=False).print(f"[yellow]note:[/] {shown(error)}")
     if json:
-        print(jsonlib.dumps([asdict(one) for one in found], indent=2))
+        print_json([asdict(one) for one in found])
         return
     table = Table(box=None, pad_edge=False)
     for title in ("Name", "What it does", "Settings and their defaults"):
         table.add_column(title)
     for one in found:
         settings = ", ".join(f"{name}={written(value)}" for name, value in one.settings.items())
-        table.add_row(one.name, escape(f"{one.what} {_needs(one)}"), escape(settings))
+        table.add_row(one.name, shown(f"{one.what} {_needs(one)}"), shown(settings))
     Console(highlight=False).print(table)
 
 

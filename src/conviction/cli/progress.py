@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -26,7 +25,7 @@ from rich.table import Column
 
 from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend
-from conviction.cli.terminal import duration, safe
+from conviction.cli.terminal import duration, shown
 from conviction.core import FinishReason
 from conviction.evaluation import counted
 from conviction.events import (
@@ -281,7 +280,7 @@ def download_bar(console: Console) -> Generator[OnDownload]:
 def prepared(backend: Backend, console: Console) -> Backend:
     """The backend, ready to be built; what it needs is fetched with a bar."""
     with download_bar(console) as progress:
-        return backend.prepare(progress, lambda text: console.print(escape(safe(text))))
+        return backend.prepare(progress, lambda text: console.print(shown(text)))
 
 
 class PlainView:
@@ -314,7 +313,7 @@ class PlainView:
                 pass
 
     def _say(self, line: str) -> None:
-        self._console.print(escape(safe(line)), soft_wrap=True)
+        self._console.print(shown(line), soft_wrap=True)
 
 
 _WORDS = {

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 
 from conviction.answers import AnswerKind, is_correct, kind
 from conviction.cli import ExitCode
 from conviction.cli.clusters import RayOptions
 from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
-from conviction.cli.terminal import WHOLE, safe
+from conviction.cli.terminal import WHOLE, print_notes, shown
 from conviction.cli.think import GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
 from conviction.evaluation import counted
@@ -57,7 +56,7 @@ class DataOptions:
         """The questions, as `datasets.load` reads them, with a sign on `console` meanwhile."""
         if self.limit is not None:
             require_whole("limit", self.limit, low=1)
-        with console.status(f"Reading {escape(safe(data))} …"):
+        with console.status(f"Reading {shown(data)} …"):
             found = load(
                 data,
                 Fields(self.question_field, self.answer_field, self.id_field),
@@ -69,7 +68,7 @@ class DataOptions:
             )
         if found.origin:
             questions = f"{counted(len(found.questions), 'question')} of {found.origin}"
-            console.print(escape(safe(questions)), style="dim")
+            console.print(shown(questions), style="dim")
         return found
 
 
@@ -218,11 +217,10 @@ def reading(progress: RecordingProgress) -> Reading:
 def _report(
     progress: RecordingProgress, output: Path, console: Console, *, interrupted: bool
 ) -> int:
-    for note in progress.notes:
-        console.print(f"[yellow]note:[/] {escape(safe(note))}")
+    print_notes(progress.notes, console)
     console.print(
         f"Recorded {counted(progress.recorded, 'trace')}, {counted(progress.tokens, 'token')}; "
-        f"{escape(safe(str(output)))} holds "
+        f"{shown(output)} holds "
         f"{progress.present:,} of {counted(progress.wanted, 'trace')}."
     )
     if progress.complete:  # also if Ctrl-C came in that moment: nothing is left to do
@@ -252,7 +250,7 @@ def _import(
             paths, output, answers=answers, grade=is_correct, model=model, keep_text=keep_text
         )
     known = f"; there before: {before:,}" if before else ""
-    place = escape(safe(str(output)))
+    place = shown(output)
     console.print(f"Imported {counted(imported, 'trace')} into {place}{known}.")
 
 
@@ -266,5 +264,5 @@ def _export(output: Path, target: Path, console: Console, *, keep_text: bool) ->
         )
     pack(pool, found, keep_text=keep_text)
     traces = sum(question.traces for question in pool.questions)
-    console.print(f"Wrote {counted(traces, 'trace')} to {escape(safe(str(target)))}.")
+    console.print(f"Wrote {counted(traces, 'trace')} to {shown(target)}.")
     return 0

@@ -1,12 +1,15 @@
 """The two ends of a command line: words typed for the parser, and text made safe to print."""
 
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args, get_origin
 
 from cyclopts import App, Parameter, Token
 from cyclopts.exceptions import UnusedCliTokensError
+from rich.console import Console
+from rich.markup import escape
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -82,9 +85,9 @@ def _repeatable(app: App) -> frozenset[str]:
     )
 
 
-def escaped(json: str) -> str:
+def escaped(encoded: str) -> str:
     """JSON with control characters spelled out, so that it says the same and commands nothing."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json)
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", encoded)
 
 
 def safe(text: str) -> str:
@@ -93,6 +96,22 @@ def safe(text: str) -> str:
     Directional overrides count as control characters: they make a line read other than it is.
     """
     return _CONTROL.sub("\ufffd", text)
+
+
+def shown(value: object) -> str:
+    """`safe` text that the terminal shows as it is: what looks like markup is none."""
+    return escape(safe(str(value)))
+
+
+def print_notes(notes: Iterable[str], console: Console) -> None:
+    """What a reader should know before trusting a result, a line each."""
+    for note in notes:
+        console.print(f"[yellow]note:[/] {shown(note)}")
+
+
+def print_json(value: object) -> None:
+    """Print plain JSON types on stdout."""
+    print(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
 
 
 def one_line(text: str) -> str:

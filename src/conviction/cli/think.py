@@ -1,6 +1,5 @@
 """`conviction think`: one question, one considered answer."""
 
-import json as jsonlib
 import sys
 import time
 from collections.abc import Generator
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 
 from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
 from conviction.cli import ExitCode
 from conviction.cli.inputs import CalibrationOptions, EngineOptions, TraceOptions, read_question
 from conviction.cli.progress import PlainView, prepared, summary
-from conviction.cli.terminal import WHOLE, escaped, safe
+from conviction.cli.terminal import WHOLE, print_json, print_notes, safe, shown
 from conviction.cli.view import LiveView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
@@ -201,7 +199,7 @@ class _Remembered:
             History().add(verdict, question=self._question, page=page)
         except ConvictionError as error:
             console.print(
-                f"[yellow]note:[/] {escape(safe(f'The history was not written. {error}'))}",
+                f"[yellow]note:[/] {shown(f'The history was not written. {error}')}",
                 soft_wrap=True,
             )
 
@@ -250,17 +248,16 @@ def _report(
         for trace in verdict.traces:
             answer = trace.answer.text if trace.answer else "no answer"
             console.rule(f"trace {trace.id} · {trace.finish} · {trace.tokens} tokens", align="left")
-            console.print(escape(safe(trace.text.strip())))
-            console.print(f"→ {escape(safe(answer))}", style="bold")
+            console.print(shown(trace.text.strip()))
+            console.print(f"→ {shown(answer)}", style="bold")
         console.rule()
-    for warning in verdict.warnings:
-        console.print(f"[yellow]note:[/] {escape(safe(warning))}")
+    print_notes(verdict.warnings, console)
     if calibrator is not None and verdict.abstained:
-        why = escape(safe(calibrator.why_abstained(verdict)))
+        why = shown(calibrator.why_abstained(verdict))
         console.print(why, style="bold", soft_wrap=True)
     console.file.flush()
     if output.json:
-        print(escaped(jsonlib.dumps(verdict.to_dict(), ensure_ascii=False, indent=2)))
+        print_json(verdict.to_dict())
     elif verdict.answer is not None:
         print(safe(verdict.answer))
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by >&-

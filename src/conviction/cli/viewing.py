@@ -5,10 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 
 from conviction.api import DEFAULT_POLICY
-from conviction.cli.terminal import WHOLE, safe
+from conviction.cli.terminal import WHOLE, shown
 from conviction.core import require, require_whole
 from conviction.errors import InvalidSettingError
 from conviction.lab.export import writable, write_page
@@ -70,7 +69,7 @@ def view(
     page = _page(playback, _steering(policy, budget, len(playback.traces)), slots)
     if html is not None:
         write_page(html, page)
-        console.print(f"Written to {escape(safe(str(html)))}.")
+        console.print(f"Written to {shown(html)}.")
         return
     from conviction.server.page_file import serve_page  # noqa: PLC0415  # seldom needed
 
