@@ -15,7 +15,7 @@ from conviction.cli.terminal import WHOLE, one_line, print_json, shown
 from conviction.core import require_whole
 from conviction.errors import InvalidSettingError
 from conviction.history import History, PastVerdict
-from conviction.server.page_file import serve_page, whole_page
+from conviction.server.page_file import whole_page
 
 app = App(name="history", help="List, search, show, open and delete past verdicts.")
 
@@ -96,16 +96,9 @@ def play(
             found="what the page needs of it was not kept",
             remedy=f"Show it instead: conviction history show {number}.",
         )
-    page, console = whole_page(recorded), messages(quiet=quiet)
-    if html is not None:
-        html.write_text(page, encoding="utf-8")
-        console.print(f"Written to {shown(html)}.")
-        return
-    serve_page(
-        page,
-        port=port,
-        on_ready=lambda address: console.print(f"Watch it: {address}   Ctrl-C ends it."),
-    )
+    from conviction.cli.viewing import show_page  # noqa: PLC0415  # brings the lab along
+
+    show_page(whole_page(recorded), html, port, messages(quiet=quiet))
 
 
 @app.command

@@ -19,7 +19,7 @@ from conviction.cli.lab_tables import (
     study_table,
     table_console,
 )
-from conviction.cli.progress import question_bar
+from conviction.cli.progress import messages, question_bar
 from conviction.cli.terminal import WHOLE, print_json, print_notes, shown
 from conviction.core import require_whole
 from conviction.engines.local import usable_cores
@@ -64,38 +64,57 @@ class PlanOptions:
 
 @Parameter(name="*", group="Trials")
 @dataclass(frozen=True)
-class TrialOptions:
-    """How often, and on which traces."""
+class PoolOptions:
+    """On which traces."""
 
-    repeats: Annotated[int | None, WHOLE] = None
-    "Random draws of traces per question; 64 if not given, 16 in a sweep."
     seed: Annotated[int, WHOLE] = 0
-    "Same seed, same draws."
-    with_replacement: Annotated[bool, Parameter(negative="")] = False
-    "Let a draw take one trace several times."
+    "Same seed, same draws, same halves of the questions."
     only_graded: Annotated[bool, Parameter(negative="")] = False
     "Leave out questions without a right answer."
     answer: Annotated[str, Parameter(help=f"For files of other programs. {kinds_help()}")] = "math"
     processes: Annotated[int | None, WHOLE] = None
     "Processes to use; as many as there are cores if not given."
 
+    def open(self, pool: Path) -> PoolTraces:
+        """The traces of a pool."""
+        return PoolTraces.open(pool, only_graded=self.only_graded, answers=self.answer)
+
+
+@Parameter(name="*", group="Trials")
+@dataclass(frozen=True)
+class TrialOptions(PoolOptions):
+    """How often, and on which traces."""
+
+    repeats: Annotated[int | None, WHOLE] = None
+    "Random draws of traces per question; 64 if not given, 16 in a sweep."
+    with_replacement: Annotated[bool, Parameter(negative="")] = False
+    "Let a draw take one trace several times."
+
 
 @Parameter(name="*", group="Output")
 @dataclass(frozen=True)
-class LabOutput:
+class ReportOptions:
     """Where the results go."""
 
     json: Annotated[bool, Parameter(negative="")] = False
-    "Print the results as JSON on stdout, in place of the table."
-    out: Path | None = None
-    "Also write one row per policy to this Parquet file."
+    "Print the results as JSON on stdout, in place of tables."
     html: Path | None = None
     "Also write a report with figures to this file."
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
     "Nothing on stderr but errors."
 
 
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True)
+class LabOutput(ReportOptions):
+    """Where the results go."""
+
+    out: Path | None = None
+    "Also write one row per policy to this Parquet file."
+
+
 _PLAN, _TRIALS, _OUTPUT = PlanOptions(), TrialOptions(), LabOutput()
+_POOL, _REPORT = PoolOptions(), ReportOptions()
 
 
 @app.default
@@ -115,7 +134,7 @@ def compare(
         trials: How often, and on which traces.
         output: Where the results go.
     """
-    console = _messages(output)
+    console = messages(quiet=output.quiet)
     wanted = Plan(
         specs=plan.policy,
         baseline=plan.baseline,
@@ -127,8 +146,8 @@ def compare(
         with_replacement=trials.with_replacement,
     )
     _check_policies(wanted)
-    _check(pool, output, trials.processes)
-    source = PoolTraces.open(pool, only_graded=trials.only_graded, answers=trials.answer)
+    _check(pool, [output.out, output.html], trials.processes)
+    source = trials.open(pool)
     with question_bar(console, "replaying") as progress:
         result = study(source, wanted, processes=_processes(trials.processes), on_progress=progress)
     try:
@@ -149,13 +168,8 @@ def diagnose(
     *,
     budget: Annotated[int | None, WHOLE] = None,
     repeats: Annotated[int, WHOLE] = DIAGNOSIS_REPEATS,
-    seed: Annotated[int, WHOLE] = 0,
-    only_graded: Annotated[bool, Parameter(negative="")] = False,
-    answer: str = "math",
-    processes: Annotated[int | None, WHOLE] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    html: Path | None = None,
-    quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False,
+    traces: PoolOptions = _POOL,
+    output: ReportOptions = _REPORT,
 ) -> None:
     """Find out whether confidence helps on a pool of recorded traces.
 
@@ -163,34 +177,28 @@ def diagnose(
         pool: A pool, as `conviction record` made it, or any file that its --import reads.
         budget: Traces of each draw; as many as were recorded if not given, at most 64.
         repeats: Random draws of traces per question.
-        seed: Same seed, same draws, same halves of the questions.
-        only_graded: Leave out questions without a right answer.
-        answer: Kind of answer, for files of other programs.
-        processes: Processes to use; as many as there are cores if not given.
-        json: Print the results as JSON on stdout, in place of the tables.
-        html: Also write a report with figures to this file.
-        quiet: Nothing on stderr but errors.
+        traces: On which traces.
+        output: Where the results go.
     """
-    output = LabOutput(json=json, html=html, quiet=quiet)
-    console = _messages(output)
+    console = messages(quiet=output.quiet)
     require_whole("repeats", repeats, low=1)
     if budget is not None:
         require_whole("budget", budget, low=1)
-    _check(pool, output, processes)
-    source = PoolTraces.open(pool, only_graded=only_graded, answers=answer)
+    _check(pool, [output.html], traces.processes)
+    source = traces.open(pool)
     with question_bar(console, "diagnosing") as progress:
         result = find_out(
             source,
             budget=budget,
             repeats=repeats,
-            seed=seed,
-            processes=_processes(processes),
+            seed=traces.seed,
+            processes=_processes(traces.processes),
             on_progress=progress,
         )
     try:
-        if html:
+        if output.html:
             page = diagnosis_page(result, model=source.pool.model, source=pool.name)
-            write_page(html, page)
+            write_page(output.html, page)
     finally:
         _show_diagnosis(result, output, console)
 
@@ -210,20 +218,16 @@ def _check_policies(plan: Plan) -> None:
         raise
 
 
-def _messages(output: LabOutput) -> Console:
-    return Console(stderr=True, quiet=output.quiet, highlight=False, soft_wrap=True)
-
-
 def _processes(wanted: int | None) -> int:
     return usable_cores() if wanted is None else wanted
 
 
-def _check(pool: Path, output: LabOutput, processes: int | None) -> None:
-    """Refuse what cannot be done before minutes of work rather than after."""
+def _check(pool: Path, outputs: Sequence[Path | None], processes: int | None) -> None:
+    """Refuse what cannot be done before minutes of work; the last of the outputs is a report."""
     require_whole("processes", _processes(processes), low=1)
-    if output.html:
+    if outputs[-1]:
         check_installed()
-    targets = [(path, writable(path)) for path in (output.out, output.html) if path is not None]
+    targets = [(path, writable(path)) for path in outputs if path is not None]
     whole = pool.resolve()
     parts = [whole, *whole.glob("part-*"), *whole.glob("journal-*")] if pool.exists() else []
     for path, target in targets:
@@ -235,13 +239,13 @@ def _check(pool: Path, output: LabOutput, processes: int | None) -> None:
             )
     if len({target for _, target in targets}) < len(targets):
         raise InvalidSettingError(
-            tried=f"write {output.out} and {output.html}",
+            tried=f"write {outputs[0]} and {outputs[-1]}",
             found="they are the same file",
             remedy="Name two.",
         )
 
 
-def _show_diagnosis(result: Diagnosis, output: LabOutput, console: Console) -> None:
+def _show_diagnosis(result: Diagnosis, output: ReportOptions, console: Console) -> None:
     print_notes(result.notes, console)
     if output.json:
         print_json(result.to_dict())

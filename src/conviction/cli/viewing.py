@@ -67,6 +67,11 @@ def view(
         recording, _chosen(recording, question), tokens_per_second=tokens_per_second
     )
     page = _page(playback, _steering(policy, budget, len(playback.traces)), slots)
+    show_page(page, html, port, console)
+
+
+def show_page(page: str, html: Path | None, port: int, console: Console) -> None:
+    """Write a page to a file if one is named, else serve it until Ctrl-C."""
     if html is not None:
         write_page(html, page)
         console.print(f"Written to {shown(html)}.")
