@@ -89,7 +89,7 @@ def test_the_first_commands_of_the_lab_run_as_printed(begins: str) -> None:
     (line,) = [line for line in README.splitlines() if line.startswith(begins)]
     _, *arguments = shlex.split(line, comments=True)
     # Fewer draws than a reader would take, set outside of the line that is printed.
-    draws = {"CONVICTION_LAB_REPEATS": "16", "CONVICTION_LAB_DIAGNOSE_REPEATS": "2"}
+    draws = {"CONVICTION_LAB_REPEATS": "1", "CONVICTION_LAB_DIAGNOSE_REPEATS": "1"}
     result = subprocess.run(
         [sys.executable, "-m", "conviction", *arguments],
         capture_output=True,

@@ -7,6 +7,7 @@ Run it to write them anew, after a change that is meant to alter them:
 
 import hashlib
 import json
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,16 @@ SPECS = (
 )
 LIVE_QUESTIONS = 4
 
+Recorded = dict[str, list[PlayedTrace]]
+"""The traces of each question."""
+
 
 def results(recording: str) -> dict[str, Any]:
     """Everything that is held of one recording, as plain JSON types."""
     source = PoolTraces.open(EXAMPLES / recording)
     small = source.only(source.question_ids[:8])
+    # Read once: a trace keeps what was measured of it, as it does within a study.
+    traces = {question: source.traces(question) for question in source.question_ids}
     compared = study(
         source, Plan(SPECS, budgets=(16,), concurrencies=(1.0, 8.0, inf), repeats=1)
     ).to_dict()
@@ -65,8 +71,8 @@ def results(recording: str) -> dict[str, Any]:
         },
         "sweep": _digest(swept),
         "diagnosis": _digest(diagnose(small, repeats=2).to_dict()),
-        "outcomes": {spec: _digest(_outcomes(source, spec)) for spec in SPECS},
-        "verdicts": {spec: _verdicts(source, spec) for spec in SPECS},
+        "outcomes": {spec: _digest(_outcomes(source, traces, spec)) for spec in SPECS},
+        "verdicts": {spec: _verdicts(traces, spec) for spec in SPECS},
     }
 
 
@@ -75,18 +81,18 @@ def _digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _outcomes(source: PoolTraces, spec: str) -> list[Any]:
+def _outcomes(source: PoolTraces, traces: Recorded, spec: str) -> list[Any]:
     return [
         [
             [(entry.key, entry.weight, entry.votes) for entry in outcome.tally.entries],
             [outcome.correct, outcome.ended, outcome.tokens, outcome.path],
             [outcome.started, outcome.stopped, outcome.cancelled],
         ]
-        for question in source.question_ids
+        for played in traces.values()
         for outcome in [
             replay(
                 policy(spec, **_budget(spec)),
-                source.traces(question),
+                played,
                 concurrency=8,
                 top_k=source.top_k,
                 max_tokens=source.max_tokens,
@@ -99,12 +105,12 @@ def _budget(spec: str) -> dict[str, int]:
     return {} if spec == "single" else {"budget": 16}
 
 
-def _verdicts(source: PoolTraces, spec: str) -> str:
+def _verdicts(traces: Recorded, spec: str) -> str:
     """A digest of the driver's verdicts, on an engine that plays the recorded traces."""
     return _digest(
         [
-            anyio.run(_live, question, source.traces(question), spec)
-            for question in source.question_ids[:LIVE_QUESTIONS]
+            anyio.run(_live, question, played, spec)
+            for question, played in islice(traces.items(), LIVE_QUESTIONS)
         ]
     )
 
