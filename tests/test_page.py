@@ -36,9 +36,12 @@ def browser() -> Generator[Browser]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where pictures are kept: what CONVICTION_SCREENSHOTS names, else the test's own folder."""
-    kept = Path(os.environ.get("CONVICTION_SCREENSHOTS") or tmp_path)
+def folder() -> Path | None:
+    """Where pictures are kept: what CONVICTION_SCREENSHOTS names; None for nowhere."""
+    wanted = os.environ.get("CONVICTION_SCREENSHOTS")
+    if not wanted:
+        return None
+    kept = Path(wanted)
     kept.mkdir(parents=True, exist_ok=True)
     return kept
 
@@ -104,7 +107,7 @@ def rows(page: Page) -> list[str]:
 
 
 def test_a_question_is_asked_watched_and_answered(
-    opened: Callable[..., Watched], serve: Serve, folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path | None
 ) -> None:
     held = page_runs.Held(after=650, seconds=0.002)
     url = serve(held)
@@ -132,7 +135,7 @@ def test_a_question_is_asked_watched_and_answered(
 
 
 def test_a_trace_is_read_with_its_least_sure_passages_marked(
-    opened: Callable[..., Watched], serve: Serve, folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path | None
 ) -> None:
     url = serve()
     watched = opened(url, home=url)
@@ -356,7 +359,7 @@ def test_what_the_server_refuses_is_said(opened: Callable[..., Watched], serve: 
 
 
 def test_a_server_with_keys_asks_for_one(
-    opened: Callable[..., Watched], serve: Serve, folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path | None
 ) -> None:
     url = serve(keys={"sesame-open": "ali"})
     watched = opened(url, home=url)
@@ -375,7 +378,7 @@ def test_a_server_with_keys_asks_for_one(
 
 
 def test_a_saved_run_plays_from_one_file_without_a_network(
-    opened: Callable[..., Watched], serve: Serve, folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path | None
 ) -> None:
     url = serve()
     page = opened(url, home=url).page
@@ -395,7 +398,7 @@ def test_a_saved_run_plays_from_one_file_without_a_network(
 
 
 def test_a_recording_is_played_from_one_file(
-    opened: Callable[..., Watched], folder: Path, tmp_path: Path
+    opened: Callable[..., Watched], folder: Path | None, tmp_path: Path
 ) -> None:
     path = tmp_path / "recording.html"
     pool = str(EXAMPLES / "gsm8k-qwen2.5-coder-0.5b.parquet")
@@ -424,7 +427,7 @@ SPOKEN = {
 
 @pytest.mark.parametrize("locale", SPOKEN)
 def test_the_page_speaks_the_languages_of_the_pictures_in_the_readmes(
-    opened: Callable[..., Watched], serve: Serve, folder: Path, locale: str
+    opened: Callable[..., Watched], serve: Serve, folder: Path | None, locale: str
 ) -> None:
     picture, question, title, other = SPOKEN[locale]
     url = serve(page_runs.Held(seconds=0.002))
@@ -441,7 +444,7 @@ def test_the_page_speaks_the_languages_of_the_pictures_in_the_readmes(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_needs_no_sideways_scrolling(
-    opened: Callable[..., Watched], serve: Serve, folder: Path, scheme: str
+    opened: Callable[..., Watched], serve: Serve, folder: Path | None, scheme: str
 ) -> None:
     url = serve()
     watched = opened(url, home=url, viewport={"width": 390, "height": 844}, color_scheme=scheme)
@@ -461,7 +464,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(
 
 
 def test_light_and_dark_can_be_chosen_and_are_remembered(
-    opened: Callable[..., Watched], serve: Serve, folder: Path
+    opened: Callable[..., Watched], serve: Serve, folder: Path | None
 ) -> None:
     url = serve()
     watched = opened(url, home=url, color_scheme="light")

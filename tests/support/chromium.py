@@ -71,6 +71,7 @@ class Watched:
         page.on("request", watched._on_request)
         return watched
 
-    def keep(self, folder: Path, name: str, **options: Any) -> None:
-        """Keep a picture of it."""
-        self.page.screenshot(path=folder / f"{name}.png", animations="disabled", **options)
+    def keep(self, folder: Path | None, name: str, **options: Any) -> None:
+        """Keep a picture of it, if there is a folder for pictures."""
+        if folder is not None:
+            self.page.screenshot(path=folder / f"{name}.png", animations="disabled", **options)

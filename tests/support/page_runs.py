@@ -62,9 +62,10 @@ class Held:
 
 
 def engine(
-    held: Held | None = None, *, concurrency: int = 16, chunk_tokens: int = 4
+    held: Held | None = None, *, concurrency: int = 16, chunk_tokens: int | None = None
 ) -> ScriptedEngine:
-    """Sixteen traces, of which ten agree."""
+    """Sixteen traces, of which ten agree; in large pieces where nobody watches them come."""
+    chunk_tokens = chunk_tokens or (4 if held else 8)
     scripts = [_script(number) for number in range(16)]
     return ScriptedEngine(
         scripts, concurrency=concurrency, chunk_tokens=chunk_tokens, pace=held or Held()
