@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.answers import kind
-from conviction.cli.inputs import check_texts, with_prompts
+from conviction.cli.inputs import TraceOptions, check_texts
 from conviction.cli.progress import run_progress
 from conviction.cli.record import reading
 from conviction.cli.terminal import safe
@@ -91,13 +91,8 @@ def run(given: argparse.Namespace, console: Console) -> int:
     check_texts(found.questions)
     model = resolve(given.model)
     check_device(given.device)
-    asked = with_prompts(
-        found.questions,
-        answers=given.answer,
-        style=given.prompt_style,
-        model=model,
-        templated=False,
-    )
+    options = TraceOptions(answer=given.answer, prompt_style=given.prompt_style)
+    asked = options.asked(found.questions, model, templated=False)
     plan = RecordingPlan(
         asked,
         given.traces,

@@ -29,7 +29,7 @@ import torch
 from batches import Finished, Wanted, generate
 from decoder import Decoder, read_gguf
 
-from conviction.cli.inputs import with_prompts
+from conviction.cli.inputs import TraceOptions
 from conviction.core import Sampling
 from conviction.evaluation.datasets import load
 from conviction.models import resolve
@@ -84,7 +84,7 @@ def errors(
 def check(given: argparse.Namespace) -> dict[str, float]:
     model = resolve(given.model)
     questions = load(given.data, gold=False, limit=given.questions).questions
-    asked = with_prompts(questions, answers="number", style=None, model=model, templated=False)
+    asked = TraceOptions(answer="number").asked(questions, model, templated=False)
     decoder = Decoder.load(model.path, device=given.device, dtype=getattr(torch, given.dtype))
     prompts = [decoder.prompt(one.question.messages) for one in asked]
 

@@ -142,22 +142,13 @@ async def athink_many(
     to being settled. `Slots` tells the rules, and by how much the total may be exceeded at most.
     All traces of all questions are kept until the last verdict is in.
 
-    Args:
-        questions: As for `athink`, each.
-        total_tokens: Tokens that all traces together may generate, at least 1. When they are
-            spent, the questions that are not settled end with the votes they have.
-        model: As for `athink`.
-        engine: As for `athink`.
-        policy: As for `athink`; every question has its own copy.
-        budget: As for `athink`, of each question.
-        answers: As for `athink`.
-        prompt_style: As for `athink`.
-        sampling: As for `athink`.
-        seed: As for `athink`.
-        restarts: As for `athink`.
-        time_limit: Seconds after which all end with the votes they have.
-        on_event: Called with the number of a question, from 0, and every event of it.
-        interrupt: When set, all end with the votes they have.
+    Options are those of `athink` and hold for each question, save these:
+
+    - `total_tokens`: tokens that all traces together may generate, at least 1. When they are spent,
+      the questions that are not settled end with the votes they have.
+    - `time_limit`: seconds after which all end with the votes they have; so they do when
+      `interrupt` is set.
+    - `on_event`: called with the number of a question, from 0, and every event of it.
 
     Returns:
         For each question its verdict, or why there is none: all its traces failed, it does not fit

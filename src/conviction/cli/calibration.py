@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from conviction.backends import Backend
-from conviction.cli.inputs import TraceOptions, prompt_of
+from conviction.cli.inputs import TraceOptions
 from conviction.cli.progress import question_bar
 from conviction.core import InvalidSettingError, Question
 from conviction.engines.base import Capabilities
@@ -64,9 +64,7 @@ class Calibrator:
         """Take note of what the run will be made of, as far as its calibration must be like it."""
         self._answers = options.answer
         self._sampling = options.sampling(backend.sampling)
-        self._prompt = prompt_of(
-            answers=options.answer, style=options.prompt_style, model=backend, templated=templated
-        )
+        self._prompt = options.prompt(backend, templated=templated)
 
     def on_event(self, event: Event) -> None:
         """Take note of the engine."""

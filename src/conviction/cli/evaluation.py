@@ -1,5 +1,6 @@
 """`conviction eval`: a data set through the live driver, and two such runs compared."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -11,7 +12,7 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from conviction.answers import AnswerKind, kind
+from conviction.answers import AnswerKind
 from conviction.cli import ExitCode
 from conviction.cli.clusters import RayOptions
 from conviction.cli.evaluation_report import (
@@ -20,13 +21,13 @@ from conviction.cli.evaluation_report import (
     print_failures,
     summary_table,
 )
-from conviction.cli.inputs import CalibrationOptions, EngineOptions, check_texts, with_prompts
+from conviction.cli.inputs import CalibrationOptions, EngineOptions, GenerationOptions
 from conviction.cli.lab_tables import percentage, table_console
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.record import DataOptions
 from conviction.cli.terminal import WHOLE, escaped, print_json, print_notes, shown
-from conviction.cli.think import GenerationOptions, PolicyOptions
-from conviction.core import InvalidSettingError, require
+from conviction.cli.think import PolicyOptions
+from conviction.core import InvalidSettingError, Sampling, require
 from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
 from conviction.evaluation import counted
@@ -43,6 +44,7 @@ from conviction.evaluation.summary import (
     summarise,
     summarise_sharing,
 )
+from conviction.policies.base import Policy
 
 if TYPE_CHECKING:
     from conviction.engines.base import Engine
@@ -63,6 +65,24 @@ class EvaluationGeneration(GenerationOptions):
     total_tokens: Annotated[int | None, WHOLE] = None
     """Tokens that all questions share: those nearest to being settled go first, and when the
     total is spent, the votes so far decide."""
+
+    def plan(
+        self, policy: Policy, sampling: Sampling, *, path: str, origin: str | None
+    ) -> Callable[..., EvaluationPlan]:
+        """The plan, for the questions `asked`."""
+        return partial(
+            EvaluationPlan,
+            policy=policy,
+            answers=self.answer,
+            sampling=sampling,
+            seed=self.seed,
+            restarts=self.restarts,
+            time_limit=self.time_limit,
+            path=path,
+            origin=origin,
+            questions_at_once=self.questions_at_once,
+            total_tokens=self.total_tokens,
+        )
 
 
 @Parameter(name="*", group="Output")
@@ -126,53 +146,34 @@ def evaluation(
         raise many_engines()
     console = messages(quiet=output.quiet)
     found = dataset.load(data, console)
-    check_texts(found.questions)
-    kind(generation.answer)
+    generation.check()
     backend = engine.backend
     sampling = generation.sampling(backend.sampling)
-    make_plan = partial(
-        EvaluationPlan,
-        policy=steering,
-        answers=generation.answer,
-        sampling=sampling,
-        seed=generation.seed,
-        restarts=generation.restarts,
-        time_limit=generation.time_limit,
-        path=data,
-        origin=found.origin,
-        questions_at_once=generation.questions_at_once,
-        total_tokens=generation.total_tokens,
-    )
-    make_plan(asked=())
+    plan_for = generation.plan(steering, sampling, path=data, origin=found.origin)
+    plan_for(asked=())
     backend = prepared(backend, console)
-    asked = with_prompts(
-        found.questions,
-        answers=generation.answer,
-        style=generation.prompt_style,
-        model=backend,
-        templated=engine.templated,
-    )
-    plan = make_plan(asked=asked)
+    asked = generation.asked(found.questions, backend, templated=engine.templated)
+    plan = plan_for(asked=asked)
     check_plan(plan, run)
     questions = [one.question for one in asked]
     workers = ray.workers(backend, questions, sampling, answers=generation.answer)
     with ray.connected():
         progress, capabilities, interrupted = _run(plan, run, workers, record, console)
     progress.results = plan.in_order(progress.results)
-    abstention = None
+    report = partial(_report, progress, run, output, console, interrupted=interrupted)
     # An engine that said nothing of itself has nothing that a calibration could be like.
-    if calibrator is not None and capabilities is not None:
-        calibrator.expect(generation, backend, templated=engine.templated)
-        calibrator.capabilities = capabilities
-        try:
-            learned = calibrator.calibration(questions, console)
-            progress.notes += learned.notes
-            abstention = abstain(progress.results, learned, calibrator.below)
-        except (ConvictionError, KeyboardInterrupt):
-            # What was measured is shown all the same.
-            _report(progress, run, output, console, None, interrupted=interrupted)
-            raise
-    return _report(progress, run, output, console, abstention, interrupted=interrupted)
+    if calibrator is None or capabilities is None:
+        return report()
+    calibrator.expect(generation, backend, templated=engine.templated)
+    calibrator.capabilities = capabilities
+    try:
+        learned = calibrator.calibration(questions, console)
+        progress.notes += learned.notes
+        abstention = abstain(progress.results, learned, calibrator.below)
+    except (ConvictionError, KeyboardInterrupt):
+        report()  # What was measured is shown all the same.
+        raise
+    return report(abstention)
 
 
 @app.command
@@ -296,7 +297,7 @@ def _report(
     run: Path,
     output: EvaluationOutput,
     console: Console,
-    abstention: Abstention | None,
+    abstention: Abstention | None = None,
     *,
     interrupted: bool,
 ) -> int:

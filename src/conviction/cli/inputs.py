@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from cyclopts import Parameter
 
-from conviction.answers import kinds_help
+from conviction.answers import kind, kinds_help
 from conviction.api import MOST_CHARACTERS, check_question
 from conviction.backends import Backend, BackendOptions, backend
 from conviction.cli.terminal import WHOLE
-from conviction.core import InvalidSettingError, Question, Sampling
+from conviction.core import InvalidSettingError, Question, Sampling, require, require_whole
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.plan import PromptedQuestion
 from conviction.models import ModelFile
 from conviction.policies.base import Policy
 from conviction.prompts import PromptStyle, compose
+from conviction.thinking import RESTARTS
 
 if TYPE_CHECKING:
     from conviction.cli.calibration import Calibrator
@@ -85,6 +86,47 @@ class TraceOptions:
         names = ("temperature", "top_p", "max_tokens")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(of_model or Sampling(), **given)
+
+    def prompt(self, model: Backend | ModelFile, *, templated: bool) -> Callable[..., Question]:
+        """What makes a question of a user's words, and of an `id` if one is given.
+
+        Without a style they are put as suits the model; `templated` words are sent as they are.
+        """
+        if templated:
+            return Question.ask
+        style = self.prompt_style or model.prompt_style
+        return partial(compose, kind=self.answer, style=style)
+
+    def asked(
+        self, questions: Sequence[DatasetQuestion], model: Backend | ModelFile, *, templated: bool
+    ) -> tuple[PromptedQuestion, ...]:
+        """The questions of a data set in the words that the model gets."""
+        prompt = self.prompt(model, templated=templated)
+        return tuple(
+            PromptedQuestion.as_it_is(one, prompt(one.text, id=one.id)) for one in questions
+        )
+
+
+@Parameter(name="*", group="Generation")
+@dataclass(frozen=True)
+class GenerationOptions(TraceOptions):
+    """How traces are generated."""
+
+    time_limit: float | None = None
+    "Seconds after which the votes so far decide."
+    restarts: Annotated[int, WHOLE] = RESTARTS
+    "How often a trace whose stream broke is begun again."
+
+    def check(self) -> None:
+        """Refuse what cannot be used, before anything is fetched or started.
+
+        Raises:
+            UsageError: there is no such kind of answer, or a value is out of its range.
+        """
+        kind(self.answer)
+        require_whole("restarts", self.restarts, low=0)
+        if self.time_limit is not None:
+            require("time_limit", self.time_limit, low=0)
 
 
 @Parameter(name="*", group="Calibration")
@@ -182,30 +224,3 @@ def check_texts(questions: Sequence[DatasetQuestion]) -> None:
                 found=error.found,
                 remedy="Correct the row, or leave it out.",
             ) from None
-
-
-def with_prompts(
-    questions: Sequence[DatasetQuestion],
-    *,
-    answers: str,
-    style: PromptStyle | None,
-    model: Backend | ModelFile,
-    templated: bool,
-) -> tuple[PromptedQuestion, ...]:
-    """The questions in the words that the model gets; `templated` ones as they stand in the file.
-
-    Without a `style` they are asked as suits the model.
-    """
-    if templated:
-        return tuple(map(PromptedQuestion.as_it_is, questions))
-    chosen = style or model.prompt_style
-    return tuple(PromptedQuestion.of(item, answers=answers, style=chosen) for item in questions)
-
-
-def prompt_of(
-    *, answers: str, style: PromptStyle | None, model: Backend | ModelFile, templated: bool
-) -> Callable[[str], Question]:
-    """What puts the prompt of `with_prompts` around the words of any question."""
-    if templated:
-        return Question.ask
-    return partial(compose, kind=answers, style=style or model.prompt_style)

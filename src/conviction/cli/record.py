@@ -13,11 +13,10 @@ from rich.console import Console
 from conviction.answers import AnswerKind, is_correct, kind
 from conviction.cli import ExitCode
 from conviction.cli.clusters import RayOptions
-from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
+from conviction.cli.inputs import EngineOptions, GenerationOptions, check_texts
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.terminal import WHOLE, print_notes, shown
-from conviction.cli.think import GenerationOptions
-from conviction.core import InvalidSettingError, require, require_whole
+from conviction.core import InvalidSettingError, require_whole
 from conviction.evaluation import counted
 from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.recording import RecordingPlan, RecordingProgress
@@ -66,6 +65,7 @@ class DataOptions:
                 subset=self.subset,
                 split=self.split,
             )
+        check_texts(found.questions)
         if found.origin:
             questions = f"{counted(len(found.questions), 'question')} of {found.origin}"
             console.print(shown(questions), style="dim")
@@ -142,22 +142,12 @@ def record(
     # Everything that can be refused is refused before anything is fetched or started.
     ray.check()
     found = dataset.load(data, console)
-    check_texts(found.questions)
-    kind(generation.answer)
+    generation.check()
     require_whole("traces", traces, low=1)
-    require_whole("restarts", generation.restarts, low=0)
-    if generation.time_limit is not None:
-        require("time_limit", generation.time_limit, low=0)
     backend = engine.backend
     sampling = generation.sampling(backend.sampling)
     backend = prepared(backend, console)
-    asked = with_prompts(
-        found.questions,
-        answers=generation.answer,
-        style=generation.prompt_style,
-        model=backend,
-        templated=engine.templated,
-    )
+    asked = generation.asked(found.questions, backend, templated=engine.templated)
     plan = RecordingPlan(
         asked=asked,
         traces=traces,

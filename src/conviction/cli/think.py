@@ -13,15 +13,19 @@ import anyio
 from cyclopts import Parameter
 from rich.console import Console
 
-from conviction.answers import kind
 from conviction.api import DEFAULT_POLICY, athink
 from conviction.cli import ExitCode
-from conviction.cli.inputs import CalibrationOptions, EngineOptions, TraceOptions, read_question
+from conviction.cli.inputs import (
+    CalibrationOptions,
+    EngineOptions,
+    GenerationOptions,
+    read_question,
+)
 from conviction.cli.progress import PlainView, prepared, summary
 from conviction.cli.terminal import WHOLE, print_json, print_notes, safe, shown
 from conviction.cli.view import LiveView
 from conviction.confidence import Metric
-from conviction.core import Question, Sampling, require, require_whole
+from conviction.core import Question, Sampling
 from conviction.errors import ConvictionError
 from conviction.events import Event, Listener
 from conviction.history import History
@@ -30,7 +34,6 @@ from conviction.policies.base import Policy
 from conviction.policies.deepconf_online import PAPER_SETTINGS
 from conviction.server.tape import Tape, encode
 from conviction.tasks import until_interrupted
-from conviction.thinking import RESTARTS
 from conviction.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -70,17 +73,6 @@ class PolicyOptions:
             if value is not None:
                 given[name] = value
         return named_policy(self.policy, **given)
-
-
-@Parameter(name="*", group="Generation")
-@dataclass(frozen=True)
-class GenerationOptions(TraceOptions):
-    """How traces are generated."""
-
-    time_limit: float | None = None
-    "Seconds after which the votes so far decide."
-    restarts: Annotated[int, WHOLE] = RESTARTS
-    "How often a trace whose stream broke is begun again."
 
 
 @Parameter(name="*", group="Output")
@@ -130,10 +122,7 @@ def think(
     """
     # Everything that can be refused is refused before anything is fetched or started.
     steering = policy.build()
-    kind(generation.answer)
-    if generation.time_limit is not None:
-        require("time_limit", generation.time_limit, low=0)
-    require_whole("restarts", generation.restarts, low=0)
+    generation.check()
     calibrator = calibration.open(steering)
     backend = engine.backend
     sampling = generation.sampling(backend.sampling)
@@ -166,6 +155,10 @@ def think(
         _report(verdict, output, calibrator, console)
     if past is not None:
         past.keep(verdict, console)
+    return _exit_code(verdict)
+
+
+def _exit_code(verdict: Verdict) -> int:
     if verdict.ended == "interrupted":
         return ExitCode.INTERRUPTED
     if verdict.abstained:
