@@ -227,17 +227,8 @@ def _check(pool: Path, outputs: Sequence[Path | None], processes: int | None) ->
     require_whole("processes", _processes(processes), low=1)
     if outputs[-1]:
         check_installed()
-    targets = [(path, writable(path)) for path in outputs if path is not None]
-    whole = pool.resolve()
-    parts = [whole, *whole.glob("part-*"), *whole.glob("journal-*")] if pool.exists() else []
-    for path, target in targets:
-        if target in parts:
-            raise InvalidSettingError(
-                tried=f"write {path}",
-                found="it is the recording, or a part of it",
-                remedy="Name another file.",
-            )
-    if len({target for _, target in targets}) < len(targets):
+    targets = [writable(path, recording=pool) for path in outputs if path is not None]
+    if len(set(targets)) < len(targets):
         raise InvalidSettingError(
             tried=f"write {outputs[0]} and {outputs[-1]}",
             found="they are the same file",

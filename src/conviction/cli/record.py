@@ -245,14 +245,8 @@ def _import(
 
 
 def _export(output: Path, target: Path, console: Console, *, keep_text: bool) -> int:
-    found, pool = writable(target), Pool.open(output)
-    if output.resolve() in (found, *found.parents):
-        raise InvalidSettingError(
-            tried=f"write {target}",
-            found="it is the pool itself, or a part of it",
-            remedy="Name another file.",
-        )
-    pack(pool, found, keep_text=keep_text)
+    pool = Pool.open(output)
+    pack(pool, writable(target, recording=output), keep_text=keep_text)
     traces = sum(question.traces for question in pool.questions)
     console.print(f"Wrote {counted(traces, 'trace')} to {shown(target)}.")
     return 0

@@ -9,7 +9,6 @@ from rich.console import Console
 from conviction.api import DEFAULT_POLICY
 from conviction.cli.terminal import WHOLE, shown
 from conviction.core import require, require_whole
-from conviction.errors import InvalidSettingError
 from conviction.lab.export import writable, write_page
 from conviction.lab.playback import Playback
 from conviction.policies.base import Policy
@@ -61,7 +60,7 @@ def view(
     if tokens_per_second is not None:
         require("tokens_per_second", tokens_per_second, low=1e-3)
     if html is not None:
-        _check_target(html, pool)
+        writable(html, recording=pool)  # Refused before anything is read.
     recording = Pool.open(pool, answers=answer)
     playback = Playback.of(
         recording, _chosen(recording, question), tokens_per_second=tokens_per_second
@@ -114,14 +113,3 @@ def _steering(spec: str, budget: int | None, recorded: int) -> Policy:
     if "budget" not in setting_types(name) or ("budget" in given and budget is None):
         return named_policy(spec)
     return named_policy(spec, budget=min(recorded, _MOST) if budget is None else budget)
-
-
-def _check_target(html: Path, pool: Path) -> None:
-    """Refuse what cannot be written before anything is read."""
-    target = writable(html)
-    if pool.exists() and (target == pool.resolve() or pool.resolve() in target.parents):
-        raise InvalidSettingError(
-            tried=f"write {html}",
-            found="it is the recording, or a part of it",
-            remedy="Name another file.",
-        )

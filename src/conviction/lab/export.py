@@ -11,11 +11,12 @@ from conviction.files import finished_file
 from conviction.recordings.parquet import arrow
 
 
-def writable(path: Path) -> Path:
+def writable(path: Path, *, recording: Path | None = None) -> Path:
     """The file to write for a path: the target of a link, so that the link stays.
 
     Raises:
-        InvalidSettingError: its folder does not exist, or it is not a regular file.
+        InvalidSettingError: its folder does not exist, it is not a regular file, or it is the
+            recording that is read, or lies in its folder.
     """
     try:
         found = path.resolve()
@@ -27,6 +28,8 @@ def writable(path: Path) -> Path:
         raise _refused(path, "it is a folder" if stat.S_ISDIR(kind) else "it is no regular file")
     if not found.parent.is_dir():
         raise _refused(path, "its folder does not exist")
+    if recording and recording.exists() and recording.resolve() in (found, *found.parents):
+        raise _refused(path, "it is the recording, or a part of it")
     return found
 
 
@@ -65,5 +68,5 @@ def _whole_file(path: Path) -> Generator[Path]:
 
 def _refused(path: Path, found: str) -> InvalidSettingError:
     return InvalidSettingError(
-        tried=f"write {path}", found=found, remedy="Name a file in a folder that exists."
+        tried=f"write {path}", found=found, remedy="Name another file, in a folder that exists."
     )
