@@ -21,7 +21,7 @@ from conviction.backends import Backend, Finding, backend
 from conviction.backends.builtin import vllm_here
 from conviction.cli.inputs import EngineOptions
 from conviction.cli.progress import prepared
-from conviction.cli.terminal import escaped, safe
+from conviction.display import escaped, safe
 from conviction.engines.local import available_memory, usable_cores
 from conviction.errors import ConvictionError
 from conviction.models import cache_folder, catalogue, resolve

@@ -27,9 +27,10 @@ from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
 from conviction.cli.lab_tables import percentage, table_console
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.record import DataOptions
-from conviction.cli.terminal import WHOLE, escaped, safe
+from conviction.cli.terminal import WHOLE
 from conviction.cli.think import GenerationOptions, PolicyOptions, facts_of
 from conviction.core import InvalidSettingError, require
+from conviction.display import escaped, safe
 from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
 from conviction.evaluation import counted

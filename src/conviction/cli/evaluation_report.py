@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.terminal import one_line, safe
+from conviction.display import one_line, safe
 from conviction.evaluation import counted
 from conviction.evaluation.compare import Comparison
 from conviction.evaluation.summary import Abstention, Summary

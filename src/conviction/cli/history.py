@@ -13,8 +13,9 @@ from rich.table import Table
 from conviction.cli import ExitCode
 from conviction.cli.lab_tables import table_console
 from conviction.cli.progress import messages
-from conviction.cli.terminal import WHOLE, escaped, one_line, safe
+from conviction.cli.terminal import WHOLE
 from conviction.core import require_whole
+from conviction.display import escaped, one_line, safe
 from conviction.errors import InvalidSettingError
 from conviction.history import History, PastVerdict
 from conviction.server.page_file import serve_page, whole_page

@@ -22,8 +22,9 @@ from conviction.cli.lab_tables import (
     table_console,
 )
 from conviction.cli.progress import question_bar
-from conviction.cli.terminal import WHOLE, escaped, safe
+from conviction.cli.terminal import WHOLE
 from conviction.core import require_whole
+from conviction.display import escaped, safe
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError
 from conviction.lab.columns import COLUMNS

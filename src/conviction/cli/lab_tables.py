@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from conviction.cli.terminal import safe
+from conviction.display import safe
 from conviction.lab.columns import COLUMNS, percentage, share, with_interval
 from conviction.lab.comparison import Front, Row
 from conviction.lab.diagnosis import Diagnosis

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.cli import ExitCode
-from conviction.cli.terminal import dash_as_file, repeated, safe
+from conviction.cli.terminal import dash_as_file, repeated
+from conviction.display import safe
 from conviction.errors import ConvictionError
 from conviction.settings import command_settings, settings_path
 

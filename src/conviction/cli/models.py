@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli.progress import download_bar
-from conviction.cli.terminal import safe
+from conviction.display import safe
 from conviction.models import ModelStore
 
 app = App(name="models", help="List, fetch and remove models.")

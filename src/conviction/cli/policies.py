@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from conviction.cli.progress import messages
-from conviction.cli.terminal import safe
+from conviction.display import safe
 from conviction.errors import PluginError
 from conviction.policies import policy, policy_names
 from conviction.policies.named import written

@@ -26,8 +26,9 @@ from rich.table import Column
 
 from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend
-from conviction.cli.terminal import duration, safe
+from conviction.cli.terminal import duration
 from conviction.core import FinishReason
+from conviction.display import safe
 from conviction.evaluation import counted
 from conviction.events import (
     Event,

@@ -16,9 +16,10 @@ from conviction.cli import ExitCode
 from conviction.cli.clusters import RayOptions
 from conviction.cli.inputs import EngineOptions, check_texts, with_prompts
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
-from conviction.cli.terminal import WHOLE, safe
+from conviction.cli.terminal import WHOLE
 from conviction.cli.think import GenerationOptions
 from conviction.core import InvalidSettingError, require, require_whole
+from conviction.display import safe
 from conviction.evaluation import counted
 from conviction.evaluation.datasets import Dataset, Fields, load
 from conviction.evaluation.recording import RecordingPlan, RecordingProgress

@@ -1,14 +1,11 @@
-"""The two ends of a command line: words typed for the parser, and text made safe to print."""
+"""Words typed on a command line, spelled for the parser; and durations, for people."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
 from cyclopts import App, Parameter, Token
 from cyclopts.exceptions import UnusedCliTokensError
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def _as_whole(kind: Any, tokens: Sequence[Token]) -> Any:
@@ -80,24 +77,6 @@ def _repeatable(app: App) -> frozenset[str]:
         for name in argument.names
         if name.startswith("-")
     )
-
-
-def escaped(json: str) -> str:
-    """JSON with control characters spelled out, so that it says the same and commands nothing."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json)
-
-
-def safe(text: str) -> str:
-    """`text` with control characters shown as "�"; newlines and tabs stay.
-
-    Directional overrides count as control characters: they make a line read other than it is.
-    """
-    return _CONTROL.sub("\ufffd", text)
-
-
-def one_line(text: str) -> str:
-    """`safe` text on a single line."""
-    return " ".join(safe(text).split())
 
 
 def duration(seconds: float) -> str:

@@ -22,10 +22,11 @@ from conviction.cli import ExitCode
 from conviction.cli.calibration import CalibrationOptions, Calibrator, RunFacts
 from conviction.cli.inputs import EngineOptions, TraceOptions, prompt_of, read_question
 from conviction.cli.progress import PlainView, prepared, summary
-from conviction.cli.terminal import WHOLE, escaped, safe
+from conviction.cli.terminal import WHOLE
 from conviction.cli.view import LiveView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
+from conviction.display import escaped, safe
 from conviction.errors import ConvictionError
 from conviction.events import Event, Listener
 from conviction.history import History

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from conviction.api import DEFAULT_POLICY
-from conviction.cli.terminal import WHOLE, safe
+from conviction.cli.terminal import WHOLE
 from conviction.core import require, require_whole
+from conviction.display import safe
 from conviction.errors import InvalidSettingError
 from conviction.lab.export import writable, write_page
 from conviction.lab.playback import Playback

@@ -17,6 +17,7 @@ from conviction.errors import (
     AnswerError,
     ContextOverflowError,
     InvalidSettingError,
+    NothingGeneratedError,
     RecordingError,
 )
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion
@@ -240,7 +241,8 @@ class _Evaluation:
             seconds = anyio.current_time() - began
             with anyio.CancelScope(shield=True):
                 await self._keep(watch.failed(error.problem, seconds))
-            if isinstance(error, AllTracesFailedError):
+            slow = isinstance(error, NothingGeneratedError) and error.unexplained
+            if isinstance(error, AllTracesFailedError) and not slow:
                 self.failed_in_a_row += 1
                 gone = error if self.failed_in_a_row >= _MOST_FAILED else None
         if gone is not None:

@@ -16,7 +16,12 @@ import msgspec
 
 from conviction.database import is_database, is_unwritten
 from conviction.errors import InvalidSettingError, RecordingError
-from conviction.evaluation.results import SCHEMA_VERSION, QuestionResult, RunDescription
+from conviction.evaluation.results import (
+    SCHEMA_VERSION,
+    QuestionResult,
+    RunDescription,
+    without_empty_verdict,
+)
 from conviction.files import expanded
 from conviction.store import Kind, Store, StoreWriter
 
@@ -234,7 +239,7 @@ def _description(data: bytes, path: Path) -> RunDescription:
 
 def _decoded(data: bytes, what: str, path: Path) -> QuestionResult:
     try:
-        return msgspec.json.decode(data, type=QuestionResult)
+        return without_empty_verdict(msgspec.json.decode(data, type=QuestionResult))
     except msgspec.DecodeError as error:
         raise _damaged(path, f"{what} is damaged ({error})") from None
 

@@ -23,7 +23,7 @@ import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from conviction.core import Message
-from conviction.engines.openai.failures import quoted
+from conviction.display import quoted
 from conviction.engines.openai.http import HttpClient, Json
 from conviction.engines.openai.shapes import TokenUsage
 from conviction.engines.openai.traces import chat_messages

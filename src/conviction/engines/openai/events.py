@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from conviction.confidence import FILLER, token_confidence
 from conviction.core import FinishReason
+from conviction.display import quoted
 from conviction.engines.base import Chunk
-from conviction.engines.openai.failures import OTHERS_GO_ON, error_message, quoted
+from conviction.engines.openai.failures import OTHERS_GO_ON, error_message
 from conviction.engines.openai.shapes import (
     Delta,
     Event,
