@@ -47,6 +47,7 @@ from conviction.evaluation.summary import (
     summarise,
     summarise_sharing,
 )
+from conviction.files import expanded
 
 if TYPE_CHECKING:
     from conviction.engines.base import Engine
@@ -257,7 +258,7 @@ def _run(
         try:
             interrupted = anyio.run(run_on, engine, plan.answers, work)
         except ConvictionError:
-            if latest.began:
+            if latest.began and expanded(run).exists():
                 _tell_where(latest.progress, run, console)
             raise
     return latest.progress, capabilities, interrupted

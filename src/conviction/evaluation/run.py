@@ -96,7 +96,7 @@ async def evaluate(
     Raises:
         InvalidSettingError: the folder holds a run of other settings or data, or a total of tokens
             comes with more than one engine.
-        RecordingError: the run or the pool cannot be written.
+        RecordingError: the run or the pool cannot be written, or was removed meanwhile.
         AllTracesFailedError: no trace of several questions in a row came to an end.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
         EngineError: the engine cannot be used at all.
@@ -126,6 +126,7 @@ async def evaluate(
                 )
             try:
                 await run.all_questions(workers.places(plan.at_once(capabilities)))
+                await anyio.to_thread.run_sync(writer.check_there)
             finally:
                 run.keep_spent()
                 run.progress.notes += workers.notes

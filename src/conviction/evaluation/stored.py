@@ -180,6 +180,15 @@ class RunWriter:
             self._store.delete("spent", "1")
             self._store.insert("spent", tokens=self._spent)
 
+    def check_there(self) -> None:
+        """Check that what was written can still be found.
+
+        Raises:
+            RecordingError: the file was removed or replaced meanwhile.
+        """
+        with self._store.transaction():
+            pass
+
     def append(self, result: QuestionResult) -> None:
         """Add a result; it is safe on disk when this returns.
 
