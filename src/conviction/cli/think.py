@@ -26,7 +26,7 @@ from conviction.cli.terminal import WHOLE
 from conviction.cli.view import LiveView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling, require, require_whole
-from conviction.display import escaped, safe
+from conviction.display import escaped, one_line, safe
 from conviction.errors import ConvictionError
 from conviction.events import Event, Listener
 from conviction.history import History
@@ -100,7 +100,7 @@ class OutputOptions:
     history: bool = True
     "Keep the verdict for `conviction history`."
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
-    "Nothing on stderr but errors."
+    "Nothing on stderr but errors, and why there is no answer."
 
 
 _POLICY, _GENERATION, _OUTPUT = PolicyOptions(), GenerationOptions(), OutputOptions()
@@ -277,3 +277,12 @@ def _report(
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by >&-
         sys.stdout.flush()
     console.print(summary(verdict), style="dim", soft_wrap=True)
+    if output.quiet and verdict.answer is None and not verdict.abstained:
+        # Its exit code stands for any failure, while that of abstaining says all.
+        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(one_line(_why_unanswered(verdict)))}")
+
+
+def _why_unanswered(verdict: Verdict) -> str:
+    reason = next(iter(verdict.warnings), "Not one trace voted.")
+    return f"No answer: {reason} Ended by {verdict.ended}."

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from os import PathLike
 
 import anyio
@@ -26,6 +26,7 @@ from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter, RecordedTrace
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
+from conviction.tasks import unless_ended
 from conviction.thinking import TOP_K
 
 _MOST_FAILED = 3
@@ -87,9 +88,9 @@ async def record(
         EngineError: the engine cannot be used at all.
     """
     workers = engine if isinstance(engine, Workers) else OneEngine(engine, answers)
-    with anyio.move_on_after(time_limit) as limit:
-        capabilities = await workers.capabilities()
-    if limit.cancelled_caught:
+    ends = anyio.current_time() + (inf if time_limit is None else time_limit)
+    capabilities, _ = await unless_ended(workers.capabilities, time_limit, None)
+    if capabilities is None:
         raise _nothing_said(workers, time_limit)
     if not plan.answers_only and not capabilities.top_k:
         raise _no_confidences(workers.name, capabilities)
@@ -106,7 +107,7 @@ async def record(
         at_once = workers.places(ceil(capabilities.concurrency / plan.traces) + 1)
         run = _Recording(plan, writer, workers, at_once, answers, on_progress)
         async with recorded(run.recorder):
-            with anyio.CancelScope(deadline=limit.deadline) as rest:
+            with anyio.CancelScope(deadline=ends) as rest:
                 await run.all_questions()
         if rest.cancelled_caught and (failure := workers.failure):
             run.progress.notes.append(f"When the time was up: {failure.problem}.")
