@@ -233,7 +233,7 @@ class TraceReader:
         return silent
 
     def _read(self, data: bytes, texts: list[str], confidences: list[float]) -> None:
-        if data == _DONE:
+        if self.done or data == _DONE:
             self.done = True
             return
         try:
