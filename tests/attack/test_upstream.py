@@ -70,9 +70,9 @@ def check_words(text: str) -> None:
     assert not re.search(r"^ERROR forged", text, re.MULTILINE)
 
 
-def opened(server: ScriptedServer) -> OpenAIEngine:
+def opened(server: ScriptedServer, **settings: Any) -> OpenAIEngine:
     """An engine that has found out all it wants to know of a server."""
-    engine = OpenAIEngine(server.url, model="told", concurrency=AT_ONCE)
+    engine = OpenAIEngine(server.url, model="told", concurrency=AT_ONCE, **settings)
     engine._capabilities = Capabilities("told", 20, AT_ONCE)
     return engine
 
@@ -180,9 +180,11 @@ def answers(upstream: ScriptedServer) -> dict[str, dict[str, Any]]:
     slowest = 0.0
 
     async def ask(server: Served, mode: str) -> None:
-        limit = SLACK if MODES[mode].outcome == "answer" else LIMIT
+        expected = MODES[mode]
+        waits = expected.outcome == "no answer" or expected.status == 504
+        limit = LIMIT if waits else SLACK
         settings = {"budget": TRACES, "policy": "majority", "answers": "number"}
-        body = asking(question(mode), conviction={**settings, "time_limit": limit})
+        body = asking(question(mode), model="told", conviction={**settings, "time_limit": limit})
         body["max_tokens"] = MOST_TOKENS
         path = "/v1/chat/completions"
         whole = await server.http.post(path, json=body)
@@ -199,9 +201,11 @@ def answers(upstream: ScriptedServer) -> dict[str, dict[str, Any]]:
 
     async def one_at_a_time(mode: str, places: anyio.Semaphore) -> None:
         # Each has an engine of its own: one failing server is left alone for all of its traces.
+        # It gives up at once, so that the reason is heard however busy this machine is.
+        engine = opened(upstream, retries=0, patience=0.0)
         async with (
             places,
-            served(opened(upstream), history=False) as server,
+            served(engine, history=False) as server,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(watch, server)

@@ -93,6 +93,16 @@ def endless(data: bytes, seconds: float = 0.0, **more: Any) -> Mode:
     return Mode([chunked(), over_and_over(chunk(data), seconds)], **more)
 
 
+def at_length(before: bytes, size: int, after: bytes) -> Callable[[Peer], Awaitable[None]]:
+    """Write a word of many bytes, which are made when they are needed."""
+
+    async def write(peer: Peer) -> None:
+        peer[1].write(before + b"w" * size + after)
+        await peer[1].drain()
+
+    return write
+
+
 def nested(depth: int) -> bytes:
     return b"data: " + b'{"choices":' * depth + b"1" + b"}" * depth + b"\n\n"
 
@@ -229,8 +239,10 @@ MODES: dict[str, Mode] = {
     "a count of text": said(*GOOD, STOP, {"choices": [], "usage": {"completion_tokens": "6"}}),
     "a count of null": said(*GOOD, STOP, {"usage": None}, outcome="answer", tokens=5),
     # Much at once, and hostile text.
-    "one event of ten megabytes": said(event("w" * 10_000_000), STOP),
-    "one event of forty megabytes": raw(b"data: " + b"w" * 40_000_000),
+    "one event of ten megabytes": Mode(
+        [HEAD, at_length(b'data: {"choices": [{"text": "', 10_000_000, b'"}]}\n\n'), events(STOP)]
+    ),
+    "one event of forty megabytes": Mode([HEAD, at_length(b"data: ", 40_000_000, b"\n\n")]),
     "one line without end": endless(b"w" * 65_536),
     "a million empty lines": Mode(
         [answer("200 OK", b"\n" * 1_000_000 + events(*GOOD, STOP) + DONE, "text/event-stream")],
