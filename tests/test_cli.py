@@ -121,6 +121,43 @@ def test_no_answer_is_a_failure_with_a_reason(
     assert "2 of 2 traces ended without an answer of kind 'math'" in err
 
 
+def test_quiet_still_says_in_one_line_why_there_is_no_answer(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine._scripts = [Script.even("I do not know")]
+    assert run(["think", "How many?", "--policy", "majority", "--budget", "2", "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "No answer: 2 of 2 traces ended without an answer of kind 'math'" in err
+
+
+@pytest.mark.parametrize("quiet", [[], ["-q"]])
+def test_a_run_without_a_token_fails_with_its_cause(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str], quiet: list[str]
+) -> None:
+    engine._pace = lambda _: anyio.sleep(30)
+    assert run(["think", "How many?", "--time-limit", "0.1", *quiet]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: think with" in err
+    assert "not one token had come by the time limit" in err
+
+
+def test_ctrl_c_before_the_first_token_exits_with_130(
+    engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def pace(_: TraceRequest) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.sleep(30)
+
+    engine._pace = pace
+    assert run(["think", "How many?", "--policy", "majority", "--budget", "1"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "not one token had come by the end of the run (interrupted)" in err
+
+
 def test_ctrl_c_shows_the_votes_so_far_and_exits_with_130(
     engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:

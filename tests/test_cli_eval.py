@@ -299,7 +299,7 @@ async def test_an_engine_that_goes_ends_the_run_with_its_reason(
     tmp_path: Path, questions: Path
 ) -> None:
     folder = tmp_path / "run"
-    async with serving(Multiplier(seconds=0.1)) as scripted:
+    async with serving(Multiplier(seconds=0.5)) as scripted:
         arguments = [
             *(str(questions), "-o", str(folder), "--base-url", scripted.url),
             *("--policy", "single", "--questions-at-once", "3", "--restarts", "0"),

@@ -2,14 +2,15 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.from_thread
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,25 +20,29 @@ from tens import questions
 
 from conviction.answers import kind
 from conviction.core import Sampling
-from conviction.engines.base import Capabilities, TraceRequest
+from conviction.engines.base import Capabilities, Chunk, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import (
     AllTracesFailedError,
     CannotContinueError,
+    EngineError,
     EngineUnavailableError,
     InvalidSettingError,
     MissingLogprobsError,
+    NothingGeneratedError,
     RecordingError,
     StreamError,
 )
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion, check_plan
 from conviction.evaluation.run import EvaluationProgress, evaluate
-from conviction.evaluation.stored import RunWriter, read_run
+from conviction.evaluation.stored import _KIND, RunWriter, read_run
+from conviction.evaluation.summary import summarise
 from conviction.policies import policy
 from conviction.recordings import Pool
 from conviction.store import StoreWriter
 from conviction.thinking import deliberate
+from conviction.verdict import Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -478,3 +483,102 @@ async def test_a_description_that_got_lost_is_missed(tmp_path: Path) -> None:
         file.execute("DELETE FROM description")
     with pytest.raises(RecordingError, match="table description holds 0 whole rows, and 1"):
         await run(plan(2, "single"), path)
+
+
+# --- A failure is not a result --------------------------------------------------------------------
+
+
+class Unreachable(ScriptedEngine):
+    """Answers what it can do, and nothing else for these questions; tries again for ever."""
+
+    def __init__(self, *numbers: int, told: bool = True) -> None:
+        super().__init__(rightly)
+        self._numbers = numbers
+        self._told = told
+
+    @property
+    def failure(self) -> EngineError | None:
+        refused = EngineError(tried="reach it", found="connection refused", remedy="Start it.")
+        return refused if self._told else None
+
+    async def stream(self, request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+        if number(request) in self._numbers:
+            await anyio.sleep_forever()
+        async with aclosing(super().stream(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+async def test_a_question_without_a_token_failed_and_is_asked_again(tmp_path: Path) -> None:
+    hurried = replace(plan(4), time_limit=0.2)
+    progress = await run(hurried, tmp_path / "run", Unreachable(1, 3))
+    assert not progress.complete
+    failed = [result for result in progress.results if result.failed]
+    assert [result.id for result in failed] == ["q1", "q3"]
+    assert {(result.ended, result.answer, result.correct, result.tokens) for result in failed} == {
+        ("failed", None, None, 0)
+    }
+    assert all("connection refused" in (result.error or "") for result in failed)
+    figures = summarise(progress.results, 4).to_dict()
+    assert (figures["finished"], figures["failed"], figures["counted"]) == (2, 2, 2)
+    assert not figures["complete"]
+
+    engine = ScriptedEngine(rightly)
+    again = await run(hurried, tmp_path / "run", engine)
+    assert again.complete
+    assert len(engine.generated) == 2 * 2
+
+
+async def test_an_engine_that_cannot_be_reached_ends_the_evaluation(tmp_path: Path) -> None:
+    hurried = replace(plan(6), time_limit=0.1)
+    with pytest.raises(NothingGeneratedError, match="connection refused"):
+        await run(hurried, tmp_path / "run", Unreachable(*range(6)))
+    assert len(lines(tmp_path / "run")) == 3
+
+
+async def test_an_engine_that_is_only_slow_does_not_end_the_evaluation(tmp_path: Path) -> None:
+    hurried = replace(plan(4), time_limit=0.05)
+    progress = await run(hurried, tmp_path / "run", Unreachable(*range(4), told=False))
+    assert [result.failed for result in progress.results] == [True] * 4
+
+
+async def test_verdicts_of_nothing_that_an_earlier_version_kept_are_asked_again(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run"
+    progress = await run(plan(3), path)
+    empty = msgspec.structs.replace(
+        progress.results[1],
+        answer=None,
+        correct=False,
+        share=0.0,
+        ended="time",
+        tokens=0,
+        usage=Usage(),
+        lead=None,
+        votes=0,
+    )
+    with StoreWriter(path, _KIND) as store, store.transaction():
+        store.delete("results", "question = ?", empty.id)
+        store.insert("results", question=empty.id, json=msgspec.json.encode(empty))
+    kept = {result.id: result for result in read_run(path).results}
+    assert kept["q1"].failed
+    assert kept["q1"].correct is None
+    engine = ScriptedEngine(rightly)
+    again = await run(plan(3), path, engine)
+    assert (again.complete, again.kept, len(engine.generated)) == (True, 2, 2)
+
+
+@pytest.mark.parametrize("when", ["between", "at the end"])
+async def test_a_run_that_is_removed_while_it_goes_on_is_an_error(
+    tmp_path: Path, when: str
+) -> None:
+    path = tmp_path / "run"
+
+    def remove(progress: EvaluationProgress) -> None:
+        if len(progress.results) == (1 if when == "between" else 3):
+            for one in tmp_path.glob("run*"):
+                one.unlink()
+
+    with pytest.raises(RecordingError, match="removed"):
+        await run(plan(3), path, on_progress=remove)

@@ -21,6 +21,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from conviction.answers import kind
 from conviction.core import FinishReason, Question, Sampling
 from conviction.engines.base import Chunk, TraceRequest
 from conviction.engines.local import LocalEngine
@@ -37,8 +38,12 @@ from conviction.errors import (
     MissingExtraError,
     ModelError,
     NotAChatModelError,
+    StreamError,
 )
+from conviction.events import Event, TraceAdvanced
 from conviction.models import resolve
+from conviction.policies import Majority
+from conviction.thinking import deliberate
 
 QUESTION = "Tell me a long story about the river that flows through the old town."
 
@@ -473,20 +478,82 @@ async def test_the_server_wants_its_key_and_the_key_is_not_in_the_process_list(
 
 @pytest.mark.real
 @pytest.mark.anyio
-async def test_a_process_that_is_killed_ends_its_traces_and_later_ones_with_an_error(
+async def test_a_process_that_is_killed_is_started_again_once(
     small: Callable[..., LocalEngine], temporary: Path
 ) -> None:
     async with small(slots=2) as engine:
-        with anyio.fail_after(20):
-            async with aclosing(engine.stream(ask(tokens=400))) as chunks:
-                await anext(chunks)
-                os.kill(child_of(engine), signal.SIGKILL)
-                with pytest.raises(EngineUnavailableError, match="signal 9"):
-                    await exhaust(chunks)
+        before = child_of(engine)
+        with anyio.fail_after(60):
+            await killed_in_its_midst(engine, StreamError)
+            assert child_of(engine) != before
+            # Again before any trace came to its end: the model may be what kills it.
+            await killed_in_its_midst(engine, EngineUnavailableError)
             with pytest.raises(EngineUnavailableError, match="signal 9"):
                 await collect(engine, ask())
         assert running(engine).slots.free == 2
     assert not contents(temporary)
+
+
+async def killed_in_its_midst(engine: LocalEngine, error: type[EngineError]) -> None:
+    async with aclosing(engine.stream(ask(tokens=400))) as chunks:
+        await anext(chunks)
+        os.kill(child_of(engine), signal.SIGKILL)
+        with pytest.raises(error, match="signal 9"):
+            await exhaust(chunks)
+
+
+@pytest.mark.real
+@pytest.mark.anyio
+async def test_the_traces_of_a_killed_process_begin_again_and_their_tokens_count_as_failed(
+    small: Callable[..., LocalEngine], temporary: Path
+) -> None:
+    killed: list[int] = []
+
+    async with small(slots=2) as engine:
+
+        def kill_once(event: Event) -> None:
+            if isinstance(event, TraceAdvanced) and event.chunk.confidences.size and not killed:
+                killed.append(child_of(engine))
+                os.kill(killed[0], signal.SIGKILL)
+
+        with anyio.fail_after(60):
+            verdict = await deliberate(
+                Question.ask(QUESTION),
+                engine=engine,
+                policy=Majority(budget=3),
+                answers=kind("text"),
+                sampling=Sampling(max_tokens=24),
+                on_event=kill_once,
+            )
+        assert child_of(engine) not in killed
+        # A trace came to its end, so that it may be started again.
+        await killed_in_its_midst(engine, StreamError)
+        assert text_of(await collect(engine, ask()))
+    assert all(trace.complete and trace.tokens for trace in verdict.traces)
+    assert verdict.usage.failed == sum(trace.lost_tokens for trace in verdict.traces) > 0
+    assert any("started again" in warning for warning in verdict.warnings)
+    assert not contents(temporary)
+
+
+def test_the_next_start_removes_what_a_killed_program_left(temporary: Path) -> None:
+    program = """
+import os, pathlib
+from conviction.engines.local.server import LlamaServer
+made = LlamaServer(pathlib.Path("m.gguf"), slots=1, context=1, threads=1, timeout=1)
+(made.folder / "prompt-1.bin").write_bytes(b"x" * 1000)
+os.kill(os.getpid(), 9)
+"""
+    env = {**os.environ, "TMPDIR": str(temporary)}
+    subprocess.run([sys.executable, "-c", program], env=env, check=False, timeout=60)
+    living = machine.LlamaServer(Path("m.gguf"), slots=1, context=1, threads=1, timeout=1)
+    (temporary / "conviction-tests-of-others").mkdir()
+    (temporary / "conviction-llama-just-now").mkdir()
+    assert len(contents(temporary)) == 4
+    machine.remove_leftovers()
+    assert contents(temporary) == sorted(
+        [living.folder.name, "conviction-llama-just-now", "conviction-tests-of-others"]
+    )
+    living._lock.release()
 
 
 async def exhaust(chunks: Any) -> None:

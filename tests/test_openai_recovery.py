@@ -26,7 +26,7 @@ from conviction.answers import kind
 from conviction.core import FinishReason, Question
 from conviction.engines.base import Capabilities
 from conviction.engines.openai import OpenAIEngine, servers
-from conviction.errors import EngineUnavailableError, StreamError
+from conviction.errors import EngineUnavailableError, NothingGeneratedError, StreamError
 from conviction.policies import Majority
 from conviction.thinking import deliberate
 from conviction.verdict import Verdict
@@ -211,17 +211,17 @@ async def test_a_server_that_never_answers_does_not_hold_a_run_that_is_to_end(ho
             async with anyio.create_task_group() as tasks:
                 if how == "interrupt":
                     tasks.start_soon(_set_later, interrupt)
-                verdict = await deliberate(
-                    Question.ask("?"),
-                    engine=engine,
-                    policy=Majority(budget=2),
-                    answers=kind("number"),
-                    interrupt=interrupt,
-                    time_limit=0.1 if how == "time" else None,
-                )
-    assert verdict.ended == ("interrupted" if how == "interrupt" else "time")
-    assert (verdict.answer, verdict.traces) == (None, ())
-    assert [warning.count("had said what it can do") for warning in verdict.warnings] == [1]
+                with pytest.raises(NothingGeneratedError, match="not one token") as caught:
+                    await deliberate(
+                        Question.ask("?"),
+                        engine=engine,
+                        policy=Majority(budget=2),
+                        answers=kind("number"),
+                        interrupt=interrupt,
+                        time_limit=0.1 if how == "time" else None,
+                    )
+                tasks.cancel_scope.cancel()
+    assert caught.value.ended == ("interrupted" if how == "interrupt" else "time")
 
 
 async def _set_later(event: anyio.Event) -> None:

@@ -35,12 +35,13 @@ K = 2
 
 @dataclass(frozen=True)
 class Told:
-    """One event and what it should add."""
+    """One event, and what it holds: text, confidences, the tokens of the trace if it says so."""
 
     payload: dict[str, Any]
     thought: str
     text: str
     confidences: list[float]
+    count: int = 0
 
 
 def expected_confidence(values: Sequence[float | None]) -> float:
@@ -65,27 +66,22 @@ def chats(draw: st.DrawFn) -> list[Told]:
     thoughts = draw(st.integers(0, 3))
     continuous = draw(st.booleans())
     told: list[Told] = []
-    tokens = silent = 0
+    tokens = 0
     for number in range(draw(st.integers(thoughts, thoughts + 6))):
         text, values = draw(words), draw(places)
-        silent += draw(st.integers(0, 2)) if continuous else 0
-        tokens += len(values)
+        tokens += len(values) + (draw(st.integers(0, 2)) if continuous else 0)
         confidences = [expected_confidence(value) for value in values]
-        if values:  # Tokens that came in silence lie before the next that did not.
-            confidences = [math.nan] * silent + confidences
-            tokens, silent = tokens + silent, 0
-        counts = {"usage": {"completion_tokens": tokens + silent}} if continuous else {}
+        counts = {"usage": {"completion_tokens": tokens}} if continuous else {}
+        count = tokens if continuous else 0
         positions = [position(*value) for value in values]
         if number < thoughts:
             name = draw(st.sampled_from(["reasoning", "reasoning_content"]))
             payload = delta({name: text, "content": None}, *positions, **counts)
-            told.append(Told(payload, text, "", confidences))
+            told.append(Told(payload, text, "", confidences, count))
         else:
-            told.append(Told(event(text, *positions, **counts), "", text, confidences))
-    unheard = silent + draw(st.integers(0, 2))
-    told.append(Told(STOP, "", "", []))
-    told.append(Told(usage(3, tokens + unheard, 1), "", "", [math.nan] * unheard))
-    return told
+            told.append(Told(event(text, *positions, **counts), "", text, confidences, count))
+    tokens += draw(st.integers(0, 2))
+    return [*told, Told(STOP, "", "", []), Told(usage(3, tokens, 1), "", "", [], tokens)]
 
 
 @st.composite
@@ -106,7 +102,23 @@ def expected(told: Sequence[Told]) -> tuple[str, list[float]]:
     thought, text = "".join(t.thought for t in told), "".join(t.text for t in told)
     if thought:
         thought = f"<think>{thought}" + ("</think>" if text else "")
-    return thought + text, [value for t in told for value in t.confidences]
+    return thought + text, expected_confidences(told)
+
+
+def expected_confidences(told: Sequence[Told]) -> list[float]:
+    """Tokens without numbers lie before the next that has some.
+
+    They are what the server counts beyond those with numbers; where it does not count, each event
+    with text is one token at least, but the newest, whose numbers may still come.
+    """
+    found: list[float] = []
+    count = texts = 0
+    for one in told:
+        texts += bool(one.thought or one.text)
+        count = one.count or count
+        missing = (count or texts) - len(found)
+        found += [math.nan] * (missing - max(len(one.confidences), 1)) + one.confidences
+    return found + [math.nan] * ((count or texts) - len(found))
 
 
 @st.composite

@@ -1,6 +1,8 @@
 """What the events of a stream mean, on both routes and in the shapes of several servers."""
 
+import json
 import math
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from completion_events import (
     delta,
     event,
     events,
+    joined,
     plain,
     position,
     read,
@@ -22,9 +25,10 @@ from completion_events import (
     stream,
     usage,
 )
-from scripted_server import serving
+from scripted_server import Mark, chunked, serving
 
 from conviction.core import FinishReason
+from conviction.engines.base import Chunk
 from conviction.engines.openai import OpenAIEngine
 from conviction.engines.openai.events import EventParser, TraceReader
 from conviction.errors import EngineError, StreamError
@@ -404,3 +408,61 @@ def test_a_trace_that_the_server_refuses_to_go_on_with_is_not_worth_another_try(
 def test_an_unknown_end_is_an_error_of_the_trace() -> None:
     with pytest.raises(StreamError, match="'abort'"):
         read(SOME, event(finish="abort"))
+
+
+# --- Tokens without log-probabilities -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", [{}, {"logprobs": None}, {"logprobs": {"content": []}}])
+def test_a_text_event_without_log_probabilities_is_one_token_at_least(choice: Any) -> None:
+    plain = {"choices": [{"index": 0, "delta": {"content": "w "}, **choice}]}
+    found = read(*[plain] * 50, STOP)
+    assert found.confidences == [UNKNOWN] * 50
+
+
+def test_the_servers_own_count_goes_before_the_number_of_text_events() -> None:
+    found = read(*[event("two tokens ")] * 10, STOP, usage(3, 21))
+    assert found.confidences == [UNKNOWN] * 21
+
+
+def test_tokens_without_numbers_keep_their_place_among_those_with_some() -> None:
+    found = read(event("a"), event("b"), event("c"), SOME, event("e"), event("f"), SOME, STOP)
+    assert found.confidences == [*[UNKNOWN] * 3, 1.0, *[UNKNOWN] * 2, 1.0]
+
+
+def test_the_most_tokens_hold_for_a_server_that_names_none() -> None:
+    reader = TraceReader(top_k=2, max_tokens=100)
+    endless = json.dumps(event("w ")).encode()
+    with pytest.raises(StreamError, match="more than were asked for"):
+        all(reader.read([endless]) is None or reader.check() is None for _ in range(1000))
+    assert reader.tokens <= 100 + 18
+
+
+@pytest.mark.anyio
+async def test_tokens_of_a_stream_that_breaks_count_though_they_have_no_numbers() -> None:
+    steps = [chunked(*[events(event("w "))] * 7), 0.1, Mark.RESET]
+    chunks, error = await until_broken(steps)
+    assert len(joined(chunks)[1]) == 7
+    assert "reset" in error.found
+
+
+@pytest.mark.anyio
+async def test_one_event_of_ten_megabytes_is_an_error_that_names_the_bound_and_counts() -> None:
+    huge = events(event("w" * 10_000_000)) + events(STOP)
+    chunks, error = await until_broken([chunked(huge)])
+    text, confidences = joined(chunks)
+    assert (text, len(confidences)) == ("", 1)
+    assert error.found.startswith("10,000,000 characters came, and 589,824 are the most")
+
+
+async def until_broken(steps: list[Any]) -> tuple[list[Chunk], StreamError]:
+    """The chunks of a trace that breaks, and how."""
+    chunks: list[Chunk] = []
+    async with serving(steps) as server, OpenAIEngine(server.url, retries=0) as engine:
+        try:
+            async with aclosing(engine.stream(request())) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk)  # noqa: PERF401  # those before the error count
+        except StreamError as error:
+            return chunks, error
+    raise AssertionError("the trace did not break")

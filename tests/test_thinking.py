@@ -2,7 +2,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
 
@@ -17,9 +17,11 @@ from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import (
     AllTracesFailedError,
+    EngineError,
     EngineUnavailableError,
     InvalidSettingError,
     MissingLogprobsError,
+    NothingGeneratedError,
     StreamError,
 )
 from conviction.events import Event, RunFinished, TraceFinished, TraceStarted
@@ -459,15 +461,50 @@ class TestEndingEarly:
         assert verdict.usage.cancelled > 0
         assert verdict.usage.generated == sum(engine.generated)
 
-    async def test_an_interrupt_before_the_first_token_gives_a_verdict_without_an_answer(
-        self,
-    ) -> None:
+    @pytest.mark.parametrize("ended", ["interrupted", "time"])
+    async def test_a_run_that_ends_before_the_first_token_has_no_verdict(self, ended: str) -> None:
         interrupt = anyio.Event()
-        interrupt.set()
+        if ended == "interrupted":
+            interrupt.set()
         engine = ScriptedEngine(saying("a"), delay=60)
-        verdict = await think(engine, Majority(budget=4), interrupt=interrupt)
-        assert (verdict.answer, verdict.ended, verdict.share) == (None, "interrupted", 0.0)
-        assert verdict.finishes() == {FinishReason.CANCELLED: 4}
+        limit = 0.05 if ended == "time" else None
+        with pytest.raises(NothingGeneratedError, match="not one token had come") as caught:
+            await think(engine, Majority(budget=4), interrupt=interrupt, time_limit=limit)
+        assert caught.value.ended == ended
+        assert caught.value.unexplained
+        assert caught.value.exit_code == (130 if ended == "interrupted" else 1)
+        assert engine.running == 0
+
+    async def test_traces_that_were_lost_do_not_make_a_verdict_of_nothing(self) -> None:
+        """One trace fails after some tokens, and the others have not begun to write."""
+
+        async def pace(request: TraceRequest) -> None:
+            await (anyio.sleep(60) if request.trace else anyio.lowlevel.checkpoint())
+
+        broken = replace(saying("a")[0], fault=ValueError("the disk is gone"), fault_after=3)
+        engine = ScriptedEngine([broken, *saying("b", "b")], pace=pace)
+        with pytest.raises(NothingGeneratedError, match="the disk is gone") as caught:
+            await think(engine, Majority(budget=3), time_limit=0.1)
+        assert not caught.value.unexplained
+
+    async def test_what_the_engine_fails_with_is_named_while_it_tries_again(self) -> None:
+        class Trying(ScriptedEngine):
+            @property
+            def failure(self) -> EngineError:
+                return EngineError(tried="reach it", found="connection refused", remedy="Start it.")
+
+        engine = Trying(saying("a"), delay=60)
+        with pytest.raises(NothingGeneratedError, match="connection refused") as caught:
+            await think(engine, Majority(budget=3), time_limit=0.05)
+        assert caught.value.engine is not None
+
+    async def test_a_whole_trace_without_a_single_token_failed(self) -> None:
+        async def empty(request: TraceRequest) -> AsyncGenerator[Chunk, None]:
+            del request
+            yield Chunk(finish=FinishReason.STOP)
+
+        with pytest.raises(AllTracesFailedError, match="without a single token"):
+            await think(Odd(empty), Majority(budget=2))
 
     async def test_a_cancelled_caller_gets_its_cancellation_and_no_stream_stays_open(self) -> None:
         engine = ScriptedEngine(saying("a"), delay=60)

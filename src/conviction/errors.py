@@ -21,6 +21,7 @@
     ├── AnswerError                comparing answers failed as a whole
     ├── RecordingError             a pool of recorded traces cannot be read or written
     ├── AllTracesFailedError       no trace came to an end
+    │   └── NothingGeneratedError  the run ended before the first token
     ├── ServerStartError           our own server cannot listen where it was told to
     └── RefusedError               our own server takes no more requests just now
         ├── OverloadedError
@@ -31,9 +32,13 @@ An error says what was tried, what was found and what to do.
 
 from collections.abc import Sequence
 
+from conviction.display import listed, one_line
+
 
 class ConvictionError(Exception):
     """Base of all errors that conviction raises on purpose.
+
+    Its texts may hold words of a server: they are kept on one line, control characters shown.
 
     Args:
         tried: What was attempted, as in "open model.gguf".
@@ -44,10 +49,10 @@ class ConvictionError(Exception):
     exit_code = 1
 
     def __init__(self, *, tried: str, found: str, remedy: str) -> None:
-        self.tried = tried
-        self.found = found
-        self.remedy = remedy
-        super().__init__(f"{self.problem}. {remedy}")
+        self.tried = one_line(tried)
+        self.found = one_line(found)
+        self.remedy = one_line(remedy)
+        super().__init__(f"{self.problem}. {self.remedy}")
 
     @property
     def problem(self) -> str:
@@ -146,11 +151,46 @@ class RecordingError(ConvictionError):
 
 
 class AllTracesFailedError(ConvictionError):
-    """No trace came to an end; `causes` holds the distinct reasons."""
+    """No trace came to an end.
 
-    def __init__(self, *, tried: str, causes: Sequence[str], remedy: str) -> None:
+    Attributes:
+        causes: The distinct reasons; the message names the first few.
+        engine: What the engine last failed with, where it says; its traces may not have heard.
+    """
+
+    def __init__(
+        self, *, tried: str, causes: Sequence[str], remedy: str, engine: EngineError | None = None
+    ) -> None:
         self.causes = tuple(dict.fromkeys(causes))
-        super().__init__(tried=tried, found="; ".join(self.causes), remedy=remedy)
+        self.engine = engine
+        super().__init__(tried=tried, found=listed(self.causes), remedy=remedy)
+
+
+class NothingGeneratedError(AllTracesFailedError):
+    """A run ended before a single token was generated, so there is no verdict.
+
+    Attributes:
+        ended: Why it ended, as in `Verdict.ended`: "time", "interrupted", …
+    """
+
+    def __init__(
+        self,
+        *,
+        tried: str,
+        causes: Sequence[str],
+        remedy: str,
+        ended: str,
+        engine: EngineError | None = None,
+    ) -> None:
+        self.ended = ended
+        super().__init__(tried=tried, causes=causes, remedy=remedy, engine=engine)
+        if ended == "interrupted":
+            self.exit_code = 130
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether nothing is known to have failed, so that the engine may only be slow."""
+        return self.engine is None and len(self.causes) == 1
 
 
 class ServerStartError(ConvictionError):

@@ -116,6 +116,13 @@ def _locked(path: Path) -> IO[bytes] | None:
     return None
 
 
+def is_abandoned(lock: Path) -> bool:
+    """Whether the file of a lock is there, and its owner is gone."""
+    with suppress(OSError), lock.open("r+b") as file:
+        return _try_lock(file)
+    return False
+
+
 @contextmanager
 def finished_file(path: Path) -> Generator[Path]:
     """A path to write to; what was written there gets its own name at the end, durably.

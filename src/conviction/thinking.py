@@ -17,11 +17,13 @@ from anyio.abc import TaskGroup
 
 from conviction.answers import AnswerKind
 from conviction.core import FinishReason, Question, Sampling, require, require_whole
+from conviction.display import quoted
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.errors import (
     ContextOverflowError,
     ConvictionError,
     InvalidSettingError,
+    NothingGeneratedError,
     StreamError,
 )
 from conviction.events import (
@@ -100,7 +102,8 @@ async def deliberate(
             one, it has the engine for itself.
 
     Raises:
-        AllTracesFailedError: no trace came to an end; the causes are named.
+        AllTracesFailedError: no trace came to an end; the causes are named. It is a
+            NothingGeneratedError if the run was ended, by time or interrupt, before a token came.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
         CannotContinueError: the policy continues traces and the engine cannot.
         ContextOverflowError: prompt and trace do not fit the model's context.
@@ -131,7 +134,7 @@ async def deliberate(
     )
     run = _Run(setup, place, restarts=restarts, logprobs=logprobs, on_event=on_event, began=began)
     if ended:
-        return run.nothing(ended)
+        raise run.nothing(ended)
     return await run.run(time_limit, interrupt)
 
 
@@ -188,13 +191,11 @@ class _Run:
         self._emit(RunFinished(verdict))
         return verdict
 
-    def nothing(self, ended: str) -> Verdict:
-        """The verdict of a run that ended before a trace could be started."""
-        self._ended = ended
-        with self._outcomes, self._arrivals:
-            verdict = self._verdict()
-        warning = f"The run ended before {self._engine.name} had said what it can do."
-        return replace(verdict, warnings=(warning,))
+    def nothing(self, ended: str) -> NothingGeneratedError:
+        """The error of a run that ended before a trace could be started."""
+        self._outcomes.close()
+        self._arrivals.close()
+        return self._builder.nothing_generated(ended, self._now())
 
     async def _steer(self, tasks: TaskGroup) -> None:
         concurrency = self._setup.capabilities.concurrency
@@ -330,7 +331,7 @@ class _Run:
                 raise
             live.error = f"{self._engine.name} cancelled the trace by itself"
         except Exception as error:  # noqa: BLE001  # an engine's bug must not end other traces
-            live.error = f"{type(error).__name__}: {error}"
+            live.error = quoted(f"{type(error).__name__}: {error}")
         if live.finish is None and live.scope.cancel_called:
             live.finish, live.error = live.cancel_reason, ""
         elif live.finish is None:
@@ -374,7 +375,7 @@ class _Run:
             self._on_event(event)
         except Exception as error:  # noqa: BLE001  # watching must not end what is watched
             self._on_event = None
-            failure = f"{type(error).__name__}: {error}"
+            failure = quoted(f"{type(error).__name__}: {error}")
             self._warnings.append(f"The listener raised {failure} and was not called again.")
 
     def _now(self) -> float:

@@ -18,6 +18,7 @@ from conviction.errors import (
     EngineError,
     InvalidSettingError,
     MissingLogprobsError,
+    NothingGeneratedError,
 )
 from conviction.live import LiveTrace, beginning
 from conviction.policies.base import Continue, Policy
@@ -26,6 +27,9 @@ from conviction.verdict import OUT_OF_TOKENS, Usage, Verdict, caveats
 _WRONG_SIGN = (
     "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
 )
+_WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
+_MEND = "Mend the cause and ask again; nothing was answered."
+_EMPTY = "the stream ended without a single token"
 
 
 def no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsError:
@@ -115,8 +119,10 @@ class VerdictBuilder:
         confidences = live.confidences()
         if measure(Metric.MEAN, confidences, window=1) < 0:
             finish, live.error = FinishReason.ERROR, _WRONG_SIGN
+        elif live.finish in _WHOLE and not confidences.size and len(text) == len(live.prefix):
+            finish, live.error = FinishReason.ERROR, _EMPTY
         answer = None
-        if finish in (FinishReason.STOP, FinishReason.LENGTH):
+        if finish in _WHOLE:
             if self._setup.counted and len(text) > len(live.prefix) and not confidences.size:
                 raise EngineError(
                     tried=f"hold a total of tokens on {self._engine.name}",
@@ -154,6 +160,7 @@ class VerdictBuilder:
 
         Raises:
             AllTracesFailedError: no trace came to an end; the causes are named.
+            NothingGeneratedError: the run was ended before its first token.
         """
         traces = tuple(trace for _, trace in sorted(self.traces.items()))
         failed = [trace for trace in traces if trace.finish is FinishReason.ERROR]
@@ -161,8 +168,11 @@ class VerdictBuilder:
             raise AllTracesFailedError(
                 tried=f"think with {len(traces)} traces on {self._engine.name}",
                 causes=[trace.error for trace in failed],
-                remedy="Mend the cause and ask again; nothing was answered.",
+                remedy=_MEND,
+                engine=self._engine.failure,
             )
+        if self._is_nothing(ended):
+            raise self.nothing_generated(ended, seconds)
         standing = self._policy.standing()
         tally, budget = standing.tally, self._policy.budget
         return Verdict(
@@ -182,6 +192,37 @@ class VerdictBuilder:
             seed=self._setup.seed,
             warnings=(*standing.notes, *caveats(traces, tally), *self._warnings(ended), *warnings),
         )
+
+    def nothing_generated(self, ended: str, seconds: float) -> NothingGeneratedError:
+        """The error of a run that ended before its first token, or lost all that had come."""
+        engine = self._engine.failure
+        errors = [trace.error for trace in self.traces.values() if trace.error]
+        causes = [engine.problem] if engine else [*errors, *self._lost][-1:]
+        if ended == "time":
+            when, remedy = f"the time limit, {seconds:.1f} s", "Allow more time, and ask again"
+        else:
+            when, remedy = f"the end of the run ({ended})", "Ask again"
+        return NothingGeneratedError(
+            tried=f"think with {len(self.traces)} traces on {self._engine.name}",
+            causes=[f"not one token had come by {when}", *causes],
+            remedy=_MEND if causes else f"{remedy}; nothing was answered.",
+            ended=ended,
+            engine=engine,
+        )
+
+    def _is_nothing(self, ended: str) -> bool:
+        """Whether no trace but failed ones has a token, so that there is no result.
+
+        A total of tokens that was spent on other questions is a result, and so is a policy's
+        decision to start no trace.
+        """
+        traces = self.traces.values()
+        lasting = [trace for trace in traces if trace.finish is not FinishReason.ERROR]
+        if any(trace.tokens or trace.text for trace in lasting):
+            return False
+        if len(lasting) < len(traces) or ended in ("time", "interrupted"):
+            return True
+        return bool(traces) and ended != OUT_OF_TOKENS
 
     async def _find_answer(self, text: str) -> Answer | None:
         found = self._answers.extract(text)

@@ -253,7 +253,7 @@ def _run(
         try:
             interrupted = anyio.run(run_on, engine, plan.answers, work)
         except ConvictionError:
-            if latest.began:
+            if latest.began and expanded(run).exists():
                 _tell_where(latest.progress, run, console)
             raise
     return latest.progress, capabilities, interrupted

@@ -13,6 +13,7 @@ from conviction.cli.lab_tables import table_console
 from conviction.cli.progress import messages
 from conviction.cli.terminal import WHOLE, one_line, print_json, shown
 from conviction.core import require_whole
+from conviction.display import escaped, one_line, safe
 from conviction.errors import InvalidSettingError
 from conviction.history import History, PastVerdict
 from conviction.server.page_file import whole_page

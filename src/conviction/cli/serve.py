@@ -21,8 +21,9 @@ from conviction.api import DEFAULT_POLICY
 from conviction.cli import ExitCode
 from conviction.cli.inputs import EngineOptions, TraceOptions
 from conviction.cli.progress import prepared
-from conviction.cli.terminal import WHOLE, safe
+from conviction.cli.terminal import WHOLE
 from conviction.core import InvalidSettingError, Sampling
+from conviction.display import safe
 from conviction.errors import MissingExtraError
 from conviction.policies import policy as named_policy
 

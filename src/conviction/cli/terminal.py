@@ -1,4 +1,4 @@
-"""The two ends of a command line: words typed for the parser, and text made safe to print."""
+"""Words typed on a command line, spelled for the parser; and durations, for people."""
 
 import json
 import re
@@ -10,8 +10,6 @@ from cyclopts import App, Parameter, Token
 from cyclopts.exceptions import UnusedCliTokensError
 from rich.console import Console
 from rich.markup import escape
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def _as_whole(kind: Any, tokens: Sequence[Token]) -> Any:

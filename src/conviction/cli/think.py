@@ -89,7 +89,7 @@ class OutputOptions:
     history: bool = True
     "Keep the verdict for `conviction history`."
     quiet: Annotated[bool, Parameter(negative="", alias="-q")] = False
-    "Nothing on stderr but errors."
+    "Nothing on stderr but errors, and why there is no answer."
 
 
 _POLICY, _GENERATION, _OUTPUT = PolicyOptions(), GenerationOptions(), OutputOptions()
@@ -256,3 +256,12 @@ def _report(
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by >&-
         sys.stdout.flush()
     console.print(summary(verdict), style="dim", soft_wrap=True)
+    if output.quiet and verdict.answer is None and not verdict.abstained:
+        # Its exit code stands for any failure, while that of abstaining says all.
+        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {escape(one_line(_why_unanswered(verdict)))}")
+
+
+def _why_unanswered(verdict: Verdict) -> str:
+    reason = next(iter(verdict.warnings), "Not one trace voted.")
+    return f"No answer: {reason} Ended by {verdict.ended}."

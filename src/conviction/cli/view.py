@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from conviction.cli.progress import STATES
-from conviction.cli.terminal import one_line, safe
 from conviction.confidence import Floats, GroupWindow
 from conviction.core import Trace
+from conviction.display import one_line, safe
 from conviction.events import (
     Event,
     RunFinished,

@@ -135,6 +135,11 @@ class Engine(ABC):
             EngineError: it cannot be used just now.
         """
 
+    @property
+    def failure(self) -> EngineError | None:
+        """What its requests fail with just now, also while it tries again; None if they do not."""
+        return None
+
     async def __aenter__(self) -> Self:
         """Start what has to be started."""
         return self

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from os import PathLike
 
 import anyio
@@ -12,7 +12,13 @@ import numpy as np
 from conviction.answers import AnswerKind, is_correct
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Capabilities, Engine
-from conviction.errors import AllTracesFailedError, ContextOverflowError, MissingLogprobsError
+from conviction.errors import (
+    AllTracesFailedError,
+    ContextOverflowError,
+    MissingLogprobsError,
+    NothingGeneratedError,
+    RecordingError,
+)
 from conviction.evaluation import counted
 from conviction.evaluation.plan import PromptedQuestion, RecordingPlan
 from conviction.evaluation.workers import Generating, OneEngine, Turns, Workers, recorded
@@ -20,6 +26,7 @@ from conviction.events import Event, TraceFinished
 from conviction.recordings import PoolMeta, PoolWriter, RecordedTrace
 from conviction.recordings.recorder import Recorder
 from conviction.recordings.rows import RowMaker
+from conviction.tasks import unless_ended
 from conviction.thinking import TOP_K
 
 _MOST_FAILED = 3
@@ -81,7 +88,10 @@ async def record(
         EngineError: the engine cannot be used at all.
     """
     workers = engine if isinstance(engine, Workers) else OneEngine(engine, answers)
-    capabilities = await workers.capabilities()
+    ends = anyio.current_time() + (inf if time_limit is None else time_limit)
+    capabilities, _ = await unless_ended(workers.capabilities, time_limit, None)
+    if capabilities is None:
+        raise _nothing_said(workers, time_limit)
     if not plan.answers_only and not capabilities.top_k:
         raise _no_confidences(workers.name, capabilities)
     meta = PoolMeta(
@@ -97,15 +107,37 @@ async def record(
         at_once = workers.places(ceil(capabilities.concurrency / plan.traces) + 1)
         run = _Recording(plan, writer, workers, at_once, answers, on_progress)
         async with recorded(run.recorder):
-            with anyio.move_on_after(time_limit):
+            with anyio.CancelScope(deadline=ends) as rest:
                 await run.all_questions()
+        if rest.cancelled_caught and (failure := workers.failure):
+            run.progress.notes.append(f"When the time was up: {failure.problem}.")
         run.check()
+    if not writer.path.exists():
+        raise RecordingError(
+            tried=f"record traces in {writer.path}",
+            found="the file was removed while it was written",
+            remedy="Run the same command again, and leave the file where it is.",
+        )
     return run.progress
 
 
 def pool_source(engine: str, origin: str | None) -> str:
     """Where the traces of a pool come from: the engine, and the hub, if the questions do."""
     return f"{engine}; questions of {origin}" if origin else engine
+
+
+def _nothing_said(workers: Workers, time_limit: float | None) -> NothingGeneratedError:
+    failure = workers.failure
+    return NothingGeneratedError(
+        tried=f"record traces from {workers.name}",
+        causes=[
+            f"within {time_limit or 0:g} s it had not said what it can do",
+            *([failure.problem] if failure else []),
+        ],
+        remedy="Mend the cause, or allow more time, and run the same command again.",
+        ended="time",
+        engine=failure,
+    )
 
 
 def _no_confidences(engine: str, capabilities: Capabilities) -> MissingLogprobsError:
@@ -205,7 +237,8 @@ class _Recording:
             self.progress.notes.append(f"Question {asked.question.id!r} was left out: {error}")
         except AllTracesFailedError as error:
             self.progress.notes.append(f"Question {asked.question.id!r}: {error.found}.")
-            self.failed.append(error)
+            if self.recorder.failure is None:  # Else that ended it, and is raised below.
+                self.failed.append(error)
             if len(self.failed) >= _MOST_FAILED:
                 raise
         else:

@@ -68,6 +68,19 @@ class QuestionResult(msgspec.Struct, frozen=True):
         return self.answer is not None and self.ended in (OUT_OF_TOKENS, "contested")
 
 
+def without_empty_verdict(result: QuestionResult) -> QuestionResult:
+    """The result as it is, or as a failure if it is a verdict of not one token.
+
+    Earlier versions kept such verdicts where the engine could not be reached. A total of tokens
+    that was spent on other questions leaves a question without any, which is a result.
+    """
+    nothing = result.answer is None and not result.usage.generated
+    if not nothing or result.failed or result.ended == OUT_OF_TOKENS:
+        return result
+    error = f"not one token was generated, and a verdict kept ({result.ended})"
+    return msgspec.structs.replace(result, correct=None, ended="failed", error=error)
+
+
 class RunData(msgspec.Struct, frozen=True):
     """Which questions a run asks.
 

@@ -17,6 +17,7 @@ from conviction.errors import (
     AnswerError,
     ContextOverflowError,
     InvalidSettingError,
+    NothingGeneratedError,
     RecordingError,
 )
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion
@@ -95,7 +96,7 @@ async def evaluate(
     Raises:
         InvalidSettingError: the folder holds a run of other settings or data, or a total of tokens
             comes with more than one engine.
-        RecordingError: the run or the pool cannot be written.
+        RecordingError: the run or the pool cannot be written, or was removed meanwhile.
         AllTracesFailedError: no trace of several questions in a row came to an end.
         MissingLogprobsError: the policy needs token confidence and the engine gives none.
         EngineError: the engine cannot be used at all.
@@ -125,6 +126,7 @@ async def evaluate(
                 )
             try:
                 await run.all_questions(workers.places(plan.at_once(capabilities)))
+                await anyio.to_thread.run_sync(writer.check_there)
             finally:
                 run.keep_spent()
                 run.progress.notes += workers.notes
@@ -240,7 +242,8 @@ class _Evaluation:
             seconds = anyio.current_time() - began
             with anyio.CancelScope(shield=True):
                 await self._keep(watch.failed(error.problem, seconds))
-            if isinstance(error, AllTracesFailedError):
+            slow = isinstance(error, NothingGeneratedError) and error.unexplained
+            if isinstance(error, AllTracesFailedError) and not slow:
                 self.failed_in_a_row += 1
                 gone = error if self.failed_in_a_row >= _MOST_FAILED else None
         if gone is not None:

@@ -16,7 +16,12 @@ import msgspec
 
 from conviction.database import is_database, is_unwritten
 from conviction.errors import InvalidSettingError, RecordingError
-from conviction.evaluation.results import SCHEMA_VERSION, QuestionResult, RunDescription
+from conviction.evaluation.results import (
+    SCHEMA_VERSION,
+    QuestionResult,
+    RunDescription,
+    without_empty_verdict,
+)
 from conviction.files import expanded
 from conviction.store import Kind, Store, StoreWriter
 
@@ -175,6 +180,15 @@ class RunWriter:
             self._store.delete("spent", "1")
             self._store.insert("spent", tokens=self._spent)
 
+    def check_there(self) -> None:
+        """Check that what was written can still be found.
+
+        Raises:
+            RecordingError: the file was removed or replaced meanwhile.
+        """
+        with self._store.transaction():
+            pass
+
     def append(self, result: QuestionResult) -> None:
         """Add a result; it is safe on disk when this returns.
 
@@ -234,7 +248,7 @@ def _description(data: bytes, path: Path) -> RunDescription:
 
 def _decoded(data: bytes, what: str, path: Path) -> QuestionResult:
     try:
-        return msgspec.json.decode(data, type=QuestionResult)
+        return without_empty_verdict(msgspec.json.decode(data, type=QuestionResult))
     except msgspec.DecodeError as error:
         raise _damaged(path, f"{what} is damaged ({error})") from None
 

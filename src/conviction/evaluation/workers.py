@@ -16,6 +16,7 @@ import anyio.to_thread
 from conviction.answers import AnswerKind
 from conviction.core import Question, Sampling, Trace
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
+from conviction.errors import EngineError
 from conviction.events import Event, Listener, TraceFinished
 from conviction.policies.base import Policy
 from conviction.policies.majority import Majority
@@ -84,6 +85,11 @@ class Workers(ABC):
         """What happened that the reader of a run should know; whole sentences."""
         return ()
 
+    @property
+    def failure(self) -> EngineError | None:
+        """What requests to the engine fail with just now, where that is known here."""
+        return None
+
     @abstractmethod
     async def capabilities(self) -> Capabilities:
         """What each engine can do; an `EngineError` where none can be used."""
@@ -126,6 +132,11 @@ class OneEngine(Workers):
     def name(self) -> str:
         """The engine's name."""
         return self._engine.name
+
+    @property
+    def failure(self) -> EngineError | None:
+        """The engine's failure."""
+        return self._engine.failure
 
     async def capabilities(self) -> Capabilities:
         """What the engine can do."""
@@ -263,6 +274,11 @@ class _MissingTraces(Engine):
     def name(self) -> str:
         """The engine's name."""
         return self._engine.name
+
+    @property
+    def failure(self) -> EngineError | None:
+        """The engine's failure."""
+        return self._engine.failure
 
     async def capabilities(self) -> Capabilities:
         """What the engine can do."""

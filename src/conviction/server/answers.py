@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from conviction.core import FinishReason, Trace
-from conviction.errors import AllTracesFailedError
+from conviction.errors import NothingGeneratedError
 from conviction.server.settings import Content
 from conviction.verdict import Verdict
 
@@ -36,18 +36,19 @@ class ServedAnswer:
 
     @classmethod
     def of(cls, verdict: Verdict, content: Content) -> "ServedAnswer":
-        """The answer for a verdict; AllTracesFailedError if there is no trace.
+        """The answer for a verdict; NothingGeneratedError if there is not one token.
 
         It shows the most confident of the traces that voted for the answer; without an answer the
         most confident of those that are whole and have any text, else the longest. `content` is
         what the message is to hold; without an answer, it is a trace's text.
         """
         shown = verdict.best_trace or _without_answer(verdict.traces)
-        if shown is None:
-            raise AllTracesFailedError(
+        if shown is None or not verdict.usage.generated:
+            raise NothingGeneratedError(
                 tried=f"answer with {len(verdict.traces)} traces",
-                causes=[f"none had begun when the run ended ({verdict.ended})"],
+                causes=[f"not one token had come when the run ended ({verdict.ended})"],
                 remedy="Ask again, or allow more time.",
+                ended=verdict.ended,
             )
         # The text after a prompt is given as it is, white space too.
         templated = verdict.question.templated

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from math import ceil
 from traceback import format_tb
 from typing import Any, Final
 
@@ -12,7 +13,9 @@ from conviction.errors import (
     ContextOverflowError,
     ConvictionError,
     EngineError,
+    EngineUnavailableError,
     MissingLogprobsError,
+    NothingGeneratedError,
     OverloadedError,
     RefusedError,
     UsageError,
@@ -27,6 +30,7 @@ _STATUS_AND_CODE: Final = (
     (ContextOverflowError, 400, "context_length_exceeded"),
     (MissingLogprobsError, 400, "no_logprobs"),
     (UsageError, 400, "invalid_value"),
+    (NothingGeneratedError, 504, "engine_timeout"),
     (EngineError, 502, "engine_failed"),
     (AllTracesFailedError, 502, "engine_failed"),
 )
@@ -84,14 +88,30 @@ def status_and_body(error: BaseException) -> tuple[int, dict[str, Any]]:
         return error.status, body
     if not isinstance(error, ConvictionError):
         return 500, error_body("The server failed.", status=500, code="internal_error")
-    if isinstance(error, OverloadedError) and error.own:
-        status, code = 429, "rate_limit_exceeded"
-    else:
-        status, code = next(
-            ((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind)),
-            (500, "internal_error"),
-        )
+    status, code = _status_and_code(error)
     return status, error_body(sentence(error), status=status, code=code)
+
+
+def _status_and_code(error: ConvictionError) -> tuple[int, str]:
+    if isinstance(error, OverloadedError) and error.own:
+        return 429, "rate_limit_exceeded"
+    if isinstance(error, AllTracesFailedError) and (engine := _upstream(error)):
+        # The client's own requests are not the ones that were too many.
+        return (503, "engine_busy") if engine.busy else (502, "engine_failed")
+    if isinstance(error, NothingGeneratedError) and error.ended == "interrupted":
+        return 503, "interrupted"
+    if isinstance(error, NothingGeneratedError) and not error.unexplained:
+        return 502, "engine_failed"
+    return next(
+        ((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind)),
+        (500, "internal_error"),
+    )
+
+
+def _upstream(error: BaseException) -> EngineUnavailableError | None:
+    """What the server behind this one refused, where that is known."""
+    engine = error.engine if isinstance(error, AllTracesFailedError) else error
+    return engine if isinstance(engine, EngineUnavailableError) else None
 
 
 def sentence(error: ConvictionError) -> str:
@@ -106,6 +126,8 @@ def failure_response(error: BaseException) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, RefusedError):
         headers["retry-after"] = str(error.retry_after if isinstance(error, OverloadedError) else 1)
+    elif (engine := _upstream(error)) and engine.busy:
+        headers["retry-after"] = str(max(1, ceil(engine.wait or 1)))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(body, status, headers)

@@ -23,7 +23,13 @@ from conviction.engines.base import (
     context_overflow,
     not_started,
 )
-from conviction.engines.local.server import LlamaServer, ServerApi, check_memory, usable_cores
+from conviction.engines.local.server import (
+    LlamaServer,
+    ServerApi,
+    check_memory,
+    remove_leftovers,
+    usable_cores,
+)
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, Route, ServerFacts
 from conviction.engines.openai.http import HttpClient, Timeouts, check
 from conviction.engines.openai.traces import open_trace
@@ -51,13 +57,16 @@ class _Running:
     http: HttpClient
     prompts: "SharedPrompts"
     slots: "SlotPool"
+    stack: AsyncExitStack
 
 
 class LocalEngine(Engine):
     """Generates traces with a GGUF model on this machine.
 
     Entering it checks the model file and the memory, then starts llama.cpp; leaving it ends
-    llama.cpp and removes what it wrote.
+    llama.cpp and removes what it wrote. If llama.cpp ends by itself, it is started again, but not
+    twice without a trace that came to its end between. The traces that it was generating break
+    off, and may begin again.
 
     Args:
         model_path: The model file.
@@ -90,7 +99,8 @@ class LocalEngine(Engine):
         dialect = Dialect(dict(FILTERS_OFF[0]), counts="timings")
         self._facts = ServerFacts(self._path.stem, dialect=dialect)
         self._running: _Running | None = None
-        self._stack = AsyncExitStack()
+        self._starting = anyio.Lock()
+        self._may_start_again = True
 
     @property
     def name(self) -> str:
@@ -111,7 +121,13 @@ class LocalEngine(Engine):
                 found="the package xllamacpp is not installed",
                 remedy='Install it: pip install "conviction[local]".',
             )
+        await anyio.to_thread.run_sync(remove_leftovers)
         await anyio.to_thread.run_sync(self._check_model)
+        self._running = await self._launch()
+        return self
+
+    async def _launch(self) -> _Running:
+        """Start llama.cpp; EngineStartError if it does not start."""
         timeouts = Timeouts(first_byte=_STALL_SECONDS, stall=_STALL_SECONDS)
         async with AsyncExitStack() as stack:
             server = LlamaServer(
@@ -126,14 +142,30 @@ class LocalEngine(Engine):
             http = HttpClient(f"{server.url}/v1", api_key=server.api_key, timeouts=timeouts)
             await stack.enter_async_context(http)
             prompts = SharedPrompts(ServerApi(http, server.url), server.folder)
-            self._running = _Running(server, http, prompts, SlotPool(self._slots))
-            self._stack = stack.pop_all()
-        return self
+            slots = SlotPool(self._slots)
+            return _Running(server, http, prompts, slots, stack.pop_all())
+
+    async def _started_again(self, dead: _Running) -> bool:
+        """Start llama.cpp anew in place of one that has ended, if that was not tried in vain."""
+        async with self._starting:
+            if self._running is not dead:
+                return self._running is not None  # For another trace.
+            if not self._may_start_again:
+                return False
+            self._may_start_again = False
+            try:
+                await dead.stack.aclose()
+                self._running = await self._launch()
+            except anyio.get_cancelled_exc_class():
+                self._may_start_again = True
+                raise
+            return True
 
     async def __aexit__(self, *_: object) -> None:
         """End llama.cpp, also after an error or a cancellation."""
-        self._running = None
-        await self._stack.aclose()
+        running, self._running = self._running, None
+        if running is not None:
+            await running.stack.aclose()
 
     async def capabilities(self) -> Capabilities:
         """What llama.cpp is known to do; it gives as many log-probabilities as it has tokens."""
@@ -161,10 +193,11 @@ class LocalEngine(Engine):
 
         Raises:
             ContextOverflowError: prompt and trace do not fit; nothing was generated.
-            EngineUnavailableError: llama.cpp has ended by itself.
-            StreamError: the stream broke.
+            EngineUnavailableError: llama.cpp has ended by itself, and again after a new start.
+            StreamError: the stream broke, or llama.cpp ended and was started again.
         """
-        running = self._started()
+        async with self._starting:
+            running = self._started()
         try:
             async with AsyncExitStack() as stack:
                 # A prompt that has its template already is not shared among slots.
@@ -193,9 +226,17 @@ class LocalEngine(Engine):
                 async for chunk in chunks:
                     yield chunk if cached is None else replace(chunk, cached_tokens=cached)
                 last = await trace.last()
+                self._may_start_again = True
                 yield last if cached is None else replace(last, cached_tokens=cached)
         except (EngineUnavailableError, StreamError) as error:
-            raise await running.server.death() or error from error
+            death = await running.server.death()
+            if death is None or not await self._started_again(running):
+                raise death or error from error
+            raise StreamError(
+                tried=death.tried,
+                found=f"{death.found}; it was started again",
+                remedy="The trace can begin again.",
+            ) from error
 
     def _check_model(self) -> None:
         """Check the file and the memory before anything is started."""

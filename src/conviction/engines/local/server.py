@@ -23,15 +23,16 @@ import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from conviction.core import Message
-from conviction.engines.openai.failures import quoted
+from conviction.display import quoted
 from conviction.engines.openai.http import HttpClient, Json
 from conviction.engines.openai.shapes import TokenUsage
 from conviction.engines.openai.traces import chat_messages
 from conviction.errors import EngineError, EngineStartError, EngineUnavailableError
+from conviction.files import TemporaryLock, is_abandoned
 from conviction.gguf import GgufHeader
 
 _CHILD = Path(__file__).with_name("child.py")
-_LOG = "llama.log"
+_PREFIX, _OWNER, _LOG = "conviction-llama-", "owner", "llama.log"
 _MOST_REPORT_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 12
 _TAIL_LINES = 6
@@ -62,7 +63,9 @@ class LlamaServer:
     def __init__(
         self, model: Path, *, slots: int, context: int, threads: int, timeout: float
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="conviction-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Tells the next start that this folder is in use; a kill gives it back.
+        self._lock = TemporaryLock(self.folder / _OWNER)
         self.api_key = secrets.token_urlsafe(32)
         self.url = ""
         self._settings: dict[str, object] = {
@@ -164,7 +167,17 @@ class LlamaServer:
                     process.kill()
                 with anyio.move_on_after(_KILL_SECONDS):
                     await process.aclose()
+            self._lock.release()
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+
+
+def remove_leftovers() -> None:
+    """Remove the folders of servers that were killed together with their programs."""
+    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            named = entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
+            if named and is_abandoned(Path(entry.path) / _OWNER):
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _tail(folder: Path) -> str:

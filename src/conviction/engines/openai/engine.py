@@ -122,6 +122,14 @@ class OpenAIEngine(Engine):
         """The servers, in the order given."""
         return tuple(self._servers)
 
+    @property
+    def failure(self) -> EngineError | None:
+        """The last failure of a server that has taken nothing since, if none of them works."""
+        failures = [endpoint.failure for endpoint in self._balancer.endpoints]
+        known = [*failures, *(server.trouble or server.failing for server in self._servers)]
+        working = self._capabilities is not None and None in failures
+        return None if working else next(filter(None, known), None)
+
     async def __aenter__(self) -> Self:
         """Open the clients; the servers are first spoken to when something is asked."""
         async with AsyncExitStack() as stack:
@@ -282,9 +290,11 @@ class OpenAIEngine(Engine):
         while server.facts is None and server.trouble is None:
             try:
                 server.facts = await self._facts(server)
+                server.failing = None
             except TemporarilyUnavailableError as error:
                 wait = error.wait or backoff(failures)
                 failures += 1
+                server.failing = error
                 if not error.busy or self._balancer.clock() + wait > deadline:
                     server.trouble = error
                 else:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from conviction.confidence import FILLER, token_confidence
 from conviction.core import FinishReason
+from conviction.display import quoted
 from conviction.engines.base import Chunk
-from conviction.engines.openai.failures import OTHERS_GO_ON, error_message, quoted
+from conviction.engines.openai.failures import OTHERS_GO_ON, error_message
 from conviction.engines.openai.shapes import (
     Delta,
     Event,
@@ -38,6 +39,11 @@ _REFUSED = ("content_filter", "tool_calls", "function_call")
 
 _SPARE_TOKENS = 16
 """Tokens allowed beyond the limit: servers count the last one differently."""
+
+_LETTERS = 1 << 16
+_TOKEN_LETTERS = 1 << 9
+"""A trace may have `_LETTERS`, and `_TOKEN_LETTERS` more for each token: the longest tokens, of
+white space and of lines drawn with dashes, have some 100 characters."""
 
 _MOST_TOKENS = 1 << 24
 
@@ -82,7 +88,7 @@ class EventParser:
         if len(self._line) + self._data_bytes > self._most_bytes:
             raise StreamError(
                 tried="read the server's stream",
-                found=f"one event has more than {self._most_bytes:,} bytes",
+                found=f"one event has more than {self._most_bytes:,} bytes, the most that is read",
                 remedy="Check that the address is that of a server of completions.",
             )
         return events
@@ -135,7 +141,7 @@ class TraceReader:
 
     Args:
         top_k: The k of token confidence (eq. 2); 0 if no log-probabilities were asked for.
-            Then every event with text counts as one token, unless the server tells the number.
+            An event with text counts as one token at least, unless the server tells the number.
         logprobs: Whether chunks hold the log-probability of each token, too; not without `top_k`.
         secret: What no message may show: the key that was sent, if any.
         stop_token: The token that a trace ends with where its gate stopped it.
@@ -159,10 +165,13 @@ class TraceReader:
         # Those of the tokens since the last chunk; None if they are not wanted.
         self._logprobs: list[float] | None = [] if logprobs and top_k else None
         self._most = max_tokens + _SPARE_TOKENS
+        self._most_letters = _LETTERS + _TOKEN_LETTERS * max_tokens
         self._secret = secret
         self._stop_token = stop_token
         self._finish: FinishReason | None = None
         self._usage, self._timings = _NO_USAGE, _NO_TIMINGS
+        # Tokens of the trace as far as the server tells, and what came.
+        self._told = self._texts = self._letters = 0
         self._thinking = False
         self._failure: EngineError | None = None
         self.tokens = 0
@@ -191,6 +200,7 @@ class TraceReader:
                 self._read(data, texts, confidences)
         except EngineError as error:
             self._failure = error
+            confidences += self._silent()
         if not confidences and not any(texts):
             self.check()
             return None
@@ -209,12 +219,21 @@ class TraceReader:
                 f"the stream ended in the middle of the trace, after {self.tokens} tokens"
             )
         # The token that ends a trace has no text, and on some servers no log-probabilities.
-        silent = max(0, self._told() - self.tokens)
-        self.tokens += silent
-        return self._chunk("", [nan] * silent, self._finish)
+        return self._chunk("", self._silent(), self._finish)
+
+    def rest(self) -> Chunk | None:
+        """The tokens that had come, but not their numbers, when the stream broke."""
+        silent = self._silent()
+        return self._chunk("", silent) if silent else None
+
+    def _silent(self) -> list[float]:
+        """Confidences of the tokens whose numbers will not come any more."""
+        silent = [nan] * self._unnamed
+        self.tokens += len(silent)
+        return silent
 
     def _read(self, data: bytes, texts: list[str], confidences: list[float]) -> None:
-        if data == _DONE:
+        if self.done or data == _DONE:
             self.done = True
             return
         try:
@@ -225,11 +244,12 @@ class TraceReader:
             said = error_message(event.error, self._secret)
             raise _broken(f"the server reported an error: {said}")
         if event.usage is not None or event.timings is not None:
-            self._usage = event.usage or self._usage
-            self._timings = event.timings or self._timings
-            if (told := self._told()) > self._most:
+            usage, timings = event.usage or self._usage, event.timings or self._timings
+            told = max(usage.completion_tokens or 0, timings.predicted_n)
+            if told > self._most:
                 # Found before room is made for so many tokens: the number may be anything.
                 raise _broken(f"the server counts {told:,} tokens, more than were asked for")
+            self._usage, self._timings, self._told = usage, timings, told
         if event.choices:
             self._read_choice(event.choices[0], texts, confidences)
         if self.tokens > self._most:
@@ -241,24 +261,26 @@ class TraceReader:
             if self._stop_token is not None and choice.stop_reason == self._stop_token:
                 self._finish = FinishReason.LOW_CONFIDENCE
         text = choice.text or (self._text(choice.delta) if choice.delta else "")
+        self._texts += bool(text)
+        self._letters += len(text)
+        if self._letters > self._most_letters:
+            raise _broken(
+                f"{self._letters:,} characters came, and {self._most_letters:,} are the most that "
+                f"are read of a trace of {self._most - _SPARE_TOKENS:,} tokens"
+            )
         texts.append(text)
         if self._top_k == 0:
-            told = self._told()
-            count = max(0, told - self.tokens) if told else int(bool(text))
-            known = [nan] * count
-        elif choice.logprobs is None:
-            # Tokens without any come to light with the next ones that have some, or at the end.
-            return
+            known = [nan] * self._unnamed
         else:
             k = self._top_k
-            known = [token_confidence(c, k) for c in _candidates(choice.logprobs, k)]
+            found = _candidates(choice.logprobs, k) if choice.logprobs else ()
+            known = [token_confidence(c, k) for c in found]
             # llama.cpp keeps the pieces of a character to itself until it is whole, vLLM what
             # its parser has not understood yet; both then tell the last token's numbers only.
-            silent = self._told() - self.tokens - len(known) if known else 0
-            if silent > 0:
-                known = [nan] * silent + known
+            # The numbers of the newest token may also come in an event after its text.
+            known = [nan] * (self._unnamed - (len(known) or 1)) + known
             if self._logprobs is not None:
-                generated = list(_generated(choice.logprobs))
+                generated = list(_generated(choice.logprobs)) if choice.logprobs else []
                 self._logprobs += [nan] * (len(known) - len(generated)) + generated
             self.informed = self.informed or any(map(isfinite, known))
         confidences += known
@@ -278,9 +300,13 @@ class TraceReader:
             self._thinking = False
         return text
 
-    def _told(self) -> int:
-        """Tokens of the trace, as far as the server tells."""
-        return max(self._usage.completion_tokens or 0, self._timings.predicted_n)
+    @property
+    def _unnamed(self) -> int:
+        """Tokens that came beyond those read.
+
+        Where the server does not tell their number, an event with text is one token at least.
+        """
+        return max(0, (self._told or self._texts) - self.tokens)
 
     def _chunk(
         self, text: str, confidences: list[float], finish: FinishReason | None = None

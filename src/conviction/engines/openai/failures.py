@@ -12,6 +12,7 @@ from math import isfinite
 
 import aiohttp
 
+from conviction.display import quoted
 from conviction.errors import (
     ContextOverflowError,
     EngineError,
@@ -32,7 +33,6 @@ _OVERFLOW_WORDS = (
 _UNAUTHORISED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
 _REDIRECTS = range(300, 400)
-_MOST_QUOTED = 300
 OTHERS_GO_ON = "Other traces go on; if all fail, look into the server's log."
 
 
@@ -192,16 +192,6 @@ def error_message(error: object, secret: str | None) -> str:
                 return quoted(str(error), secret)
     except RecursionError:
         return "a message nested too deeply to be shown"
-
-
-def quoted(text: str | bytes, secret: str | None = None) -> str:
-    """The beginning of what a server sent, fit for a message, without the secrets, one a line."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
-    for hidden in (secret or "").splitlines():  # First, as shortening would leave a part of it.
-        text = text.replace(hidden, "…")
-    text = " ".join(text.split())
-    return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "…"
 
 
 def _message(body: bytes, secret: str | None) -> str:

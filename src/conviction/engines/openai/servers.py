@@ -35,12 +35,14 @@ class Server:
     Attributes:
         facts: What was found out; None until it was asked.
         trouble: Why it is not used; None if it is.
+        failing: Why it has not said yet what it can do, while it is asked again.
         remembered: Whether the facts are from an earlier run.
     """
 
     http: HttpClient
     facts: ServerFacts | None = None
     trouble: EngineError | None = None
+    failing: EngineError | None = None
     remembered: bool = False
 
     def lose_gate(self) -> None:
@@ -193,6 +195,11 @@ class Endpoint(Generic[ServerT]):
         # However often it asks for time, it is not given more than once the longest wait.
         asked = now < self._asked_until and failing <= patience + _LONGEST_WAIT
         return failing > patience and not asked
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Its last failure, if it has taken no trace since."""
+        return self.last if self._failing_since is not None else None
 
     def _fail(self, error: EngineError, now: float) -> None:
         self.last = error

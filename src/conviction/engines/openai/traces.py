@@ -159,6 +159,8 @@ class TraceStream:
         except StreamError:
             # A trace that has ended is whole, however its connection does.
             if not reader.ended:
+                if chunk := reader.rest():
+                    yield chunk
                 raise
         if chunk := reader.read(parser.finish()):
             yield chunk
