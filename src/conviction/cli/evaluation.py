@@ -25,9 +25,10 @@ from conviction.cli.inputs import CalibrationOptions, EngineOptions, GenerationO
 from conviction.cli.lab_tables import percentage, table_console
 from conviction.cli.progress import Latest, Reading, messages, prepared, run_on, run_progress
 from conviction.cli.record import DataOptions
-from conviction.cli.terminal import WHOLE, escaped, print_json, print_notes, shown
+from conviction.cli.terminal import WHOLE, print_json, print_notes, shown
 from conviction.cli.think import PolicyOptions
 from conviction.core import InvalidSettingError, Sampling, require
+from conviction.display import escaped
 from conviction.engines.base import Capabilities
 from conviction.errors import ConvictionError
 from conviction.evaluation import counted
@@ -44,6 +45,7 @@ from conviction.evaluation.summary import (
     summarise,
     summarise_sharing,
 )
+from conviction.files import expanded
 from conviction.policies.base import Policy
 
 if TYPE_CHECKING:

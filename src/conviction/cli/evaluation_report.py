@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from conviction.cli.terminal import one_line, shown
+from conviction.cli.terminal import shown
+from conviction.display import one_line
 from conviction.evaluation import counted
 from conviction.evaluation.compare import Comparison
 from conviction.evaluation.summary import Abstention, Summary

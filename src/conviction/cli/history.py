@@ -11,9 +11,9 @@ from rich.table import Table
 from conviction.cli import ExitCode
 from conviction.cli.lab_tables import table_console
 from conviction.cli.progress import messages
-from conviction.cli.terminal import WHOLE, one_line, print_json, shown
+from conviction.cli.terminal import WHOLE, print_json, shown
 from conviction.core import require_whole
-from conviction.display import escaped, one_line, safe
+from conviction.display import one_line
 from conviction.errors import InvalidSettingError
 from conviction.history import History, PastVerdict
 from conviction.server.page_file import whole_page

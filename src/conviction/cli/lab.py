@@ -22,7 +22,6 @@ from conviction.cli.lab_tables import (
 from conviction.cli.progress import messages, question_bar
 from conviction.cli.terminal import WHOLE, print_json, print_notes, shown
 from conviction.core import require_whole
-from conviction.display import escaped, safe
 from conviction.engines.local import usable_cores
 from conviction.errors import InvalidSettingError, UnknownNameError
 from conviction.lab.columns import COLUMNS

@@ -10,7 +10,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from conviction.cli.progress import download_bar
-from conviction.cli.terminal import print_json, safe, shown
+from conviction.cli.terminal import print_json, shown
+from conviction.display import safe
 from conviction.models import ModelStore
 
 app = App(name="models", help="List, fetch and remove models.")

@@ -27,7 +27,6 @@ from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend
 from conviction.cli.terminal import duration, shown
 from conviction.core import FinishReason
-from conviction.display import safe
 from conviction.evaluation import counted
 from conviction.events import (
     Event,

@@ -1,7 +1,6 @@
-"""Words typed on a command line, spelled for the parser; and durations, for people."""
+"""Words typed on a command line, spelled for the parser; and what is said, fit for people."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args, get_origin
@@ -10,6 +9,8 @@ from cyclopts import App, Parameter, Token
 from cyclopts.exceptions import UnusedCliTokensError
 from rich.console import Console
 from rich.markup import escape
+
+from conviction.display import escaped, safe
 
 
 def _as_whole(kind: Any, tokens: Sequence[Token]) -> Any:
@@ -83,19 +84,6 @@ def _repeatable(app: App) -> frozenset[str]:
     )
 
 
-def escaped(encoded: str) -> str:
-    """JSON with control characters spelled out, so that it says the same and commands nothing."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", encoded)
-
-
-def safe(text: str) -> str:
-    """`text` with control characters shown as "�"; newlines and tabs stay.
-
-    Directional overrides count as control characters: they make a line read other than it is.
-    """
-    return _CONTROL.sub("\ufffd", text)
-
-
 def shown(value: object) -> str:
     """`safe` text that the terminal shows as it is: what looks like markup is none."""
     return escape(safe(str(value)))
@@ -110,11 +98,6 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
 def print_json(value: object) -> None:
     """Print plain JSON types on stdout."""
     print(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
-
-
-def one_line(text: str) -> str:
-    """`safe` text on a single line."""
-    return " ".join(safe(text).split())
 
 
 def duration(seconds: float) -> str:

@@ -22,10 +22,11 @@ from conviction.cli.inputs import (
     read_question,
 )
 from conviction.cli.progress import PlainView, prepared, summary
-from conviction.cli.terminal import WHOLE, print_json, print_notes, safe, shown
+from conviction.cli.terminal import WHOLE, print_json, print_notes, shown
 from conviction.cli.view import LiveView
 from conviction.confidence import Metric
 from conviction.core import Question, Sampling
+from conviction.display import one_line, safe
 from conviction.errors import ConvictionError
 from conviction.events import Event, Listener
 from conviction.history import History
@@ -259,7 +260,7 @@ def _report(
     if output.quiet and verdict.answer is None and not verdict.abstained:
         # Its exit code stands for any failure, while that of abstaining says all.
         errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        errors.print(f"[bold red]error:[/] {escape(one_line(_why_unanswered(verdict)))}")
+        errors.print(f"[bold red]error:[/] {shown(one_line(_why_unanswered(verdict)))}")
 
 
 def _why_unanswered(verdict: Verdict) -> str:
