@@ -30,7 +30,12 @@ _COLOURS = (
 # fmt: on
 _TEXT = "#010203"
 """Stands for the colour of the surrounding text until the figure is rendered."""
-_DASHED: dict[str, Any] = {"strokeDash": [4, 3], "strokeWidth": 1, "color": _TEXT, "opacity": 0.5}
+_DASHED: dict[str, Any] = {
+    "strokeDash": [4, 3],
+    "strokeWidth": 1,
+    "color": _TEXT,
+    "opacity": 0.5,
+}
 
 
 def check_installed() -> None:

@@ -17,7 +17,12 @@ import msgspec
 import numpy as np
 
 from conviction.core import FinishReason, Question, Trace
-from conviction.recordings.importing.base import Imported, ImportedQuestion, refused, shaped
+from conviction.recordings.importing.base import (
+    Imported,
+    ImportedQuestion,
+    refused,
+    shaped,
+)
 from conviction.recordings.schema import PoolMeta, RecordedQuestion, in_range, prompt_hash
 
 _TOP_K = 20

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from conviction.confidence import token_confidences
 from conviction.core import FinishReason, Message, Question, Sampling, Trace
-from conviction.recordings.importing.base import Imported, ImportedQuestion, refused, shaped
+from conviction.recordings.importing.base import (
+    Imported,
+    ImportedQuestion,
+    refused,
+    shaped,
+)
 from conviction.recordings.schema import PoolMeta, RecordedQuestion, prompt_hash
 
 _FINISHES = {
