@@ -5,6 +5,7 @@ line of a log, or make a line read other than it is.
 """
 
 import re
+from collections.abc import Iterable
 
 MOST_QUOTED = 300
 """Characters of a server's own words in a message."""
@@ -45,7 +46,7 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def listed(causes: list[str] | tuple[str, ...]) -> str:
+def listed(causes: Iterable[str]) -> str:
     """Different causes in one message: the first of them, and how many more there are."""
     different = tuple(dict.fromkeys(causes))
     more = len(different) - _MOST_CAUSES

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from conviction.core import FinishReason, Question, Tally, Trace, require
+from conviction.display import listed, quoted
 from conviction.voting import lead_of
 
 SCHEMA_VERSION = 1
@@ -257,15 +258,15 @@ def percent(probability: float) -> str:
 def caveats(traces: Sequence[Trace], tally: Tally) -> Iterator[str]:
     """What a reader should know before trusting a tally of these traces; one line each."""
     if tally.tied:
-        yield f"Tied: {', '.join(tally.tied)}. The answer that was seen first is shown."
+        tied = ", ".join(map(quoted, tally.tied))
+        yield f"Tied: {tied}. The answer that was seen first is shown."
     if tally.leader and not tally.tied and tally.share < 0.5:
         yield f"No answer has half of the vote; the leader has {tally.share:.0%}."
     if len(tally.voters) == 1 and len(traces) > 1:
         yield "Only one trace voted."
     failed = [trace.error for trace in traces if trace.finish is FinishReason.ERROR]
     if failed:
-        causes = "; ".join(dict.fromkeys(failed))
-        yield f"{len(failed)} of {len(traces)} traces failed: {causes}"
+        yield f"{len(failed)} of {len(traces)} traces failed: {listed(failed)}"
 
 
 def _fate(trace: Trace, voters: frozenset[int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from conviction.answers import AnswerKind, Grouping
 from conviction.confidence import Floats, Metric, measure
 from conviction.core import Answer, FinishReason, Question, Sampling, Trace
+from conviction.display import listed
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import (
     AllTracesFailedError,
@@ -29,6 +30,7 @@ _WRONG_SIGN = (
 )
 _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 _MEND = "Mend the cause and ask again; nothing was answered."
+_MOST_NOTES = 8
 _EMPTY = "the stream ended without a single token"
 
 
@@ -262,10 +264,12 @@ class VerdictBuilder:
             lost = sum(trace.lost_tokens for trace in begun_again)
             yield (
                 f"{len(begun_again)} of {started} traces broke off and were begun again; the "
-                f"{lost:,} tokens lost count as failed: {'; '.join(self._lost)}"
+                f"{lost:,} tokens lost count as failed: {listed(self._lost)}"
             )
-        for note, count in self._notes.items():
+        for note, count in list(self._notes.items())[:_MOST_NOTES]:
             yield f"{note} ({count} of {started} traces)"
+        if (more := len(self._notes) - _MOST_NOTES) > 0:
+            yield f"There are {more:,} more notes of this kind."
         yield from self._setup.capabilities.notes
         yield from self._grouping.limits
 

@@ -151,6 +151,6 @@ def _report(findings: Sequence[Finding], *, json: bool) -> int:
         table = Table(box=None, show_header=False, padding=(0, 1))
         for finding in findings:
             remedy = f"\n→ {shown(finding.remedy)}" if finding.remedy else ""
-            table.add_row(finding.what, _MARKS[finding.ok], shown(finding.found) + remedy)
+            table.add_row(shown(finding.what), _MARKS[finding.ok], shown(finding.found) + remedy)
         Console(highlight=False).print(table)
     return 1 if any(finding.ok is False for finding in findings) else 0

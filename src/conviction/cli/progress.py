@@ -27,6 +27,7 @@ from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend
 from conviction.cli.terminal import duration, shown
 from conviction.core import FinishReason
+from conviction.display import one_line
 from conviction.evaluation import counted
 from conviction.events import (
     Event,
@@ -313,7 +314,7 @@ class PlainView:
                 pass
 
     def _say(self, line: str) -> None:
-        self._console.print(shown(line), soft_wrap=True)
+        self._console.print(shown(one_line(line)), soft_wrap=True)
 
 
 _WORDS = {

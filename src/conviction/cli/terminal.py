@@ -10,7 +10,7 @@ from cyclopts.exceptions import UnusedCliTokensError
 from rich.console import Console
 from rich.markup import escape
 
-from conviction.display import escaped, safe
+from conviction.display import escaped, one_line, safe
 
 
 def _as_whole(kind: Any, tokens: Sequence[Token]) -> Any:
@@ -92,7 +92,7 @@ def shown(value: object) -> str:
 def print_notes(notes: Iterable[str], console: Console) -> None:
     """What a reader should know before trusting a result, a line each."""
     for note in notes:
-        console.print(f"[yellow]note:[/] {shown(note)}")
+        console.print(f"[yellow]note:[/] {shown(one_line(note))}", soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from starlette.responses import JSONResponse, Response
 
+from conviction.display import quoted
 from conviction.errors import (
     AllTracesFailedError,
     ContextOverflowError,
@@ -145,7 +146,8 @@ def log_failure(error: BaseException, *, content: bool) -> None:
     known = isinstance(error, ConvictionError)
     what = f"{type(error).__name__}: {error.tried}" if known else type(error).__name__
     if content:
-        what = f"{type(error).__name__}: {body['error']['message'] if known else error}"
+        said = body["error"]["message"] if known else quoted(str(error))
+        what = f"{type(error).__name__}: {said}"
     where = "" if known else "\n" + "".join(format_tb(error.__traceback__))
     LOGGER.error("%s%s", what, where)
 

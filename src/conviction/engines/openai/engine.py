@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from conviction.core import require, require_whole
+from conviction.display import quoted
 from conviction.engines.base import Capabilities, Chunk, Engine, TraceRequest
 from conviction.engines.openai.facts import FILTERS_OFF, Dialect, FactsCache, Route, ServerFacts
 from conviction.engines.openai.http import NO_HEADERS, NOTHING, HttpClient, Json, Timeouts, check
@@ -115,7 +116,7 @@ class OpenAIEngine(Engine):
         """The model's name and the servers' addresses."""
         used = [server for server in self._servers if server.trouble is None] or self._servers
         addresses = " and ".join(server.http.base_url for server in used)
-        return f"{self._model or 'a model'} at {addresses}"
+        return f"{quoted(self._model or 'a model')} at {addresses}"
 
     @property
     def servers(self) -> Sequence[Server]:

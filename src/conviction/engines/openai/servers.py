@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
+from conviction.display import quoted
 from conviction.engines.base import Capabilities
 from conviction.engines.openai.facts import ServerFacts
 from conviction.engines.openai.http import HttpClient
@@ -58,7 +59,9 @@ def common_capabilities(servers: Sequence[Server], concurrency: int) -> Capabili
     """
     facts = [server.facts for server in servers if server.facts]
     if len({fact.model for fact in facts}) > 1:
-        models = [f"{one.facts.model} at {one.http.base_url}" for one in servers if one.facts]
+        models = [
+            f"{quoted(one.facts.model)} at {one.http.base_url}" for one in servers if one.facts
+        ]
         raise InvalidSettingError(
             tried="think with several servers as one",
             found=f"they serve different models: {', '.join(models)}",
@@ -92,8 +95,8 @@ def _notes(servers: Sequence[Server], top_k: int) -> Iterator[str]:
             continue
         if facts.listed and facts.model not in facts.listed:
             yield (
-                f"{url} does not list the model {facts.model}, and may answer with another: it "
-                f"lists {', '.join(facts.listed[:5])}."
+                f"{url} does not list the model {quoted(facts.model)}, and may answer with "
+                f"another: it lists {', '.join(map(quoted, facts.listed[:5]))}."
             )
         if 0 < _most_k(facts) < MOST_TOP_K and facts.top_k == top_k:
             yield (
