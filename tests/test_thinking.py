@@ -1,4 +1,5 @@
 import asyncio
+import pickle
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -497,6 +498,10 @@ class TestEndingEarly:
         with pytest.raises(NothingGeneratedError, match="connection refused") as caught:
             await think(engine, Majority(budget=3), time_limit=0.05)
         assert caught.value.engine is not None
+        # It may come from a worker in another process.
+        again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  # of our own
+        assert (str(again), again.ended, again.unexplained) == (str(caught.value), "time", False)
+        assert str(again.engine) == str(caught.value.engine)
 
     async def test_a_whole_trace_without_a_single_token_failed(self) -> None:
         async def empty(request: TraceRequest) -> AsyncGenerator[Chunk, None]:

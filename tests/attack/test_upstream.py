@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from conviction.evaluation.stored import read_run
 from conviction.evaluation.summary import summarise
 from conviction.policies import policy
 from conviction.prompts import PromptStyle
+
+# The first test of eval, and of serve, meets all modes.
+pytestmark = pytest.mark.timeout(900)
 
 LIMIT = 1.0
 """Seconds for a question; those that answer at all answer at once."""
@@ -187,9 +191,15 @@ def answers(upstream: ScriptedServer) -> dict[str, dict[str, Any]]:
         body = asking(question(mode), model="told", conviction={**settings, "time_limit": limit})
         body["max_tokens"] = MOST_TOKENS
         path = "/v1/chat/completions"
-        whole = await server.http.post(path, json=body)
-        streamed = await server.http.post(path, json={**body, "stream": True})
-        found[mode] = {"whole": whole, "streamed": events_of(streamed.text)}
+        got: dict[bool, httpx2.Response] = {}
+
+        async def post(*, stream: bool) -> None:
+            got[stream] = await server.http.post(path, json={**body, "stream": stream})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(post, stream=False))
+            tasks.start_soon(partial(post, stream=True))
+        found[mode] = {"whole": got[False], "streamed": events_of(got[True].text)}
 
     async def watch(server: Served) -> None:
         nonlocal slowest
@@ -197,7 +207,7 @@ def answers(upstream: ScriptedServer) -> dict[str, dict[str, Any]]:
             began = time.monotonic()
             await server.http.get("/health")
             slowest = max(slowest, time.monotonic() - began)
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.3)
 
     async def one_at_a_time(mode: str, places: anyio.Semaphore) -> None:
         # Each has an engine of its own: one failing server is left alone for all of its traces.

@@ -127,8 +127,9 @@ def failure_response(error: BaseException) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, RefusedError):
         headers["retry-after"] = str(error.retry_after if isinstance(error, OverloadedError) else 1)
-    elif (engine := _upstream(error)) and engine.busy:
-        headers["retry-after"] = str(max(1, ceil(engine.wait or 1)))
+    elif status == 503:
+        wait = engine.wait if (engine := _upstream(error)) else None
+        headers["retry-after"] = str(ceil(max(1.0, wait or 0.0)))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(body, status, headers)
