@@ -47,6 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a test that skips fails, unless it only runs with --servers",
     )
+    parser.addoption(
+        "--attack-long",
+        action="store_true",
+        help="run the campaign in tests/attack at its full size (minutes per file)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -113,6 +118,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def attack_long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests in tests/attack run at their full size."""
+    return bool(request.config.getoption("--attack-long"))
 
 
 @pytest.fixture(scope="session")
