@@ -81,9 +81,9 @@ class FairShares(Turns):
         """Line it up if it is ready, and its client."""
         question, now = self._questions[place.number], self._clock()
         client = question.client
-        client.level.set_ready(question.share, place.ready, now, self._head_start)
+        client.level.set_ready(question.share, now, self._head_start, ready=place.ready)
         ready = client.level.first() is not None
-        self._clients.set_ready(client.share, ready, now, self._head_start)
+        self._clients.set_ready(client.share, now, self._head_start, ready=ready)
 
     def next(self) -> Place | None:
         """The question with the least of the client with the least."""
@@ -121,7 +121,7 @@ class FairShares(Turns):
             self._clients.leave(client.share, now)
             del self._client_of[client.name]
         elif client.level.first() is None:
-            self._clients.set_ready(client.share, False, now, self._head_start)
+            self._clients.set_ready(client.share, now, self._head_start, ready=False)
 
     @property
     def _head_start(self) -> float:
@@ -171,7 +171,7 @@ class _Level(Generic[T]):
         self.members -= 1
         share.ready = False
 
-    def set_ready(self, share: _Share[T], ready: bool, now: float, head_start: float) -> None:  # noqa: FBT001
+    def set_ready(self, share: _Share[T], now: float, head_start: float, *, ready: bool) -> None:
         if ready == share.ready:
             return
         self._go_on(now)
@@ -210,21 +210,21 @@ class _Level(Generic[T]):
 
 
 @dataclass(eq=False)
-class _Client:
-    name: str
-    level: "_Level[_Question]" = field(default_factory=lambda: _Level[_Question]())
-    share: "_Share[_Client]" = field(init=False)
-
-
-@dataclass(eq=False)
 class _Question:
     """A question, with when its running traces began and the seconds that each counts with."""
 
     place: Place
-    client: _Client
+    client: "_Client"
     begun: deque[tuple[float, float]] = field(default_factory=deque[tuple[float, float]])
     mean_seconds: float | None = None
     share: "_Share[_Question]" = field(init=False)
+
+
+@dataclass(eq=False)
+class _Client:
+    name: str
+    level: _Level[_Question] = field(default_factory=_Level[_Question])
+    share: "_Share[_Client]" = field(init=False)
 
 
 def _moved(mean: float | None, newest: float) -> float:
