@@ -87,6 +87,35 @@ def test_where_nobody_can_be_told_from_others_only_the_whole_queue_is_bounded() 
     assert not full.value.own
 
 
+def test_clients_without_keys_take_turns_by_their_address() -> None:
+    door = admission()
+    running = door.join("", "10.0.0.1")
+    tickets = {f"greedy {n}": door.join("", "10.0.0.1") for n in range(2)}
+    tickets |= {"modest": door.join("", "10.0.0.2")}
+    with running:
+        pass
+    with tickets.pop("greedy 0"):
+        pass
+    assert called(tickets) == ["modest"]
+
+
+def test_a_client_with_nothing_running_need_not_wait_for_one_that_fills_the_bound() -> None:
+    door = admission(running=8)
+    greedy = [door.join("greedy") for _ in range(10)]
+    assert [one.called.is_set() for one in greedy] == [True] * 8 + [False] * 2
+    others = {name: door.join(name) for name in ("ann", "bob", "cyd")}
+    # A quarter more than the bound, and no more.
+    assert called(others) == ["ann", "bob"]
+    assert (door.running, door.queued) == (10, 3)
+    greedy[0].leave()
+    assert called(others) == ["ann", "bob", "cyd"]
+    for one in greedy[1:3]:
+        one.leave()
+    assert (door.running, door.queued) == (8, 2)
+    greedy[3].leave()
+    assert [one.called.is_set() for one in greedy[8:]] == [True, False]
+
+
 def test_the_time_to_wait_follows_from_how_long_verdicts_took_and_is_bounded() -> None:
     clock = Clock()
     door = Admission(Queueing(running=2), clock)

@@ -18,6 +18,8 @@ from conviction.sharing import Place, Turns
 
 _HEAD_START = 4
 """Mean traces that a question may have beyond its share when it comes; `settle` needs so many."""
+_PROMISED = 0.8
+"""Part of the slots that is shared evenly for sure; the rest gives newcomers their head start."""
 _FIRST_GUESS = 1.0
 """Assumed seconds of a trace before the first one ended."""
 _WEIGHT_OF_NEWEST = 0.1
@@ -28,25 +30,23 @@ T = TypeVar("T")
 class FairShares(Turns):
     """The order for questions that clients keep sending.
 
-    Guarantee: let S be the number of slots and n the most questions that share them at a time, or,
-    for several clients, the most clients times the most questions of this one. While a question
-    waits, at least an n-th of the time of all slots is its own, but for a constant. So its traces
-    end within
+    Guarantee: let S be the number of slots and n the most questions that share them at a time; with
+    several clients, the most clients times the most questions of this one. A question that waits
+    gets at least an m-th of the time of all slots, m = 5/4 n, so that it is answered within
 
-        (n + 1) x (its time alone) + (n / S) x (head start + longest trace) + 2 x (longest trace)
+        (m + 1) x (its time alone) + m / S x (head start + longest trace) + 2 x (longest trace)
 
-    however many questions others send, and whatever these need: every time that is added is one of
-    traces that run, which are never cut short for others, or the head start. The property test in
-    tests/test_fair_shares.py holds it.
+    whatever other clients and questions want, as traces that run are never cut short for others. A
+    property test holds it (tests/test_fair_shares.py).
 
     How: every client, and every question of a client, has a tag: the seconds that its traces held
-    slots, from where the clock of its level stood when it came. The clock goes as fast as what each
-    member of the level is entitled to: seconds that slots are held, over the number of members. The
-    client with the lowest tag is next, and of it, the question with the lowest tag. A newcomer
-    begins a head start of four mean traces below the clock, so that an easy question is answered
-    soon; who falls behind further than that comes before all newcomers. What a question did not
-    use while it had nothing to wait for is forgotten up to the head start, and what it used while
-    no other needed it, too.
+    slots, on top of the clock of its level when it came. That clock goes at 4/5 of the seconds that
+    slots are held over the number of those who share them. Next is the client with the lowest tag,
+    and of it, the question with the lowest tag. A newcomer begins a head start of four mean traces
+    below the clock, so that easy questions are answered soon; the fifth that is not promised pays
+    for it. Those further behind than that come before all newcomers. What a question did not use
+    because it had nothing to begin is forgotten up to the head start, and so is what it used
+    because no other had.
 
     A trace that begins counts with the mean seconds of earlier ones of its question (or of all),
     and when it ends with those that it took. Time is what counts, not tokens: prompts, silent
@@ -205,7 +205,7 @@ class _Level(Generic[T]):
         heappush(self._line, (share.tag, share.number, share.version, share))
 
     def _go_on(self, now: float) -> None:
-        self._virtual += (now - self._at) * self._running / max(self.members, 1)
+        self._virtual += _PROMISED * (now - self._at) * self._running / max(self.members, 1)
         self._at = now
 
 
