@@ -17,7 +17,7 @@ import pytest
 from attacked_server import Attacked, HealthWatch, attacked
 from server_app import asking
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
 
 LOGGER = logging.getLogger("attack")
 
