@@ -1,5 +1,7 @@
 """Who thinks, who waits, who is sent away; and how clients take turns."""
 
+from typing import Any
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -11,6 +13,7 @@ from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import OverloadedError
 from conviction.server.admission import Admission, Ticket
 from conviction.server.settings import Queueing
+from conviction.sharing import Place, Slots
 
 
 class Clock:
@@ -266,3 +269,29 @@ async def test_answers_go_on_after_an_overload() -> None:
             for _ in range(40):
                 tasks.start_soon(ask)
     assert statuses == [200] * 40
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("keys", "client"), [({}, "127.0.0.1"), ({"key-of-ann": "ann", "key-of-bob": "bob"}, "ann")]
+)
+async def test_slots_are_shared_by_key_and_without_keys_by_address(
+    keys: dict[str, str], client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[str] = []
+    place = Slots.place
+
+    def watched(self: Slots, **bounds: Any) -> Place:
+        clients.append(bounds["client"])
+        return place(self, **bounds)
+
+    monkeypatch.setattr(Slots, "place", watched)
+    async with served(engine_of(7), keys=keys) as server:
+        server.http.headers["authorization"] = "Bearer key-of-ann"
+        assert (await server.chat()).status_code == 200
+        body = {"model": "scripted", "prompt": "How many?"}
+        assert (await server.http.post("/v1/completions", json=body)).status_code == 200
+        question = {"question": "How many?"}
+        assert (await server.http.post("/api/runs", json=question)).status_code == 201
+        await until(lambda: len(clients) == 3)
+    assert clients == [client] * 3
