@@ -24,8 +24,8 @@ LOGGER = logging.getLogger("attack")
 SLOTS = 8
 CLIENTS = 15
 """That ask easy questions, each again as soon as it is answered."""
-CONTESTED = {"policy": "settle-exact:bar=0.999999,slope=0"}
-"""Is never settled, so that it takes its whole budget."""
+CONTESTED = {"policy": "settle-exact:bar=0.999999999,slope=0"}
+"""Is hardly ever settled, so that it takes about its whole budget."""
 MOST_MEGABYTES = 400
 GREEDY, PATIENT = "key-of-the-greedy", "key-of-the-patient"
 
@@ -101,8 +101,8 @@ async def contested_in_a_flood(
         async with client(server, patient) as http:
             answer = await chat(http, "Contested?", conviction={**CONTESTED, "budget": budget})
         assert answer.status_code == 200, answer.text
-        assert traces(answer) == budget
-        per_trace = (flood.traces - before) / budget
+        assert traces(answer) > budget / 2
+        per_trace = (flood.traces - before) / traces(answer)
         tasks.cancel_scope.cancel()
     return per_trace, flood
 
