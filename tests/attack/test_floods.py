@@ -20,6 +20,7 @@ from server_app import asking
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
 
 LOGGER = logging.getLogger("attack")
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # It has a line per request.
 
 SLOTS = 8
 CLIENTS = 15
