@@ -356,20 +356,22 @@ def alone(slots: int, asked: Asked) -> float:
     return virtual_time.run(main).seconds
 
 
-def bound(slots: int, questions: int, seconds_alone: float, longest: float) -> float:
+def bound(slots: int, clients: int, questions: int, seconds_alone: float, longest: float) -> float:
     """What `FairShares` promises, where no trace takes longer than `longest`."""
     head_start = HEAD_START * max(longest, 1.0)  # One second is assumed before a trace has ended.
-    share = questions / PROMISED
-    return (share + 1) * seconds_alone + share / slots * (head_start + longest) + 2 * longest
+    m = 1.0
+    for sharing in (clients, questions):
+        m *= sharing / PROMISED if sharing > 1 else 1
+    return (m + 1) * seconds_alone + m / slots * (head_start + longest) + 2 * longest
 
 
-def sharing_with(one: Outcome, outcomes: list[Outcome]) -> int:
-    """The most clients at a time while it was there, times the most questions of its client."""
+def sharing_with(one: Outcome, outcomes: list[Outcome]) -> tuple[int, int]:
+    """The most clients at a time while it was there, and the most questions of its client."""
     moments = [other.began for other in outcomes if one.began <= other.began <= one.ended]
     there = [[other for other in outcomes if other.began <= at <= other.ended] for at in moments]
     clients = max(len({other.asked.client for other in now}) for now in there)
     own = max(sum(other.asked.client == one.asked.client for other in now) for now in there)
-    return clients * own
+    return clients, own
 
 
 questions = st.builds(
@@ -407,10 +409,10 @@ def test_no_question_takes_longer_than_its_share_of_the_slots_lets_it(
     assert len(outcomes) == len(asked)
     longest = max(one.longest for one in outcomes)
     for one in outcomes:
-        n = sharing_with(one, outcomes)
+        clients, own = sharing_with(one, outcomes)
         by_itself = alone(slots, one.asked)
-        event(f"shared by {min(n, 20) // 5 * 5} or more")
-        assert one.seconds <= bound(slots, n, by_itself, longest)
+        event(f"shared by {min(clients * own, 20) // 5 * 5} or more")
+        assert one.seconds <= bound(slots, clients, own, by_itself, longest)
 
 
 async def flooded(
@@ -442,29 +444,29 @@ EASY = {"policy": "settle", "contested": False, "at": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("easy", "shared_by"),
+    ("easy", "clients", "own"),
     [
-        pytest.param([f"client {number}" for number in range(15)], 16, id="of many clients"),
-        pytest.param(["patient"] * 15, 16, id="of its own client"),
-        pytest.param(["another"] * 15, 2, id="of one other client"),
+        pytest.param([f"client {number}" for number in range(15)], 16, 1, id="of many clients"),
+        pytest.param(["patient"] * 15, 1, 16, id="of its own client"),
+        pytest.param(["another"] * 15, 2, 1, id="of one other client"),
     ],
 )
 def test_a_flood_of_easy_questions_does_not_starve_a_contested_one(
-    easy: list[str], shared_by: int
+    easy: list[str], clients: int, own: int
 ) -> None:
     crowd, by_itself = Crowd(SLOTS, FairShares(virtual_time.now)), alone(SLOTS, CONTESTED)
-    promised = bound(SLOTS, shared_by, by_itself, 20)
+    promised = bound(SLOTS, clients, own, by_itself, 20)
     outcome = virtual_time.run(partial(flooded, crowd, easy, CONTESTED, promised))
     assert outcome is not None
-    assert outcome.seconds <= 1.5 * shared_by * by_itself
+    assert outcome.seconds <= 1.5 * clients * own * by_itself
     # The others go on meanwhile.
-    assert len(crowd.outcomes) > 2 * shared_by
+    assert len(crowd.outcomes) > 2 * clients * own
 
 
 def test_the_order_for_questions_that_are_all_there_would_starve_it() -> None:
     crowd = Crowd(SLOTS, NearestFirst())
     easy = [f"client {number}" for number in range(15)]
-    patience = 3 * bound(SLOTS, 16, alone(SLOTS, CONTESTED), 20)
+    patience = 3 * bound(SLOTS, 16, 1, alone(SLOTS, CONTESTED), 20)
     assert virtual_time.run(partial(flooded, crowd, easy, CONTESTED, patience)) is None
 
 

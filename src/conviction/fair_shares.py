@@ -30,23 +30,23 @@ T = TypeVar("T")
 class FairShares(Turns):
     """The order for questions that clients keep sending.
 
-    Guarantee: let S be the number of slots and n the most questions that share them at a time; with
-    several clients, the most clients times the most questions of this one. A question that waits
-    gets at least an m-th of the time of all slots, m = 5/4 n, so that it is answered within
+    Guarantee: let S be the number of slots, c the most clients at a time, and q the most questions
+    at a time of this client. A question that waits gets at least 1/m of the time of all slots, where
+    m = 5/4 c x 5/4 q, with 1 for a factor of a single client or question. So it is answered within
 
         (m + 1) x (its time alone) + m / S x (head start + longest trace) + 2 x (longest trace)
 
-    whatever other clients and questions want, as traces that run are never cut short for others. A
-    property test holds it (tests/test_fair_shares.py).
+    whatever others ask. Running traces are not interrupted for others, hence the longest trace. A
+    property test holds this (tests/test_fair_shares.py).
 
-    How: every client, and every question of a client, has a tag: the seconds that its traces held
-    slots, on top of the clock of its level when it came. That clock goes at 4/5 of the seconds that
-    slots are held over the number of those who share them. Next is the client with the lowest tag,
-    and of it, the question with the lowest tag. A newcomer begins a head start of four mean traces
-    below the clock, so that easy questions are answered soon; the fifth that is not promised pays
-    for it. Those further behind than that come before all newcomers. What a question did not use
-    because it had nothing to begin is forgotten up to the head start, and so is what it used
-    because no other had.
+    How: every client, and every question of a client, has a tag: the clock of its level when it
+    joined plus the seconds that its traces have held slots since. The clock advances by 4/5 of the
+    seconds that slots are held, divided by the number of members. The client with the lowest tag is
+    next, and of its questions, the one with the lowest tag. A new member starts a head start of
+    four mean traces below the clock, so that easy questions are answered soon; the fifth that is
+    not promised pays for it. Members that are further behind come before all new ones. Unused time
+    of a member that had nothing to begin is forgotten except for the head start, and so is time
+    that it used because no other member needed it.
 
     A trace that begins counts with the mean seconds of earlier ones of its question (or of all),
     and when it ends with those that it took. Time is what counts, not tokens: prompts, silent

@@ -195,8 +195,8 @@ class Slots:
 
     Guarantee: with `NearestFirst`, no question waits for more further traces of others than the
     votes that it needs plus the number of questions. With `FairShares`, a question that shares S
-    slots with n - 1 others at most is answered within m + 1 times its time alone, m = 5/4 n, plus
-    (5 m / S + 2) times the longest trace.
+    slots with n - 1 others of its client at most is answered within m + 1 times its time alone,
+    m = 5/4 n, plus (5 m / S + 2) times the longest trace; other clients count as well.
 
     Tokens: a trace begins only if the total covers the tokens spent by ended traces, those of
     running traces (at least the mean of ended ones for each), and that mean for itself. Before any
