@@ -31,8 +31,9 @@ class FairShares(Turns):
     """The order for questions that clients keep sending.
 
     Guarantee: let S be the number of slots, c the most clients at a time, and q the most questions
-    at a time of this client. A question that waits gets at least 1/m of the time of all slots, where
-    m = 5/4 c x 5/4 q, with 1 for a factor of a single client or question. So it is answered within
+    at a time of this client. A question that waits gets at least 1/m of the time of all slots,
+    m = 5/4 c x 5/4 q, with 1 for the factor of a single client or question. So it is answered
+    within
 
         (m + 1) x (its time alone) + m / S x (head start + longest trace) + 2 x (longest trace)
 
