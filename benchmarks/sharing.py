@@ -13,7 +13,6 @@ over the questions, and to an even split of so much more that as many tokens are
 """
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -299,19 +298,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.strictly:
         Place.turn = property(_strictly)  # type: ignore[assignment]
-    with tempfile.TemporaryDirectory() as made:
-        found = [
-            pool
-            for path in options.pools
-            for pool in (
-                pools(path, Path(made)) if path.is_dir() else [(path.stem, PoolTraces.open(path))]
-            )
-        ]
-        for spec in options.policy or ["settle", "majority"]:
-            [candidate] = parse([spec], budgets=[options.budget])
-            print(f"\n{candidate.label}, {options.slots} slots, {len(found)} pools\n")
-            rows = [measure(source, candidate.policy, options) for _, source in found]
-            print_table(rows, options.seed)
+    found = [
+        pool
+        for path in options.pools
+        for pool in (pools(path) if path.is_dir() else [(path.stem, PoolTraces.open(path))])
+    ]
+    for spec in options.policy or ["settle", "majority"]:
+        [candidate] = parse([spec], budgets=[options.budget])
+        print(f"\n{candidate.label}, {options.slots} slots, {len(found)} pools\n")
+        rows = [measure(source, candidate.policy, options) for _, source in found]
+        print_table(rows, options.seed)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a test that skips fails, unless it only runs with --servers",
     )
+    parser.addoption(
+        "--attack-long",
+        action="store_true",
+        help="let the campaigns of tests/attack run at full length (minutes)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,6 +72,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = config.getoption("--servers")
     for item in items:
+        if config.getoption("--attack-long") and item.path.parent.name == "attack":
+            item.add_marker(pytest.mark.timeout(3600))
         if item.get_closest_marker("servers") is None:
             continue
         if not wanted:
@@ -113,6 +120,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def attack_long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests in tests/attack run at their full size."""
+    return bool(request.config.getoption("--attack-long"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Who thinks, who waits, who is sent away; and how clients take turns."""
 
+from typing import Any
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -11,6 +13,7 @@ from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import OverloadedError
 from conviction.server.admission import Admission, Ticket
 from conviction.server.settings import Queueing
+from conviction.sharing import Place, Slots
 
 
 class Clock:
@@ -85,6 +88,35 @@ def test_where_nobody_can_be_told_from_others_only_the_whole_queue_is_bounded() 
     with pytest.raises(OverloadedError) as full:
         door.join("")
     assert not full.value.own
+
+
+def test_clients_without_keys_take_turns_by_their_address() -> None:
+    door = admission()
+    running = door.join("", "10.0.0.1")
+    tickets = {f"greedy {n}": door.join("", "10.0.0.1") for n in range(2)}
+    tickets |= {"modest": door.join("", "10.0.0.2")}
+    with running:
+        pass
+    with tickets.pop("greedy 0"):
+        pass
+    assert called(tickets) == ["modest"]
+
+
+def test_a_client_with_nothing_running_need_not_wait_for_one_that_fills_the_bound() -> None:
+    door = admission(running=8)
+    greedy = [door.join("greedy") for _ in range(10)]
+    assert [one.called.is_set() for one in greedy] == [True] * 8 + [False] * 2
+    others = {name: door.join(name) for name in ("ann", "bob", "cyd")}
+    # A quarter more than the bound, and no more.
+    assert called(others) == ["ann", "bob"]
+    assert (door.running, door.queued) == (10, 3)
+    greedy[0].leave()
+    assert called(others) == ["ann", "bob", "cyd"]
+    for one in greedy[1:3]:
+        one.leave()
+    assert (door.running, door.queued) == (8, 2)
+    greedy[3].leave()
+    assert [one.called.is_set() for one in greedy[8:]] == [True, False]
 
 
 def test_the_time_to_wait_follows_from_how_long_verdicts_took_and_is_bounded() -> None:
@@ -237,3 +269,29 @@ async def test_answers_go_on_after_an_overload() -> None:
             for _ in range(40):
                 tasks.start_soon(ask)
     assert statuses == [200] * 40
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("keys", "client"), [({}, "127.0.0.1"), ({"key-of-ann": "ann", "key-of-bob": "bob"}, "ann")]
+)
+async def test_slots_are_shared_by_key_and_without_keys_by_address(
+    keys: dict[str, str], client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[str] = []
+    place = Slots.place
+
+    def watched(self: Slots, **bounds: Any) -> Place:
+        clients.append(bounds["client"])
+        return place(self, **bounds)
+
+    monkeypatch.setattr(Slots, "place", watched)
+    async with served(engine_of(7), keys=keys) as server:
+        server.http.headers["authorization"] = "Bearer key-of-ann"
+        assert (await server.chat()).status_code == 200
+        body = {"model": "scripted", "prompt": "How many?"}
+        assert (await server.http.post("/v1/completions", json=body)).status_code == 200
+        question = {"question": "How many?"}
+        assert (await server.http.post("/api/runs", json=question)).status_code == 201
+        await until(lambda: len(clients) == 3)
+    assert clients == [client] * 3

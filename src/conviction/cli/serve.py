@@ -108,7 +108,7 @@ class BoundOptions:
     max_body: Annotated[int, WHOLE] = 4 << 20
     "Bytes of one request."
     max_running: Annotated[int, WHOLE] = 16
-    "Verdicts that are thought about at once."
+    "Verdicts at once; up to a quarter more for clients that have none running."
     max_queued: Annotated[int, WHOLE] = 256
     "Verdicts that may wait, of all clients."
     max_queued_per_client: Annotated[int, WHOLE] = 64

@@ -204,7 +204,7 @@ class Policy(ABC):
     def need(self) -> int | None:
         """The fewest further votes that would settle it, at least 1; None if it cannot tell.
 
-        Where many questions share an engine, those that need the fewest go first.
+        Where the questions of a batch share an engine, those that need the fewest go first.
         """
         return None
 

@@ -100,6 +100,11 @@ def client_of(request: HTTPConnection) -> str:
     return request.scope.get("conviction.client", "")
 
 
+def address_of(request: HTTPConnection) -> str:
+    """Address that a request came from; "" where the connection has none."""
+    return request.client.host if request.client else ""
+
+
 class Middleware(ABC):
     """Stands in front of an application; only requests of HTTP go through `handle`."""
 

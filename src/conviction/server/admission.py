@@ -1,6 +1,6 @@
 """Which requests run, which wait, and which are refused."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from math import ceil
 from time import monotonic
@@ -15,6 +15,8 @@ _FIRST_GUESS = 10.0
 """Assumed seconds of a verdict before the first one."""
 _WEIGHT_OF_NEWEST = 0.1
 _LONGEST_WAIT = 120
+_RESERVE = 4
+"""A client with nothing running finds room beyond the bound, up to a quarter more."""
 
 
 class Ticket:
@@ -45,7 +47,12 @@ class Ticket:
 
 
 class Admission:
-    """A bounded queue in front of a bounded number of verdicts; clients take turns."""
+    """A bounded queue in front of a bounded number of verdicts; clients take turns.
+
+    One client that fills the bound must not keep all others waiting until its verdicts are done. So
+    a client that has none running may begin one beyond the bound, as long as at most a quarter more
+    than the bound run.
+    """
 
     def __init__(self, queueing: Queueing, clock: Callable[[], float] = monotonic) -> None:
         self.running = 0
@@ -54,19 +61,26 @@ class Admission:
         self._clock = clock
         # In order of turns: a client that was served goes to the end, unless nothing of it waits.
         self._waiting: dict[str, deque[Ticket]] = {}
+        self._running_of: Counter[str] = Counter()
         self._mean_seconds: float | None = None
 
-    def join(self, client: str) -> Ticket:
-        """Take a place, to run or in the queue; OverloadedError if too many wait already."""
+    def join(self, key: str, address: str = "") -> Ticket:
+        """Take a place, to run or in the queue; OverloadedError if too many wait already.
+
+        Args:
+            key: Name of the client's key; "" where there are no keys.
+            address: Tells clients apart where there are no keys.
+        """
+        client = key or address
         ticket = Ticket(self, client)
-        if self.running < self._bounds.running and not self.queued:
+        if self._may_run(client):  # Then none that waits may run.
             self._call(ticket)
             return ticket
         if self.queued >= self._bounds.queued:
             raise self._overloaded("the queue", self._bounds.queued, own=False)
         own = self._waiting.get(client, deque[Ticket]())
-        # Without keys clients cannot be told apart, so all share the one bound.
-        if client and len(own) >= self._bounds.queued_per_client:
+        # Many users may have one address, so without keys all share the one bound.
+        if key and len(own) >= self._bounds.queued_per_client:
             raise self._overloaded("your queue", self._bounds.queued_per_client, own=True)
         own.append(ticket)
         self._waiting[client] = own
@@ -86,14 +100,23 @@ class Admission:
         mean = seconds if self._mean_seconds is None else self._mean_seconds
         self._mean_seconds = mean + _WEIGHT_OF_NEWEST * (seconds - mean)
         self.running -= 1
-        while self._waiting and self.running < self._bounds.running:
-            client, tickets = next(iter(self._waiting.items()))
-            del self._waiting[client]
+        self._running_of[ticket.client] -= 1
+        if not self._running_of[ticket.client]:
+            del self._running_of[ticket.client]
+        while (client := next(filter(self._may_run, self._waiting), None)) is not None:
+            tickets = self._waiting.pop(client)
             following = tickets.popleft()
             if tickets:
                 self._waiting[client] = tickets
             self.queued -= 1
             self._call(following)
+
+    def _may_run(self, client: str) -> bool:
+        """Whether one more verdict of a client may run now."""
+        bound = self._bounds.running
+        if client not in self._running_of:
+            bound += bound // _RESERVE
+        return self.running < bound
 
     @property
     def retry_after(self) -> int:
@@ -104,6 +127,7 @@ class Admission:
 
     def _call(self, ticket: Ticket) -> None:
         self.running += 1
+        self._running_of[ticket.client] += 1
         ticket.began = self._clock()
         ticket.called.set()
 

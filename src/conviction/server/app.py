@@ -15,7 +15,7 @@ from conviction.engines.base import Engine
 from conviction.errors import ConvictionError
 from conviction.server import access, documentation, page_routes
 from conviction.server import answer_schema as schema
-from conviction.server.access import client_of
+from conviction.server.access import address_of, client_of
 from conviction.server.answers import CHAT, TEXT, CompletionFormat
 from conviction.server.failures import error_body, failure_response, log_failure, validation_error
 from conviction.server.request_schema import ChatRequest, CompletionRequest, ConvictionOptions
@@ -38,7 +38,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     the server's default. With `stream`, progress comes as reasoning until the answer does.
     """
     messages = [message.message for message in body.messages]
-    options = service_of(request).resolver.chat(messages, body.run_request(client_of(request)))
+    asked = body.run_request(client_of(request), address_of(request))
+    options = service_of(request).resolver.chat(messages, asked)
     return await _answer(body, options, request, CHAT)
 
 
@@ -47,7 +48,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 )
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Think about a prompt that is sent to the model as it is, vote, and answer."""
-    options = service_of(request).resolver.prompt(body.text, body.run_request(client_of(request)))
+    asked = body.run_request(client_of(request), address_of(request))
+    options = service_of(request).resolver.prompt(body.text, asked)
     return await _answer(body, options, request, TEXT)
 
 

@@ -13,7 +13,7 @@ from conviction.answers import kinds
 from conviction.core import Message
 from conviction.policies import policy as named_policy
 from conviction.policies.named import setting_types, written
-from conviction.server.access import client_of
+from conviction.server.access import address_of, client_of
 from conviction.server.failures import RequestError
 from conviction.server.page_file import TYPES, page_files, whole_page
 from conviction.server.request_schema import (
@@ -90,7 +90,11 @@ async def begin(body: PageQuestion, request: Request) -> dict[str, str]:
     """Begin a run."""
     service = service_of(request)
     asked = RunRequest(
-        body.model or service.model, body.conviction, body.generation, client_of(request)
+        body.model or service.model,
+        body.conviction,
+        body.generation,
+        client_of(request),
+        address_of(request),
     )
     run = service.begin(service.resolver.chat([Message("user", body.question)], asked))
     return {"id": run.id}

@@ -120,12 +120,14 @@ class RunRequest:
     Attributes:
         model: A name from /v1/models, perhaps with @policy behind it.
         client: Name of the client's key; "" where there are no keys.
+        address: Address that it came from.
     """
 
     model: str
     conviction: ConvictionOptions = field(default_factory=ConvictionOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     client: str = ""
+    address: str = ""
 
 
 class TextPart(Strict):
@@ -200,7 +202,7 @@ class _CompletionBase(Strict):
         """The most tokens of a trace."""
         return self.max_tokens
 
-    def run_request(self, client: str) -> RunRequest:
+    def run_request(self, client: str, address: str) -> RunRequest:
         """What it says of its run, apart from the question."""
         sampling = SamplingOptions(
             temperature=self.temperature,
@@ -210,7 +212,8 @@ class _CompletionBase(Strict):
             max_tokens=self.longest_trace,
             seed=self.seed,
         )
-        return RunRequest(self.model, self.conviction or ConvictionOptions(), sampling, client)
+        conviction = self.conviction or ConvictionOptions()
+        return RunRequest(self.model, conviction, sampling, client, address)
 
 
 class ChatRequest(_CompletionBase):

@@ -37,6 +37,7 @@ class RunOptions:
         concurrency: The most traces of it that run at once; None for as many as there are slots.
         total_tokens: Tokens that its traces together may generate; None for no such bound.
         client: Name of the client's key; "" where there are no keys.
+        address: Address that the request came from.
     """
 
     question: Question
@@ -51,6 +52,7 @@ class RunOptions:
     total_tokens: int | None = None
     content: Content = "trace"
     client: str = ""
+    address: str = ""
 
 
 class RequestResolver:
@@ -169,6 +171,7 @@ class RequestResolver:
             total_tokens=given.total_tokens or ceilings.total_tokens,
             content=given.content or self._defaults.content,
             client=request.client,
+            address=request.address,
         )
 
     def _policy_in(self, model: str) -> str | None:

@@ -13,6 +13,7 @@ from conviction.answers import AnswerKind, kind
 from conviction.engines.base import Capabilities, Engine
 from conviction.errors import ConvictionError, EngineError, OverloadedError, ShuttingDownError
 from conviction.events import Event, Listener
+from conviction.fair_shares import FairShares
 from conviction.history import History
 from conviction.server.admission import Admission, Ticket
 from conviction.server.run_options import RequestResolver, RunOptions
@@ -72,7 +73,7 @@ class Service:
             await stack.enter_async_context(self.engine)
             self.capabilities = await self.engine.capabilities()
             self.resolver = RequestResolver(self.settings, self.capabilities)
-            self._slots = Slots(self.capabilities.concurrency)
+            self._slots = Slots(self.capabilities.concurrency, turns=FairShares())
             stack.callback(self._close_kinds)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
@@ -101,7 +102,7 @@ class Service:
                 remedy="Ask again when it has been started anew.",
             )
         try:
-            ticket = self.admission.join(options.client)
+            ticket = self.admission.join(options.client, options.address)
         except ConvictionError:
             self.metrics.refuse("overloaded")
             raise
@@ -160,7 +161,11 @@ class Service:
         """Run the policy for a request whose turn has come."""
         if options.answers not in self._kinds:
             self._kinds[options.answers] = kind(options.answers)
-        with self._slots.place(most=options.concurrency, total=options.total_tokens) as place:
+        with self._slots.place(
+            most=options.concurrency,
+            total=options.total_tokens,
+            client=options.client or options.address,
+        ) as place:
             return await deliberate(
                 options.question,
                 engine=self.engine,

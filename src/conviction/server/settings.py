@@ -68,7 +68,7 @@ class Queueing(BaseModel):
     """How many verdicts are thought about at once, and how many may wait.
 
     Attributes:
-        running: Verdicts at once.
+        running: Verdicts at once; a quarter more for clients that have none running.
         queued: Verdicts that wait, of all clients.
         queued_per_client: Verdicts that wait, of one client, where keys tell who that is.
         seconds: The longest that a verdict waits for its turn.
