@@ -14,6 +14,8 @@ with a signed description demand of them.
 """
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
@@ -34,7 +36,7 @@ def seal(path: Path, description: Any) -> None:
     """Add the checksums to a file that was just written, by pyarrow's description of it."""
     with path.open("rb+") as file:
         sums = [
-            chunk_checksum(file, description, group, column)
+            _chunk_checksum(file, description, group, column)
             for group in range(description.num_row_groups)
             for column in range(description.num_columns)
         ]
@@ -75,7 +77,45 @@ def sealed_checksums(path: Path) -> NDArray[np.uint32] | None:
     raise unreadable(f"the recording {path}", "the description at its end is damaged")
 
 
-def chunk_checksum(file: BinaryIO, description: Any, group: int, column: int) -> int:
+@dataclass(frozen=True, eq=False)
+class Checksums:
+    """The checksums of a file, which are verified as its columns are read.
+
+    Attributes:
+        description: The file's, as pyarrow read it.
+        group_ends: Rows up to the end of each row group, shape (row groups,).
+        sums: Of all columns of the first row group, then of the next.
+    """
+
+    path: Path
+    description: Any
+    group_ends: NDArray[np.int64]
+    sums: NDArray[np.uint32]
+    _whole: set[int] = field(default_factory=set[int])
+
+    def check(self, columns: Iterable[str], groups: Iterable[int]) -> None:
+        """Check columns of row groups, each once.
+
+        Raises:
+            RecordingError: one is damaged.
+            OSError: the file cannot be read.
+        """
+        wanted, count = {*columns}, self.description.num_columns
+        paths = [self.description.schema.column(i).path for i in range(count)]
+        ends = [0, *self.group_ends.tolist()]
+        with self.path.open("rb") as file:
+            for group in groups:
+                for column, name in enumerate(path.split(".")[0] for path in paths):
+                    place = group * count + column
+                    if name not in wanted or place in self._whole:
+                        continue
+                    if _chunk_checksum(file, self.description, group, column) != self.sums[place]:
+                        rows = f"rows {ends[group] + 1:,} to {ends[group + 1]:,} of {self.path}"
+                        raise unreadable(rows, f"their column {name!r} is damaged")
+                    self._whole.add(place)
+
+
+def _chunk_checksum(file: BinaryIO, description: Any, group: int, column: int) -> int:
     """CRC-32 of one column of a row group; as far as it is there if the file was cut short."""
     chunk = description.row_group(group).column(column)
     starts = (chunk.data_page_offset, chunk.dictionary_page_offset)

@@ -15,7 +15,7 @@ Confidences are nearly all of it. They are decoded a few megabytes at a time, ea
 it belongs, so that reading takes little more memory than what was read.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +30,7 @@ from conviction.core import FinishReason
 from conviction.database import explained
 from conviction.errors import MissingExtraError, RecordingError
 from conviction.recordings.columns import Columns, Source, shared_answer
-from conviction.recordings.footer import chunk_checksum, sealed_checksums
+from conviction.recordings.footer import Checksums, sealed_checksums
 from conviction.recordings.index import Index
 from conviction.recordings.schema import (
     PoolMeta,
@@ -106,8 +106,7 @@ class Part:
         names: Its columns.
         description: What pyarrow needs to read it without reading its end again.
         group_ends: Rows up to the end of each row group, shape (row groups,).
-        checksums: Of each column of each row group, one after another; None in a file without.
-        whole: Places of those that were checked.
+        checksums: Of all its columns; None in a file without.
     """
 
     path: Path
@@ -115,8 +114,7 @@ class Part:
     names: list[str]
     description: Any = field(repr=False)
     group_ends: NDArray[np.int64] = field(repr=False)
-    checksums: NDArray[np.uint32] | None = field(repr=False)
-    whole: set[int] = field(default_factory=set[int], repr=False)
+    checksums: Checksums | None = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> "Part":
@@ -126,7 +124,7 @@ class Part:
             RecordingError: it is no whole part of a pool that this version can read.
         """
         with _readable(path):
-            checksums = sealed_checksums(path)
+            sums = sealed_checksums(path)
             description = arrow("pyarrow.parquet").read_metadata(path)
         what, remedy = f"the recording {path}", "Name a pool that `conviction record` made."
         metadata: dict[bytes, bytes] = description.metadata or {}
@@ -141,6 +139,7 @@ class Part:
         _check_types(what, schema)
         sizes = [description.row_group(i).num_rows for i in range(description.num_row_groups)]
         ends = np.cumsum(np.array(sizes, np.int64))
+        checksums = None if sums is None else Checksums(path, description, ends, sums)
         return cls(path, meta, schema.names, description, ends, checksums)
 
     def rows(
@@ -161,38 +160,28 @@ class Part:
         dictionaries = [name for name in REPEATED if name in columns]
         wanted = range(self.group_ends.size) if groups is None else groups
         with _readable(self.path), self._opened(read_dictionary=dictionaries) as file:
-            self._check(columns, wanted)
+            if self.checksums:
+                self.checksums.check(columns, wanted)
             table = file.read_row_groups(list(wanted), columns=list(columns))
-        return table.unify_dictionaries().combine_chunks()
+            if not self.checksums:
+                table.validate(full=True)
+            table = table.unify_dictionaries().combine_chunks()
+        rows = sum(self.description.row_group(group).num_rows for group in wanted)
+        if table.num_rows != rows:
+            found = f"row groups hold {table.num_rows:,} rows, not {rows:,}"
+            raise unreadable(f"the recording {self.path}", found)
+        return table
 
     def lists(self, name: str, groups: Sequence[int], rows: int) -> Iterator[Any]:
         """A column of lists as Arrow arrays of at most so many rows, to hold little at once."""
         # What is read ahead is bounded, too: a row group may be as large as a question.
         with _readable(self.path), self._opened(buffer_size=1 << 20, pre_buffer=False) as file:
-            self._check([name], groups)
+            if self.checksums:
+                self.checksums.check([name], groups)
             for batch in file.iter_batches(
                 rows, row_groups=list(groups), columns=[name], use_threads=False
             ):
                 yield batch.column(0)
-
-    def _check(self, columns: Iterable[str], groups: Iterable[int]) -> None:
-        """Check columns of row groups by their checksums, each once."""
-        if self.checksums is None:
-            return
-        description, wanted = self.description, {*columns}
-        count = description.num_columns
-        paths = [description.schema.column(i).path.split(".")[0] for i in range(count)]
-        ends = [0, *self.group_ends.tolist()]
-        with self.path.open("rb") as file:
-            for group in groups:
-                for column, name in enumerate(paths):
-                    place = group * count + column
-                    if name not in wanted or place in self.whole:
-                        continue
-                    if chunk_checksum(file, description, group, column) != self.checksums[place]:
-                        rows = f"rows {ends[group] + 1} to {ends[group + 1]} of {self.path}"
-                        raise unreadable(rows, f"their column {name!r} is damaged")
-                    self.whole.add(place)
 
     def _opened(self, **options: Any) -> Any:
         return arrow("pyarrow.parquet").ParquetFile(
