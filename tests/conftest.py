@@ -47,6 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a test that skips fails, unless it only runs with --servers",
     )
+    parser.addoption(
+        "--attack-long",
+        action="store_true",
+        help="let the campaigns of tests/attack run at full length (minutes)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -242,14 +242,14 @@ def _description(data: bytes, path: Path) -> RunDescription:
                 remedy="Upgrade conviction.",
             )
         return msgspec.json.decode(data, type=RunDescription)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise _damaged(path, f"its description is damaged ({error})") from None
 
 
 def _decoded(data: bytes, what: str, path: Path) -> QuestionResult:
     try:
         return without_empty_verdict(msgspec.json.decode(data, type=QuestionResult))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise _damaged(path, f"{what} is damaged ({error})") from None
 
 
