@@ -72,6 +72,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = config.getoption("--servers")
     for item in items:
+        if config.getoption("--attack-long") and item.path.parent.name == "attack":
+            item.add_marker(pytest.mark.timeout(3600))
         if item.get_closest_marker("servers") is None:
             continue
         if not wanted:
