@@ -248,7 +248,7 @@ class Store:
 
     def _check_schema(self) -> None:
         with self._explained("read"):
-            if self.one("about", "name = 'schema'")["value"] != self._schema():
+            if self.one("about", "name = 'schema'").get("value") != self._schema():
                 raise self._damaged("the description of its tables is damaged")
             list(self.rows("totals"))  # each is checked
 
