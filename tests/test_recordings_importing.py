@@ -327,8 +327,8 @@ def test_a_hostile_member_of_a_log_is_refused(tmp_path: Path, member: bytes, nam
             '"output": {"choices": [{"message": {"role": "a"}}], "time": NaN}}]}'
         ),
         (
-            '{"eval": {"model": "m", "model_generate_config": {"temperature": -1, "max_tokens": 5}}, '
-            '"samples": [{"id": 1, "epoch": 1, "input": "q", "output": {}}]}'
+            '{"eval": {"model": "m", "model_generate_config": {"temperature": -1, "max_tokens": 5}}'
+            ', "samples": [{"id": 1, "epoch": 1, "input": "q", "output": {}}]}'
         ),
     ],
 )
