@@ -289,6 +289,14 @@ def test_check_says_which_files_carry_no_checksums(
     assert "no checksums" not in new
 
 
+def test_the_examples_are_whole_and_carry_checksums(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = sorted((Path(__file__).parents[2] / "examples").glob("*.parquet"))
+    assert run(["check", *map(str, examples)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("whole: ") == len(examples) > 2
+    assert "no checksums" not in said
+
+
 def test_check_refuses_what_is_not_there_or_is_something_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

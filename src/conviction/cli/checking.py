@@ -1,5 +1,6 @@
 """`conviction check`: which of the files that conviction wrote are whole."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -100,9 +101,8 @@ def checked(path: Path) -> Checked:
 
 def _store(path: Path) -> Checked:
     with explained(f"read {path}", path):
-        connection = connect_reader(path)
-        (code,) = connection.execute("PRAGMA application_id").fetchone()
-        connection.close()
+        with closing(connect_reader(path)) as connection:
+            (code,) = connection.execute("PRAGMA application_id").fetchone()
     if code not in _KINDS:
         raise RecordingError(
             tried=f"read {path}",
