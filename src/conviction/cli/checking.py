@@ -100,9 +100,8 @@ def checked(path: Path) -> Checked:
 
 
 def _store(path: Path) -> Checked:
-    with explained(f"read {path}", path):
-        with closing(connect_reader(path)) as connection:
-            (code,) = connection.execute("PRAGMA application_id").fetchone()
+    with explained(f"read {path}", path), closing(connect_reader(path)) as connection:
+        (code,) = connection.execute("PRAGMA application_id").fetchone()
     if code not in _KINDS:
         raise RecordingError(
             tried=f"read {path}",
