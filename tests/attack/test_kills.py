@@ -21,7 +21,10 @@ from conviction.evaluation.stored import read_run
 from conviction.history import History
 from conviction.recordings import Pool
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"),
+    pytest.mark.timeout(300),  # a busy machine starts programs slowly
+]
 
 SUPPORT = Path(__file__).parents[1] / "support"
 QUESTIONS = 12
