@@ -233,6 +233,15 @@ def test_a_settings_file_that_is_a_folder_is_an_error(
     assert "it is a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("nested", ["a = " + "[" * 100_000, "a = " + "{b = " * 100_000])
+def test_a_settings_file_that_is_nested_too_deeply_is_an_error(
+    nested: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(nested)
+    assert run(["think", "q"]) == 2
+    assert "nested too deeply" in capsys.readouterr().err
+
+
 def test_truncated_traces_do_not_vote_and_the_reader_is_told(
     engine: ScriptedEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,7 @@ from conviction.errors import (
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion, check_plan
 from conviction.evaluation.run import EvaluationProgress, evaluate
-from conviction.evaluation.stored import _KIND, RunWriter, read_run
+from conviction.evaluation.stored import RUN, RunWriter, read_run
 from conviction.evaluation.summary import summarise
 from conviction.policies import policy
 from conviction.recordings import Pool
@@ -558,7 +558,7 @@ async def test_verdicts_of_nothing_that_an_earlier_version_kept_are_asked_again(
         lead=None,
         votes=0,
     )
-    with StoreWriter(path, _KIND) as store, store.transaction():
+    with StoreWriter(path, RUN) as store, store.transaction():
         store.delete("results", "question = ?", empty.id)
         store.insert("results", question=empty.id, json=msgspec.json.encode(empty))
     kept = {result.id: result for result in read_run(path).results}

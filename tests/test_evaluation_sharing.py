@@ -25,7 +25,7 @@ from conviction.errors import AllTracesFailedError, EngineUnavailableError, Reco
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.plan import EvaluationPlan, PromptedQuestion, check_plan
 from conviction.evaluation.run import EvaluationProgress, evaluate
-from conviction.evaluation.stored import _KIND, RunWriter, read_run
+from conviction.evaluation.stored import RUN, RunWriter, read_run
 from conviction.evaluation.summary import Sharing, summarise_sharing
 from conviction.policies import policy
 from conviction.prompts import PromptStyle
@@ -233,7 +233,7 @@ async def test_tokens_of_questions_that_failed_count_when_they_are_asked_again(
 
 async def test_results_count_even_if_the_number_beside_them_is_lower(tmp_path: Path) -> None:
     await run(plan(24 * TOKENS), tmp_path / "run")
-    with StoreWriter(tmp_path / "run", _KIND) as store, store.transaction():
+    with StoreWriter(tmp_path / "run", RUN) as store, store.transaction():
         store.delete("spent", "1")
         store.insert("spent", tokens=100)
     assert told(await run(plan(24 * TOKENS), tmp_path / "run")).spent == 24 * TOKENS

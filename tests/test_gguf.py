@@ -132,6 +132,15 @@ def test_the_size_of_the_cache_is_unknown_where_the_header_does_not_tell(tmp_pat
         (gguf([text("a.b") + struct.pack("<IIQ", ARRAY, STRING, 1 << 62)]), "elements"),
         (gguf([text("a.b") + struct.pack("<IIQ", ARRAY, UINT64, 1 << 23)]), "cut short"),
         (gguf([struct.pack("<Q", 1 << 60)]), "bytes in one text"),
+        (b"GGUF" + struct.pack("<Iqq", 3, 0, -1), "values"),
+        (b"GGUF" + struct.pack("<Iqq", 3, -1, 0), "tensors"),
+        (gguf([struct.pack("<q", -1)]), "bytes in one text"),
+        (gguf([text("a.b") + struct.pack("<IIq", ARRAY, STRING, -1)]), "elements"),
+        (gguf([text("a.b") + struct.pack("<IIQ", ARRAY, ARRAY, 1) * 9_000]), "unknown type 9"),
+        (gguf([text("a.b") + struct.pack("<IIQ", ARRAY, STRING, 9) + b"\xff" * 99]), "cut short"),
+        (gguf([*ARCHITECTURE, TEMPLATE], [text("a") + struct.pack("<I", 1 << 31)]), "dimensions"),
+        (gguf([*ARCHITECTURE, TEMPLATE], [tensor("a", (1 << 63,) * 8, 0, 0)]), "bytes are missing"),
+        (gguf([*ARCHITECTURE, TEMPLATE], [tensor("a", (1,), 0, 1 << 63)]), "bytes are missing"),
     ],
 )
 def test_a_file_that_is_no_whole_chat_model_is_refused_with_the_reason(

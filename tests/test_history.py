@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +207,17 @@ def test_a_user_that_does_not_exist_is_no_crash(
     monkeypatch.setenv("CONVICTION_HISTORY", "~nosuchuser/history.db")
     assert run(["history"]) == 0
     assert "No verdicts are kept here." in capsys.readouterr().err
+
+
+def test_a_verdict_whose_details_are_lost_is_told_and_not_taken_for_none(kept: Path) -> None:
+    past = History()
+    for _ in range(2):
+        past.add(verdict(), question="?")
+    with closing(sqlite3.connect(kept)) as file:
+        file.execute("DELETE FROM details WHERE id = 1")
+        file.commit()
+    with pytest.raises(RecordingError, match="a row of its table details is missing"):
+        past.verdict(1)
+    assert past.verdict(2)
+    with pytest.raises(InvalidSettingError, match="none of that number"):
+        past.verdict(3)

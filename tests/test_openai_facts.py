@@ -14,7 +14,7 @@ from scripted_server import ScriptedServer, serving
 from conviction.engines.base import Capabilities
 from conviction.engines.openai import OpenAIEngine, Route
 from conviction.engines.openai.facts import (
-    _KIND,
+    FACTS,
     FRESH_SECONDS,
     Dialect,
     FactsCache,
@@ -120,7 +120,7 @@ def test_a_file_that_another_program_writes_is_left_to_it(tmp_path: Path) -> Non
     cache.save(URL, Route.CHAT, kept := facts())
     with (
         pytest.MonkeyPatch.context() as patch,
-        StoreWriter(tmp_path / "facts.db", _KIND),
+        StoreWriter(tmp_path / "facts.db", FACTS),
     ):
         patch.setattr("conviction.engines.openai.facts._PATIENCE", 0.0)
         cache.save(URL, Route.CHAT, replace(facts(), top_k=20))
@@ -133,7 +133,7 @@ def test_a_file_that_another_program_writes_is_left_to_it(tmp_path: Path) -> Non
 
 
 def contents(folder: Path) -> list[bytes]:
-    with Store(folder / "facts.db", _KIND) as store:
+    with Store(folder / "facts.db", FACTS) as store:
         return [row["json"] for row in store.rows("facts")]
 
 

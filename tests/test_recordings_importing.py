@@ -5,7 +5,7 @@ import pickle
 import re
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -255,3 +255,100 @@ def test_recorded_answers_become_a_pool_that_counts_as_its_file_does(
         # These answers are whole numbers, so equal strings are the least that is right.
         equal = [answer == line["gold_answer"] for answer, _ in answers]
         assert (traces.correct >= np.array(equal)).all()
+
+
+# --- Files that are meant to do harm --------------------------------------------------------------
+
+ANSWERS = '{"all_answers": [["4", 5]], "problem_num": "p", "gold_answer": "4"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('{"all_answers": ' + "[" * 100_000, "nested too deeply|no JSON"),
+        ('{"all_answers": [["4", 1' + "0" * 100_000 + "]]}", "a number of 100,001 digits"),
+        ('{"all_answers": [["4", 1e999]], "problem_num": 1}', "int|number"),
+        ('{"all_answers": [["4", NaN]], "problem_num": 1}', "int|number"),
+        ('{"all_answers": [["4", 5]], "problem_num": "\\ud800"}', "half a character"),
+        (
+            '{"all_answers": [["4", 5]], "problem_num": 1, "question": "\\udfff"}',
+            "half a character",
+        ),
+        ('{"all_answers": {"4": 5}, "problem_num": 1}', "array"),
+        ('{"all_answers": [["4", 999999999999999999999]], "problem_num": 1}', "21 digits"),
+        ('["all_answers"]', "no JSON object"),
+    ],
+)
+def test_a_hostile_line_is_refused_with_its_number(tmp_path: Path, line: str, found: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(f"{ANSWERS}\n{line}\n", encoding="utf-8")
+    with pytest.raises(RecordingError, match=found) as refused:
+        Pool.open(path)
+    assert f"line 2 of {path}" in str(refused.value)
+    assert refused.value.remedy
+
+
+def test_a_line_that_is_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conviction.recordings.importing.base._MOST_CHARACTERS", 1000)
+    path = tmp_path / "answers.jsonl"
+    path.write_text(f"{ANSWERS}\n{' ' * 2000}\n", encoding="utf-8")
+    with pytest.raises(RecordingError, match=f"line 2 of {path}.*longer than 1,000"):
+        Pool.open(path)
+    path.write_text("{\n" + '"a": 1,\n' * 500, encoding="utf-8")
+    with pytest.raises(RecordingError, match=r"longer than 1,000"):
+        Pool.open(path)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [b"[" * 100_000, b"\xff\xfe", b"{", b"[1]", b'{"id": ' + b"9" * 5_000 + b"}", b'{"eval": 7}'],
+)
+@pytest.mark.parametrize("name", ["header.json", "samples/1.json"])
+def test_a_hostile_member_of_a_log_is_refused(tmp_path: Path, member: bytes, name: str) -> None:
+    path = tmp_path / "log.eval"
+    with ZipFile(path, "w") as archive:
+        if name != "header.json":
+            archive.writestr("header.json", '{"eval": {"model": "m"}}')
+        archive.writestr(name, member)
+    with pytest.raises(RecordingError, match=str(path)) as refused:
+        Pool.open(path)
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        '{"eval": {"model": "m"}, "samples": 5}',
+        '{"eval": 5, "samples": []}',
+        (
+            '{"eval": {"model": "m"}, "samples": [{"id": 1, "epoch": 1, "input": "q", '
+            '"output": {"choices": [{"message": {"role": "a"}}], "time": NaN}}]}'
+        ),
+        (
+            '{"eval": {"model": "m", "model_generate_config": {"temperature": -1, "max_tokens": 5}}'
+            ', "samples": [{"id": 1, "epoch": 1, "input": "q", "output": {}}]}'
+        ),
+    ],
+)
+def test_a_hostile_log_is_refused(tmp_path: Path, log: str) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(log, encoding="utf-8")
+    with pytest.raises(RecordingError, match=str(path)):
+        Pool.open(path)
+
+
+def test_a_damaged_archive_is_refused_or_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "log.eval"
+    sample = {"id": 1, "epoch": 1, "input": "q", "target": "4", "output": {"choices": []}}
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("header.json", '{"eval": {"model": "m"}}')
+        archive.writestr("samples/1.json", json.dumps(sample))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(RecordingError):  # even the whole one holds no trace
+            Pool.open(path)

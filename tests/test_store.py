@@ -565,3 +565,29 @@ def test_reading_changes_no_database_of_another_program(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="something else"):
         Store(path, NOTES)
     assert path.read_bytes()[18:20] == b"\2\2"  # still in the mode that it had
+
+
+def test_a_damaged_list_of_tables_does_not_look_like_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    write(path, range(3))
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA writable_schema = ON")
+        file.execute("DELETE FROM sqlite_master")
+        file.commit()
+    assert not database.is_blank(path)
+    for use in (Store, StoreWriter):
+        with pytest.raises(RecordingError):
+            use(path, NOTES)
+
+
+def test_check_says_which_row_is_damaged_and_how_many_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    write(path, range(5))
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("UPDATE notes SET word = 'x' WHERE id = 3")
+        file.commit()
+    with Store(path, NOTES) as reader:
+        assert reader.check() == (
+            "row 3 of table notes is damaged",
+            "table notes holds 4 whole rows, and 5 were written",
+        )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 import struct
 import time
@@ -59,8 +60,10 @@ def is_blank(path: Path) -> bool:
         RecordingError: what a killed writer left is damaged.
     """
     connection = connect_reader(path)
+    # A damaged list of tables may look empty; what names the kind of file does not, too.
+    asked = "PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master"
     try:
-        return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        return all(connection.execute(query).fetchone() == (0,) for query in asked)
     finally:
         connection.close()
 
@@ -147,7 +150,7 @@ def _take_up(path: Path) -> None:
         check_log(path)
         return
     try:
-        check_log(path)
+        mend_log(path)
         connection = connect(path, "mode=rw")
         (code,) = connection.execute("PRAGMA application_id").fetchone()
         (close_plain if code >> 16 == 0x6376 else sqlite3.Connection.close)(connection)
@@ -170,12 +173,40 @@ def check_log(path: Path) -> None:
     SQLite takes a damaged frame for the end of the log, and drops all transactions behind it.
 
     Raises:
-        RecordingError: there are transactions behind a damaged frame.
+        RecordingError: a frame is damaged.
     """
-    log = beside(path, "wal")
+    if damage := _log_damage(beside(path, "wal")):
+        raise damage[1]
+
+
+def mend_log(path: Path) -> None:
+    """As `check_log`; a last transaction that is damaged is put aside, so that it is told once.
+
+    After a loss of power that is all that can be wrong, and it was never reported as written.
+    """
+    log, kept = beside(path, "wal"), beside(path, "wal.damaged")
+    if not (damage := _log_damage(log)):
+        return
+    size, error = damage
+    remedy = error.remedy
+    if size is not None:
+        with suppress(OSError):
+            shutil.copyfile(log, kept)
+            with log.open("rb+") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+            remedy = (
+                f"It is left out from now on, and kept in {kept}; all before it is whole. Run the "
+                "same command again."
+            )
+    raise RecordingError(tried=error.tried, found=error.found, remedy=remedy)
+
+
+def _log_damage(log: Path) -> tuple[int | None, RecordingError] | None:
+    """What is wrong with a log, and its size without a damaged last transaction."""
     data = log.read_bytes() if log.exists() else b""
     if len(data) < _LOG_HEADER.size:
-        return
+        return None
     magic, _, page, _, *salts, first, second = _LOG_HEADER.unpack_from(data)
     order = ">II" if magic & 1 else "<II"
     sums = _log_sums(order, data[:24], (0, 0))
@@ -184,20 +215,30 @@ def check_log(path: Path) -> None:
     frames = [data[i : i + size] for i in range(_LOG_HEADER.size, len(data) - size + 1, size)]
     if not whole and frames:
         salts = [*_FRAME.unpack_from(frames[0])[2:4]]
-    behind = 0
-    for frame in frames:
+    kept = _LOG_HEADER.size if whole else 0
+    damaged = behind = 0
+    for number, frame in enumerate(frames, start=1):
         _, commit, *mine, first, second = _FRAME.unpack_from(frame)
         if whole and mine == salts:
             sums = _log_sums(order, frame[:8] + frame[_FRAME.size :], sums)
         whole = whole and mine == salts and sums == (first, second)
-        behind += not whole and mine == salts and commit > 0
+        if whole and commit:
+            kept = _LOG_HEADER.size + number * size
+        # Other salts are those of an older log, which this one overwrites; or one bit is wrong.
+        if not whole and sum((a ^ b).bit_count() for a, b in zip(mine, salts, strict=True)) < 2:
+            damaged += 1
+            behind += commit > 0
+    if not damaged:
+        return None
     # Each transaction was on disk before the next one began, so only the last can be cut short.
     if behind > 1:
-        raise RecordingError(
-            tried=f"read {log}",
-            found=f"it is damaged, with {behind - 1} good transactions or more behind that",
-            remedy="Restore it from a copy; or remove it, which drops all that it holds.",
-        )
+        found = f"it is damaged, with {behind - 1} good transactions or more behind that"
+        remedy = "Restore it from a copy; or remove it, which drops all that it holds."
+    else:
+        found = "its last transaction is damaged, or was cut short by a loss of power"
+        remedy = f"Restore it from a copy; or cut it to {kept:,} bytes, which drops what it wrote."
+    error = RecordingError(tried=f"read {log}", found=found, remedy=remedy)
+    return None if behind > 1 else kept, error
 
 
 def _log_sums(order: str, data: bytes, sums: tuple[int, int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from platformdirs import user_data_path
 
 from conviction.database import is_unwritten
-from conviction.errors import InvalidSettingError
+from conviction.errors import InvalidSettingError, RecordingError
 from conviction.files import expanded
 from conviction.store import Kind, Store, StoreWriter
 from conviction.verdict import Verdict
@@ -21,7 +21,7 @@ from conviction.verdict import Verdict
 MOST = 5_000
 """Verdicts that are kept; the oldest goes when another comes."""
 
-_KIND = Kind(
+HISTORY = Kind(
     "history",
     0x63760004,
     (
@@ -160,7 +160,7 @@ class History:
         if not self._kept:
             return []
         wanted = search.casefold()
-        with Store(self.path, _KIND) as store:
+        with Store(self.path, HISTORY) as store:
             found = [
                 entry
                 for entry in (PastVerdict(**row) for row in store.rows("verdicts"))
@@ -210,7 +210,7 @@ class History:
         """
         if not self._kept:
             return ()
-        with Store(self.path, _KIND) as store:
+        with Store(self.path, HISTORY) as store:
             return store.check()
 
     @property
@@ -223,14 +223,21 @@ class History:
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
-        return StoreWriter(self.path, _KIND, patience=_PATIENCE)
+        return StoreWriter(self.path, HISTORY, patience=_PATIENCE)
 
     def _unpacked(self, number: int, column: str) -> bytes:
         if self._kept:
-            with Store(self.path, _KIND) as store:
+            with Store(self.path, HISTORY) as store:
                 row = store.find("details", "id = ?", number)
+                listed = row is None and any(one["id"] == number for one in store.rows("verdicts"))
             if row is not None:
                 return zlib.decompress(row[column]) if row[column] else b""
+            if listed:
+                raise RecordingError(
+                    tried=f"read verdict {number} of the history {self.path}",
+                    found="it is listed, and a row of its table details is missing",
+                    remedy="Restore the file from a copy.",
+                )
         raise InvalidSettingError(
             tried=f"read verdict {number} of the history",
             found="there is none of that number",

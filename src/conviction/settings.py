@@ -40,6 +40,8 @@ def read_settings() -> dict[str, Any]:
         found, remedy = f"it is not UTF-8 text (byte {error.start})", "Save it as UTF-8."
     except tomllib.TOMLDecodeError as error:
         found, remedy = str(error), "Correct the line; the format is TOML."
+    except RecursionError:
+        found, remedy = "its lists or tables are nested too deeply", "Correct it."
     except OSError as error:
         found, remedy = error.strerror or str(error), "Make it a file that you can read."
     raise InvalidSettingError(

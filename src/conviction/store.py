@@ -149,15 +149,15 @@ class Store:
         Raises:
             RecordingError: it is damaged or missing.
         """
-        row = self.find(table, where, *values)
-        if row is None:
+        if (row := self.find(table, where, *values)) is None:
             named = f"{where} for {', '.join(map(str, values))}" if values else where
             raise self._damaged(f"a row of its table {table} is missing ({named})")
         return row
 
     def check(self) -> tuple[str, ...]:
         """Read everything; what is damaged, and how many rows are whole where some are not."""
-        problems: list[str] = []
+        named = self.one("about", "name = 'kind'")["value"]
+        problems = [] if named == self.kind.name else [f"it is marked as a {self.kind.name}"]
         for table in (None, *self._tables()):
             try:
                 problems.extend(self._problems(table) if table else self._broken_pages())
@@ -248,9 +248,9 @@ class Store:
 
     def _check_schema(self) -> None:
         with self._explained("read"):
-            found = self.one("about", "name = 'schema'")["value"]
-            if found != self._schema():
+            if self.one("about", "name = 'schema'").get("value") != self._schema():
                 raise self._damaged("the description of its tables is damaged")
+            list(self.rows("totals"))  # each is checked
 
     def _schema(self) -> str:
         query = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
@@ -292,7 +292,7 @@ class StoreWriter(Store):
         with ExitStack() as stack:
             stack.callback(self._lock.release)
             with self._explained("write"):
-                database.check_log(path)
+                database.mend_log(path)
                 self._connection = database.connect(path, "mode=rwc")
             stack.callback(self._connection.close)
             self._upgrade()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from conviction.database import is_blank
-from conviction.evaluation.stored import _KIND, Run, read_run
+from conviction.evaluation.stored import RUN, Run, read_run
 from conviction.store import Store
 
 
@@ -28,7 +28,7 @@ def described(path: Path) -> dict[str, Any]:
 def _rows(path: Path, table: str) -> list[dict[str, Any]]:
     if not path.exists() or is_blank(path):
         return []
-    with Store(path, _KIND) as store:
+    with Store(path, RUN) as store:
         return list(store.rows(table))
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "lab": "lab:app",
     "eval": "evaluation:app",
     "doctor": "doctor:doctor",
+    "check": "checking:check",
     "history": "history:app",
     "record": "record:record",
     "view": "viewing:view",

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,8 +21,8 @@ ID_FIELDS: Final = ("id", "question_id", "unique_id")
 """Names that are tried in this order if none is given."""
 
 _MOST_FIELD_CHARACTERS = 1 << 24
-_GOLD_AT_THE_END = re.compile(r"####\s*(.+?)\s*$")
-"""GSM8K writes the whole solution and puts the answer at its end."""
+_BEFORE_GOLD = "####"
+"""GSM8K writes the whole solution, and after this the answer as its last line."""
 
 Row = Mapping[str, Any]
 
@@ -175,8 +174,8 @@ class _Loader:
             return None
         name = _needed_field(place, row, "answer", self.fields.answer, ANSWER_FIELDS)
         answer = _as_text(row[name])
-        if answer is not None and (at_the_end := _GOLD_AT_THE_END.search(answer)):
-            answer = at_the_end[1]
+        if answer is not None:
+            answer = _at_the_end(answer)
         if not answer:
             _refuse(
                 place,
@@ -303,6 +302,15 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _at_the_end(answer: str) -> str:
+    """The right answer where it follows a solution; without white space around it, as given."""
+    before, _, line = answer.rpartition("\n")
+    if before.rstrip().endswith(_BEFORE_GOLD):
+        return line.strip()
+    _, mark, behind = line.partition(_BEFORE_GOLD)
+    return behind.strip() if mark and behind else answer
 
 
 def _as_text(value: object) -> str | None:

@@ -25,7 +25,7 @@ from conviction.evaluation.results import (
 from conviction.files import expanded
 from conviction.store import Kind, Store, StoreWriter
 
-_KIND = Kind(
+RUN = Kind(
     "run",
     0x63760003,
     (
@@ -133,7 +133,7 @@ class RunWriter:
         self.path = expanded(path)
         check_run(self.path, description)
         with ExitStack() as stack:
-            self._store = stack.enter_context(StoreWriter(self.path, _KIND))
+            self._store = stack.enter_context(StoreWriter(self.path, RUN))
             before = _described(self._store)
             if before is not None:
                 # Another program may have begun it since the look above.
@@ -217,7 +217,7 @@ def _read(place: Path) -> Run | None:
             found="it is not a run, or its beginning is damaged",
             remedy="Name what `conviction eval DATA -o RUN` made, or for a new run a new file.",
         )
-    with Store(place, _KIND) as store:
+    with Store(place, RUN) as store:
         description = _described(store)
         return Run(place, description, tuple(_results(store))) if description else None
 
@@ -242,14 +242,14 @@ def _description(data: bytes, path: Path) -> RunDescription:
                 remedy="Upgrade conviction.",
             )
         return msgspec.json.decode(data, type=RunDescription)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise _damaged(path, f"its description is damaged ({error})") from None
 
 
 def _decoded(data: bytes, what: str, path: Path) -> QuestionResult:
     try:
         return without_empty_verdict(msgspec.json.decode(data, type=QuestionResult))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise _damaged(path, f"{what} is damaged ({error})") from None
 
 

@@ -30,6 +30,8 @@ _COLOURS = (
 # fmt: on
 _TEXT = "#010203"
 """Stands for the colour of the surrounding text until the figure is rendered."""
+_FOR_FILES = re.compile(r' xmlns(:\w+)?="[^"<]*"|<\?xml[^<>]*>|<!DOCTYPE[^<>]*>')
+"""What an SVG needs as a file of its own, and not within a page."""
 _DASHED: dict[str, Any] = {
     "strokeDash": [4, 3],
     "strokeWidth": 1,
@@ -225,7 +227,7 @@ def _rendered(chart: Any, *, height: int) -> str:
         .configure_legend(**text)
     )
     svg: str = _library("vl_convert").vegalite_to_svg(styled.to_json())
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|<\?xml[^>]*>|<!DOCTYPE[^>]*>', "", svg)
+    svg = _FOR_FILES.sub("", svg)
     return svg.replace(_TEXT, "currentColor")
 
 

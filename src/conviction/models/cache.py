@@ -1,6 +1,6 @@
 """A model's file in the cache: what is wanted, what was fetched so far, and what is verified.
 
-Beside a model's file lie small JSON notes; a note that cannot be read counts as none.
+Beside a model's file lie small JSON notes with a checksum; one that is damaged counts as none.
 """
 
 import errno
@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from zlib import crc32
 
 from conviction.errors import DownloadError, ModelError
 from conviction.files import sync_folder
@@ -29,6 +30,8 @@ Notice = Callable[[str], None]
 """Called with a short text when something happened that a user should know."""
 
 VERIFIED = ".verified.json"
+_FIELDS = frozenset({"name", "size", "mtime_ns", "sha256", "source", "tag", "parts"})
+"""Of a note; those of earlier versions have no checksum."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MARGIN = 16 << 20  # left free on the disk for everything else
 
@@ -190,14 +193,21 @@ def read_note(path: Path) -> dict[str, Any]:
         note: object = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return cast("dict[str, Any]", note) if isinstance(note, dict) else {}
+    found = cast("dict[str, Any]", note) if isinstance(note, dict) else {}
+    if "checksum" in found:
+        return found if found.pop("checksum") == _checksum(found) else {}
+    return found if found.keys() <= _FIELDS else {}
 
 
 def write_note(path: Path, note: Mapping[str, str | int | None]) -> None:
     """Write a note whole or not at all."""
     draft = beside(path, f".{os.getpid()}")
-    draft.write_text(json.dumps(note), "utf-8")
+    draft.write_text(json.dumps({**note, "checksum": _checksum(note)}), "utf-8")
     draft.replace(path)
+
+
+def _checksum(note: Mapping[str, Any]) -> int:
+    return crc32(json.dumps(note, sort_keys=True).encode())
 
 
 def require_room(folder: Path, count: int) -> None:

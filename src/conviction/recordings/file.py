@@ -75,6 +75,9 @@ def stored_pieces(store: Store, index: Index) -> dict[str, "StoredPiece"]:
     places: dict[int, list[tuple[int, bool, bool]]] = {}
     finishes = {str(one): one for one in FinishReason}
     for row in store.rows("traces"):
+        if row["finish"] not in finishes:
+            what = f"trace {row['id']} of {path}"
+            raise unreadable(what, f"it ended by {row['finish']!r}", "Upgrade conviction.")
         number, seed, finish = row["number"], row["seed"], finishes[row["finish"]]
         answer = shared_answer(row["answer"], row["answer_key"])
         question, place = questions[row["question"]], f"trace {row['id']} of {path}"

@@ -11,8 +11,8 @@ A journal of the number of a part had become that part, and does not count.
     frame    …
 
 A journal's first payload describes the pool, each further one holds rows as MessagePack. A tail
-that is cut short was never reported as recorded, and is dropped; a bad frame with good ones behind
-it is damage.
+that is cut short was never reported as recorded, and is dropped; a bad frame that is there to its
+end, or with good ones behind it, is damage.
 """
 
 import re
@@ -135,15 +135,29 @@ def _payloads(data: bytes, path: Path) -> Iterator[bytes]:
     while (payload := _payload_at(data, position)) is not None:
         position += _FRAME.size + len(payload)
         yield payload
-    behind = position
-    while (behind := data.find(_MARKER, behind + 1)) >= 0:
+    behind, found = position, ""
+    if _is_damaged(data, position):
+        found = "and it is not cut short there"
+    while not found and (behind := data.find(_MARKER, behind + 1)) >= 0:
         if _payload_at(data, behind) is not None:
-            raise unreadable(
-                f"the recording {path}",
-                f"it is damaged at byte {position:,}, with good traces behind that",
-                f"Restore {path.name} from a copy; or cut it to {position:,} bytes, which drops "
-                "the traces from there on.",
-            )
+            found = "with good traces behind that"
+    if found:
+        raise unreadable(
+            f"the recording {path}",
+            f"it is damaged at byte {position:,}, {found}",
+            f"Restore {path.name} from a copy; or cut it to {position:,} bytes, which drops "
+            "the traces from there on.",
+        )
+
+
+def _is_damaged(data: bytes, position: int) -> bool:
+    """Whether a bad frame at the end is there whole, but for some bits: it was recorded once."""
+    body = position + _FRAME.size
+    if body >= len(data):
+        return False
+    marker, size, expected = _FRAME.unpack_from(data, position)
+    # One of marker, size and checksum may be wrong, or the payload.
+    return crc32(data[body:]) == expected or (marker == _MARKER and body + size == len(data))
 
 
 def _payload_at(data: bytes, position: int) -> bytes | None:

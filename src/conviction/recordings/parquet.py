@@ -8,7 +8,8 @@ Null is allowed in gold, sampling, text, answer with answer_key, correct where t
 logprobs of single traces, and confidences in pools without. What is unknown of a token is NaN. A
 file that was written before there was a column `logprobs` lacks it, which means null. Further
 columns are left alone. The file's metadata hold `conviction` → version of the schema and facts of
-the pool as JSON.
+the pool as JSON. Pages of values have checksums, and the file's description has one of ours
+(`footer.py`); files of earlier versions and of other programs may lack them.
 
 Confidences are nearly all of it. They are decoded a few megabytes at a time, each straight to where
 it belongs, so that reading takes little more memory than what was read.
@@ -29,6 +30,7 @@ from conviction.core import FinishReason
 from conviction.database import explained
 from conviction.errors import MissingExtraError, RecordingError
 from conviction.recordings.columns import Columns, Source, shared_answer
+from conviction.recordings.footer import Checksums, sealed_checksums
 from conviction.recordings.index import Index
 from conviction.recordings.schema import (
     PoolMeta,
@@ -104,6 +106,7 @@ class Part:
         names: Its columns.
         description: What pyarrow needs to read it without reading its end again.
         group_ends: Rows up to the end of each row group, shape (row groups,).
+        checksums: Of all its columns; None in a file without.
     """
 
     path: Path
@@ -111,6 +114,7 @@ class Part:
     names: list[str]
     description: Any = field(repr=False)
     group_ends: NDArray[np.int64] = field(repr=False)
+    checksums: Checksums | None = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> "Part":
@@ -120,6 +124,7 @@ class Part:
             RecordingError: it is no whole part of a pool that this version can read.
         """
         with _readable(path):
+            sums = sealed_checksums(path)
             description = arrow("pyarrow.parquet").read_metadata(path)
         what, remedy = f"the recording {path}", "Name a pool that `conviction record` made."
         metadata: dict[bytes, bytes] = description.metadata or {}
@@ -133,7 +138,9 @@ class Part:
             raise unreadable(what, f"these columns are missing: {', '.join(missing)}", remedy)
         _check_types(what, schema)
         sizes = [description.row_group(i).num_rows for i in range(description.num_row_groups)]
-        return cls(path, meta, schema.names, description, np.cumsum(np.array(sizes, np.int64)))
+        ends = np.cumsum(np.array(sizes, np.int64))
+        checksums = None if sums is None else Checksums(path, description, ends, sums)
+        return cls(path, meta, schema.names, description, ends, checksums)
 
     def rows(
         self,
@@ -150,32 +157,36 @@ class Part:
 
     def read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
         """Some columns of row groups, None for all, as an Arrow table, strings as dictionaries."""
-        pq = arrow("pyarrow.parquet")
         dictionaries = [name for name in REPEATED if name in columns]
-        with (
-            _readable(self.path),
-            pq.ParquetFile(
-                self.path, metadata=self.description, read_dictionary=dictionaries
-            ) as file,
-        ):
-            wanted = range(self.group_ends.size) if groups is None else groups
+        wanted = range(self.group_ends.size) if groups is None else groups
+        with _readable(self.path), self._opened(read_dictionary=dictionaries) as file:
+            if self.checksums:
+                self.checksums.check(columns, wanted)
             table = file.read_row_groups(list(wanted), columns=list(columns))
-        return table.unify_dictionaries().combine_chunks()
+            if not self.checksums:
+                table.validate(full=True)
+            table = table.unify_dictionaries().combine_chunks()
+        rows = sum(self.description.row_group(group).num_rows for group in wanted)
+        if table.num_rows != rows:
+            found = f"row groups hold {table.num_rows:,} rows, not {rows:,}"
+            raise unreadable(f"the recording {self.path}", found)
+        return table
 
     def lists(self, name: str, groups: Sequence[int], rows: int) -> Iterator[Any]:
         """A column of lists as Arrow arrays of at most so many rows, to hold little at once."""
-        pq = arrow("pyarrow.parquet")
-        with (
-            _readable(self.path),
-            # What is read ahead is bounded, too: a row group may be as large as a question.
-            pq.ParquetFile(
-                self.path, metadata=self.description, buffer_size=1 << 20, pre_buffer=False
-            ) as file,
-        ):
+        # What is read ahead is bounded, too: a row group may be as large as a question.
+        with _readable(self.path), self._opened(buffer_size=1 << 20, pre_buffer=False) as file:
+            if self.checksums:
+                self.checksums.check([name], groups)
             for batch in file.iter_batches(
                 rows, row_groups=list(groups), columns=[name], use_threads=False
             ):
                 yield batch.column(0)
+
+    def _opened(self, **options: Any) -> Any:
+        return arrow("pyarrow.parquet").ParquetFile(
+            self.path, metadata=self.description, page_checksum_verification=True, **options
+        )
 
 
 def _check_types(what: str, schema: Any) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from conviction.core import Sampling
 from conviction.database import explained, is_database
-from conviction.errors import InvalidSettingError
+from conviction.errors import InvalidSettingError, RecordingError
 from conviction.files import expanded
 from conviction.recordings.columns import Columns, Piece, Source
 from conviction.recordings.file import RECORDING, stored_pieces
@@ -220,6 +220,25 @@ class Pool:
             RecordingError: there is no such question, or its traces are damaged.
         """
         return self._ordered(question_id, lambda piece: piece.logprobs())
+
+    def check(self) -> tuple[str, ...]:
+        """Read everything; what is damaged, one entry for each question or row of a table.
+
+        Damage is found where there are checksums: in files that were recorded into, in exported
+        ones, and in journals. Other programs' files, and those that earlier versions exported, have
+        none: there, only what cannot be read is found.
+        """
+        problems: list[str] = []
+        if is_database(self.path):
+            with Store(self.path, RECORDING) as store:
+                problems.extend(store.check())
+        for question in self.questions:
+            for read in (self.traces, self.texts, self.logprobs):
+                try:
+                    read(question.id)
+                except RecordingError as error:
+                    problems.append(error.problem)
+        return tuple(dict.fromkeys(problems))
 
     def _ordered(
         self, question_id: str, read: Callable[[Piece], Sequence[_Value]]

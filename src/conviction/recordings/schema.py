@@ -155,7 +155,7 @@ def decode_meta(data: bytes, place: str) -> PoolMeta:
             found = f"its schema has version {number}, and this program knows {SCHEMA_VERSION}"
             raise unreadable(what, found, "Upgrade conviction.")
         return msgspec.json.decode(data, type=_Header).meta
-    except (msgspec.DecodeError, UsageError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError, UsageError) as error:
         remedy = "Name a pool that `conviction record` made."
         raise unreadable(what, f"its description is unreadable ({error})", remedy) from None
 

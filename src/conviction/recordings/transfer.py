@@ -14,6 +14,7 @@ from conviction.database import explained, is_database
 from conviction.files import expanded, finished_file
 from conviction.recordings.file import PoolWriter
 from conviction.recordings.folder import is_pool_folder
+from conviction.recordings.footer import seal
 from conviction.recordings.importing.base import refused
 from conviction.recordings.importing.reading import each_once, imported_row, read_file
 from conviction.recordings.parquet import LISTS, METADATA_KEY, REPEATED, TYPES, arrow
@@ -200,14 +201,13 @@ def write_part(path: Path, groups: Iterable[Sequence[RecordedTrace]], meta: Pool
         # Bytes of equal place beside each other: 3.0 bytes per confidence in place of 3.5.
         "use_byte_stream_split": [f"{name}.list.element" for name in LISTS],
         "write_statistics": ["question_id", "trace", "tokens"],
+        "write_page_checksum": True,
     }
-    with (
-        explained(f"write the recording {path}", path),
-        finished_file(path) as unfinished,
-        pq.ParquetWriter(unfinished, schema, **options) as writer,
-    ):
-        for rows in _merged(groups):
-            writer.write_table(_table(rows, meta), row_group_size=len(rows))
+    with explained(f"write the recording {path}", path), finished_file(path) as unfinished:
+        with pq.ParquetWriter(unfinished, schema, **options) as writer:
+            for rows in _merged(groups):
+                writer.write_table(_table(rows, meta), row_group_size=len(rows))
+        seal(unfinished, pq.read_metadata(unfinished))
 
 
 def _merged(groups: Iterable[Sequence[RecordedTrace]]) -> Iterator[list[RecordedTrace]]:

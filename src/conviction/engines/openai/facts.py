@@ -17,7 +17,7 @@ from conviction.store import Kind, Store, StoreWriter
 FRESH_SECONDS = 24 * 3600.0
 """Servers are restarted with other settings; what is older than this is asked again."""
 
-_KIND = Kind(
+FACTS = Kind(
     "cache of facts",
     0x63760005,
     ("CREATE TABLE facts (id INTEGER PRIMARY KEY, key TEXT, json BLOB, checksum INTEGER)",),
@@ -134,7 +134,7 @@ class FactsCache:
     def load(self, base_url: str, model: str, route: Route) -> ServerFacts | None:
         """What is known and fresh."""
         with suppress(ConvictionError, ValidationError):
-            with Store(self._path, _KIND) as store:
+            with Store(self._path, FACTS) as store:
                 row = store.find("facts", "key = ?", _key(base_url, model, route))
             facts = _ADAPTER.validate_json(row["json"]) if row else None
             if facts and 0 <= time.time() - facts.seen < FRESH_SECONDS:
@@ -154,7 +154,7 @@ class FactsCache:
         for _ in range(2):
             try:
                 with (
-                    StoreWriter(self._path, _KIND, patience=_PATIENCE) as store,
+                    StoreWriter(self._path, FACTS, patience=_PATIENCE) as store,
                     store.transaction(),
                 ):
                     store.delete("facts", "key = ?", key)
@@ -171,7 +171,7 @@ class FactsCache:
 
     def _damaged(self) -> bool:
         try:
-            with Store(self._path, _KIND) as store:
+            with Store(self._path, FACTS) as store:
                 return bool(store.check())
         except ConvictionError:
             return self._path.is_file()

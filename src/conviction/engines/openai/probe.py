@@ -38,7 +38,7 @@ _SAME, _SCALED = 0.15, 0.5
 
 _LEAST_SPREAD = 0.5
 _TOKEN_ID = "token_id:"  # noqa: S105  # how vLLM names a token by number
-_NAMED_STOP = re.compile(rf"{STOP_TOKEN}\s*=\s*(\d+)")
+_NAMED_STOP = re.compile(rf"{STOP_TOKEN}\s*=\s*(\d{{1,9}})(?!\d)")
 
 _MODELS = msgspec.json.Decoder(Models)
 _ANSWER = msgspec.json.Decoder(WholeAnswer)

@@ -20,10 +20,11 @@ from conviction.core import FinishReason, Question, Trace
 from conviction.recordings.importing.base import (
     Imported,
     ImportedQuestion,
+    asked_question,
     refused,
     shaped,
 )
-from conviction.recordings.schema import PoolMeta, RecordedQuestion, in_range, prompt_hash
+from conviction.recordings.schema import PoolMeta, in_range
 
 _TOP_K = 20
 """What its programs ask vLLM for."""
@@ -63,9 +64,8 @@ def read_deepconf(path: Path, value: Any) -> Imported:
     number = result.question_id if result.question_id is not None else result.qid
     question_id = path.stem if number is None else str(number)
     gold = None if result.ground_truth is None else str(result.ground_truth)
-    question = RecordedQuestion(
-        question_id, result.question, gold, prompt_hash(Question.ask(result.question)), 0
-    )
+    asked = Question.ask(result.question)
+    question = asked_question(path, question_id, result.question, gold, asked)
     traces = tuple(
         _trace(position, trace, f"trace {position} of question {question_id!r} in {path}")
         for position, trace in enumerate(result.all_traces)

@@ -5,9 +5,10 @@ run asked for them (--logprobs --top-logprobs 20). Whether they are the model's 
 temperature and filters depends on the provider, and no log tells.
 """
 
-import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -18,13 +19,16 @@ from numpy.typing import NDArray
 
 from conviction.confidence import token_confidences
 from conviction.core import FinishReason, Message, Question, Sampling, Trace
+from conviction.errors import InvalidSettingError
 from conviction.recordings.importing.base import (
     Imported,
     ImportedQuestion,
+    asked_question,
+    parsed,
     refused,
     shaped,
 )
-from conviction.recordings.schema import PoolMeta, RecordedQuestion, prompt_hash
+from conviction.recordings.schema import PoolMeta
 
 _FINISHES = {
     "stop": FinishReason.STOP,
@@ -100,7 +104,7 @@ def read_inspect_json(path: Path, value: Any) -> Imported:
     Raises:
         RecordingError: it has another shape, or a sample cannot be used.
     """
-    return _imported(path, value["eval"], value["samples"] or [])
+    return _imported(path, value["eval"], shaped(value["samples"] or [], list[Any], str(path)))
 
 
 def read_inspect_zip(path: Path) -> Imported:
@@ -116,7 +120,7 @@ def read_inspect_zip(path: Path) -> Imported:
             )
             header = _member(archive, "header.json", path)
             samples = [_member(archive, name, path) for name in names]
-    except (BadZipFile, NotImplementedError, KeyError) as error:
+    except (BadZipFile, NotImplementedError, KeyError, RuntimeError, EOFError, zlib.error) as error:
         remedy = "Convert it: inspect log convert --to json --output-dir FOLDER FILE."
         raise refused(path, f"it is no finished log that can be read ({error})", remedy) from None
     return _imported(path, header.get("eval"), samples)
@@ -125,7 +129,7 @@ def read_inspect_zip(path: Path) -> Imported:
 def _member(archive: ZipFile, name: str, path: Path) -> Any:
     if archive.getinfo(name).file_size > _MOST_MEMBER_BYTES:
         raise refused(path, f"{name} is larger than {_MOST_MEMBER_BYTES:,} bytes")
-    return json.loads(archive.read(name))
+    return parsed(archive.read(name), f"{name} of {path}")
 
 
 def _imported(path: Path, header: Any, samples: Iterable[Any]) -> Imported:
@@ -142,16 +146,19 @@ def _imported(path: Path, header: Any, samples: Iterable[Any]) -> Imported:
         model=run.model,
         top_k=top_k,
         answers="",
-        sampling=_sampling(run.model_generate_config),
+        sampling=_sampling(run.model_generate_config, path),
         source=f"{path.name} of Inspect; log-probabilities as its provider gave them",
     )
     return Imported(meta, tuple(_question(one, top_k, path) for one in by_question.values()))
 
 
-def _sampling(config: _Generation) -> Sampling | None:
+def _sampling(config: _Generation, path: Path) -> Sampling | None:
     if config.temperature is None or config.max_tokens is None:
         return None
-    return Sampling(**msgspec.structs.asdict(config))
+    try:
+        return Sampling(**msgspec.structs.asdict(config))
+    except InvalidSettingError as error:
+        raise refused(path, error.problem, "Correct its settings.") from None
 
 
 def _common_k(samples: list[_Sample]) -> int:
@@ -177,8 +184,9 @@ def _question(samples: list[_Sample], top_k: int, path: Path) -> ImportedQuestio
     for sample in sorted(samples, key=lambda sample: sample.epoch):
         traces += _traces(sample, top_k, path, len(traces))
     gold = targets[0] if targets and targets[0] else None
-    recorded = RecordedQuestion(question.id, question.text, gold, prompt_hash(question), 0)
-    return ImportedQuestion(f"sample {first.id!r} of {path}", recorded, tuple(traces))
+    place = f"sample {first.id!r} of {path}"
+    recorded = asked_question(place, question.id, question.text, gold, question)
+    return ImportedQuestion(place, recorded, tuple(traces))
 
 
 def _chat(messages: list[_Message]) -> list[Message]:
@@ -189,9 +197,11 @@ def _chat(messages: list[_Message]) -> list[Message]:
 def _traces(sample: _Sample, top_k: int, path: Path, first: int) -> list[Trace]:
     traces: list[Trace] = []
     usage = sample.output.usage or _Usage()
-    choices = sample.output.choices
+    choices, seconds = sample.output.choices, sample.output.time or 0.0
+    place = f"sample {sample.id!r}, epoch {sample.epoch} of {path}"
+    if not isfinite(seconds):
+        raise refused(place, f"its time is {seconds}")
     for choice in choices:
-        place = f"sample {sample.id!r}, epoch {sample.epoch} of {path}"
         if top_k and choice.logprobs is None:
             raise refused(place, "its log-probabilities are missing, and others have theirs")
         if not top_k and len(choices) > 1:
@@ -205,7 +215,7 @@ def _traces(sample: _Sample, top_k: int, path: Path, first: int) -> list[Trace]:
                 text=choice.message.text,
                 confidences=confidences,
                 prompt_tokens=usage.input_tokens,
-                ended=sample.output.time or 0.0,
+                ended=seconds,
             )
         )
     return traces

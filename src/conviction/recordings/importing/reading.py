@@ -23,6 +23,7 @@ from conviction.recordings.columns import Source, row_pieces
 from conviction.recordings.importing.base import (
     Imported,
     ImportedQuestion,
+    asked_question,
     objects,
     refused,
     shaped,
@@ -31,7 +32,7 @@ from conviction.recordings.importing.deepconf import read_deepconf
 from conviction.recordings.importing.inspect import read_inspect_json, read_inspect_zip
 from conviction.recordings.index import Index
 from conviction.recordings.rows import RowMaker
-from conviction.recordings.schema import PoolMeta, RecordedQuestion, RecordedTrace, check_row
+from conviction.recordings.schema import PoolMeta, RecordedTrace, check_row
 
 
 def read_file(path: Path) -> Imported:
@@ -142,7 +143,7 @@ def _read_answers_only(path: Path, lines: Iterable[tuple[int, Any]]) -> Imported
         if not line.all_answers:
             raise refused(place, "it has no answer: all_answers is empty", "Leave out the line.")
         gold = None if line.gold_answer is None else str(line.gold_answer)
-        question = RecordedQuestion(str(line.problem_num), line.question, gold, "", 0)
+        question = asked_question(place, str(line.problem_num), line.question, gold, None)
         traces = tuple(
             # How a trace ended is not told; one without an answer does not vote anyway.
             Trace(position, FinishReason.STOP, tokens, answer=Answer(text, text) if text else None)
