@@ -1,4 +1,4 @@
-"""Who may use the server: names, web pages, keys and sizes; and a line of log for each request."""
+"""Who may use the server: names, web pages and keys; and a line of log for each request."""
 
 import hmac
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-import anyio
 from opentelemetry import context
 from opentelemetry.propagate import extract
 from starlette.datastructures import Headers, MutableHeaders
@@ -31,7 +30,6 @@ _SHORTEST_KEY = 8
 _PATHS_WITH_KEYS = ("/v1/", "/api/", "/metrics")
 _TIMED_PATHS = ("/v1/chat/completions", "/v1/completions")
 _READING: Final = ("GET", "HEAD", "OPTIONS")
-_BODY_SECONDS = 60.0
 _DISCONNECTED = 499
 
 _SECURITY: Final = {
@@ -191,52 +189,6 @@ def key_check(keys: Mapping[str, str]) -> Check:
         scope["conviction.client"] = names[-1]
 
     return check
-
-
-class BodyGuard(Middleware):
-    """Reads the whole body of a request before anything else, and refuses one that is too large."""
-
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
-        super().__init__(app)
-        self._most_bytes = most_bytes
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its body, or refuse it."""
-        messages: list[Message] = []
-
-        async def replay() -> Message:
-            return messages.pop() if messages else await receive()
-
-        try:
-            with anyio.fail_after(_BODY_SECONDS):
-                messages.append(await self._read(scope, receive))
-        except TimeoutError:
-            refusal = RequestError("The request did not come whole.", code="timeout", status=408)
-        except RequestError as error:
-            refusal = error
-        else:
-            await self.app(scope, replay, send)
-            return
-        await failure_response(refusal)(scope, receive, send)
-
-    async def _read(self, scope: Scope, receive: Receive) -> Message:
-        """One message with the whole body, or the news that the client disconnected."""
-        declared = Headers(scope=scope).get("content-length", "0")
-        size = int(declared) if declared.isdecimal() else 0
-        body = bytearray()
-        while True:
-            if max(size, len(body)) > self._most_bytes:
-                raise RequestError(
-                    f"The request has more than {self._most_bytes:,} bytes.",
-                    code="request_too_large",
-                    status=413,
-                )
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            body += message.get("body", b"")
-            if not message.get("more_body", False) and len(body) <= self._most_bytes:
-                return {"type": "http.request", "body": bytes(body), "more_body": False}
 
 
 class SecurityHeaders(Middleware):

@@ -17,6 +17,8 @@ from conviction.server import access, documentation, page_routes
 from conviction.server import answer_schema as schema
 from conviction.server.access import client_of
 from conviction.server.answers import CHAT, TEXT, CompletionFormat
+from conviction.server.bodies import BodyGuard
+from conviction.server.connections import most_connections
 from conviction.server.failures import error_body, failure_response, log_failure, validation_error
 from conviction.server.request_schema import ChatRequest, CompletionRequest, ConvictionOptions
 from conviction.server.responses import ClientGoneError, StreamedAnswer, whole_answer
@@ -145,7 +147,15 @@ def create_app(
 def _add_guards(app: FastAPI, service: Service) -> None:
     """The innermost first; a request passes them from the last to the first."""
     settings = service.settings
-    app.add_middleware(access.BodyGuard, most_bytes=settings.ceilings.body_bytes)
+    connections = most_connections(settings.limits.connections)
+    app.add_middleware(
+        BodyGuard,
+        most_bytes=settings.ceilings.body_bytes,
+        # The others wait for a request, so that a new connection can take the place of one.
+        most_requests=connections - connections // 8,
+        limits=settings.limits,
+        memory=service.memory,
+    )
     app.add_middleware(access.Guard, check=access.key_check(settings.keys))
     if settings.origins:
         app.add_middleware(

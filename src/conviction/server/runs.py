@@ -31,8 +31,11 @@ _OFTEN, _SELDOM = 0.15, 0.3
 
 _MANY = 64
 
-_QUESTION = 300
-"""Characters of a question in the list."""
+_QUESTION = _ANSWER = 300
+"""Characters of a question and of an answer in the list."""
+
+_BASE_BYTES = 8192
+"""Memory of a run beside its tape."""
 
 
 class ServedRun:
@@ -45,7 +48,6 @@ class ServedRun:
     Attributes:
         id: Its name, which cannot be guessed.
         client: Name of the client's key; "" where there are no keys.
-        question: The user's own words.
         tape: What happens in it.
         finished: Whether `finish` was called.
     """
@@ -53,7 +55,6 @@ class ServedRun:
     def __init__(self, options: RunOptions, on_finish: Callable[["ServedRun"], None]) -> None:
         self.id = token_hex(12)
         self.client = options.client
-        self.question = options.text
         self.tape = Tape(options.text)
         self.finished = False
         self._created = time.time()
@@ -63,6 +64,11 @@ class ServedRun:
         self._outcome: Frame = {"answer": None, "share": None}
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
         self._recent_bytes = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return self.tape.size + self._recent_bytes + _BASE_BYTES
 
     def on_event(self, event: Event) -> None:
         """Take note of an event of the driver."""
@@ -77,7 +83,8 @@ class ServedRun:
         if isinstance(outcome, Verdict):
             if not self.tape.over:
                 self.tape.hear(RunFinished(outcome), elapsed)
-            self._outcome = {"answer": outcome.answer, "share": outcome.share}
+            answer = None if outcome.answer is None else outcome.answer[:_ANSWER]
+            self._outcome = {"answer": answer, "share": outcome.share}
         elif isinstance(outcome, (CancelledError, GeneratorExit)):
             self.tape.fail("The client disconnected.", elapsed)
         else:
@@ -171,7 +178,7 @@ class PastRun:
             "state": "over",
             "question": entry.question[:_QUESTION],
             "policy": entry.policy,
-            "answer": entry.answer,
+            "answer": None if entry.answer is None else entry.answer[:_ANSWER],
             "share": entry.share,
         }
 
@@ -216,7 +223,7 @@ class Runs:
     """
 
     def __init__(
-        self, history: History | None = None, *, most: int = 200, most_bytes: int = 256 << 20
+        self, history: History | None = None, *, most: int = 200, most_bytes: int = 128 << 20
     ) -> None:
         self._history = history
         self._past: dict[str, PastRun] = {}
@@ -245,7 +252,7 @@ class Runs:
         for entry in await anyio.to_thread.run_sync(listed):
             self._past[entry.run] = PastRun(entry, history)
 
-    async def remember(self, run: ServedRun, verdict: Verdict) -> None:
+    async def remember(self, run: ServedRun, verdict: Verdict, question: str) -> None:
         """Keep a run that has ended in the history, if there is one; a failure is logged."""
         if self._history is None:
             return
@@ -256,7 +263,7 @@ class Runs:
             page = recorded.encode()
             history.add(
                 verdict,
-                question=run.question,
+                question=question,
                 origin="serve",
                 client=run.client,
                 run=run.id,
@@ -282,7 +289,7 @@ class Runs:
 
     def _keep(self, run: ServedRun) -> None:
         """Keep a run that has ended, in place of older ones."""
-        size = run.tape.size
+        size = run.size
         self._ended[run.id] = size
         self._bytes += size
         while len(self._ended) > self._most or (

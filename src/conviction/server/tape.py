@@ -23,7 +23,8 @@ A frame (what is not new is left out):
 
 import json
 from collections import Counter
-from typing import Any
+from sys import getsizeof
+from typing import Any, cast
 
 import msgspec
 
@@ -48,10 +49,10 @@ Frame = dict[str, Any]
 DISPLAY_WINDOW = 16
 """Tokens in a group of the lines until the policy has chosen its window, if it ever does."""
 
-_MOST_KEPT = 4_000_000
+_MOST_KEPT = 1_000_000
 """Tokens that are kept for another window; a run with more keeps the lines that it has."""
 
-_MOST_TEXT = 64 << 20
+_MOST_TEXT = 16 << 20
 """Bytes of text that are kept of one run."""
 
 _ROWS = 8
@@ -59,6 +60,15 @@ _ROWS = 8
 
 _LONGEST = 300
 """Characters of an answer or an error."""
+
+_MOST_QUESTION = 100_000
+"""Characters of a question."""
+
+_MOST_ANSWER = 10_000
+"""Characters of an answer in a verdict."""
+
+_BASE_BYTES, _RECORD_BYTES = 24_000, 700
+"""Memory of an empty tape; and of an entry of a history or a trace beside texts and points."""
 
 _PROGRESS_ANSWER = 60
 """Characters of an answer in a line of progress."""
@@ -90,7 +100,7 @@ class Tape:
         self.tokens = 0
         self.finishes: Counter[FinishReason] = Counter()
         self.tally = Tally()
-        self._question = question
+        self._question = _short(question, _MOST_QUESTION)
         self._gold = gold
         self._at = 0
         self._traces: dict[int, TapedTrace] = {}
@@ -102,6 +112,7 @@ class Tape:
         self._text_bytes = 0
         self._classes: dict[str, int] = {}
         self._voters: frozenset[int] = frozenset()
+        self._progress: str | None = None
         self._run: Frame = {}
         self._ending: Frame = {}
         # Histories grow only; `_framed` is how much of each is in the frames so far.
@@ -172,8 +183,12 @@ class Tape:
     @property
     def size(self) -> int:
         """Bytes that it takes, about."""
-        points = sum(len(trace.line.points) for trace in self._traces.values())
-        return self._text_bytes + points * 72 + 4096
+        traces = sum(_RECORD_BYTES + trace.size for trace in self._traces.values())
+        entries = sum(map(len, self._histories.values())) * _RECORD_BYTES
+        votes = self._histories["votes"]
+        voters = sum(len(vote["joined"]) + len(vote["left"]) for vote in votes) * 40
+        texts = _text_size([self._question, self._run, self._histories["answers"], self._ending])
+        return _BASE_BYTES + traces + entries + voters + texts
 
     @property
     def traces(self) -> tuple[int, ...]:
@@ -183,6 +198,8 @@ class Tape:
     @property
     def progress(self) -> str:
         """A line for people who wait; empty before the first trace."""
+        if self._progress is not None:
+            return self._progress
         if not self._traces:
             return ""
         counts = (
@@ -202,7 +219,7 @@ class Tape:
         # A policy that has no window will not choose one, so nothing need be kept for it.
         self._keeps = "window" in event.policy and event.capabilities.top_k > 0
         self._run = {
-            "question": self._question or event.question.text,
+            "question": self._question or _short(event.question.text, _MOST_QUESTION),
             "policy": event.policy,
             "budget": event.budget,
             "engine": event.engine,
@@ -246,6 +263,8 @@ class Tape:
 
     def _end(self, ending: Frame) -> None:
         self._ending = ending
+        self._progress = self.progress
+        self.tally, self._classes = Tally(), {}  # Answers may be long.
         for trace in self._traces.values():
             self._draw(trace)
             trace.forget()
@@ -328,6 +347,10 @@ class Tape:
 def _verdict(verdict: Verdict) -> Frame:
     whole = verdict.to_dict()
     del whole["traces"], whole["question"]
+    for entry in (whole, *whole["tally"]):
+        if entry["answer"] is not None:
+            entry["answer"] = _short(entry["answer"], _MOST_ANSWER)
+    whole["tied"] = [_short(one, _MOST_ANSWER) for one in whole["tied"]]
     return whole | {
         "voters": sorted(verdict.tally.voters),
         "started": len(verdict.traces),
@@ -337,3 +360,12 @@ def _verdict(verdict: Verdict) -> Frame:
 
 def _short(text: str, most: int = _LONGEST) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _text_size(value: object) -> int:
+    """Bytes of all texts in plain JSON types."""
+    if isinstance(value, str):
+        return getsizeof(value)
+    if isinstance(value, dict):
+        return sum(map(_text_size, cast("Frame", value).values()))
+    return sum(map(_text_size, cast("list[object]", value))) if isinstance(value, list) else 0
