@@ -1,5 +1,6 @@
 """The bodies of requests: read whole before anything else, and bounded before they are parsed."""
 
+import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -24,6 +25,7 @@ _VALUE_BYTES = 256
 
 _SMALL = 64 << 10
 _LARGE_SHARE = 0.75
+_COLLECTED_BYTES = 32 << 20
 _RETRY_SECONDS = 5
 _ALWAYS = "/health"
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
@@ -38,6 +40,7 @@ class Memory:
     def __init__(self, most: int) -> None:
         self.taken = 0
         self._most = most
+        self._left = 0
 
     @contextmanager
     def share(self) -> Generator["MemoryShare"]:
@@ -61,6 +64,17 @@ class Memory:
         self.taken += more
 
 
+    def collect(self, left: int) -> None:
+        """Run the garbage collector now and then, for what a run of so many bytes left in cycles.
+
+        By itself it counts objects: some with megabytes of text would be left for long.
+        """
+        self._left += left
+        if self._left >= _COLLECTED_BYTES:
+            self._left = 0
+            gc.collect()
+
+
 class MemoryShare:
     """The memory of one request; made by `Memory.share`."""
 
@@ -76,6 +90,7 @@ class MemoryShare:
     def free(self) -> None:
         """Give all of it back."""
         self._memory.taken -= self._taken
+        self._memory.collect(self._taken)
         self._taken = 0
 
 

@@ -179,7 +179,7 @@ class StreamedAnswer(EventStream):
                 await super().__call__(scope, receive, send)
             finally:
                 # The garbage collector may find a cancelled task, and so this, much later.
-                del self._pending
+                del self._pending, self._options
 
     async def _send_answer(self, emit: Emit) -> None:
         write, pending, run = self._format, self._pending, self._pending.run

@@ -1,6 +1,7 @@
 """Running the application: a socket, a web server, and how it ends."""
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -92,6 +93,8 @@ async def run(
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(on_signals, finish_runs, end_at_once)
+        # What is there by now stays: the garbage collector need not look through it each time.
+        gc.freeze()
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
     failure: ConvictionError | None = getattr(app.state, "failure", None)

@@ -168,18 +168,22 @@ class Service:
         if options.answers not in self._kinds:
             self._kinds[options.answers] = kind(options.answers)
         with self._slots.place(most=options.concurrency, total=options.total_tokens) as place:
-            return await deliberate(
-                options.question,
-                engine=self.engine,
-                policy=options.policy,
-                answers=self._kinds[options.answers],
-                sampling=options.sampling,
-                seed=options.seed,
-                on_event=listener,
-                time_limit=options.time_limit,
-                interrupt=interrupt,
-                place=place,
-            )
+            try:
+                return await deliberate(
+                    options.question,
+                    engine=self.engine,
+                    policy=options.policy,
+                    answers=self._kinds[options.answers],
+                    sampling=options.sampling,
+                    seed=options.seed,
+                    on_event=listener,
+                    time_limit=options.time_limit,
+                    interrupt=interrupt,
+                    place=place,
+                )
+            finally:
+                # They refer to the run, and the run to its place: nothing would be freed.
+                place.begin = place.end = _nothing
 
     def keep(self, run: ServedRun, verdict: Verdict, question: str) -> None:
         """Keep a run in the history, if the settings say so; nothing waits for it."""
@@ -208,9 +212,10 @@ class PendingRun:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._ticket.leave()
-        self._share.free()
         if not self.run.finished:
             self.run.finish(error or CancelledError())
+        self._share.free()
+        self._service.memory.collect(self.run.size)
 
     async def think(self) -> Verdict:
         """Wait for its turn, then run the policy. Cancelling the caller ends all traces at once.
@@ -266,6 +271,10 @@ class PendingRun:
                 found="the run was ended before it came",
                 remedy="Ask again.",
             )
+
+
+def _nothing() -> None:
+    """Take no notice."""
 
 
 def service_of(request: HTTPConnection) -> Service:
