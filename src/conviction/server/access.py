@@ -2,16 +2,20 @@
 
 import hmac
 import os
+import re
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from time import perf_counter
 from typing import Final
+from urllib.parse import quote
 
 from opentelemetry import context
 from opentelemetry.propagate import extract
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +31,11 @@ LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 _KEYS_VARIABLE: Final = "CONVICTION_SERVER_KEYS"
 _MOST_KEY_BYTES = 1 << 20
 _SHORTEST_KEY = 8
+_HOST = re.compile(
+    r"(?P<name>\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?)(?::[0-9]{1,5})?"
+)
+_SHARED_PATHS = ("/v1/", "/health")
+_PRINTED = "/:@!$&'()*+,;=~"
 _PATHS_WITH_KEYS = ("/v1/", "/api/", "/metrics")
 _TIMED_PATHS = ("/v1/chat/completions", "/v1/completions")
 _READING: Final = ("GET", "HEAD", "OPTIONS")
@@ -70,6 +79,15 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
         found=problem,
         remedy="Name a file with one key a line.",
     )
+
+
+def readable_by_others(file: Path) -> bool:
+    """Whether users other than its owner may read a file, as its permissions say."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return False
+    return os.name == "posix" and bool(mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
 def check_bound(host: str, keys: Mapping[str, str]) -> None:
@@ -131,7 +149,7 @@ class Guard(Middleware):
 
 
 def host_check(names: Iterable[str]) -> Check:
-    """Refuse requests whose Host header has none of these names; ports do not matter.
+    """Refuse requests without exactly one Host header with one of these names, on any port.
 
     A web page can make its own name point to this machine (DNS rebinding); its requests then carry
     that name.
@@ -139,7 +157,8 @@ def host_check(names: Iterable[str]) -> Check:
     known = {name.lower() for name in names}
 
     def check(_: Scope, headers: Headers) -> None:
-        if _without_port(headers.get("host", "")) not in known:
+        given = headers.getlist("host")
+        if len(given) != 1 or host_name(given[0]) not in known:
             raise RequestError(
                 "This server is not called that. Use its own address, or start it with "
                 "--allow-host.",
@@ -150,14 +169,25 @@ def host_check(names: Iterable[str]) -> Check:
     return check
 
 
+def host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case; None if it is not a name with perhaps a port."""
+    found = _HOST.fullmatch(host.lower())
+    return found["name"] if found else None
+
+
 def origin_check(origins: Iterable[str]) -> Check:
-    """Refuse requests that change something, from web pages of any but this and these addresses."""
+    """Refuse requests that change something, from web pages of any but this and these addresses.
+
+    These may use the API, not the routes of the live page.
+    """
     known = {origin.lower().rstrip("/") for origin in origins}
 
     def check(scope: Scope, headers: Headers) -> None:
         origin = headers.get("origin", "").lower()
         host = headers.get("host", "").lower()
-        allowed = origin in (f"http://{host}", f"https://{host}", "") or origin in known
+        allowed = origin in (f"http://{host}", f"https://{host}", "")
+        if is_shared(scope["path"]):
+            allowed = allowed or origin in known or "*" in known
         if scope["method"] not in _READING and not allowed:
             raise RequestError(
                 "A web page of another address asks. Start the server with --cors-origin to let "
@@ -189,6 +219,29 @@ def key_check(keys: Mapping[str, str]) -> Check:
         scope["conviction.client"] = names[-1]
 
     return check
+
+
+def is_shared(path: str) -> bool:
+    """Whether web pages of other origins may be let in; runs are for the live page alone."""
+    return path.startswith(_SHARED_PATHS)
+
+
+class Cors(Middleware):
+    """Lets web pages of some origins use the API; all other routes stay closed to them."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(app)
+        self._shared = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and add headers to its response if it is to the API."""
+        await (self._shared if is_shared(scope["path"]) else self.app)(scope, receive, send)
 
 
 class SecurityHeaders(Middleware):
@@ -244,18 +297,10 @@ class AccessLog(Middleware):
             context.detach(token)
             address = scope["client"][0] if scope.get("client") else "-"
             client = scope.get("conviction.client") or "-"
-            # Paths come from clients: control characters in them would forge lines.
-            path = scope["path"].encode("unicode_escape").decode()
+            # A blank in a path would forge the fields behind it.
+            path = quote(scope["path"], safe=_PRINTED, errors="replace")
             method, seconds = scope["method"], perf_counter() - began
             LOGGER.info("%s %s %s %s %d %.3fs", address, client, method, path, status, seconds)
-
-
-def _without_port(host: str) -> str:
-    """A host without its port, in lower case; an IPv6 address in brackets."""
-    host = host.lower()
-    if host.startswith("["):
-        return host[: host.find("]") + 1]
-    return host.partition(":")[0]
 
 
 def _parsed(text: str, source: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from opentelemetry.trace import TracerProvider
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from conviction.engines.base import Engine
@@ -158,13 +157,7 @@ def _add_guards(app: FastAPI, service: Service) -> None:
     )
     app.add_middleware(access.Guard, check=access.key_check(settings.keys))
     if settings.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type"],
-            expose_headers=["x-request-id", "retry-after"],
-        )
+        app.add_middleware(access.Cors, origins=settings.origins)
     app.add_middleware(access.Guard, check=access.origin_check(settings.origins))
     # Where others reach the server they need a key, which no foreign page has.
     if access.is_loopback(settings.host) or settings.hosts:

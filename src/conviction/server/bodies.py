@@ -63,7 +63,6 @@ class Memory:
             )
         self.taken += more
 
-
     def collect(self, left: int) -> None:
         """Run the garbage collector now and then, for what a run of so many bytes left in cycles.
 

@@ -7,7 +7,6 @@ whatever else is installed: it bounds the bytes of a head, which httptools does 
 
 import asyncio
 import errno
-import logging
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -21,9 +20,8 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from conviction.server.failures import LOGGER
 from conviction.server.settings import Limits
-
-LOGGER = logging.getLogger("conviction.server")
 
 ACCEPTED_AT_ONCE = 8
 """Connections that are accepted before others are served: more could use up all open files."""
