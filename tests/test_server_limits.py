@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from server_app import Served, asking, endless, engine_of, served
+from server_app import Served, endless, engine_of, served
 
 from conviction.server.runs import Runs
 
