@@ -29,7 +29,7 @@ ACCEPTED_AT_ONCE = 8
 _RECEIVED_AT_ONCE = 16 << 10
 """Bytes read of one connection before others are served; parsing that many takes milliseconds."""
 
-_FREE_CHUNKS, _CHUNK_BYTES = 1024, 64
+_FREE_CHUNKS, _CHUNK_BYTES = 256, 64
 """A chunked body may have so many chunks, and one more for each so many bytes."""
 
 _FEWEST = 8

@@ -50,6 +50,7 @@ class ServedRun:
         client: Name of the client's key; "" where there are no keys.
         tape: What happens in it.
         finished: Whether `finish` was called.
+        size: Bytes that it takes, about; from then on.
     """
 
     def __init__(self, options: RunOptions, on_finish: Callable[["ServedRun"], None]) -> None:
@@ -57,6 +58,7 @@ class ServedRun:
         self.client = options.client
         self.tape = Tape(options.text)
         self.finished = False
+        self.size = 0
         self._created = time.time()
         self._facts = {"question": options.text[:_QUESTION], "policy": options.policy.name}
         self._on_finish = on_finish
@@ -64,11 +66,6 @@ class ServedRun:
         self._outcome: Frame = {"answer": None, "share": None}
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT)
         self._recent_bytes = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, about."""
-        return self.tape.size + self._recent_bytes + _BASE_BYTES
 
     def on_event(self, event: Event) -> None:
         """Take note of an event of the driver."""
@@ -89,6 +86,7 @@ class ServedRun:
             self.tape.fail("The client disconnected.", elapsed)
         else:
             self.tape.fail(status_and_body(outcome)[1]["error"]["message"], elapsed)
+        self.size = self.tape.size + self._recent_bytes + _BASE_BYTES
         self._on_finish(self)
 
     def facts(self) -> dict[str, Any]:

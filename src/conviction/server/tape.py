@@ -100,7 +100,8 @@ class Tape:
         self.tokens = 0
         self.finishes: Counter[FinishReason] = Counter()
         self.tally = Tally()
-        self._question = _short(question, _MOST_QUESTION)
+        # A sign for what is left out would double the memory of the rest.
+        self._question = question[:_MOST_QUESTION]
         self._gold = gold
         self._at = 0
         self._traces: dict[int, TapedTrace] = {}
@@ -187,7 +188,8 @@ class Tape:
         entries = sum(map(len, self._histories.values())) * _RECORD_BYTES
         votes = self._histories["votes"]
         voters = sum(len(vote["joined"]) + len(vote["left"]) for vote in votes) * 40
-        texts = _text_size([self._question, self._run, self._histories["answers"], self._ending])
+        begun = self._run or self._question
+        texts = _text_size([begun, self._histories["answers"], self._ending])
         return _BASE_BYTES + traces + entries + voters + texts
 
     @property
@@ -219,7 +221,7 @@ class Tape:
         # A policy that has no window will not choose one, so nothing need be kept for it.
         self._keeps = "window" in event.policy and event.capabilities.top_k > 0
         self._run = {
-            "question": self._question or _short(event.question.text, _MOST_QUESTION),
+            "question": self._question or event.question.text[:_MOST_QUESTION],
             "policy": event.policy,
             "budget": event.budget,
             "engine": event.engine,
