@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
 from cyclopts import Parameter
@@ -256,27 +256,7 @@ def _settings(
                 seed=defaults.seed,
                 **asdict(sampling),
             ),
-            ceilings=told.Ceilings(
-                budget=bounds.max_budget,
-                max_tokens=bounds.max_trace_tokens,
-                seconds=bounds.max_seconds,
-                concurrency=bounds.max_concurrency,
-                total_tokens=bounds.max_total_tokens,
-                body_bytes=bounds.max_body,
-            ),
-            queueing=told.Queueing(
-                running=bounds.max_running,
-                queued=bounds.max_queued,
-                queued_per_client=bounds.max_queued_per_client,
-                seconds=bounds.max_wait,
-            ),
-            limits=told.Limits(
-                connections=bounds.max_connections,
-                header_seconds=bounds.max_header_seconds,
-                body_seconds=bounds.max_body_seconds,
-                request_bytes=bounds.max_request_memory,
-                run_bytes=bounds.max_run_memory,
-            ),
+            **_bounds(bounds),
             keys=keys,
             hosts=tuple(address.allow_host or ()),
             origins=tuple(address.cors_origin or ()),
@@ -295,6 +275,35 @@ def _settings(
             found="it is no word of up to 200 characters" if misnamed else first["msg"].lower(),
             remedy="Change it and retry; conviction serve --help tells them all.",
         ) from None
+
+
+def _bounds(bounds: BoundOptions) -> dict[str, Any]:
+    """The settings that say what requests and connections may take."""
+    from conviction.server import settings as told  # noqa: PLC0415  # an extra
+
+    return {
+        "ceilings": told.Ceilings(
+            budget=bounds.max_budget,
+            max_tokens=bounds.max_trace_tokens,
+            seconds=bounds.max_seconds,
+            concurrency=bounds.max_concurrency,
+            total_tokens=bounds.max_total_tokens,
+            body_bytes=bounds.max_body,
+        ),
+        "queueing": told.Queueing(
+            running=bounds.max_running,
+            queued=bounds.max_queued,
+            queued_per_client=bounds.max_queued_per_client,
+            seconds=bounds.max_wait,
+        ),
+        "limits": told.Limits(
+            connections=bounds.max_connections,
+            header_seconds=bounds.max_header_seconds,
+            body_seconds=bounds.max_body_seconds,
+            request_bytes=bounds.max_request_memory,
+            run_bytes=bounds.max_run_memory,
+        ),
+    }
 
 
 def _warn_of_open_keys(files: Sequence[Path | None], console: Console) -> None:
