@@ -5,6 +5,7 @@ import fcntl
 import os
 import stat
 import struct
+import sys
 import time
 from math import inf, isnan, nan
 from pathlib import Path
@@ -204,6 +205,24 @@ async def test_without_room_there_is_no_channel_a_note_and_no_file(
     assert channel is None
     assert "means of 5 log-probabilities in place of 20" in note
     assert names(tmp_path) == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a lock of Linux")
+async def test_a_channel_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    channel = Channel(4, tmp_path)
+    writer = Writer(channel.name, tmp_path)
+    writer.put(0, 1.0)
+
+    with pytest.raises(ValueError, match="writer already"):
+        Writer(channel.name, tmp_path)  # as of a second request that names the same channel
+    writer.put(1, 2.0)
+    writer.close()
+    again = Writer(channel.name, tmp_path)  # of a trace that was put aside in the meantime
+    again.put(2, 3.0)
+
+    assert (await channel.take(3)).tolist() == [1.0, 2.0, 3.0]
+    again.close()
+    channel.close()
 
 
 # --- What killed clients leave --------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What --ray and its options refuse before a cluster is touched, and what they make of the rest."""
 
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from conviction.cli.main import run
 from conviction.core import Sampling
 from conviction.engines.openai import OpenAIEngine
 from conviction.errors import EngineError, EngineStartError, InvalidSettingError
-from conviction.ray.cluster import actor_options, connected, parse_resources
+from conviction.ray.cluster import actor_options, check_extra, connected, parse_resources
 from conviction.ray.host import portable
 
 
@@ -100,3 +101,14 @@ def test_errors_that_do_not_pickle_are_told_in_words() -> None:
     with pytest.raises(InvalidSettingError) as refused:
         Sampling(max_tokens=0)
     assert portable(refused.value) is refused.value
+
+
+@pytest.mark.parametrize("wish", [None, "1"])
+def test_use_of_ray_is_not_reported_unless_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch, wish: str | None
+) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    if wish is not None:
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", wish)
+    check_extra()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == (wish or "0")

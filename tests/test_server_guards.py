@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 from server_app import SECONDS, Served, asking, engine_of, served
+from starlette.datastructures import Headers
 
-from conviction.errors import InvalidSettingError
-from conviction.server.access import check_bound, read_keys
+from conviction.cli.serve import logging_to_stderr
+from conviction.engines.scripted import Script, ScriptedEngine
+from conviction.errors import EngineUnavailableError, InvalidSettingError
+from conviction.server.access import check_bound, host_check, read_keys, readable_by_others
+from conviction.server.failures import RequestError
 
 KEYS = {"a-key-of-ann": "ann", "a-key-of-bob": "bob"}
+
+
+WORDS = {"tried": "ask the\nserver", "found": "\x1b[2Jforged\r\nline", "remedy": "Retry."}
 
 
 async def raw(server: Served, request: bytes) -> bytes:
@@ -67,6 +75,16 @@ def test_keys_come_from_a_file_with_names_or_without(tmp_path: Path) -> None:
     assert read_keys(file) == {"first-key-1": "ann", "second-key-2": "key-2"}
 
 
+def test_it_is_known_whether_others_can_read_a_file_of_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("first-key-1", encoding="utf-8")
+    found: list[bool] = []
+    for mode in (0o600, 0o640, 0o604):
+        file.chmod(mode)
+        found.append(readable_by_others(file))
+    assert found == [False, True, True]
+
+
 def test_keys_come_from_the_environment_where_there_is_no_file() -> None:
     found = read_keys(None, {"CONVICTION_SERVER_KEYS": "first-key-1,bob second-key-2"})
     assert found == {"first-key-1": "key-1", "second-key-2": "bob"}
@@ -110,6 +128,36 @@ async def test_a_name_that_is_not_its_own_is_refused(name: str) -> None:
     assert "--allow-host" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        (),
+        ("localhost", "localhost"),
+        ("localhost", "evil.example"),
+        ("[::1].evil",),
+        ("[::1]evil:80",),
+        ("[::1",),
+        ("localhost:",),
+        ("localhost:80:90",),
+        ("localhost:port",),
+        ("localhost:123456",),
+        ("user@localhost",),
+        ("localhost@evil.example",),
+        ("localhost:80@evil.example",),
+        ("localhost, evil.example",),
+        ("localhost/",),
+        ("localhost\u0660",),
+        ("localhost\n",),
+        ("",),
+    ],
+)
+def test_anything_but_one_name_with_perhaps_a_port_is_refused(given: tuple[str, ...]) -> None:
+    check = host_check(["localhost", "[::1]", "[::1].evil"])
+    headers = Headers(raw=[(b"host", one.encode()) for one in given])
+    with pytest.raises(RequestError, match="--allow-host"):
+        check({}, headers)
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["localhost:1", "LOCALHOST", "[::1]:8008", "think.example"])
 async def test_its_own_names_are_taken(name: str) -> None:
@@ -151,6 +199,40 @@ async def test_browsers_are_told_of_no_other_page_by_default() -> None:
     # The browser asks before it sends the key.
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://chat.example"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("origin", ["*", "https://chat.example"])
+async def test_pages_that_may_use_the_api_see_no_runs_and_begin_none(origin: str) -> None:
+    page = {"origin": "https://chat.example"}
+    preflight = page | {"access-control-request-method": "DELETE"}
+    async with served(engine_of(7), origins=(origin,)) as server:
+        asked = await server.http.post("/v1/chat/completions", json=asking(), headers=page)
+        assert asked.status_code == 200
+        assert "access-control-allow-origin" in asked.headers
+        run = asked.json()["conviction"]["run"]
+        for path in ("/api/runs", f"/api/runs/{run}", f"/api/runs/{run}/export", "/metrics"):
+            for how, headers in (("GET", page), ("OPTIONS", preflight)):
+                answer = await server.http.request(how, path, headers=headers)
+                assert not [name for name in answer.headers if name.startswith("access-control")]
+        begun = await server.http.post("/api/runs", json={"question": "x"}, headers=page)
+        ended = await server.http.delete(f"/api/runs/{run}", headers=page)
+    assert (begun.status_code, ended.status_code) == (403, 403)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("proxies", "address"), [((), "127.0.0.1"), (("127.0.0.1",), "10.9.8.7")])
+async def test_only_a_named_proxy_is_believed(
+    caplog: pytest.LogCaptureFixture, proxies: tuple[str, ...], address: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    headers = {"x-forwarded-for": "10.9.8.7", "x-forwarded-proto": "https"}
+    async with served(engine_of(7), proxies=proxies) as server:
+        await server.http.get("/health", headers=headers)
+        # A redirect repeats the scheme that the server believes to be called by.
+        moved = await server.http.get("/health/", headers=headers)
+    assert f"{address} - GET /health 200" in caplog.text
+    assert moved.headers["location"].startswith("https:" if proxies else "http:")
 
 
 @pytest.mark.anyio
@@ -230,6 +312,29 @@ async def test_the_log_has_a_line_per_request_and_no_word_of_it(
     assert "\n" not in lines[2]
     assert "secret" not in caplog.text
     assert "So it is" not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_the_log_cannot_be_forged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    failing = ScriptedEngine([Script("", np.zeros(0), fault=EngineUnavailableError(**WORDS))])
+    async with served(failing, log_content=True) as server:
+        await server.chat("One?\n2026-01-01 00:00:00 127.0.0.1 ann GET /v1 200\x1b[2J\x85\u2028")
+        await server.http.get("/x%20200%200.001s%0d%0a%1b%5b2J%e2%80%a8")
+    lines = [one.getMessage() for one in caplog.records if one.name == "conviction.server"]
+    assert any("forged" in one for one in lines)
+    assert all(one.isprintable() for one in lines)
+    assert re.fullmatch(r"\S+ - GET /x%20200%200\.001s\S+ 404 \d\.\d+s", lines[-1])
+
+
+def test_what_else_is_logged_stays_on_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_to_stderr(quiet=False):
+        error = ValueError("x\n2026-01-01 00:00:00 forged\x1b[2J")
+        logging.getLogger("uvicorn.error").error("failed", exc_info=error)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.endswith("failed")
+    assert any("forged" in one for one in others)
+    assert all(one.startswith("    ") and "\x1b" not in one for one in others)
 
 
 @pytest.mark.anyio

@@ -215,7 +215,9 @@ def test_an_open_address_without_keys_is_refused(
 def test_an_open_address_with_keys_serves_those_who_have_one(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("ann a-key-of-ann\n", encoding="utf-8")
+    keys.chmod(0o644)
     with serving("--host", "0.0.0.0", "--client-keys", str(keys), "--delay", "0") as server:  # noqa: S104
+        assert "other users of this machine can read the keys" in server.lines[0]
         with httpx2.Client(trust_env=False, timeout=SECONDS) as http:
             assert http.get(f"{server.url}/v1/models").status_code == 401
             headers = {"authorization": "Bearer a-key-of-ann"}

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Writer:
         within: The folder that it lies in.
 
     Raises:
-        ValueError: that is no name of a channel, or no channel.
+        ValueError: that is no name of a channel, or no channel, or it has a writer already.
         OSError: it cannot be opened.
     """
 
@@ -51,6 +52,7 @@ class Writer:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         self._file = os.open((within or folder()) / name, flags)
         try:
+            _claim(self._file)
             # A trace that comes back after a preemption finds what it had written.
             self._capacity, self._written = _look(self._file)
         except BaseException:
@@ -96,6 +98,27 @@ class Writer:
 
 def _at(place: int) -> int:
     return HEADER_BYTES + VALUE.size * place
+
+
+def _claim(file: int) -> None:
+    """Become a channel's only writer, until the file is closed.
+
+    The client holds a lock on its file, of another kind (flock). This one belongs to the open file,
+    not to the process: all traces of a worker are written by the same process.
+
+    Raises:
+        ValueError: it has a writer: a second request names the same channel.
+    """
+    if sys.platform != "linux":
+        return
+    import fcntl  # noqa: PLC0415  # not everywhere
+
+    # A struct flock: type, whence, start, length and process, of the first byte.
+    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+    except BlockingIOError:
+        raise ValueError("the channel has a writer already") from None
 
 
 def _look(file: int) -> tuple[int, int]:

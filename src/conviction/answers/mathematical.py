@@ -21,6 +21,7 @@ from conviction.answers import worker as worker_program
 from conviction.answers.formulas.parsing import MOST_CHARACTERS
 from conviction.answers.formulas.shapes import Form, certainly_differ, read, stand_for_the_same
 from conviction.answers.kinds import AnswerKind
+from conviction.children import child_environment
 from conviction.core import require
 
 _MOST_KEPT = 4096
@@ -96,6 +97,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=child_environment(),
             encoding="utf-8",
         )
         assert self.process.stdin  # noqa: S101  # it was asked for

@@ -3,12 +3,12 @@
 import json
 import logging
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
 from cyclopts import Parameter
@@ -46,7 +46,9 @@ class AddressOptions:
     allow_host: Annotated[list[str] | None, Parameter(negative="")] = None
     "Further name that clients may call this server by; repeat, or list several."
     cors_origin: Annotated[list[str] | None, Parameter(negative="")] = None
-    "Origin of a page that may call it, as in https://chat.example.org; repeat, or list several."
+    "Origin of a page that may call /v1, as in https://chat.example.org; repeat, or list several."
+    trusted_proxy: Annotated[list[str] | None, Parameter(negative="")] = None
+    "Address of a proxy whose X-Forwarded-For and -Proto are believed; repeat, or list several."
 
 
 @Parameter(name="*", group="Engine", negative="")
@@ -107,6 +109,16 @@ class BoundOptions:
     "Tokens of all traces of one request together; one that names none has this."
     max_body: Annotated[int, WHOLE] = 4 << 20
     "Bytes of one request."
+    max_body_seconds: float = 60.0
+    "Time in which the body of a request has to come; at most 10 s more than 4 KiB/s would take."
+    max_header_seconds: float = 10.0
+    "Time in which the headers of a request have to come."
+    max_connections: Annotated[int, WHOLE] = 1000
+    "Open connections; fewer where the limit of open files leaves fewer."
+    max_request_memory: Annotated[int, WHOLE] = 64 << 20
+    "Bytes of memory of all requests together that are read, wait or run."
+    max_run_memory: Annotated[int, WHOLE] = 128 << 20
+    "Bytes of memory of all runs together that the page shows after their end."
     max_running: Annotated[int, WHOLE] = 16
     "Verdicts at once; up to a quarter more for clients that have none running."
     max_queued: Annotated[int, WHOLE] = 256
@@ -172,6 +184,7 @@ def serve(
     settings = _settings(
         address, defaults, bounds, output, name=engine.served_model, sampling=sampling
     )
+    _warn_of_open_keys([address.client_keys, engine.api_key_file], console)
     listener = listen(settings)
     try:
         backend = prepared(backend, console)
@@ -244,23 +257,11 @@ def _settings(
                 seed=defaults.seed,
                 **asdict(sampling),
             ),
-            ceilings=told.Ceilings(
-                budget=bounds.max_budget,
-                max_tokens=bounds.max_trace_tokens,
-                seconds=bounds.max_seconds,
-                concurrency=bounds.max_concurrency,
-                total_tokens=bounds.max_total_tokens,
-                body_bytes=bounds.max_body,
-            ),
-            queueing=told.Queueing(
-                running=bounds.max_running,
-                queued=bounds.max_queued,
-                queued_per_client=bounds.max_queued_per_client,
-                seconds=bounds.max_wait,
-            ),
+            **_bounds(bounds),
             keys=keys,
             hosts=tuple(address.allow_host or ()),
             origins=tuple(address.cors_origin or ()),
+            proxies=tuple(address.trusted_proxy or ()),
             ping_seconds=output.ping,
             progress_seconds=output.progress,
             drain_seconds=bounds.drain,
@@ -277,6 +278,44 @@ def _settings(
         ) from None
 
 
+def _bounds(bounds: BoundOptions) -> dict[str, Any]:
+    """The settings that say what requests and connections may take."""
+    from conviction.server import settings as told  # noqa: PLC0415  # an extra
+
+    return {
+        "ceilings": told.Ceilings(
+            budget=bounds.max_budget,
+            max_tokens=bounds.max_trace_tokens,
+            seconds=bounds.max_seconds,
+            concurrency=bounds.max_concurrency,
+            total_tokens=bounds.max_total_tokens,
+            body_bytes=bounds.max_body,
+        ),
+        "queueing": told.Queueing(
+            running=bounds.max_running,
+            queued=bounds.max_queued,
+            queued_per_client=bounds.max_queued_per_client,
+            seconds=bounds.max_wait,
+        ),
+        "limits": told.Limits(
+            connections=bounds.max_connections,
+            header_seconds=bounds.max_header_seconds,
+            body_seconds=bounds.max_body_seconds,
+            request_bytes=bounds.max_request_memory,
+            run_bytes=bounds.max_run_memory,
+        ),
+    }
+
+
+def _warn_of_open_keys(files: Sequence[Path | None], console: Console) -> None:
+    from conviction.server.access import readable_by_others  # noqa: PLC0415  # an extra
+
+    for file in files:
+        if file is not None and readable_by_others(file):
+            said = f"warning: other users of this machine can read the keys in {safe(str(file))}."
+            console.print(escape(f"{said} Change that with chmod 600."), soft_wrap=True)
+
+
 def _check_default(name: str, value: int, option: str, ceiling: int) -> None:
     if value > ceiling:
         raise InvalidSettingError(
@@ -286,17 +325,26 @@ def _check_default(name: str, value: int, option: str, ceiling: int) -> None:
         )
 
 
+class _Indented(logging.Formatter):
+    """Only the first line of an entry begins at the margin: a text in it cannot forge another."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The entry."""
+        return safe(super().format(record)).replace("\n", "\n    ")
+
+
 @contextmanager
 def logging_to_stderr(*, quiet: bool) -> Generator[None]:
     """Let the server log on stderr, a line per request and what fails; then all is as before."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logs = [logging.getLogger(name) for name in ("conviction.server", "uvicorn")]
+    handler.setFormatter(_Indented("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logs = [logging.getLogger(name) for name in ("conviction.server", "uvicorn", "asyncio")]
     before = [(log, log.handlers, log.propagate, log.level) for log in logs]
     for log in logs:
         log.handlers = [handler]
         log.propagate = False
-        log.setLevel(logging.WARNING if quiet or log.name == "uvicorn" else logging.INFO)
+        own = log.name == "conviction.server"
+        log.setLevel(logging.INFO if own and not quiet else logging.WARNING)
     try:
         yield
     finally:

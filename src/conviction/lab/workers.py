@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from conviction.children import secrets_hidden
 from conviction.errors import RecordingError
 from conviction.lab.sources import TraceSource
 
@@ -57,7 +58,7 @@ def _in_processes(
             try:
                 ours, theirs = context.Pipe()
                 worker = context.Process(target=_serve, args=(theirs,), daemon=True)
-                with _interrupts_ignored():
+                with _interrupts_ignored(), secrets_hidden():
                     worker.start()
             except OSError as error:
                 raise _failed(f"one of them could not be started ({error})") from None

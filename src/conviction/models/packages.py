@@ -23,6 +23,7 @@ from tempfile import mkdtemp
 from typing import BinaryIO
 from zipfile import BadZipFile, ZipFile
 
+from conviction.children import child_environment
 from conviction.models.cache import (
     Limits,
     Partial,
@@ -154,7 +155,7 @@ def _run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=settings["TMPDIR"],
-            env={**os.environ, **settings},
+            env={**child_environment(), **settings},
         )
     except (OSError, ValueError) as error:
         raise SourceFailedError(f"pip could not be started ({error})") from None

@@ -24,6 +24,8 @@ def check_extra() -> None:
     """
     # Programs that `uv run` starts would be packed up and made anew on every node.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Ray reports its use over the network unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray as _  # noqa: F401, PLC0415  # an extra
     except ImportError:

@@ -1,18 +1,21 @@
-"""Who may use the server: names, web pages, keys and sizes; and a line of log for each request."""
+"""Who may use the server: names, web pages and keys; and a line of log for each request."""
 
 import hmac
 import os
+import re
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from time import perf_counter
 from typing import Final
+from urllib.parse import quote
 
-import anyio
 from opentelemetry import context
 from opentelemetry.propagate import extract
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,10 +31,14 @@ LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 _KEYS_VARIABLE: Final = "CONVICTION_SERVER_KEYS"
 _MOST_KEY_BYTES = 1 << 20
 _SHORTEST_KEY = 8
+_HOST = re.compile(
+    r"(?P<name>\[[0-9a-f:.]{2,45}\]|[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?)(?::[0-9]{1,5})?"
+)
+_SHARED_PATHS = ("/v1/", "/health")
+_PRINTED = "/:@!$&'()*+,;=~"
 _PATHS_WITH_KEYS = ("/v1/", "/api/", "/metrics")
 _TIMED_PATHS = ("/v1/chat/completions", "/v1/completions")
 _READING: Final = ("GET", "HEAD", "OPTIONS")
-_BODY_SECONDS = 60.0
 _DISCONNECTED = 499
 
 _SECURITY: Final = {
@@ -72,6 +79,15 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
         found=problem,
         remedy="Name a file with one key a line.",
     )
+
+
+def readable_by_others(file: Path) -> bool:
+    """Whether users other than its owner may read a file, as its permissions say."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return False
+    return os.name == "posix" and bool(mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
 def check_bound(host: str, keys: Mapping[str, str]) -> None:
@@ -138,7 +154,7 @@ class Guard(Middleware):
 
 
 def host_check(names: Iterable[str]) -> Check:
-    """Refuse requests whose Host header has none of these names; ports do not matter.
+    """Refuse requests without exactly one Host header with one of these names, on any port.
 
     A web page can make its own name point to this machine (DNS rebinding); its requests then carry
     that name.
@@ -146,7 +162,8 @@ def host_check(names: Iterable[str]) -> Check:
     known = {name.lower() for name in names}
 
     def check(_: Scope, headers: Headers) -> None:
-        if _without_port(headers.get("host", "")) not in known:
+        given = headers.getlist("host")
+        if len(given) != 1 or host_name(given[0]) not in known:
             raise RequestError(
                 "This server is not called that. Use its own address, or start it with "
                 "--allow-host.",
@@ -157,14 +174,25 @@ def host_check(names: Iterable[str]) -> Check:
     return check
 
 
+def host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case; None if it is not a name with perhaps a port."""
+    found = _HOST.fullmatch(host.lower())
+    return found["name"] if found else None
+
+
 def origin_check(origins: Iterable[str]) -> Check:
-    """Refuse requests that change something, from web pages of any but this and these addresses."""
+    """Refuse requests that change something, from web pages of any but this and these addresses.
+
+    These may use the API, not the routes of the live page.
+    """
     known = {origin.lower().rstrip("/") for origin in origins}
 
     def check(scope: Scope, headers: Headers) -> None:
         origin = headers.get("origin", "").lower()
         host = headers.get("host", "").lower()
-        allowed = origin in (f"http://{host}", f"https://{host}", "") or origin in known
+        allowed = origin in (f"http://{host}", f"https://{host}", "")
+        if is_shared(scope["path"]):
+            allowed = allowed or origin in known or "*" in known
         if scope["method"] not in _READING and not allowed:
             raise RequestError(
                 "A web page of another address asks. Start the server with --cors-origin to let "
@@ -198,50 +226,27 @@ def key_check(keys: Mapping[str, str]) -> Check:
     return check
 
 
-class BodyGuard(Middleware):
-    """Reads the whole body of a request before anything else, and refuses one that is too large."""
+def is_shared(path: str) -> bool:
+    """Whether web pages of other origins may be let in; runs are for the live page alone."""
+    return path.startswith(_SHARED_PATHS)
 
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+
+class Cors(Middleware):
+    """Lets web pages of some origins use the API; all other routes stay closed to them."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         super().__init__(app)
-        self._most_bytes = most_bytes
+        self._shared = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its body, or refuse it."""
-        messages: list[Message] = []
-
-        async def replay() -> Message:
-            return messages.pop() if messages else await receive()
-
-        try:
-            with anyio.fail_after(_BODY_SECONDS):
-                messages.append(await self._read(scope, receive))
-        except TimeoutError:
-            refusal = RequestError("The request did not come whole.", code="timeout", status=408)
-        except RequestError as error:
-            refusal = error
-        else:
-            await self.app(scope, replay, send)
-            return
-        await failure_response(refusal)(scope, receive, send)
-
-    async def _read(self, scope: Scope, receive: Receive) -> Message:
-        """One message with the whole body, or the news that the client disconnected."""
-        declared = Headers(scope=scope).get("content-length", "0")
-        size = int(declared) if declared.isdecimal() else 0
-        body = bytearray()
-        while True:
-            if max(size, len(body)) > self._most_bytes:
-                raise RequestError(
-                    f"The request has more than {self._most_bytes:,} bytes.",
-                    code="request_too_large",
-                    status=413,
-                )
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            body += message.get("body", b"")
-            if not message.get("more_body", False) and len(body) <= self._most_bytes:
-                return {"type": "http.request", "body": bytes(body), "more_body": False}
+        """Pass a request on, and add headers to its response if it is to the API."""
+        await (self._shared if is_shared(scope["path"]) else self.app)(scope, receive, send)
 
 
 class SecurityHeaders(Middleware):
@@ -297,18 +302,10 @@ class AccessLog(Middleware):
             context.detach(token)
             address = scope["client"][0] if scope.get("client") else "-"
             client = scope.get("conviction.client") or "-"
-            # Paths come from clients: control characters in them would forge lines.
-            path = scope["path"].encode("unicode_escape").decode()
+            # A blank in a path would forge the fields behind it.
+            path = quote(scope["path"], safe=_PRINTED, errors="replace")
             method, seconds = scope["method"], perf_counter() - began
             LOGGER.info("%s %s %s %s %d %.3fs", address, client, method, path, status, seconds)
-
-
-def _without_port(host: str) -> str:
-    """A host without its port, in lower case; an IPv6 address in brackets."""
-    host = host.lower()
-    if host.startswith("["):
-        return host[: host.find("]") + 1]
-    return host.partition(":")[0]
 
 
 def _parsed(text: str, source: str) -> dict[str, str]:

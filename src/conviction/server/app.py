@@ -8,7 +8,6 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from opentelemetry.trace import TracerProvider
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from conviction.engines.base import Engine
@@ -17,6 +16,8 @@ from conviction.server import access, documentation, page_routes
 from conviction.server import answer_schema as schema
 from conviction.server.access import address_of, client_of
 from conviction.server.answers import CHAT, TEXT, CompletionFormat
+from conviction.server.bodies import BodyGuard
+from conviction.server.connections import most_connections
 from conviction.server.failures import error_body, failure_response, log_failure, validation_error
 from conviction.server.request_schema import ChatRequest, CompletionRequest, ConvictionOptions
 from conviction.server.responses import ClientGoneError, StreamedAnswer, whole_answer
@@ -147,16 +148,18 @@ def create_app(
 def _add_guards(app: FastAPI, service: Service) -> None:
     """The innermost first; a request passes them from the last to the first."""
     settings = service.settings
-    app.add_middleware(access.BodyGuard, most_bytes=settings.ceilings.body_bytes)
+    connections = most_connections(settings.limits.connections)
+    app.add_middleware(
+        BodyGuard,
+        most_bytes=settings.ceilings.body_bytes,
+        # The others wait for a request, so that a new connection can take the place of one.
+        most_requests=connections - connections // 8,
+        limits=settings.limits,
+        memory=service.memory,
+    )
     app.add_middleware(access.Guard, check=access.key_check(settings.keys))
     if settings.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type"],
-            expose_headers=["x-request-id", "retry-after"],
-        )
+        app.add_middleware(access.Cors, origins=settings.origins)
     app.add_middleware(access.Guard, check=access.origin_check(settings.origins))
     # Where others reach the server they need a key, which no foreign page has.
     if access.is_loopback(settings.host) or settings.hosts:

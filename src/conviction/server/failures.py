@@ -24,6 +24,7 @@ from conviction.errors import (
 from conviction.server.request_schema import UNSUPPORTED
 
 LOGGER: Final = logging.getLogger("conviction.server")
+"""The server's log. What clients, models and other servers wrote cannot forge lines in it."""
 
 _STATUS_AND_CODE: Final = (
     (OverloadedError, 503, "overloaded"),
@@ -47,6 +48,25 @@ _TYPES: Final = {
 
 _LONGEST_NAME = 100
 """Characters of a field's name that is repeated; those of this server are shorter."""
+
+
+def printable(text: str) -> str:
+    """A text in which all characters that are not printable, line breaks too, are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    """Make a record's message printable; its traceback, which is ours, stays on lines."""
+    record.msg, record.args = printable(record.getMessage()), None
+    record.exc_text = getattr(record, "where", None) or record.exc_text
+    return True
+
+
+LOGGER.addFilter(_escape)
 
 
 class RequestError(UsageError):
@@ -149,8 +169,8 @@ def log_failure(error: BaseException, *, content: bool) -> None:
     if content:
         said = body["error"]["message"] if known else quoted(str(error))
         what = f"{type(error).__name__}: {said}"
-    where = "" if known else "\n" + "".join(format_tb(error.__traceback__))
-    LOGGER.error("%s%s", what, where)
+    where = "" if known else "".join(format_tb(error.__traceback__)).rstrip()
+    LOGGER.error(what, extra={"where": where})
 
 
 def validation_error(problems: Sequence[Any]) -> RequestError:

@@ -5,9 +5,10 @@ fits; `UNSUPPORTED` says what to do instead of any other value.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from conviction.answers import kinds_help
 from conviction.api import MOST_CHARACTERS
@@ -16,6 +17,9 @@ from conviction.server.settings import Content
 
 MOST_NAME: Final = 1000
 """Characters of a model's name or a policy's, settings included: it is repeated in each event."""
+
+MOST_FIELDS: Final = 100
+"""Fields of one object: more than twice as many as any has."""
 
 UNSUPPORTED: Final = {
     "audio": "Only text is written here.",
@@ -63,10 +67,19 @@ Words = Annotated[
 ]
 
 
+def _few_fields(value: object) -> object:
+    """Each unknown field would make an error of its own: of thousands, only one is reported."""
+    if isinstance(value, dict) and len(cast("dict[str, object]", value)) > MOST_FIELDS:
+        raise PydanticCustomError("too_many_fields", "There are too many fields here")
+    return cast("object", value)
+
+
 class Strict(BaseModel):
     """Nothing is converted, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    _bounded = model_validator(mode="before")(_few_fields)
 
 
 class ConvictionOptions(Strict):
@@ -142,7 +155,7 @@ class ChatMessage(Strict):
     """One message of a chat. Answers may be sent back with all their fields."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True)]
     name: str | None = None
     refusal: Annotated[str | None, Field(max_length=0)] = None
     reasoning: str | None = None
@@ -219,7 +232,7 @@ class _CompletionBase(Strict):
 class ChatRequest(_CompletionBase):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000, fail_fast=True)]
     max_completion_tokens: Positive | None = None
     store: bool | None = None
     service_tier: str | None = None

@@ -102,7 +102,11 @@ class EventStream(Response):
             self._scope = tasks.cancel_scope
             tasks.start_soon(_cancel_when_gone, receive, tasks.cancel_scope)
             tasks.start_soon(self._ping)
-            await self._send_all()
+            try:
+                await self._send_all()
+            finally:
+                # What produces the events refers to this response: its run could not be freed.
+                self._produce = _nothing
             tasks.cancel_scope.cancel()
 
     async def _send_all(self) -> None:
@@ -141,6 +145,10 @@ class EventStream(Response):
             await anyio.sleep(self._ping_seconds - silent)
 
 
+async def _nothing(_: Emit) -> None:
+    """Produce no event."""
+
+
 class StreamedAnswer(EventStream):
     """Runs, and streams progress and then the answer; the tokens, too, if `with_usage`."""
 
@@ -167,7 +175,11 @@ class StreamedAnswer(EventStream):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything; what can be refused is refused before a stream begins."""
         with self._service.join(self._options) as self._pending:
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                # The garbage collector may find a cancelled task, and so this, much later.
+                del self._pending, self._options
 
     async def _send_answer(self, emit: Emit) -> None:
         write, pending, run = self._format, self._pending, self._pending.run
@@ -197,18 +209,23 @@ class StreamedAnswer(EventStream):
         await emit(DONE)
 
     async def _report_progress(self, send: Callable[[str], Awaitable[None]]) -> None:
-        tape, sent, tokens, at = self._pending.run.tape, (0, 0), 0, -_TOKENS_SECONDS
+        sent, at = ((0, 0), 0), -_TOKENS_SECONDS
         if self._pending.waits:
             await send("Waiting for a turn.")
         while True:
             now = anyio.current_time()
-            traces = len(tape.traces), tape.finishes.total()
+            traces, tokens = self._count()
             if traces[0] and (
-                traces != sent or (tape.tokens != tokens and now - at >= _TOKENS_SECONDS)
+                traces != sent[0] or (tokens != sent[1] and now - at >= _TOKENS_SECONDS)
             ):
-                sent, tokens, at = traces, tape.tokens, now
-                await send(tape.progress)
+                sent, at = (traces, tokens), now
+                await send(self._pending.run.tape.progress)
             await anyio.sleep(self._service.settings.progress_seconds)
+
+    def _count(self) -> tuple[tuple[int, int], int]:
+        """Traces that began and that ended, and their tokens."""
+        tape = self._pending.run.tape
+        return (len(tape.traces), tape.finishes.total()), tape.tokens
 
 
 async def _until_gone(receive: Receive, call: Callable[[], Awaitable[Verdict]]) -> Verdict:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
+from sys import getsizeof
 
 from conviction.answers import kinds
 from conviction.api import check_question
@@ -53,6 +54,12 @@ class RunOptions:
     content: Content = "trace"
     client: str = ""
     address: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that its texts take."""
+        texts = (self.text, *(message.content for message in self.question.messages))
+        return sum(map(getsizeof, texts))
 
 
 class RequestResolver:

@@ -1,16 +1,28 @@
 """Running the application: a socket, a web server, and how it ends."""
 
+import asyncio
+import gc
 import logging
 import socket
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from math import ceil
+from typing import Any
 
 import anyio
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import ServerState
 
 from conviction.errors import ConvictionError, InvalidSettingError, ServerStartError
+from conviction.server.connections import (
+    ACCEPTED_AT_ONCE,
+    Connection,
+    Connections,
+    accept_errors_counted,
+    most_connections,
+)
 from conviction.server.service import Service
 from conviction.server.settings import Settings
 from conviction.tasks import on_signals
@@ -18,6 +30,9 @@ from conviction.tasks import on_signals
 _GRACE_SECONDS = 5.0
 """Time to send the answers of runs that were ended."""
 _BACKLOG = 2048
+"""Connections that the system keeps until they are accepted."""
+_SWEEP_TICKS = 3
+"""Tenths of a second between two looks at all connections."""
 
 
 class Forced(Exception):  # noqa: N818  # not an error: it was wanted
@@ -78,6 +93,8 @@ async def run(
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(on_signals, finish_runs, end_at_once)
+        # What is there by now stays: the garbage collector need not look through it each time.
+        gc.freeze()
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
     failure: ConvictionError | None = getattr(app.state, "failure", None)
@@ -88,20 +105,43 @@ async def run(
 
 
 class WebServer(uvicorn.Server):
-    """A web server that leaves signals to `run`; active runs have `drain_seconds` to finish."""
+    """A web server that leaves signals to `run`; active runs have `drain_seconds` to finish.
+
+    Attributes:
+        connections: All open connections.
+    """
 
     def __init__(self, app: FastAPI, drain_seconds: float, on_started: Callable[[], None]) -> None:
+        service: Service = app.state.service
+        settings = service.settings
+        limits = settings.limits
+        self.connections = Connections(limits, most_connections(limits.connections))
         config = uvicorn.Config(
             app,
+            http=self._connection,  # type: ignore[arg-type]  # it is called like a class
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="on",
             ws="none",
+            # By default, uvicorn believes any program of this machine.
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=list(settings.proxies),
+            backlog=ACCEPTED_AT_ONCE,
+            timeout_keep_alive=ceil(limits.idle_seconds),
             timeout_graceful_shutdown=int(drain_seconds + _GRACE_SECONDS) + 1,
         )
         super().__init__(config)
         self._on_started = on_started
+
+    def _connection(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Connection:
+        return Connection(config, server_state, app_state, self.connections)
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -111,7 +151,8 @@ class WebServer(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until `should_exit`."""
         try:
-            await super().serve(sockets)
+            with accept_errors_counted(asyncio.get_running_loop()):
+                await super().serve(sockets)
         except SystemExit:
             return  # The application did not start: `run` raises the reason.
 
@@ -124,4 +165,12 @@ class WebServer(uvicorn.Server):
             await super().startup(sockets)
         finally:
             log.setLevel(level)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio has only one number for both.
         self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """End connections that take too long; whether to end the server."""
+        if counter % _SWEEP_TICKS == 0:
+            self.connections.sweep(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)

@@ -30,8 +30,11 @@ _OFTEN, _SELDOM = 0.15, 0.3
 
 _MANY = 64
 
-_QUESTION = 300
-"""Characters of a question in the list."""
+_QUESTION = _ANSWER = 300
+"""Characters of a question and of an answer in the list."""
+
+_BASE_BYTES = 8192
+"""Memory of a run beside its tape."""
 
 
 class ServedRun:
@@ -44,17 +47,17 @@ class ServedRun:
     Attributes:
         id: Its name, which cannot be guessed.
         client: Name of the client's key; "" where there are no keys.
-        question: The user's own words.
         tape: What happens in it.
         finished: Whether `finish` was called.
+        size: Bytes that it takes, about; from then on.
     """
 
     def __init__(self, options: RunOptions, on_finish: Callable[["ServedRun"], None]) -> None:
         self.id = token_hex(12)
         self.client = options.client
-        self.question = options.text
         self.tape = Tape(options.text)
         self.finished = False
+        self.size = 0
         self._created = time.time()
         self._facts = {"question": options.text[:_QUESTION], "policy": options.policy.name}
         self._on_finish = on_finish
@@ -76,11 +79,13 @@ class ServedRun:
         if isinstance(outcome, Verdict):
             if not self.tape.over:
                 self.tape.hear(RunFinished(outcome), elapsed)
-            self._outcome = {"answer": outcome.answer, "share": outcome.share}
+            answer = None if outcome.answer is None else outcome.answer[:_ANSWER]
+            self._outcome = {"answer": answer, "share": outcome.share}
         elif isinstance(outcome, (CancelledError, GeneratorExit)):
             self.tape.fail("The client disconnected.", elapsed)
         else:
             self.tape.fail(status_and_body(outcome)[1]["error"]["message"], elapsed)
+        self.size = self.tape.size + self._recent_bytes + _BASE_BYTES
         self._on_finish(self)
 
     def facts(self) -> dict[str, Any]:
@@ -170,7 +175,7 @@ class PastRun:
             "state": "over",
             "question": entry.question[:_QUESTION],
             "policy": entry.policy,
-            "answer": entry.answer,
+            "answer": None if entry.answer is None else entry.answer[:_ANSWER],
             "share": entry.share,
         }
 
@@ -215,7 +220,7 @@ class Runs:
     """
 
     def __init__(
-        self, history: History | None = None, *, most: int = 200, most_bytes: int = 256 << 20
+        self, history: History | None = None, *, most: int = 200, most_bytes: int = 128 << 20
     ) -> None:
         self._history = history
         self._past: dict[str, PastRun] = {}
@@ -244,7 +249,7 @@ class Runs:
         for entry in await anyio.to_thread.run_sync(listed):
             self._past[entry.run] = PastRun(entry, history)
 
-    async def remember(self, run: ServedRun, verdict: Verdict) -> None:
+    async def remember(self, run: ServedRun, verdict: Verdict, question: str) -> None:
         """Keep a run that has ended in the history, if there is one; a failure is logged."""
         if self._history is None:
             return
@@ -255,7 +260,7 @@ class Runs:
             page = encode(recorded)
             history.add(
                 verdict,
-                question=run.question,
+                question=question,
                 origin="serve",
                 client=run.client,
                 run=run.id,
@@ -281,7 +286,7 @@ class Runs:
 
     def _keep(self, run: ServedRun) -> None:
         """Keep a run that has ended, in place of older ones."""
-        size = run.tape.size
+        size = run.size
         self._ended[run.id] = size
         self._bytes += size
         while len(self._ended) > self._most or (

@@ -16,6 +16,7 @@ from conviction.events import Event, Listener
 from conviction.fair_shares import FairShares
 from conviction.history import History
 from conviction.server.admission import Admission, Ticket
+from conviction.server.bodies import Memory, MemoryShare
 from conviction.server.run_options import RequestResolver, RunOptions
 from conviction.server.runs import Runs, ServedRun
 from conviction.server.settings import Settings
@@ -42,6 +43,7 @@ class Service:
         capabilities: What the engine can do, from when the service was entered.
         resolver: Finds the run options of requests, from when the service was entered.
         active: What ends a run with the votes it has, by the run's id.
+        memory: Counts the memory of all requests that are read, wait or run.
         runs: Every run, of the API and of the page.
         closing: Set when the server is about to end: endless streams must end then.
     """
@@ -55,7 +57,9 @@ class Service:
         self.settings = settings
         self.engine = engine
         self.admission = Admission(settings.queueing)
-        self.runs = Runs(History() if settings.history else None)
+        self.memory = Memory(settings.limits.request_bytes)
+        history = History() if settings.history else None
+        self.runs = Runs(history, most_bytes=settings.limits.run_bytes)
         self.closing = anyio.Event()
         self.metrics = Metrics(self.admission, lambda: self._slots.running)
         self.tracing = Tracing(tracing, content=settings.log_content)
@@ -101,12 +105,15 @@ class Service:
                 found="the server is about to end",
                 remedy="Ask again when it has been started anew.",
             )
+        share = MemoryShare(self.memory)
         try:
+            share.take(options.size)
             ticket = self.admission.join(options.client, options.address)
         except ConvictionError:
+            share.free()
             self.metrics.refuse("overloaded")
             raise
-        return PendingRun(self, options, ticket)
+        return PendingRun(self, options, ticket, share)
 
     def begin(self, options: RunOptions) -> ServedRun:
         """Begin a run in the background: it goes on without a client that waits for it."""
@@ -166,23 +173,27 @@ class Service:
             total=options.total_tokens,
             client=options.client or options.address,
         ) as place:
-            return await deliberate(
-                options.question,
-                engine=self.engine,
-                policy=options.policy,
-                answers=self._kinds[options.answers],
-                sampling=options.sampling,
-                seed=options.seed,
-                on_event=listener,
-                time_limit=options.time_limit,
-                interrupt=interrupt,
-                place=place,
-            )
+            try:
+                return await deliberate(
+                    options.question,
+                    engine=self.engine,
+                    policy=options.policy,
+                    answers=self._kinds[options.answers],
+                    sampling=options.sampling,
+                    seed=options.seed,
+                    on_event=listener,
+                    time_limit=options.time_limit,
+                    interrupt=interrupt,
+                    place=place,
+                )
+            finally:
+                # They refer to the run, and the run to its place: nothing would be freed.
+                place.begin = place.end = _nothing
 
-    def keep(self, run: ServedRun, verdict: Verdict) -> None:
+    def keep(self, run: ServedRun, verdict: Verdict, question: str) -> None:
         """Keep a run in the history, if the settings say so; nothing waits for it."""
         if self.settings.history:
-            self._tasks.start_soon(self.runs.remember, run, verdict)
+            self._tasks.start_soon(self.runs.remember, run, verdict, question)
 
     def _close_kinds(self) -> None:
         for answers in self._kinds.values():
@@ -192,9 +203,12 @@ class Service:
 class PendingRun:
     """A run that waits for its turn or has it; made by `Service.join`."""
 
-    def __init__(self, service: Service, options: RunOptions, ticket: Ticket) -> None:
+    def __init__(
+        self, service: Service, options: RunOptions, ticket: Ticket, share: MemoryShare
+    ) -> None:
         self.options = options
         self.run = service.runs.begin(options)
+        self._share = share
         self._ticket = ticket
         self._service = service
 
@@ -205,6 +219,8 @@ class PendingRun:
         self._ticket.leave()
         if not self.run.finished:
             self.run.finish(error or CancelledError())
+        self._share.free()
+        self._service.memory.collect(self.run.size)
 
     async def think(self) -> Verdict:
         """Wait for its turn, then run the policy. Cancelling the caller ends all traces at once.
@@ -213,13 +229,15 @@ class PendingRun:
         """
         service, run, interrupt = self._service, self.run, anyio.Event()
         service.active[run.id] = interrupt
+        listeners: list[Listener] = [run.on_event]
+
+        def on_event(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
+
         try:
             with service.tracing.verdict(self.options, run.id) as span:
-
-                def on_event(event: Event) -> None:
-                    run.on_event(event)
-                    span.on_event(event)
-
+                listeners.append(span.on_event)
                 with self._ticket:  # A client that reads the answer slowly holds no turn.
                     await self._turn(interrupt)
                     verdict = await service.deliberate(self.options, on_event, interrupt)
@@ -229,9 +247,11 @@ class PendingRun:
             raise
         finally:
             del service.active[run.id]
+            # What the driver leaves to the garbage collector must not hold the run.
+            listeners.clear()
         service.metrics.finish(verdict)
         run.finish(verdict)
-        service.keep(run, verdict)
+        service.keep(run, verdict, self.options.text)
         return verdict
 
     @property
@@ -256,6 +276,10 @@ class PendingRun:
                 found="the run was ended before it came",
                 remedy="Ask again.",
             )
+
+
+def _nothing() -> None:
+    """Take no notice."""
 
 
 def service_of(request: HTTPConnection) -> Service:

@@ -82,6 +82,35 @@ class Queueing(BaseModel):
     seconds: Seconds = 300.0
 
 
+class Limits(BaseModel):
+    """What connections, requests and past runs may take, whoever they are of.
+
+    Attributes:
+        connections: Open connections; fewer where the limit of open files leaves fewer.
+        header_bytes: Size of a request's head: its first line and its headers.
+        header_seconds: Time for a request's head, from when the connection was made or, for a
+            later request, from its first byte.
+        idle_seconds: Time between an answer and the first byte of the next request.
+        body_seconds: Time for a request's body.
+        body_rate: Bytes per second that a body has to come with, after `header_seconds`.
+        send_seconds: Time in which a client has to take something of its answer.
+        request_bytes: Memory of all requests together that are being read, wait or run.
+        run_bytes: Memory of all runs together that are kept after their end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    connections: Count = 1000
+    header_bytes: Count = 16 << 10
+    header_seconds: Seconds = 10.0
+    idle_seconds: Seconds = 5.0
+    body_seconds: Seconds = 60.0
+    body_rate: Count = 4096
+    send_seconds: Seconds = 60.0
+    request_bytes: Count = 64 << 20
+    run_bytes: Count = 128 << 20
+
+
 class Settings(BaseModel):
     """All settings of the server.
 
@@ -90,7 +119,9 @@ class Settings(BaseModel):
         model: Name that clients know the model by; None for the engine's own.
         keys: Keys of clients, and the name of each.
         hosts: Further names that clients may call this server by.
-        origins: Web pages that may use it, as in "https://chat.example.org".
+        origins: Origins of web pages that may use the API, as in "https://chat.example.org"; "*"
+            for all of them. The live page's own routes stay closed to them.
+        proxies: Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.
         ping_seconds: Silence after which a stream gets a sign of life.
         progress_seconds: Shortest time between two lines of progress.
         drain_seconds: Time that running verdicts have when the server is told to end.
@@ -106,9 +137,11 @@ class Settings(BaseModel):
     defaults: Defaults = Defaults()
     ceilings: Ceilings = Ceilings()
     queueing: Queueing = Queueing()
+    limits: Limits = Limits()
     keys: Annotated[dict[str, str], Field(repr=False)] = {}
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
     ping_seconds: Seconds = 10.0
     progress_seconds: Seconds = 0.5
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0

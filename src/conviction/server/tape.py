@@ -1,9 +1,8 @@
 """A run as a tape: the one description of it that page, stream and list of runs share.
 
 The tape takes the driver's events and returns *frames*, JSON objects with what is new since the
-frame before. All frames applied in order are the tape; `Tape.snapshot` is one frame with all of
-it. Every part carries its time, so a page shows any moment of a run from one tape: live is the
-newest moment, playback any other.
+frame before. All frames applied in order are the tape; `Tape.snapshot` is one frame of it all.
+Every part has its time, so a page shows any moment of a run: live is the newest, playback any other.
 
 A frame (what is not new is left out):
 
@@ -23,7 +22,8 @@ A frame (what is not new is left out):
 
 import json
 from collections import Counter
-from typing import Any
+from sys import getsizeof
+from typing import Any, cast
 
 import msgspec
 
@@ -48,10 +48,10 @@ Frame = dict[str, Any]
 DISPLAY_WINDOW = 16
 """Tokens in a group of the lines until the policy has chosen its window, if it ever does."""
 
-_MOST_KEPT = 4_000_000
+_MOST_KEPT = 1_000_000
 """Tokens that are kept for another window; a run with more keeps the lines that it has."""
 
-_MOST_TEXT = 64 << 20
+_MOST_TEXT = 16 << 20
 """Bytes of text that are kept of one run."""
 
 _MOST_RECORDED = 8_000_000
@@ -62,6 +62,15 @@ _ROWS = 8
 
 _LONGEST = 300
 """Characters of an answer or an error."""
+
+_MOST_QUESTION = 100_000
+"""Characters of a question."""
+
+_MOST_ANSWER = 10_000
+"""Characters of an answer in a verdict."""
+
+_BASE_BYTES, _RECORD_BYTES = 24_000, 700
+"""Memory of an empty tape; and of an entry of a history or a trace beside texts and points."""
 
 _PROGRESS_ANSWER = 60
 """Characters of an answer in a line of progress."""
@@ -93,7 +102,8 @@ class Tape:
         self.tokens = 0
         self.finishes: Counter[FinishReason] = Counter()
         self.tally = Tally()
-        self._question = question
+        # A sign for what is left out would double the memory of the rest.
+        self._question = question[:_MOST_QUESTION]
         self._gold = gold
         self._at = 0
         self._traces: dict[int, TapedTrace] = {}
@@ -105,6 +115,7 @@ class Tape:
         self._text_bytes = 0
         self._classes: dict[str, int] = {}
         self._voters: frozenset[int] = frozenset()
+        self._progress: str | None = None
         self._run: Frame = {}
         self._ending: Frame = {}
         # Histories grow only; `_framed` is how much of each is in the frames so far.
@@ -200,8 +211,13 @@ class Tape:
     @property
     def size(self) -> int:
         """Bytes that it takes, about."""
-        points = sum(len(trace.line.points) for trace in self._traces.values())
-        return self._text_bytes + points * 72 + 4096
+        traces = sum(_RECORD_BYTES + trace.size for trace in self._traces.values())
+        entries = sum(map(len, self._histories.values())) * _RECORD_BYTES
+        votes = self._histories["votes"]
+        voters = sum(len(vote["joined"]) + len(vote["left"]) for vote in votes) * 40
+        begun = self._run or self._question
+        texts = _text_size([begun, self._histories["answers"], self._ending])
+        return _BASE_BYTES + traces + entries + voters + texts
 
     @property
     def traces(self) -> tuple[int, ...]:
@@ -211,6 +227,8 @@ class Tape:
     @property
     def progress(self) -> str:
         """A line for people who wait; empty before the first trace."""
+        if self._progress is not None:
+            return self._progress
         if not self._traces:
             return ""
         counts = (
@@ -230,7 +248,7 @@ class Tape:
         # A policy that has no window will not choose one, so nothing need be kept for it.
         self._keeps = "window" in event.policy and event.capabilities.top_k > 0
         self._run = {
-            "question": self._question or event.question.text,
+            "question": self._question or event.question.text[:_MOST_QUESTION],
             "policy": event.policy,
             "budget": event.budget,
             "engine": event.engine,
@@ -274,6 +292,8 @@ class Tape:
 
     def _end(self, ending: Frame) -> None:
         self._ending = ending
+        self._progress = self.progress
+        self.tally, self._classes = Tally(), {}  # Answers may be long.
         for trace in self._traces.values():
             self._draw(trace)
             trace.forget()
@@ -356,6 +376,10 @@ class Tape:
 def _verdict(verdict: Verdict) -> Frame:
     whole = verdict.to_dict()
     del whole["traces"], whole["question"]
+    for entry in (whole, *whole["tally"]):
+        if entry["answer"] is not None:
+            entry["answer"] = _short(entry["answer"], _MOST_ANSWER)
+    whole["tied"] = [_short(one, _MOST_ANSWER) for one in whole["tied"]]
     return whole | {
         "voters": sorted(verdict.tally.voters),
         "started": len(verdict.traces),
@@ -365,3 +389,12 @@ def _verdict(verdict: Verdict) -> Frame:
 
 def _short(text: str, most: int = _LONGEST) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _text_size(value: object) -> int:
+    """Bytes of all texts in plain JSON types."""
+    if isinstance(value, str):
+        return getsizeof(value)
+    if isinstance(value, dict):
+        return sum(map(_text_size, cast("Frame", value).values()))
+    return sum(map(_text_size, cast("list[object]", value))) if isinstance(value, list) else 0

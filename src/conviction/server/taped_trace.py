@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import floor, inf, isfinite
+from sys import getsizeof
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ MOST_POINTS = 192
 
 SCALE = 100
 """Points are whole hundredths."""
+
+_POINT_BYTES = 80
+"""Memory of a point and its time."""
 
 _FEWEST = 8
 """Known tokens that the first point takes: fewer say nothing of a trace."""
@@ -335,6 +339,13 @@ class TapedTrace:
         self.tokens = end["tokens"]
         self.line.end(end["at"])
         self.passages.end()
+
+    @property
+    def size(self) -> int:
+        """Bytes that its text, its line and what is kept for another window take, about."""
+        kept = sum(one.nbytes + times.nbytes for one, times in self._kept or ())
+        ended = sum(getsizeof(value) for value in (self._end or {}).values())
+        return self.passages.size + len(self.line.points) * _POINT_BYTES + kept + ended
 
     @property
     def running(self) -> bool:

@@ -22,6 +22,7 @@ import anyio.to_thread
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from conviction.children import child_environment
 from conviction.core import Message
 from conviction.display import quoted
 from conviction.engines.openai.http import HttpClient, Json
@@ -131,7 +132,7 @@ class LlamaServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**sleeping, **os.environ},
+                env={**sleeping, **child_environment()},
             )
         process, report = self._process, dict[str, str]()
         if process.stdin is None or process.stdout is None:

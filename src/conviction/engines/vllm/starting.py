@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from conviction.children import secrets_hidden
 from conviction.errors import (
     EngineStartError,
     InvalidSettingError,
@@ -69,7 +70,9 @@ def start(model: str, options: Mapping[str, object]) -> "AsyncLLM":
     settings = {"enable_prefix_caching": True, "disable_log_stats": True, **options}
     try:
         args = arguments.AsyncEngineArgs(model=str(Path(model).expanduser()), **settings)
-        return engine.AsyncLLM.from_engine_args(args)
+        # Its processes need no keys but those that the model may be fetched with.
+        with secrets_hidden("HF_", "AWS_"):
+            return engine.AsyncLLM.from_engine_args(args)
     except Exception as error:
         raise _not_started(model, error) from error
 
