@@ -1,5 +1,7 @@
 """Answers are read where neither a long text nor a slow kind can stop the event loop."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -198,3 +200,36 @@ async def test_threads_that_hang_are_few_and_further_calls_wait_for_them() -> No
 async def test_an_error_in_a_thread_is_raised_where_it_is_awaited() -> None:
     with pytest.raises(ZeroDivisionError):
         await in_thread(Plain(), lambda: 1 // 0)
+
+
+ASLEEP = """
+import time
+
+import conviction
+from conviction.answers import AnswerKind
+from conviction.engines.scripted import Script, ScriptedEngine
+
+
+class Asleep(AnswerKind):
+    name = "asleep"
+
+    def extract(self, text):
+        time.sleep(10_000)
+
+    def canonical(self, answer):
+        return answer
+
+
+verdict = conviction.think(
+    "?", engine=ScriptedEngine([Script.even("a")]), policy="single", answers=Asleep(),
+    time_limit=0.5,
+)
+print(verdict.ended)
+"""
+
+
+def test_a_kind_that_never_returns_does_not_keep_the_program_from_ending() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ASLEEP], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert ended.stdout == "time\n"
