@@ -5,7 +5,6 @@ from conviction.answers.grouping import Grouping, broken_rules, compared, is_cor
 from conviction.answers.kinds import (
     KINDS,
     AnswerKind,
-    Comparison,
     Example,
     PromptEnding,
     kind,
@@ -17,7 +16,6 @@ __all__ = [
     "KINDS",
     "STRATEGIES",
     "AnswerKind",
-    "Comparison",
     "Example",
     "Grouping",
     "PromptEnding",

@@ -86,10 +86,10 @@ class Grouping:
             return False
         # CPU time: on a busy machine, as many comparisons are made as on an idle one.
         began = thread_time()
-        found = self._kind.compare(representative, canonical)
-        self._spent += thread_time() - began + found.seconds
-        self._failed += found.equal is None
-        return bool(found.equal)
+        equal = self._kind.equivalent(representative, canonical)
+        self._spent += thread_time() - began
+        self._failed += equal is None
+        return bool(equal)
 
 
 def compared(kind: AnswerKind, first: str, second: str) -> bool | None:

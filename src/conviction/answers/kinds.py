@@ -75,18 +75,6 @@ BOXED_KOREAN = PromptEnding(
 )
 
 
-class Comparison(NamedTuple):
-    """What comparing two canonical forms found.
-
-    Attributes:
-        equal: Whether they mean the same; None where the comparison failed or took too long.
-        seconds: CPU time that other processes spent on it; that of the thread is measured.
-    """
-
-    equal: bool | None
-    seconds: float = 0.0
-
-
 class AnswerKind(ABC):
     """One kind of answer: how to ask for it, find it in text, compare it and show it.
 
@@ -156,10 +144,6 @@ class AnswerKind(ABC):
         del first, second
         return False
 
-    def compare(self, first: str, second: str) -> Comparison:
-        """`equivalent` and what it cost; for kinds that compare in another process."""
-        return Comparison(self.equivalent(first, second))
-
     def shown(self, answer: str) -> str:
         """The text for an answer among the votes, of the same canonical form."""
         return answer
@@ -199,12 +183,14 @@ def kind(name: str) -> AnswerKind:
 
 def kinds_help() -> str:
     """All kinds and what their answers are, in one line for help texts."""
-    return "Kind of answer. " + "; ".join(map(_help, kinds())) + "."
+    described = ((name, kind_help(name)) for name in kinds())
+    listed = (f"{name}: {words}" if words else name for name, words in described)
+    return "Kind of answer. " + "; ".join(listed) + "."
 
 
-def _help(name: str) -> str:
+def kind_help(name: str) -> str:
+    """What the answers of a kind are, in a few words; also where it cannot be imported."""
     try:
-        words = KINDS.subclass(name, AnswerKind).help
+        return KINDS.subclass(name, AnswerKind).help
     except ConvictionError:
-        words = "cannot be imported"
-    return f"{name}: {words}" if words else name
+        return "cannot be imported"

@@ -223,8 +223,11 @@ class _Lines:
 
 
 @contextmanager
-def question_bar(console: Console, what: str) -> Generator[Callable[[int, int], None]]:
-    """A callback for questions done and their number; draws on a terminal, after two seconds."""
+def question_bar(console: Console, what: str) -> Generator[Callable[[int, int | None], None]]:
+    """A callback for questions done and their number, None where that is unknown.
+
+    It draws on a terminal, after two seconds.
+    """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

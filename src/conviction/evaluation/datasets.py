@@ -174,9 +174,7 @@ class _Loader:
         if not self.gold:
             return None
         name = _needed_field(place, row, "answer", self.fields.answer, ANSWER_FIELDS)
-        answer = _as_text(row[name])
-        if answer is not None and (at_the_end := _GOLD_AT_THE_END.search(answer)):
-            answer = at_the_end[1]
+        answer = gold_answer(row[name])
         if not answer:
             _refuse(
                 place,
@@ -319,6 +317,13 @@ def _as_text(value: object) -> str | None:
             return str(value)
         case _:
             return None
+
+
+def gold_answer(value: object) -> str | None:
+    """The right answer out of a field: what follows "####" at its end, or else all of it."""
+    answer = _as_text(value)
+    at_the_end = _GOLD_AT_THE_END.search(answer) if answer else None
+    return at_the_end[1] if at_the_end else answer
 
 
 def _needed_field(place: str, row: Row, what: str, given: str | None, usual: Sequence[str]) -> str:
