@@ -77,7 +77,7 @@ def test_pairs_that_cannot_be_compared_are_told_from_those_that_differ(
     assert [one["group"] for one in found["texts"]] == [1, 2, 3]
     assert [one["why"] for one in found["differences"]] == [
         FAILED,
-        "the kind compared them",
+        COMPARED,
         FAILED,
     ]
 
