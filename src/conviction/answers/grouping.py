@@ -55,10 +55,8 @@ class Grouping:
         """What could not be compared so far, for the reader of the verdict; empty if nothing."""
         notes = list(self._kind.limits)
         if self._failed:
-            which = "1 comparison" if self._failed == 1 else f"{self._failed} comparisons"
-            notes.append(
-                f"{which} of answers failed or took too long; those answers count as different."
-            )
+            pairs = "1 pair" if self._failed == 1 else f"{self._failed} pairs"
+            notes.append(f"{pairs} of answers could not be compared, and count as different.")
         if self._left_out:
             count = len(self._left_out)
             which = "1 answer was" if count == 1 else f"{count} answers were"
