@@ -40,7 +40,8 @@ class Grouping:
         canonical = self._canonical_form(raw)
         if canonical not in self._keys:
             self._keys[canonical] = self._class_of(canonical)
-        return Answer(self._kind.shown(raw), self._keys[canonical])
+        shown = self._kind.shown(raw)
+        return Answer(shown, self._keys[canonical], "" if raw == shown else raw)
 
     def classify_at_once(self, raw: str) -> Answer | None:
         """Like `classify`, but None where that would have to wait for a comparison."""

@@ -1,6 +1,5 @@
 """`conviction answers`: what is found in texts, and which of them are one vote."""
 
-import json as jsonlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -9,14 +8,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from conviction.answers import AnswerKind, broken_rules, kind, kinds, kinds_help
 from conviction.answers.kinds import kind_help
 from conviction.cli.inputs import read_question
 from conviction.cli.progress import messages
-from conviction.cli.terminal import escaped, one_line, safe
+from conviction.cli.terminal import print_json, print_notes, shown
+from conviction.display import one_line, shortened
 
 _MOST_SHOWN = 200
 _MOST_CHECKED = 12
@@ -95,11 +94,10 @@ def answers(
     with closing(kind(answer)) as chosen:
         found = findings(chosen, given)
     if json:
-        print(escaped(jsonlib.dumps(asdict(found), ensure_ascii=False, indent=2)))
+        print_json(asdict(found))
     else:
         _print(found, chosen.name)
-    for note in found.notes:
-        messages(quiet=False).print(f"[yellow]note:[/] {escape(safe(note))}")
+    print_notes(found.notes, messages(quiet=False))
 
 
 def findings(chosen: AnswerKind, texts: Sequence[str]) -> Findings:
@@ -124,8 +122,10 @@ def findings(chosen: AnswerKind, texts: Sequence[str]) -> Findings:
             first_of.append(len(read) + 1)
             differences += apart
         group = first_of.index(joins or len(read) + 1) + 1
-        shown = chosen.shown(found)
-        read.append(ReadText(text, source, shown, canonical, group, joins, why if joins else ""))
+        displayed = chosen.shown(found)
+        read.append(
+            ReadText(text, source, displayed, canonical, group, joins, why if joins else "")
+        )
     return Findings(tuple(read), tuple(differences), tuple(_notes(chosen, read)))
 
 
@@ -159,13 +159,13 @@ def _notes(chosen: AnswerKind, read: Sequence[ReadText]) -> Iterator[str]:
 def _list(*, json: bool) -> None:
     found = {name: kind_help(name) for name in kinds()}
     if json:
-        print(jsonlib.dumps([{"name": name, "help": words} for name, words in found.items()]))
+        print_json([{"name": name, "help": words} for name, words in found.items()])
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("Kind")
     table.add_column("Its answers")
     for name, words in found.items():
-        table.add_row(escape(safe(name)), escape(safe(words)))
+        table.add_row(shown(name), shown(words))
     Console(highlight=False).print(table)
 
 
@@ -174,7 +174,7 @@ def _print(found: Findings, name: str) -> None:
     for number, one in enumerate(found.texts, start=1):
         console.print(f"{number}  {_short(one.text)}", style="bold")
         if one.source == "none":
-            console.print(f"   no answer of kind {escape(name)}: it has no vote")
+            console.print(f"   no answer of kind {shown(name)}: it has no vote")
             continue
         itself = "" if one.source == "found" else "  (nothing else in the text: it is the answer)"
         console.print(f"   answer     {_short(one.answer or '')}{itself}")
@@ -200,5 +200,4 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _short(text: str) -> str:
-    line = one_line(text)
-    return escape(line if len(line) <= _MOST_SHOWN else line[:_MOST_SHOWN] + " …")
+    return shown(shortened(one_line(text), _MOST_SHOWN))

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
-from rich.markup import escape
 
 from conviction.answers import AnswerKind, Grouping, compared, kind, kinds_help
 from conviction.cli import ExitCode
 from conviction.cli.progress import messages, question_bar
-from conviction.cli.terminal import escaped, one_line, safe
+from conviction.cli.terminal import print_notes
 from conviction.core import FinishReason, InvalidSettingError, Trace
+from conviction.display import escaped, one_line, shortened
 from conviction.evaluation import counted
 from conviction.evaluation.samples import SampledQuestion, opened, read_samples
 from conviction.policies.base import Policy, Standing
@@ -118,9 +118,14 @@ def vote(
             totals.add(voted)
             progress(totals.questions, None)
             print(_as_json(voted) if json else _line(voted), flush=sys.stdout.isatty())
-    for note, count in totals.notes.items():
-        where = "" if totals.questions == 1 else f" ({counted(count, 'question')})"
-        console.print(f"[yellow]note:[/] {escape(safe(note))}{where}")
+    many = totals.questions > 1
+    print_notes(
+        (
+            f"{note} ({counted(count, 'question')})" if many else note
+            for note, count in totals.notes.items()
+        ),
+        console,
+    )
     console.print(_summary(totals), style="dim")
     return 0 if totals.answered else ExitCode.FAILED
 
@@ -245,5 +250,4 @@ def _summary(totals: Totals) -> str:
 
 
 def _short(text: str) -> str:
-    line = one_line(text)
-    return line if len(line) <= _MOST_SHOWN else line[:_MOST_SHOWN] + "…"
+    return shortened(one_line(text), _MOST_SHOWN)
