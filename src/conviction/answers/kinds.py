@@ -56,20 +56,22 @@ BOXED = PromptEnding(
         ),
     ),
 )
+# Small models write a bare "4" in Korean unless steps and last line are asked for and shown: of
+# 20 traces of the smallest model of the catalogue, 16 end in a box; 2 of 40 did.
 BOXED_KOREAN = PromptEnding(
-    "차근차근 생각한 다음 최종 답을 \\boxed{} 안에 쓰세요.",
+    '풀이를 한 단계씩 쓰고, 마지막 줄에 "답은 \\boxed{값}입니다."라고 쓰세요.',
     (
         Example(
             question="선반에 상자가 4개 있고 상자마다 컵이 6개 있습니다. 컵 5개가 깨졌습니다. "
             "멀쩡한 컵은 몇 개입니까?",
-            solution="컵은 모두 4 * 6 = 24개입니다. 깨진 5개를 빼면 24 - 5 = 19개입니다. "
-            "답은 \\boxed{19}입니다.",
+            solution="상자마다 컵이 6개씩 4상자이므로 4 * 6 = 24개입니다. 깨진 컵 5개를 빼면 "
+            "24 - 5 = 19개입니다. 따라서 답은 \\boxed{19}입니다.",
         ),
         Example(
             question="미아는 스티커 50장이 있었습니다. 12장을 주고 9장을 샀습니다. "
             "지금 몇 장입니까?",
-            solution="12장을 주면 50 - 12 = 38장입니다. 9장을 사면 38 + 9 = 47장입니다. "
-            "답은 \\boxed{47}입니다.",
+            solution="처음에 스티커 50장이 있었습니다. 12장을 주었으므로 50 - 12 = 38장입니다. "
+            "9장을 샀으므로 38 + 9 = 47장입니다. 따라서 답은 \\boxed{47}입니다.",
         ),
     ),
 )
