@@ -56,8 +56,9 @@ BOXED = PromptEnding(
         ),
     ),
 )
-# Small models write a bare "4" in Korean unless steps and last line are asked for and shown: of
-# 20 traces of the smallest model of the catalogue, 16 end in a box; 2 of 40 did.
+# Small models write a bare "4" in Korean unless steps and a last line are asked for and shown. Of
+# the smallest model's traces of five word problems, 17 of 20 end in a box and 10 are right; asked
+# to think and to use \boxed{}, 2 of 40 and 4 of 40.
 BOXED_KOREAN = PromptEnding(
     '풀이를 한 단계씩 쓰고, 마지막 줄에 "답은 \\boxed{값}입니다."라고 쓰세요.',
     (
