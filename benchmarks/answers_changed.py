@@ -104,24 +104,26 @@ def shown(value: str | None) -> str:
     return repr(line if len(line) <= _LONGEST else "…" + line[-_LONGEST:])
 
 
-def partition(read: list[list[str] | None]) -> list[int | None]:
-    """The number of each trace's class, in order of appearance; names of classes do not count."""
-    numbers: dict[str, int] = {}
-    return [None if one is None else numbers.setdefault(one[2], len(numbers)) for one in read]
+def classes(read: list[list[str] | None]) -> list[list[int]]:
+    """The traces in the class of each trace; names of classes do not count."""
+    members: dict[str, list[int]] = {}
+    for number, one in enumerate(read):
+        if one is not None:
+            members.setdefault(one[2], []).append(number)
+    return [[] if one is None else members[one[2]] for one in read]
 
 
 def changes(
     asked: dict[str, Any], old: dict[str, Any], new: dict[str, Any], counts: Counter[str]
 ) -> Iterator[str]:
     """What changed in one question, a line each."""
-    classes = zip(partition(old["read"]), partition(new["read"]), strict=True)
-    moved = {number for number, (before, after) in enumerate(classes) if before != after}
+    old_classes, new_classes = classes(old["read"]), classes(new["read"])
     for number, (before, after) in enumerate(zip(old["read"], new["read"], strict=True)):
         counts["traces"] += 1
         one, other = before and before[0], after and after[0]
         if one != other:
             counts["answers found otherwise"] += 1
-        elif number in moved:
+        elif old_classes[number] != new_classes[number]:
             counts["answers in another class"] += 1
         else:
             counts["answers only shown otherwise"] += bool(
@@ -133,7 +135,7 @@ def changes(
         keys = f" [{before and before[2]} -> {after and after[2]}]" if one == other else ""
         yield f"  trace {number}: {shown(one)} -> {shown(other)}{keys}{end}"
     if old["verdict"] != new["verdict"] or old["right"] != new["right"]:
-        same_leader = partition(old["read"]) == partition(new["read"])
+        same_leader = old_classes == new_classes
         counts["verdicts only shown otherwise" if same_leader else "verdicts that changed"] += 1
         grades = {True: "right", False: "wrong", None: "not graded"}
         counts[f"verdicts {grades[old['right']]} -> {grades[new['right']]}"] += (
