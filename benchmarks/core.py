@@ -111,6 +111,7 @@ async def memory() -> None:
 
 class Nothing(AnswerKind):
     name = "nothing"
+    quick = True
 
     def extract(self, text: str) -> str | None:
         del text

@@ -125,6 +125,7 @@ async def engine(url: str, count: int) -> None:
 
 class Nothing(AnswerKind):
     name = "nothing"
+    quick = True
 
     def extract(self, text: str) -> str | None:
         del text

@@ -1,6 +1,7 @@
 """Answers fall into classes, cheaply and the same way each time."""
 
 import sys
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -67,7 +68,34 @@ def test_once_the_time_is_used_up_open_pairs_count_as_different_and_the_reader_i
     assert answers.compared == []
     assert grouping.classify("L").key == "l"
     assert len(grouping.limits) == 1
-    assert "1 comparisons were left out" in grouping.limits[0]
+    assert "1 answer was not compared with every other" in grouping.limits[0]
+
+
+def test_the_budget_is_cpu_time_so_that_a_busy_machine_changes_no_class() -> None:
+    class Waiting(Scripted):
+        def equivalent(self, first: str, second: str) -> bool:
+            time.sleep(0.002)
+            return super().equivalent(first, second)
+
+    answers = Waiting()
+    grouping = Grouping(answers, budget_seconds=0.02)
+    for answer in "abcdefgh":
+        grouping.classify(answer)
+    # 28 waits take 56 ms, but hardly any work.
+    assert len(answers.compared) == 28
+    assert grouping.limits == ()
+
+
+def test_pairs_that_could_not_be_compared_count_as_different_and_the_reader_is_told() -> None:
+    class Failing(Scripted):
+        def equivalent(self, first: str, second: str) -> bool | None:
+            return None if "x" in (first, second) else super().equivalent(first, second)
+
+    grouping = Grouping(Failing())
+    assert [grouping.classify(answer).key for answer in "lnx"] == ["l", "l", "x"]
+    assert grouping.limits == ("1 pair of answers could not be compared, and count as different.",)
+    grouping.classify("k")
+    assert grouping.limits == ("2 pairs of answers could not be compared, and count as different.",)
 
 
 def test_without_trouble_there_is_nothing_to_tell() -> None:

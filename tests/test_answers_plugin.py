@@ -11,6 +11,7 @@ import pytest
 
 import conviction
 from conviction.answers import KINDS, AnswerKind, kind, kinds, kinds_help
+from conviction.cli.progress import summary
 from conviction.core import Answer
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.prompts import PromptStyle, compose
@@ -120,6 +121,34 @@ def test_a_name_and_a_canonical_form_are_enough(monkeypatch: pytest.MonkeyPatch)
     )
     assert verdict.answer == "hey"
     assert verdict.traces[0].answer == Answer("hey", "HEY")
+
+
+class Letters(Shout):
+    """Of "B) [Mars]" only the letter is shown."""
+
+    def canonical(self, answer: str) -> str:
+        return answer.strip()[:1].upper() or "none"
+
+    def shown(self, answer: str) -> str:
+        return self.canonical(answer)
+
+
+def test_what_is_shown_and_what_was_written_both_stand_in_the_verdict() -> None:
+    scripts = [Script.even(f"Answer: {text}") for text in ("B) [Mars]", "b", "C) Io")]
+    verdict = conviction.think(
+        "What?", engine=ScriptedEngine(scripts), policy="majority", budget=3, answers=Letters()
+    )
+    assert (verdict.answer, verdict.written) == ("B", "B) [Mars]")
+    assert [trace.answer and trace.answer.written for trace in verdict.traces] == [
+        "B) [Mars]",
+        "b",
+        "C) Io",
+    ]
+    told = verdict.to_dict()
+    assert (told["answer"], told["answer_written"]) == ("B", "B) [Mars]")
+    assert summary(verdict).startswith("B) [Mars]: 2 of 3 votes (67% of the weight); ")
+    # A withheld answer is not told in other words.
+    assert verdict.abstaining(0.9).to_dict()["answer_written"] is None
 
 
 def _module() -> object:

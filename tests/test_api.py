@@ -96,7 +96,7 @@ def test_the_embedded_engine_gets_room_for_any_script_and_for_digits(text: str) 
 
 def test_korean_questions_are_asked_in_korean() -> None:
     question = compose("사과 몇 개?", kind="math", style=PromptStyle.STEP_BY_STEP)
-    assert "최종 답을 \\boxed{}" in question.text
+    assert "답은 \\boxed{" in question.text
     plain = compose("사과 몇 개?", kind="math", style=PromptStyle.PLAIN)
     assert plain.text == "사과 몇 개?"
 

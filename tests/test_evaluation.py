@@ -19,6 +19,7 @@ from kept_runs import as_folder, described, lines
 from tens import questions
 
 from conviction.answers import kind
+from conviction.answers.number import NumberAnswers
 from conviction.core import Sampling
 from conviction.engines.base import Capabilities, Chunk, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -152,6 +153,25 @@ def test_a_question_among_others_has_the_verdict_that_it_has_alone(
     anyio.run(both)
 
 
+async def test_an_answer_that_cannot_be_compared_with_the_right_one_is_told(
+    tmp_path: Path,
+) -> None:
+    class Failing(NumberAnswers):
+        def decided(self, first: str, second: str) -> bool:
+            return "0" not in (first, second)
+
+        def equivalent(self, first: str, second: str) -> bool | None:
+            del first, second
+
+    engine = ScriptedEngine(lambda _: says(10))
+    with anyio.fail_after(20):
+        await evaluate(plan(3), tmp_path / "run", engine=engine, answers=Failing())
+    found = lines(tmp_path / "run")
+    assert [line["correct"] for line in found] == [False, True, False]
+    told = "The answer could not be compared with the right one, and counts as wrong."
+    assert [told in line["warnings"] for line in found] == [True, False, False]
+
+
 async def test_questions_share_the_engine_a_few_at_a_time(tmp_path: Path) -> None:
     running: set[int] = set()
     most = 0
@@ -219,7 +239,7 @@ async def test_a_verdict_that_is_in_when_ctrl_c_comes_is_kept(
             anyio.from_thread.run_sync(scope.cancel)
             return True
 
-        monkeypatch.setattr("conviction.evaluation.run.is_correct", grade)
+        monkeypatch.setattr("conviction.evaluation.run.compared", grade)
         await run(plan(3), tmp_path / "run")
     assert scope.cancelled_caught
     assert [(line["id"], line["correct"]) for line in lines(tmp_path / "run")] == [("q0", True)]

@@ -46,6 +46,8 @@ GONE = EngineUnavailableError(tried="ask", found="the engine is gone", remedy="S
 class Numbers(NumberAnswers):
     """Numbers; what is broken cannot be compared."""
 
+    quick = True
+
     def extract(self, text: str) -> str | None:
         if "broken" in text:
             raise AnswerError(tried="compare", found="it is broken", remedy="Mend it.")

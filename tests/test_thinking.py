@@ -48,6 +48,7 @@ class LastWord(AnswerKind):
     """The answer is what follows the last equals sign."""
 
     name = "last word"
+    quick = True
 
     def extract(self, text: str) -> str | None:
         return text.rpartition("=")[2].strip() or None if "=" in text else None

@@ -14,12 +14,11 @@ from unittest.mock import patch
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import numpy as np
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from conviction.answers import AnswerKind
+from conviction.answers import AnswerKind, reading
 from conviction.confidence import Metric
 from conviction.core import FinishReason, Question, Sampling, Tally, Trace
 from conviction.engines.scripted import Script, ScriptedEngine
@@ -102,8 +101,9 @@ class Turnstile:
             if turn in self._waiting:
                 self._waiting.remove(turn)
 
-    async def classify(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Stands in for a worker thread."""
+    async def read(self, kind: AnswerKind, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Stands in for a thread that reads answers."""
+        del kind
         await self.wait()
         return work(*arguments)
 
@@ -120,7 +120,7 @@ class Turnstile:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        with patch.object(anyio.to_thread, "run_sync", self.classify):
+        with patch.object(reading, "in_thread", self.read):
             yield
 
 

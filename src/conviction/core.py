@@ -134,10 +134,14 @@ def _refused(name: str, value: object, wanted: str) -> InvalidSettingError:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as its kind shows it, and the key of its class: equal keys are equal votes."""
+    """An answer as its kind shows it, and the key of its class: equal keys are equal votes.
+
+    `written` is what the trace wrote, where that is more: "B) Mars" for "B". Else it is empty.
+    """
 
     text: str
     key: str
+    written: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -277,10 +277,12 @@ class _Run:
     async def _end_on(self, interrupt: anyio.Event) -> None:
         await interrupt.wait()
         self._end("interrupted", FinishReason.CANCELLED)
+        self._builder.hurry()
 
     async def _end_after(self, seconds: float) -> None:
         await anyio.sleep(max(0.0, seconds - self._now()))
         self._end("time", FinishReason.CANCELLED)
+        self._builder.hurry()
 
     def _start(self, tasks: TaskGroup) -> None:
         action, _ = self._pending.take()

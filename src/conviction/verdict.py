@@ -156,6 +156,18 @@ class Verdict:
         """
         return lead_of(self.tally)
 
+    @property
+    def written(self) -> str | None:
+        """The answer as the first trace that voted for it wrote it: "B) Mars", where that is "B".
+
+        None without an answer.
+        """
+        leader = self.tally.leader
+        if leader is None or self.answer is None:
+            return None
+        first = next((trace.answer for trace in self.traces if trace.id in leader.votes), None)
+        return (first and first.written) or leader.text
+
     def abstaining(self, below: float) -> "Verdict":
         """The same, its answer withheld `below` a calibrated probability, or if that is unknown.
 
@@ -187,6 +199,7 @@ class Verdict:
             "question": self.question.text,
             "question_id": self.question.id,
             "answer": self.answer,
+            "answer_written": self.written,
             "share": self.share,
             "lead": self.lead,
             "right": asdict(self.right) if self.right else None,

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 import anyio
-import anyio.to_thread
 import numpy as np
 
 from conviction.answers import AnswerKind, Grouping
+from conviction.answers.reading import read_answer
 from conviction.confidence import Floats, Metric, measure
 from conviction.core import Answer, FinishReason, Question, Sampling, Trace
 from conviction.display import listed
@@ -24,6 +25,9 @@ from conviction.errors import (
 from conviction.live import LiveTrace, beginning
 from conviction.policies.base import Continue, Policy
 from conviction.verdict import OUT_OF_TOKENS, Usage, Verdict, caveats
+
+_LAST_SECONDS = 0.5
+"""How long a run that was ended from outside still reads answers, in all."""
 
 _WRONG_SIGN = (
     "its confidences are below 0: they are minus a mean log-probability, so the sign is wrong"
@@ -87,6 +91,14 @@ class VerdictBuilder:
         self._informed = False
         self._notes: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
+        self._reading = anyio.CancelScope()
+        self._read_until = inf
+        self._unread: set[int] = set()
+
+    def hurry(self) -> None:
+        """Read answers for at most `_LAST_SECONDS` more, in all: the run was ended from outside."""
+        self._read_until = min(self._read_until, anyio.current_time() + _LAST_SECONDS)
+        self._reading.deadline = self._read_until
 
     def lose(self, error: str, tokens: int) -> None:
         """Count the tokens of an attempt that broke off."""
@@ -132,7 +144,7 @@ class VerdictBuilder:
                     remedy="Mend the engine: the confidences of a chunk have an entry per token; "
                     "or give no total.",
                 )
-            answer = await self._find_answer(text)
+            answer = await self._find_answer(live.id, text)
             if self._policy.needs_confidence and confidences.size:
                 self._check_confidence(confidences, running)
         trace = Trace(
@@ -226,15 +238,13 @@ class VerdictBuilder:
             return True
         return bool(traces) and ended != OUT_OF_TOKENS
 
-    async def _find_answer(self, text: str) -> Answer | None:
-        found = self._answers.extract(text)
-        if found is None:
-            return None
-        answer = self._grouping.classify_at_once(found)
-        if answer is None:
-            # Waiting for another process, so it leaves the event loop.
-            answer = await anyio.to_thread.run_sync(self._grouping.classify, found)
-        return answer
+    async def _find_answer(self, trace: int, text: str) -> Answer | None:
+        # A reading that was given up may still use the grouping.
+        if not self._unread:
+            with anyio.CancelScope(deadline=self._read_until) as self._reading:
+                return await read_answer(self._answers, self._grouping, text)
+        self._unread.add(trace)
+        return None
 
     def _check_confidence(self, confidences: Floats, running: Iterable[LiveTrace]) -> None:
         """Refuse to go on with an engine that silently drops log-probabilities.
@@ -251,10 +261,17 @@ class VerdictBuilder:
         if ended == OUT_OF_TOKENS:
             before = "the verdict was settled" if started else "this question had its turn"
             yield f"The total of tokens was spent before {before}."
-        silent = sum(t.finish is FinishReason.STOP and t.answer is None for t in traces)
+        silent = sum(
+            trace.finish is FinishReason.STOP
+            and trace.answer is None
+            and trace.id not in self._unread
+            for trace in traces
+        )
         if silent:
             kind = self._answers.name
             yield f"{silent} of {started} traces ended without an answer of kind {kind!r}."
+        if unread := len(self._unread):
+            yield f"The answers of {unread} of {started} traces were not read before the run ended."
         cut = sum(trace.finish is FinishReason.LENGTH for trace in traces)
         if cut:
             most = self._setup.sampling.max_tokens

@@ -1,13 +1,12 @@
 """Answers: asking for them, finding them in text, and telling equal ones apart."""
 
 from conviction.answers.extraction import STRATEGIES, extract_answer
+from conviction.answers.grouping import Grouping, broken_rules, compared, is_correct
 from conviction.answers.kinds import (
     KINDS,
     AnswerKind,
     Example,
-    Grouping,
     PromptEnding,
-    is_correct,
     kind,
     kinds,
     kinds_help,
@@ -20,6 +19,8 @@ __all__ = [
     "Example",
     "Grouping",
     "PromptEnding",
+    "broken_rules",
+    "compared",
     "extract_answer",
     "is_correct",
     "kind",

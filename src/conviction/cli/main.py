@@ -17,6 +17,8 @@ from conviction.settings import command_settings, settings_path
 
 COMMANDS = {
     "think": "think:think",
+    "vote": "vote:vote",
+    "answers": "answers:answers",
     "serve": "serve:serve",
     "models": "models:app",
     "policies": "policies:policies",

@@ -27,7 +27,7 @@ from conviction.answers import AnswerKind, kind
 from conviction.backends import Backend
 from conviction.cli.terminal import duration, shown
 from conviction.core import FinishReason
-from conviction.display import one_line
+from conviction.display import one_line, shortened
 from conviction.evaluation import counted
 from conviction.events import (
     Event,
@@ -44,6 +44,8 @@ from conviction.verdict import Verdict, how_sure
 
 _PATIENCE_SECONDS = 2.0
 _SECONDS_BETWEEN_LINES = 10.0
+_MOST_WRITTEN = 100
+"""Characters of an answer as it was written."""
 _SPEED_SECONDS = 600.0
 """Traces and questions end in bursts, so their rate is taken over a long while."""
 
@@ -223,8 +225,11 @@ class _Lines:
 
 
 @contextmanager
-def question_bar(console: Console, what: str) -> Generator[Callable[[int, int], None]]:
-    """A callback for questions done and their number; draws on a terminal, after two seconds."""
+def question_bar(console: Console, what: str) -> Generator[Callable[[int, int | None], None]]:
+    """A callback for questions done and their number, None where that is unknown.
+
+    It draws on a terminal, after two seconds.
+    """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -337,6 +342,8 @@ def summary(verdict: Verdict) -> str:
     fates = ", ".join(
         f"{counts[reason]} {word}" for reason, word in _WORDS.items() if reason in counts
     )
+    if verdict.written and verdict.written != verdict.answer:
+        vote = f"{shortened(one_line(verdict.written), _MOST_WRITTEN)}: {vote}"
     parts = (
         vote,
         *how_sure(verdict),

@@ -256,7 +256,7 @@ def _report(
         print(safe(verdict.answer))
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by >&-
         sys.stdout.flush()
-    console.print(summary(verdict), style="dim", soft_wrap=True)
+    console.print(shown(summary(verdict)), style="dim", soft_wrap=True)
     if output.quiet and verdict.answer is None and not verdict.abstained:
         # Its exit code stands for any failure, while that of abstaining says all.
         errors = Console(stderr=True, highlight=False, soft_wrap=True)

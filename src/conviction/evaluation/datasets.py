@@ -173,9 +173,7 @@ class _Loader:
         if not self.gold:
             return None
         name = _needed_field(place, row, "answer", self.fields.answer, ANSWER_FIELDS)
-        answer = _as_text(row[name])
-        if answer is not None:
-            answer = _at_the_end(answer)
+        answer = gold_answer(row[name])
         if not answer:
             _refuse(
                 place,
@@ -304,15 +302,6 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _at_the_end(answer: str) -> str:
-    """The right answer where it follows a solution; without white space around it, as given."""
-    before, _, line = answer.rpartition("\n")
-    if before.rstrip().endswith(_BEFORE_GOLD):
-        return line.strip()
-    _, mark, behind = line.partition(_BEFORE_GOLD)
-    return behind.strip() if mark and behind else answer
-
-
 def _as_text(value: object) -> str | None:
     match value:
         case str():
@@ -327,6 +316,18 @@ def _as_text(value: object) -> str | None:
             return str(value)
         case _:
             return None
+
+
+def gold_answer(value: object) -> str | None:
+    """The right answer out of a field: what follows "####" at its end, or else all of it."""
+    answer = _as_text(value)
+    if answer is None:
+        return None
+    before, _, line = answer.rpartition("\n")
+    if before.rstrip().endswith(_BEFORE_GOLD):
+        return line.strip()
+    _, mark, behind = line.partition(_BEFORE_GOLD)
+    return behind.strip() if mark and behind else answer
 
 
 def _needed_field(place: str, row: Row, what: str, given: str | None, usual: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from os import PathLike
 import anyio
 import anyio.to_thread
 
-from conviction.answers import AnswerKind, is_correct
+from conviction.answers import AnswerKind, compared, is_correct
 from conviction.core import FinishReason, Trace
 from conviction.engines.base import Engine
 from conviction.errors import (
@@ -264,16 +264,20 @@ class _Evaluation:
         )
 
     async def _graded(self, asked: PromptedQuestion, verdict: Verdict) -> QuestionResult:
-        gold = asked.recorded.gold
-        correct = None
-        if gold is not None:
-            # May wait for another process, so it leaves the event loop.
-            correct = await anyio.to_thread.run_sync(is_correct, self.answers, verdict.answer, gold)
+        gold, answer, warnings = asked.recorded.gold, verdict.answer, verdict.warnings
+        correct = None if gold is None else False
+        if gold is not None and answer is not None:
+            # May take a while, so it leaves the event loop.
+            equal = await anyio.to_thread.run_sync(compared, self.answers, answer, gold)
+            correct = bool(equal)
+            if equal is None:
+                told = "The answer could not be compared with the right one, and counts as wrong."
+                warnings = (*warnings, told)
         return QuestionResult(
             id=asked.recorded.id,
             question=question_hash(asked.recorded.text),
             gold=gold,
-            answer=verdict.answer,
+            answer=answer,
             correct=correct,
             share=verdict.share,
             ended=verdict.ended,
@@ -281,7 +285,7 @@ class _Evaluation:
             usage=verdict.usage,
             traces=len(verdict.traces),
             seconds=verdict.seconds,
-            warnings=verdict.warnings,
+            warnings=warnings,
             lead=verdict.lead,
             votes=len(verdict.tally.voters),
         )

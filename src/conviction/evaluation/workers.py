@@ -314,6 +314,11 @@ class _Ungrouped(AnswerKind):
         """The kind's name."""
         return self._answers.name
 
+    @property
+    def quick(self) -> bool:
+        """As the kind is."""
+        return self._answers.quick
+
     def extract(self, text: str) -> str | None:
         """What the kind finds."""
         return self._answers.extract(text)
