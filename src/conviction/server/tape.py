@@ -2,7 +2,7 @@
 
 The tape takes the driver's events and returns *frames*, JSON objects with what is new since the
 frame before. All frames applied in order are the tape; `Tape.snapshot` is one frame of it all.
-Every part has its time, so a page shows any moment of a run: live is the newest, playback any other.
+Every part has its time, so a page shows any moment of a run: live is the newest.
 
 A frame (what is not new is left out):
 
