@@ -4,7 +4,7 @@ import json
 from fractions import Fraction
 from typing import Any, cast
 
-from conviction.answers.extraction import refuse
+from conviction.answers.finding.values import refuse
 from conviction.answers.formulas.parsing import exact
 from conviction.answers.kinds import AnswerKind, PromptEnding
 
@@ -18,7 +18,7 @@ class JsonAnswers(AnswerKind):
         "Think step by step and finish with the result as JSON in a ```json block."
     )
     korean_ending = PromptEnding("차근차근 생각한 다음 결과를 ```json 블록에 JSON으로 쓰세요.")
-    strategies = ("fence", "json")
+    strategies = ("fence", "json", "tag", "boxed", "marker")
 
     def accepts(self, answer: str) -> bool:
         """Whether it is JSON."""

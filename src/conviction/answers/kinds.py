@@ -108,7 +108,7 @@ class AnswerKind(ABC):
     """What its answers are, in a few words for help texts."""
     ending: PromptEnding = BOXED
     korean_ending: PromptEnding = BOXED_KOREAN
-    strategies: Sequence[str] = ("boxed", "marker", "last-line")
+    strategies: Sequence[str] = ("boxed", "tag", "marker", "last-line")
     """How answers are found, out of `STRATEGIES`, tried in this order."""
 
     def __init__(self, strategies: Sequence[str] | None = None) -> None:

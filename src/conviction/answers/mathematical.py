@@ -39,7 +39,7 @@ class MathematicalAnswers(AnswerKind):
 
     name = "math"
     help = "a number, formula, tuple, set, matrix or words"
-    strategies = ("boxed", "marker")
+    strategies = ("boxed", "tag", "marker", "value")
 
     def __init__(
         self, strategies: Sequence[str] | None = None, *, seconds_per_pair: float = 2.0

@@ -30,7 +30,7 @@ class NumberAnswers(AnswerKind):
 
     name = "number"
     help = "one number, with or without a unit"
-    strategies = ("boxed", "marker", "hashes", "last-number")
+    strategies = ("boxed", "tag", "marker", "hashes", "last-number")
 
     def accepts(self, answer: str) -> bool:
         """Whether it holds a number."""

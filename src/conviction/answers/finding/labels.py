@@ -1,0 +1,193 @@
+r"""The labels of choices: "C", "(c)", "C) Paris", "\text{(C)}", "③번", "ㄱ, ㄷ", "II", "A, B, and C"."""
+
+import re
+import unicodedata
+
+from conviction.answers.finding.dress import EMPHASIS
+from conviction.answers.formulas.markup import fold
+
+_MOST_CHARACTERS = 4_000
+_DRESSES = ("bracketed", "numbered", "suffixed", "bare")
+
+# Circles and squares around a label count as brackets: a text may follow without a mark between.
+_ENCIRCLED = re.compile("[①-⑳⓪Ⓐ-ⓩ㉠-㉭㉮-㉻❶-❿➀-➓🄰-🅉🅐-🅩🅰-🆉⒈-⒛⑴-⒇⒜-⒵]\ufe0f?|[0-9]\ufe0f?\u20e3")
+_WITHOUT_COMPATIBILITY = {
+    **{chr(0x2776 + i): str(i + 1) for i in range(10)},
+    **{chr(0x2780 + i): str(i + 1) for i in range(10)},
+    **{chr(0x278A + i): str(i + 1) for i in range(10)},
+    **{chr(0x1F150 + i): chr(65 + i) for i in range(26)},
+    **{chr(0x1F170 + i): chr(65 + i) for i in range(26)},
+}
+# NFKC takes the letters of Hangul apart: "ㄱ" becomes another character that looks the same.
+_HANGUL_LETTERS = str.maketrans("ᄀᄂᄃᄅᄆᄇᄉᄋᄌᄎᄏᄐᄑᄒ", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
+
+_LATEX = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|boldsymbol|bm|emph|boxed"
+    r"|fbox|operatorname|underline|textcircled)\*?\s?(?=\{)|\\(?:left|right|quad|qquad|bf|rm|displaystyle)(?![a-z])"
+    r"|\\[()\[\]]|\\?\$|\\?[{}]"
+)
+_LATEX_SPACE = re.compile(r"\\[ ,;:!]|~|\\\\")
+
+_ROMAN = r"(?:VIII|VII|III|II|IV|VI|IX)"
+_LETTER = r"[A-Z]"
+_HANGUL = r"[ㄱ-ㅎ]"
+_SYLLABLE = r"[가나다라마바사아자차]"
+_ANY = rf"(?:{_ROMAN}|[A-Za-z]|[ivx]{{2,4}}|\d{{1,2}}|{_HANGUL}|{_SYLLABLE})"
+_NOUN = (
+    r"(?:options?|choices?|answers?|letters?|alternatives?|items?|statements?|numbers?|opción|opciones|la|el"
+    r"|l['’](?:option|opzione|alternative)|option|antwort(?:en)?|lösung|die|réponses?|respuestas?|risposta"
+    r"|alternativas?|opção|letra|lettre|buchstabe|(?-i:a)(?=[ ]\(?(?-i:[A-Z])\b)|the|both|only|number|no\.|선택지|보기|선지|정답은?|답은?|번호"
+    r"|选项|選項|選択肢|答案)"
+)
+_LEAD = re.compile(
+    rf"(?:(?:{_NOUN}|(?:the[ ])?(?:correct|right|best)(?:[ ](?:answer|option|choice|one))?"
+    rf"|is|are|는|은|definitely|clearly|therefore|thus|indeed|probably|likely|all[ ]of|namely|simply)"
+    rf"(?:[ :]+|(?<=[\u3000-\ud7ff])[ :]?|(?=[(\[])))+",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(
+    rf"""
+    [(\[{{<「『【〈"'“‘] [ ]? (?P<bracketed>{_ANY}) [ ]? [)\]}}>」』】〉"'”’] [ ]? (?:번(?:째)?|番|项|項)? [.:]?
+  | (?P<numbered>\d{{1,2}}) [ ]? (?:번(?:째)?|番)
+  | (?P<suffixed>{_ANY}) (?: [ ]?[)\]] [.:]? | [ ]?:(?!\d) | \.(?!\d)(?![ ]?[A-Za-z]\.) )
+  | (?P<bare> {_ROMAN} | {_LETTER} | {_HANGUL} | \d{{1,2}}(?![\d°%]|[./:]\d|,\d{{3}})
+      | [a-z](?=\W*$|[ ](?:because|since)\b|[ ]?[,;&/][ ]?(?:and[ ])?[a-z]\b|[ ](?:and|or)[ ][a-z]\b)
+      | {_SYLLABLE}(?=\W*$|[ ]?[,、]) )
+      (?![A-Za-z0-9_ㄱ-ㅎ]|['’][A-Za-z]|[-*^=#+][A-Za-z0-9])
+    """,
+    re.VERBOSE,
+)
+_SEPARATOR = re.compile(
+    r"""[ ]?(?: [,;&、，·ㆍ/+] [ ]? (?:(?:and|or|und|et|y|e|그리고|및)[ ])?
+      | (?:and|or|und|oder|et|ou|y|e|o|그리고|및|또는|plus|as[ ]well[ ]as)(?=[ (\[])[ ]?
+      | (?:와|과|하고|랑|이랑|와[ ]함께|和|与|與|及|以及|と|跟)[ ]? )""",
+    re.VERBOSE,
+)
+_RUN = re.compile(r"[A-H]{2,8}|[ㄱ-ㅎ]{2,8}")
+# After a bare letter or number, a sentence may go on with these.
+_TAIL = re.compile(
+    r"""
+    \W*$ | [ ]?[,;:!?…—–.。，；：！？→⇒] | [ ][-=][ ] | [ ]?[(（\[]
+  | [ ](?: because|since|as|is|are|was|were|due|which|where|with|and|or|but|not|rather|instead|over
+      |for|by|given|seems|would|must|only|based|from|so|matches|best|correctly|weil|denn|ist|sind|car
+      |parce|est|sont|porque|es|son|é|è|pois|perché )\b
+  | [ ]?(?: 이|가|을|를|은|는|와|과|임|으?로|입니다|이다|다|이에요|예요|이며|이고|이므로|이?라고|이?라는
+      |입니다만|이었다|이지만|인데|이어야|일 )(?=\W|$)
+  | [ ]?(?: です|である|だ|と|が|は|を|に|で|となり|になり|是|项|項|选|正确|對|对 )
+    """,
+    re.VERBOSE,
+)
+_ENDING = re.compile(r"\W*$|[ ]?(?:입니다|이다|이에요|예요|です|である)\W*$")
+_NUMBER_TAIL = re.compile(r"[ ][-=][ ][(\\]?\d|[ ]?=")
+_NEGATED_TAIL = re.compile(
+    r"""[ ]?(?: (?:is|are|was|were|seems?|looks?|sounds?|may|might|could|would|does|can|did|has)
+        (?: n['’]t | [ ]not(?![ ]only) | [ ](?:\w+[ ]){0,3}?(?:wrong|incorrect|false|trap|distractor
+          |eliminated|ruled[ ]out|unlikely|invalid|impossible|misleading|unsure) )\b
+      | cannot\b | [이가은는]?[ ]?(?:아니|아닙|아님|틀[린립려]) | 不(?:是|对|對|正确) | (?:では|じゃ)な
+      | (?:ist|est|es|é|è)[ ](?:nicht|pas|incorrecta?|falsch|fausse|errada?|sbagliata)
+      | no[ ]es | n['’]est )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SINGULAR = re.compile(r"[ ](?:is|was|does|has|would|seems|can|may|might)\b")
+_CAPITALISED_TEXT = re.compile(r"[ ](?:[A-Z0-9\"“$\\]|[가-힣]|[\u3040-\u9fff])")
+_MORE = re.compile(
+    r"(?P<joined>(?:[,;&、，/]|\b(?:and|or|und|et|y)\b|및|그리고)[ ]?(?:(?:and|or)[ ])?)?"
+    r"(?:\((?P<bracketed>[A-Z])\)|(?<![\w(])(?P<suffixed>[A-Z])[).](?=[ ]|$))"
+)
+
+
+def labels(answer: str, *, alone: bool = False) -> list[str]:
+    """The labels that an answer names, in upper case and sorted; empty if it names none.
+
+    The answer has to start with them. What may follow is the text of the choice, or a reason; with
+    `alone`, no reason, as "B is the field" says nothing where no answer is announced.
+    """
+    if len(answer) > _MOST_CHARACTERS:
+        return []
+    plain = _plain(answer)
+    if lead := _LEAD.match(plain):
+        plain = plain[lead.end() :].strip() if lead.end() < len(plain) else plain
+    found, dress, end = _listed(plain)
+    tail = plain[end:]
+    if not found:
+        run = _RUN.match(plain)
+        letters = sorted(set(run.group())) if run else []
+        whole = run and "".join(letters) == run.group() and _TAIL.match(plain, run.end())
+        return letters if whole else []
+    if len(found) > 1 and _SINGULAR.match(tail):
+        found.pop()  # "B and C is a distractor"
+    elif _NEGATED_TAIL.match(tail):
+        return []
+    if dress == "bare" and not (_ENDING.match(tail) if alone else _goes_on(found[-1], tail)):
+        return []
+    if dress != "bare" and len(found) == 1:
+        more = _more(dress, tail)
+        if more is None:
+            return []
+        found += more
+    return sorted({label.upper() for label in found})
+
+
+def _plain(answer: str) -> str:
+    """One line without emphasis, LaTeX and quotation marks around it, circles as brackets."""
+    text = _ENCIRCLED.sub(_bracketed, answer)
+    if "\\" in text or "$" in text or "{" in text:
+        text = _LATEX.sub("", _LATEX_SPACE.sub(" ", text))
+    text = EMPHASIS.sub("", text)
+    if not text.isascii():
+        text = fold(text).translate(_HANGUL_LETTERS)
+    return " ".join(text.split()).strip("*_`, ")
+
+
+def _bracketed(match: re.Match[str]) -> str:
+    sign = match.group()[0]
+    label = _WITHOUT_COMPATIBILITY.get(sign) or unicodedata.normalize("NFKC", sign)
+    return f"({label.strip('().')})"
+
+
+def _listed(plain: str) -> tuple[list[str], str, int]:
+    """The labels from the start on, how the first is dressed, and where the last one ends."""
+    found: list[str] = []
+    dress, end, position = "", 0, 0
+    while match := _LABEL.match(plain, position):
+        kind = next(name for name in _DRESSES if match.group(name))
+        label = match.group(kind)
+        if found and kind == "bare" and label.isdigit() != found[0].isdigit():
+            break
+        found.append(label)
+        dress, end = dress or kind, match.end()
+        separator = _SEPARATOR.match(plain, end)
+        if separator:
+            position = separator.end()
+        elif kind == "bracketed" and plain.startswith("(", end):
+            position = end
+        else:
+            break
+        if noun := _LEAD.match(plain, position):
+            position = noun.end()
+    return found, dress, end
+
+
+def _goes_on(label: str, tail: str) -> bool:
+    """Whether a sentence may go on with `tail` after a bare label."""
+    if label.isdigit():
+        return bool(_TAIL.match(tail)) and not _NUMBER_TAIL.match(tail)
+    if label == "I" and not re.match(r"\W*$|[.,;)]", tail):
+        return False
+    if _TAIL.match(tail):
+        return True
+    return "B" <= label <= "H" and bool(_CAPITALISED_TEXT.match(tail))
+
+
+def _more(dress: str, tail: str) -> list[str] | None:
+    """Labels of further choices after the text of the first; None if all choices are repeated.
+
+    In "C) both (A) and (B)" they belong to the text.
+    """
+    found = list(_MORE.finditer(tail))
+    alike = [match for match in found if match.group(dress if dress == "suffixed" else "bracketed")]
+    if not alike:
+        return []
+    if all(match["joined"] for match in alike):
+        return [match.group("bracketed") or match.group("suffixed") for match in alike]
+    return None if dress == "suffixed" and not any(match["joined"] for match in alike) else []
