@@ -10,7 +10,8 @@ from conviction.answers.finding.labels import labels
 from conviction.answers.finding.markers import announced
 from conviction.answers.finding.values import last_lines
 
-_PLAIN_LABEL = r"(?:[(\[][ ]?(?:[A-Za-z]|\d{1,2}|[ㄱ-ㅎ])[ ]?[)\]]|(?<![\w'’])[A-Z](?![\w'’])|[①-⑳]|\d{1,2}(?=[ ]?[번番])|[ㄱ-ㅎ])"
+_PLAIN_LABEL = r"(?:[(\[（][ ]?(?:[A-Za-z]|\d{1,2}|[ㄱ-ㅎ])[ ]?[)\]）]|(?<![A-Za-z0-9_'’])[A-Z](?![A-Za-z0-9_'’])|[①-⑳]|\d{1,2}(?=[ ]?[번番])|[ㄱ-ㅎ])"
+_STANDING = re.compile(rf"{_PLAIN_LABEL}(?![ ][a-z])")
 _ITS_NUMBER = r"(?:[ ]?(?:번|番))?"
 _ITS_TEXT = r"(?:[).:][ ][^.;!?]{1,80}?|[ ]?\([^()]{1,80}\))?"
 _LIST = rf"{_PLAIN_LABEL}{_ITS_NUMBER}(?:[ ]?(?:,[ ]?and|,|and|&|및|와|과|、|和|と)[ ]?{_PLAIN_LABEL}{_ITS_NUMBER}){{0,9}}"
@@ -24,6 +25,8 @@ _BEFORE = re.compile(
   | (?<![a-z]) (?: (?:correct|right|best|selected|chosen|final|my|the)[ ] )?
       (?: option | choice | selection | pick | alternative | response | letter ) s? [ ]?
       (?: [:：=] | (?:is|are|would[ ]be|must[ ]be|should[ ]be)\b[ ]?:? )
+  | (?<![a-z]) (?: option | choice | statement | answer | one | letter ) s? [ ](?:that|which)[ ]
+      (?:[\w'’-]+[ ]){1,7}? (?: is | are | would[ ]be | must[ ]be ) \b
   | (?<![a-z]) (?: correct | selected | chosen ) [ ]?[:：]
   | (?<![a-z]) (?: I | we ) (?:['’](?:d|ll|m))? (?:[ ](?:would|will|should|must|can|therefore|thus|so|then|am
         |are|would[ ]therefore|have[ ]to|need[ ]to|go|going|ended[ ]up|ultimately|confidently)){0,3}
@@ -39,7 +42,7 @@ _BEFORE = re.compile(
   | \b(?:elijo|escojo|selecciono|escolho|scelgo)\b
   | (?:应该?|應該?|故|本题|本題|所以|因此|答案|我)?[选選](?:择|擇|项|項)?(?:为|為|是)?[ ]?[:：]? | 正确的?[^，。；\s]{0,12}[是为為][ ]?[:：]?
   | (?:正しい|適切な|正解|該当する|誤っている|間違っている|選択肢)[^。、\s]{0,14}は[ ]?、?
-  | [가-힣][은는][ ]?:?
+  | (?:선택|고른[ ]?답)[ ]?[:：] | (?:고르면|찾으면)[ ] | [가-힣][은는][ ]?:?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -74,7 +77,7 @@ _NEGATIVE = re.compile(
 )
 _CONCLUDED = re.compile(
     r"""(?: (?:option|choice|answer|alternative|보기|선택지|选项|選項|選択肢|opción|alternativa|opção|opzione|antwort)[ ]?
-          (?P<named>\(?(?:[A-Z]|\d{1,2})\)?(?![\w'’]))
+          (?P<named>\(?(?:(?-i:[A-Z])|\d{1,2})\)?(?![A-Za-z0-9_'’]))
       | (?P<bracketed>\([A-Z]\)) | (?P<circled>[①-⑳]) | (?P<numbered>\d{1,2})[ ]?[번番](?!째)
       | (?<![a-z]) (?:so|thus|hence|therefore|is|be|it['’]s|that['’]s|to|with|as|choose|∴|⇒|→|=>|->|따라서|그러므로|所以|因此|故|よって|したがって|also|daher|somit|donc|tanto)
           [,:]? [ ]? (?P<bare>(?-i:[A-HJ-Z]))(?=[\s.,;!)]*$) )""",
@@ -148,7 +151,7 @@ def _sentences(text: str) -> tuple[list[_Claim], list[_Claim]]:
         for match in _last_matches(_BEFORE, line):
             rest = line[match.end() : match.end() + _LONGEST_REST]
             said = _named(unhedged(rest, sentence=True))
-            if said and not (said[0].isdigit() and _TOPIC.search(match.group())):
+            if said and not (said[0].isdecimal() and _TOPIC.search(match.group())):
                 strong.append(_Claim(said, (number, match.start())))
         for match in _last_matches(_AFTER, line):
             hedged = _HEDGED.search(line[max(0, match.start() - 24) : match.start()])
@@ -180,7 +183,8 @@ def _concluded(text: str) -> Iterator[str]:
             for label in match.groups()
             if label
         }
-        if len(found) == 1:
+        others = {label.strip("()[] ") for label in _STANDING.findall(line)}
+        if len(found) == 1 and others <= found:
             yield found.pop()
 
 

@@ -9,8 +9,8 @@ MOST_SENTENCE_CHARACTERS = 4_000
 """What follows a marker is read that far. A longer answer is found only in a box or as JSON."""
 
 EMPHASIS = re.compile(
-    r"(?<![\w)])\*\*|\*\*(?![\w(])|`"
-    r"|</?(?:b|strong|em|i|u|p|span|div|font|center|mark|code|h\d|li|ul|ol|br)(?:\s[^<>]{0,200})?/?>",
+    r"(?<![A-Za-z0-9_)])\*\*|\*\*(?![A-Za-z0-9_(])|`"
+    r"|</?(?:b|strong|em|i|u|p|span|div|font|center|mark|code|h\d|li|ul|ol|br|output|response|result|answer)(?:\s[^<>]{0,200})?/?>",
     re.IGNORECASE,
 )
 """Emphasis of Markdown and HTML; "2**3" holds none."""
@@ -52,7 +52,7 @@ _REASON = re.compile(
     r"""
     [ ](?: because | since (?![ ]\d) | so[ ]that | due[ ]to | given[ ]that | rather[ ]than | instead[ ]of
       | and[ ]not | weil | denn | da[ ]die | parce[ ]que?' | parce[ ]que | car[ ](?=[a-zéè]) | porque
-      | perché )\b
+      | perché | as[ ](?:required|desired|expected|claimed|needed|shown|stated|we[ ]know) )\b
   | ,[ ]?(?: because | since | as | which | where | who | whose | so | thus | hence | therefore
       | meaning | making | giving | given | but | not | rather | considering | according | while
       | though | although | after | when | namely | corresponding | (?:in|al)[ ]?(?:total|together|all)\b
@@ -63,6 +63,10 @@ _REASON = re.compile(
   | [,，]?(?:因为|因為|因此|所以|而不是|なぜなら|왜냐하면)
     """,
     re.VERBOSE,
+)
+_APPOSITION = re.compile(
+    r",\s(?:(?:the|a|an|one)\s[a-z]|(?:[a-z]+ed|built|written|made|born|won)\s(?:in|by|on|at|as|from)\b)"
+    r"(?:(?!\sand\s)[^,])*$"
 )
 _POLITE = re.compile(
     r"\s?(?:입니다만?|이에요|예요|이예요|입니다요|임을 알 수 있습니다|됩니다|라고 할 수 있습니다|"
@@ -75,6 +79,14 @@ _PLAIN_ENDING = re.compile(
 )
 _BEFORE_PLAIN_ENDING = re.compile(r"[^가-힣](?:이다|다)$")
 
+# "(the capital)", and a name in Latin letters after one in another script, as in "서울(Seoul)".
+_GLOSS = re.compile(
+    r"(?<=\w)\s\((?:the|a|an|in|also|aka|which|formerly|known|located|as|i\.e\.)\b[^()]*\)$"
+    r"|(?<=[가-힣\u3040-\u9fff])\s?[(（][A-Za-z][^()（）]*[)）]$"
+)
+_CALCULATION = re.compile(
+    r"[$\d(\\-](?:[\d\s+*/×·÷().,$€%^-]|\\(?:times|cdot|div|left|right|%|\$)|[{}])*=(?P<right>[^=]+)"
+)
 _FILLER = re.compile(
     r"""(?:(?:,\s*)?(?:therefore|thus|then|hence|indeed|clearly|simply|actually|obviously|approximately
       |roughly|exactly|precisely|probably|likely|most[ ]likely|definitely|certainly|in[ ]fact
@@ -90,10 +102,15 @@ _ABOUT = re.compile(
     r"|(?:약|대략|총|모두|전부|大约为?|大約|约为?|約|およそ|≈|~)\s*)(?=[\d$\\(.+-])"
 )
 _CLOSING_EMPHASIS = re.compile(r"^[*_]+(?=\s|$)")
-_NOT = re.compile(r"(?:not|n't|n’t|never|nicht|pas|no es|não é|non è)\s+", re.IGNORECASE)
+_IT_IS = re.compile(
+    r"(?:[Ii]t|[Tt]hat|[Tt]his)(?:[ ](?:is|was|must be|would be|should be)) (?!what\b)"
+)
+_NOT = re.compile(
+    r"(?:not|n't|n’t|never|nicht|pas|no es|não é|non è)\s+|不是|並非|并非", re.IGNORECASE
+)
 _BUT = re.compile(
     r"(?:,?\s+(?:but(?: rather| instead)?|rather|instead|sondern|mais|sino|mas sim|ma|bensì)"
-    r"|[,;.]\s+(?:it'?s|it is|but it is|the answer is))\s+",
+    r"|[,;.]\s+(?:it['’]?s|it is|but it is|the answer is))\s+|[，,]?\s?而是",
     re.IGNORECASE,
 )
 _EAST_ASIAN_BUT = re.compile(
@@ -139,26 +156,33 @@ def unhedged(rest: str, *, sentence: bool) -> str:
     """
     rest = _CLOSING_EMPHASIS.sub("", rest).strip()
     if sentence:
-        rest = rest.lstrip(":： ")
+        rest = _without_filler(rest.lstrip(":： "))
         if negated := _NOT.match(rest):
             other = _BUT.search(rest, negated.end())
             if not other:
                 return ""
-            rest = rest[other.end() :]
+            rest = _without_filler(rest[other.end() :])
         if correction := _EAST_ASIAN_BUT.match(rest):
             rest = rest[correction.end() :]
-        if filler := _FILLER.match(rest):
-            rest = rest[filler.end() :]
+    if subject := _IT_IS.match(rest):
+        rest = rest[subject.end() :]
     if about := _ABOUT.match(rest):
         rest = rest[about.end() :]
     return rest
+
+
+def _without_filler(rest: str) -> str:
+    filler = _FILLER.match(rest)
+    return rest[filler.end() :] if filler else rest
 
 
 def stated(rest: str, *, sentence: bool) -> str:
     """The answer in what follows a marker: `unhedged`, and without reasons after it."""
     rest = unhedged(rest, sentence=sentence)
     rest = quoted(rest) or _without_reason(first_sentence(rest))
-    return tidy(_without_ending(tidy(rest), sentence=sentence))
+    answer = tidy(_without_ending(tidy(rest), sentence=sentence))
+    answer = _GLOSS.sub("", answer)
+    return tidy(result["right"]) if (result := _CALCULATION.fullmatch(answer)) else answer
 
 
 def quoted(text: str) -> str:
@@ -170,7 +194,10 @@ def quoted(text: str) -> str:
 
 def _without_reason(sentence: str) -> str:
     reason = _REASON.search(sentence, 1)
-    return sentence[: reason.start()] if reason else sentence
+    sentence = sentence[: reason.start()] if reason else sentence
+    # "Paris, the capital of France"; but "the liver, the heart" is a list.
+    apposition = _APPOSITION.search(sentence, 1) if sentence[:1].isupper() else None
+    return sentence[: apposition.start()] if apposition else sentence
 
 
 def _without_ending(answer: str, *, sentence: bool) -> str:
@@ -198,7 +225,7 @@ def _ends(text: str, at: int, mark: str) -> bool:
         return True
     opens = not following or following.split(None, 1)[0].rstrip(",:;.").casefold() in _OPENERS
     if mark in "!?":
-        return bool(following) and opens
+        return bool(following) and opens and not following[0].islower()
     before = text[max(0, at - 24) : at]
     word = before.rsplit(None, 1)[-1].lstrip("(\"'“‘*_") if before.strip() else ""
     if word.endswith("."):

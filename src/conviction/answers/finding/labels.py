@@ -2,6 +2,7 @@ r"""The labels of choices: "C", "(c)", "C) Paris", "\text{(C)}", "③번", "ㄱ,
 
 import re
 import unicodedata
+from typing import NamedTuple
 
 from conviction.answers.finding.dress import EMPHASIS
 from conviction.answers.formulas.markup import fold
@@ -48,7 +49,7 @@ _LEAD = re.compile(
 _LABEL = re.compile(
     rf"""
     [(\[{{<「『【〈"'“‘] [ ]? (?P<bracketed>{_ANY}) [ ]? [)\]}}>」』】〉"'”’] [ ]? (?:번(?:째)?|番|项|項)? [.:]?
-  | (?P<numbered>\d{{1,2}}) [ ]? (?:번(?:째)?|番)
+  | (?P<numbered>\d{{1,2}}|{_LETTER}|{_HANGUL}) [ ]? (?:번(?:째)?|番)
   | (?P<suffixed>{_ANY}) (?: [ ]?[)\]] [.:]? | [ ]?:(?!\d) | \.(?!\d)(?![ ]?[A-Za-z]\.) )
   | (?P<bare> {_ROMAN} | {_LETTER} | {_HANGUL} | \d{{1,2}}(?![\d°%]|[./:]\d|,\d{{3}})
       | [a-z](?=\W*$|[ ](?:because|since)\b|[ ]?[,;&/][ ]?(?:and[ ])?[a-z]\b|[ ](?:and|or)[ ][a-z]\b)
@@ -63,7 +64,8 @@ _SEPARATOR = re.compile(
       | (?:와|과|하고|랑|이랑|와[ ]함께|和|与|與|及|以及|と|跟)[ ]? )""",
     re.VERBOSE,
 )
-_RUN = re.compile(r"[A-H]{2,8}|[ㄱ-ㅎ]{2,8}")
+_MARKS = frozenset(",;/·、，ㆍ+")
+_RUN = re.compile(r"[A-H](?:[ ]?[A-H]){1,7}(?![A-Za-z])|[ㄱ-ㅎ]{2,8}")
 # After a bare letter or number, a sentence may go on with these.
 _TAIL = re.compile(
     r"""
@@ -72,12 +74,13 @@ _TAIL = re.compile(
       |for|by|given|seems|would|must|only|based|from|so|matches|best|correctly|weil|denn|ist|sind|car
       |parce|est|sont|porque|es|son|é|è|pois|perché )\b
   | [ ]?(?: 이|가|을|를|은|는|와|과|임|으?로|입니다|이다|다|이에요|예요|이며|이고|이므로|이?라고|이?라는
-      |입니다만|이었다|이지만|인데|이어야|일 )(?=\W|$)
+      |입니다만|이었다|이지만|인데|이어야|일|인|뿐이다|뿐입니다 )(?=\W|$)
   | [ ]?(?: です|である|だ|と|が|は|を|に|で|となり|になり|是|项|項|选|正确|對|对 )
     """,
     re.VERBOSE,
 )
 _ENDING = re.compile(r"\W*$|[ ]?(?:입니다|이다|이에요|예요|です|である)\W*$")
+_AFTER_I = re.compile(r"\W*$|[.,;)]|[ ](?:and|or|only)\b")
 _NUMBER_TAIL = re.compile(r"[ ][-=][ ][(\\]?\d|[ ]?=")
 _NEGATED_TAIL = re.compile(
     r"""[ ]?(?: (?:is|are|was|were|seems?|looks?|sounds?|may|might|could|would|does|can|did|has)
@@ -96,6 +99,14 @@ _MORE = re.compile(
 )
 
 
+class _Item(NamedTuple):
+    label: str
+    dress: str
+    end: int
+    joined: bool
+    """Whether "and" stands before it."""
+
+
 def labels(answer: str, *, alone: bool = False) -> list[str]:
     """The labels that an answer names, in upper case and sorted; empty if it names none.
 
@@ -107,25 +118,50 @@ def labels(answer: str, *, alone: bool = False) -> list[str]:
     plain = _plain(answer)
     if lead := _LEAD.match(plain):
         plain = plain[lead.end() :].strip() if lead.end() < len(plain) else plain
-    found, dress, end = _listed(plain)
-    tail = plain[end:]
+    if run := _run(plain):
+        return run
+    found = _listed(plain)
     if not found:
-        run = _RUN.match(plain)
-        letters = sorted(set(run.group())) if run else []
-        whole = run and "".join(letters) == run.group() and _TAIL.match(plain, run.end())
-        return letters if whole else []
-    if len(found) > 1 and _SINGULAR.match(tail):
-        found.pop()  # "B and C is a distractor"
-    elif _NEGATED_TAIL.match(tail):
         return []
-    if dress == "bare" and not (_ENDING.match(tail) if alone else _goes_on(found[-1], tail)):
-        return []
-    if dress != "bare" and len(found) == 1:
-        more = _more(dress, tail)
-        if more is None:
+    dress = found[0].dress
+    if len(found) == 1 and dress != "bare":
+        tail = plain[found[0].end :]
+        more = None if _NEGATED_TAIL.match(tail) else _more(dress, tail)
+        return [] if more is None else _sorted([found[0].label, *more])
+    while found:
+        tail = plain[found[-1].end :]
+        # "B and C is a distractor", "B, C is wrong", "B; C and D contradict it"
+        if len(found) > 1 and _SINGULAR.match(tail):
+            found.pop()
+        elif _NEGATED_TAIL.match(tail):
             return []
-        found += more
+        elif (
+            dress != "bare"
+            or (_ENDING if alone else _TAIL).match(tail)
+            or (not alone and _text_follows(found[-1].label, tail))
+        ):
+            break
+        else:
+            while found and found.pop().joined:
+                pass
+    last = found[-1].label if found else ""
+    wrong = last == "I" and not _AFTER_I.match(plain, found[-1].end)
+    wrong |= last.isdecimal() and dress == "bare" and bool(_NUMBER_TAIL.match(plain, found[-1].end))
+    return [] if wrong else _sorted([item.label for item in found])
+
+
+def _sorted(found: list[str]) -> list[str]:
     return sorted({label.upper() for label in found})
+
+
+def _run(plain: str) -> list[str]:
+    """The letters of "ABD", which stand in their order."""
+    run = _RUN.match(plain)
+    letters = sorted(set(run.group()) - {" "}) if run else []
+    whole = (
+        run and "".join(letters) == run.group().replace(" ", "") and _TAIL.match(plain, run.end())
+    )
+    return letters if whole else []
 
 
 def _plain(answer: str) -> str:
@@ -136,7 +172,8 @@ def _plain(answer: str) -> str:
     text = EMPHASIS.sub("", text)
     if not text.isascii():
         text = fold(text).translate(_HANGUL_LETTERS)
-    return " ".join(text.split()).strip("*_`, ")
+    text = " ".join(text.split()).strip("*_`#, ")
+    return text if ")" in text else text.removeprefix("(")
 
 
 def _bracketed(match: re.Match[str]) -> str:
@@ -145,37 +182,31 @@ def _bracketed(match: re.Match[str]) -> str:
     return f"({label.strip('().')})"
 
 
-def _listed(plain: str) -> tuple[list[str], str, int]:
-    """The labels from the start on, how the first is dressed, and where the last one ends."""
-    found: list[str] = []
-    dress, end, position = "", 0, 0
+def _listed(plain: str) -> list[_Item]:
+    """The labels that a text starts with."""
+    found: list[_Item] = []
+    position, joined = 0, False
     while match := _LABEL.match(plain, position):
-        kind = next(name for name in _DRESSES if match.group(name))
-        label = match.group(kind)
-        if found and kind == "bare" and label.isdigit() != found[0].isdigit():
+        dress = next(name for name in _DRESSES if match.group(name))
+        label = match.group(dress)
+        if found and dress == "bare" and label.isdigit() != found[0].label.isdigit():
             break
-        found.append(label)
-        dress, end = dress or kind, match.end()
-        separator = _SEPARATOR.match(plain, end)
+        found.append(_Item(label, dress, match.end(), joined))
+        separator = _SEPARATOR.match(plain, match.end())
         if separator:
             position = separator.end()
-        elif kind == "bracketed" and plain.startswith("(", end):
-            position = end
+            joined = separator.group().strip() not in _MARKS
+        elif dress == "bracketed" and plain.startswith("(", match.end()):
+            position = match.end()
         else:
             break
         if noun := _LEAD.match(plain, position):
             position = noun.end()
-    return found, dress, end
+    return found
 
 
-def _goes_on(label: str, tail: str) -> bool:
-    """Whether a sentence may go on with `tail` after a bare label."""
-    if label.isdigit():
-        return bool(_TAIL.match(tail)) and not _NUMBER_TAIL.match(tail)
-    if label == "I" and not re.match(r"\W*$|[.,;)]", tail):
-        return False
-    if _TAIL.match(tail):
-        return True
+def _text_follows(label: str, tail: str) -> bool:
+    """Whether the text of a choice may follow its bare letter, as in "C Paris"."""
     return "B" <= label <= "H" and bool(_CAPITALISED_TEXT.match(tail))
 
 

@@ -28,7 +28,7 @@ _MIDDLE = r"""(?:
   | [ ]?\#?\d{1,2}
 )?"""
 _DRESS = r"""[*_"'”’\]】」』)}>]{0,4}[ ]?"""
-_COLON = r"(?: [:：] | =(?!=) | =?[-–—]>[ ]? | [-–—]{1,3}[ ] | [→⇒⟹] )"
+_COLON = r"(?: [:：] | =(?!=) | =?[-–—]>[ ]? | [-–—]{1,3}[ ] | [→⇒⟹] | \|[ ] )"
 _ADVERBS = r"(?:[ ](?:only|then|therefore|thus|have|now|to|likely|probably|clearly|simply|indeed|also)){0,3}"
 _IS = rf"""(?: is(?=n['’]t\b) | (?: is | was | are | were | equals | becomes | remains
   | (?:must|should|would|will|can|has|have|ought|could|might|may|seems?|appears?|turns[ ]out
@@ -45,18 +45,18 @@ _EUROPEAN = rf"""
         | respostas? | risposta | ответ | antwoord | odpowiedź | cevap | jawaban | svar | đáp[ ]án )
       (?:[ ](?:finale?|correct[ae]?s?|exacte?|bonne|juste|richtige|correta|corretta|giusta|esatta
         |definitiva|certa|est|es)){{0,2}}? {_MIDDLE}
-      (?: {_DRESS} {_COLON}
+      (?: {_DRESS} {_COLON} | (?=[ ]?\([A-Za-z0-9]\))
+        | (?P<sentence_7> [ ]n['’]est(?=[ ]pas) | (?=[ ](?:no[ ]es|não[ ]é|non[ ]è)[ ]) )
         | (?P<sentence_3> [ ] (?: ist | lautet | wäre | sind | heißt | beträgt | muss | est | sont | serait
             | doit[ ]être | devrait[ ]être | es | son | sería | será | debe[ ]ser | debería[ ]ser | é | são
-            | seria | deve[ ]ser | è | e' | sono | sarebbe | deve[ ]essere | is | adalah | là | to | jest ) )
-          \b )
+            | seria | deve[ ]ser | è | e' | sono | sarebbe | deve[ ]essere | is | adalah | là | to | jest ) \b ) )
   | (?: उत्तर | الإجابة | الجواب | תשובה ) {_DRESS} [:：]"""
 _ASIAN = rf"""
     (?<![가-힣]) (?:최종[ ]?|정)? (?:정답|해답|답변|답안|답) (?:[ ]?번호)? {_DRESS}
       (?: {_COLON} | (?P<sentence_4> [은이](?![가-힣]) {_DRESS} [:：]? )
         | (?=[ ]?(?:[①-⑳❶-❿]|[(（][A-Za-z0-9][)）]|\d{{1,2}}번)) | (?P<sentence_5> [을를][ ]구하면 ) )
   | (?: 答案 | 答え | 答 | 正解 | 解答 | 回答 ) {_DRESS}
-      (?: {_COLON} | (?P<sentence_6> [应應]?[该該]?(?:[是为為]|就是) {_DRESS} [:：]? | [は]、? ) )"""
+      (?: {_COLON} | (?P<sentence_6> (?=不是) | [应應]?[该該]?(?:[是为為]|就是) {_DRESS} [:：]? | [は]、? ) )"""
 MARKER = re.compile(rf"{_ENGLISH} | {_EUROPEAN} | {_ASIAN}", re.IGNORECASE | re.VERBOSE)
 """An announcement of the answer; a group whose name starts with "sentence" where it has a verb."""
 _KEYS = (
@@ -155,6 +155,13 @@ def _markers(line: str, keys: list[str]) -> Iterator[re.Match[str]]:
             yield match
         if left <= 0:
             return
+
+
+def after_leading_marker(line: str) -> str | None:
+    """The answer in a line that starts with a marker, on one line; None if it starts otherwise."""
+    start = len(line) - len(line.lstrip("#*_>-[(【 "))
+    match = MARKER.match(line, start)
+    return stated(line[match.end() :], sentence=match.lastgroup is not None) if match else None
 
 
 def _below(lines: list[str], number: int) -> str:

@@ -27,17 +27,17 @@ _MARK = re.compile(
       | \| (?: end _ (?:of_)? {_THOUGHT} | {_THOUGHT} _end ) \|>
       | \| (?:begin|start) _ (?:of_)? (?:solution|response|answer) \|>
       | BEGIN[ ]FINAL[ ]RESPONSE\]
-      | unused95>
+      | unused95> | \|im_start\|>answer\b
       | \|channel\|> [ ]{{0,4}} final [^<\n]{{0,80}} {_CHANNEL}
       )
     | (?P<opening>
         {_THOUGHT} \s? [>▷] | think \]
       | \| (?: {_THOUGHT} | (?:begin|start) _ (?:of_)? {_THOUGHT} | {_THOUGHT} _(?:start|begin) ) \|>
-      | unused94> (?:thought)?
+      | unused94> (?:thought)? | \|im_start\|>think\b
       | \|channel\|> [^<\n]{{1,80}} {_CHANNEL}
       )
     | (?P<end>
-        \| (?: im_end | eo[tm]_id | eo[ts] | end | end_?of_?(?:text|turn|solution) | return | pad
+        \| (?: im_end | eo[tm]_id | eo[tsd] | end | end_?of_?(?:text|turn|solution) | return | pad
              | end_of_turn_token | end_response | (?:end_?of_?)?user
              | (?: im_start | start | start_header_id ) \|>user (?: <\|end_header_id )? ) \|>
       | [|｜] (?: end[▁_]of[▁_]sentence | user ) [|｜]>
@@ -46,7 +46,7 @@ _MARK = re.compile(
       )
     | (?: \| (?: im_start | start | start_header_id ) \|> (?:assistant)? | start_of_turn> (?:model)?
         | \| (?: end_header_id | assistant | im_sep | begin_of_text ) \|> | [|｜]Assistant[|｜]>
-        | bos> | s> | unk> | /INST\] | \|assistant\|\] )
+        | bos> | s> | unk> | /INST\] | \|assistant\|\] | \|/?[a-z0-9_ .:-]{{1,40}}\|> )
     )
     """,
     re.IGNORECASE | re.VERBOSE,

@@ -58,8 +58,5 @@ def cannot_answer(answer: str) -> bool:
     if len(answer) > _LONGEST_REFUSAL:
         return False
     return bool(
-        _PLACEHOLDER.fullmatch(answer)
-        or _FIRST_STEPS.match(answer)
-        or _REFUSAL.search(answer)
+        _PLACEHOLDER.fullmatch(answer) or _FIRST_STEPS.match(answer) or _REFUSAL.search(answer)
     )
-

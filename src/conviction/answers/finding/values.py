@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple, NoReturn
 
 from conviction.answers.finding.dress import MOST_SENTENCE_CHARACTERS, one_line, stated, tidy
-from conviction.answers.finding.markers import after_marker
+from conviction.answers.finding.markers import after_leading_marker, after_marker
 from conviction.answers.formulas.markup import fold
 
 NUMBER = re.compile(
@@ -54,9 +54,7 @@ _VERB_BEFORE = re.compile(
     re.VERBOSE,
 )
 _UNITS_AFTER = re.compile(r"[\s)}\\$*]*(?:(?:^|\s)[^\W\d_]+[²³]?[,;]?){0,5}[\s.!)}\\$*]*")
-_ENDS_IN_KOREAN = re.compile(
-    r"\s?[^\W\d_]{0,6}?(?:\s?[가-힣]{1,4})??\s?(?:입니다|이다|이에요|예요|남는다|남습니다|됩니다|된다|있습니다|있다)\W*"
-)
+_ENDS_IN_KOREAN = re.compile(r"[\s가-힣A-Za-z/²³]{0,30}?(?:다|요)\W*")
 
 _TAG = re.compile(
     r"<(?:\s?(/?)\s?(?:final[_ -]?)?(?:answer|ans)\s?>|\|(begin|end)_of_box\|>)", re.IGNORECASE
@@ -79,7 +77,9 @@ def last_line(text: str) -> Iterator[str]:
         bold = _BOLD.findall(raw)
         if len(bold) == 1 and len(raw) > len(bold[0]) + 12 and (found := tidy(bold[0])):
             yield found
-        yield tidy(raw)
+        line = tidy(raw)
+        announced = after_leading_marker(line)
+        yield line if announced is None else announced
         return
 
 
