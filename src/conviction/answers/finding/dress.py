@@ -64,6 +64,7 @@ _REASON = re.compile(
     """,
     re.VERBOSE,
 )
+_NAME = re.compile(r"(?:the |an? )?[A-Z]")
 _APPOSITION = re.compile(
     r",\s(?:(?:the|a|an|one)\s[a-z]|(?:[a-z]+ed|built|written|made|born|won)\s(?:in|by|on|at|as|from)\b)"
     r"(?:(?!\sand\s)[^,])*$"
@@ -196,7 +197,7 @@ def _without_reason(sentence: str) -> str:
     reason = _REASON.search(sentence, 1)
     sentence = sentence[: reason.start()] if reason else sentence
     # "Paris, the capital of France"; but "the liver, the heart" is a list.
-    apposition = _APPOSITION.search(sentence, 1) if sentence[:1].isupper() else None
+    apposition = _APPOSITION.search(sentence, 1) if _NAME.match(sentence) else None
     return sentence[: apposition.start()] if apposition else sentence
 
 

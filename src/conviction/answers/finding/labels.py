@@ -25,7 +25,7 @@ _HANGUL_LETTERS = str.maketrans("ᄀᄂᄃᄅᄆᄇᄉᄋᄌᄎᄏᄐᄑᄒ", "�
 _LATEX = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|boldsymbol|bm|emph|boxed"
     r"|fbox|operatorname|underline|textcircled)\*?\s?(?=\{)|\\(?:left|right|quad|qquad|bf|rm|displaystyle)(?![a-z])"
-    r"|\\[()\[\]]|\\?\$|\\?[{}]"
+    r"|\\[()\[\]]|\\?[{}]"
 )
 _LATEX_SPACE = re.compile(r"\\[ ,;:!]|~|\\\\")
 
@@ -59,12 +59,12 @@ _LABEL = re.compile(
     re.VERBOSE,
 )
 _SEPARATOR = re.compile(
-    r"""[ ]?(?: [,;&、，·ㆍ/+] [ ]? (?:(?:and|or|und|et|y|e|그리고|및)[ ])?
+    r"""[ ]?(?: [,;&、，·ㆍ・/+] [ ]? (?:(?:and|or|und|et|y|e|그리고|및)[ ])?
       | (?:and|or|und|oder|et|ou|y|e|o|그리고|및|또는|plus|as[ ]well[ ]as)(?=[ (\[])[ ]?
       | (?:와|과|하고|랑|이랑|와[ ]함께|和|与|與|及|以及|と|跟)[ ]? )""",
     re.VERBOSE,
 )
-_MARKS = frozenset(",;/·、，ㆍ+")
+_MARKS = frozenset(",;/·、，ㆍ・+")
 _RUN = re.compile(r"[A-H](?:[ ]?[A-H]){1,7}(?![A-Za-z])|[ㄱ-ㅎ]{2,8}")
 # After a bare letter or number, a sentence may go on with these.
 _TAIL = re.compile(
@@ -168,12 +168,17 @@ def _plain(answer: str) -> str:
     """One line without emphasis, LaTeX and quotation marks around it, circles as brackets."""
     text = _ENCIRCLED.sub(_bracketed, answer)
     if "\\" in text or "$" in text or "{" in text:
-        text = _LATEX.sub("", _LATEX_SPACE.sub(" ", text))
+        text = without_latex(text).replace("\\$", "").replace("$", "")
     text = EMPHASIS.sub("", text)
     if not text.isascii():
         text = fold(text).translate(_HANGUL_LETTERS)
     text = " ".join(text.split()).strip("*_`#, ")
     return text if ")" in text else text.removeprefix("(")
+
+
+def without_latex(text: str) -> str:
+    """The text without commands that only style it, formula delimiters and braces."""
+    return _LATEX.sub("", _LATEX_SPACE.sub(" ", text))
 
 
 def _bracketed(match: re.Match[str]) -> str:
