@@ -10,37 +10,52 @@ from conviction.answers.finding.labels import labels
 from conviction.answers.finding.markers import announced
 from conviction.answers.finding.values import last_lines
 
-_PLAIN_LABEL = r"(?:[(\[（][ ]?(?:[A-Za-z]|\d{1,2}|[ㄱ-ㅎ])[ ]?[)\]）]|(?<![A-Za-z0-9_'’])[A-Z](?![A-Za-z0-9_'’])|[①-⑳]|\d{1,2}(?=[ ]?[번番])|[ㄱ-ㅎ])"
+_PLAIN_LABEL = (
+    r"(?:[(\[（][ ]?(?:[A-Za-z]|\d{1,2}|[ㄱ-ㅎ])[ ]?[)\]）]"
+    r"|(?<![A-Za-z0-9_'’])[A-Z](?![A-Za-z0-9_'’])|[①-⑳]|\d{1,2}(?=[ ]?[번番])|[ㄱ-ㅎ])"
+)
 _STANDING = re.compile(rf"{_PLAIN_LABEL}(?![ ][a-z])")
 _ITS_NUMBER = r"(?:[ ]?(?:번|番))?"
 _ITS_TEXT = r"(?:[).:][ ][^.;!?]{1,80}?|[ ]?\([^()]{1,80}\))?"
-_LIST = rf"{_PLAIN_LABEL}{_ITS_NUMBER}(?:[ ]?(?:,[ ]?and|,|and|&|및|와|과|、|和|と)[ ]?{_PLAIN_LABEL}{_ITS_NUMBER}){{0,9}}"
+_LIST = (
+    rf"{_PLAIN_LABEL}{_ITS_NUMBER}(?:[ ]?(?:,[ ]?and|,|and|&|및|와|과|、|和"
+    rf"|と)[ ]?{_PLAIN_LABEL}{_ITS_NUMBER}){{0,9}}"
+)
 
 # What stands before a label.
 _BEFORE = re.compile(
     r"""
-    (?<![a-z]) (?: correct | right | best | true | final | most[ ]\w+ | \w+est | selected | chosen | my | our
+    (?<![a-z]) (?: correct | right | best | true | final | most[ ]\w+ | \w+est | selected
+    | chosen | my | our
         | proper | incorrect | false | wrong | untrue | odd[ ]one | only ) [ ] (?:[\w'’-]+[ ]){0,6}?
-      (?: is | are | was | were | would[ ]be | must[ ]be | should[ ]be | will[ ]be | has[ ]to[ ]be ) \b [ ]?:?
+      (?: is | are | was | were | would[ ]be | must[ ]be | should[ ]be | will[ ]be
+      | has[ ]to[ ]be ) \b [ ]?:?
   | (?<![a-z]) (?: (?:correct|right|best|selected|chosen|final|my|the)[ ] )?
       (?: option | choice | selection | pick | alternative | response | letter ) s? [ ]?
       (?: [:：=] | (?:is|are|would[ ]be|must[ ]be|should[ ]be)\b[ ]?:? )
   | (?<![a-z]) (?: option | choice | statement | answer | one | letter ) s? [ ](?:that|which)[ ]
       (?:[\w'’-]+[ ]){1,7}? (?: is | are | would[ ]be | must[ ]be ) \b
   | (?<![a-z]) (?: correct | selected | chosen ) [ ]?[:：]
-  | (?<![a-z]) (?: I | we ) (?:['’](?:d|ll|m))? (?:[ ](?:would|will|should|must|can|therefore|thus|so|then|am
+  | (?<![a-z]) (?: I | we ) (?:['’](?:d|ll|m))? (?:[ ](?:would|will|should|must|can|therefore
+  |thus|so|then|am
         |are|would[ ]therefore|have[ ]to|need[ ]to|go|going|ended[ ]up|ultimately|confidently)){0,3}
-      [ ] (?: choose | pick | select | chose | picked | selected | choosing | picking | selecting | answer
-        | (?:go|going|went|settle|stick)[ ](?:with|for|on) | opt[ ]for | vote[ ]for | conclude[ ]with ) \b
+      [ ] (?: choose | pick | select | chose | picked | selected | choosing | picking
+      | selecting | answer
+        | (?:go|going|went|settle|stick)[ ](?:with|for|on) | opt[ ]for | vote[ ]for
+        | conclude[ ]with ) \b
   | (?<![a-z]) let['’]?s[ ] (?:go[ ]with|choose|pick|select) \b
   | (?:^|[.,;:][ ]|so[ ]|thus[ ]|hence[ ]|therefore,?[ ]) (?:choose|select|pick|mark) \b
-  | (?: richtige? | korrekte? | zutreffende? | beste | passende ) [rsn]? [ ] (?:\w+[ ]){0,4}? (?:ist|lautet|wäre|sind) \b
+  | (?: richtige? | korrekte? | zutreffende? | beste
+  | passende ) [rsn]? [ ] (?:\w+[ ]){0,4}? (?:ist|lautet|wäre|sind) \b
   | \bich[ ](?:wähle|entscheide[ ]mich[ ]für|nehme) \b
-  | (?: bonne | correcte | exacte | juste | vraie | meilleure ) s? [ ] (?:\w+[ ]){0,4}? (?:est|sont) \b | \bje[ ]choisis\b
-  | (?: opción | alternativa | opção | opzione | correcta | verdadera | adecuada | correta | certa | corretta
+  | (?: bonne | correcte | exacte | juste | vraie | meilleure ) s? [ ] (?:\w+[ ]){0,4}? (?:est
+  |sont) \b | \bje[ ]choisis\b
+  | (?: opción | alternativa | opção | opzione | correcta | verdadera | adecuada | correta
+  | certa | corretta
       | giusta | esatta ) s? [ ] (?:\w+[ ]){0,4}? (?:es|son|sería|é|são|seria|è|sono|sarebbe) \b
   | \b(?:elijo|escojo|selecciono|escolho|scelgo)\b
-  | (?:应该?|應該?|故|本题|本題|所以|因此|答案|我)?[选選](?:择|擇|项|項)?(?:为|為|是)?[ ]?[:：]? | 正确的?[^，。；\s]{0,12}[是为為][ ]?[:：]?
+  | (?:应该?|應該?|故|本题|本題|所以|因此|答案|我)?[选選](?:择|擇|项|項)?(?:为|為|是)?[ ]?[:：]?
+  | 正确的?[^，。；\s]{0,12}[是为為][ ]?[:：]?
   | (?:正しい|適切な|正解|該当する|誤っている|間違っている|選択肢)[^。、\s]{0,14}は[ ]?、?
   | (?:선택|고른[ ]?답)[ ]?[:：] | (?:고르면|찾으면)[ ] | [가-힣][은는][ ]?:?
     """,
@@ -50,41 +65,51 @@ _BEFORE = re.compile(
 _AFTER = re.compile(
     rf"""
     (?P<labels>{_LIST}) (?:
-      (?:{_ITS_TEXT}) [ ](?:is|are|must[ ]be|would[ ]be|should[ ]be|seems[ ]to[ ]be)[ ](?:\w+ly[ ]|indeed[ ]|thus[ ]){{0,2}}
-        (?:the|my|our)[ ](?:[\w-]+[ ]){{0,4}}?(?P<strong_en>answer|option|choice|one|selection|response|alternative|statement)s?\b
-    | [ ]?(?:이|가|을|를|은|는|이[ ]바로|가[ ]바로|[ ]서울)?[ ]?(?P<strong_ko>정답|답(?:이[다며므]|입니|$|[ .])|선택[하합]|고르|골라|고릅|고른|택하)
+      (?:{_ITS_TEXT}) [ ](?:is|are|must[ ]be|would[ ]be|should[ ]be
+      |seems[ ]to[ ]be)[ ](?:\w+ly[ ]|indeed[ ]|thus[ ]){{0,2}}
+        (?:the|my|our)[ ](?:[\w-]+[ ]){{0,4}}?(?P<strong_en>answer|option|choice|one|selection
+        |response|alternative|statement)s?\b
+    | [ ]?(?:이|가|을|를|은|는|이[ ]바로|가[ ]바로|[ ]서울)?[ ]?(?P<strong_ko>정답|답(?:이[다며므]|입니|$|[ .])|선택[하합]
+    |고르|골라|고릅|고른|택하)
     | [ ]?(?:が|を|は)?[ ]?(?P<strong_ja>正解|答え|選び|選択し)
     | [ ]?(?:项|項)?[ ]?(?:是|为|為)?[ ]?(?P<strong_zh>正确(?:答案|选项|的)|正確)
     | [ ](?P<strong_de>ist[ ](?:die[ ]|daher[ ]|also[ ])*(?:richtig|korrekt)\w*)
     | [ ](?P<strong_fr>est[ ](?:donc[ ])?(?:la[ ])?(?:bonne|correcte?|exacte?|juste))
-    | [ ](?P<strong_es>es[ ](?:la[ ])?(?:respuesta[ ]|opción[ ])?(?:correcta|verdadera)|(?:é|está)[ ](?:a[ ])?(?:resposta[ ]|opção[ ]|alternativa[ ])?(?:corret[ao]|certa)|è[ ](?:la[ ])?(?:risposta[ ])?(?:corretta|giusta|esatta))
-    | (?:{_ITS_TEXT}) [ ](?:is|are)[ ](?:\w+ly[ ]|thus[ ]|indeed[ ])?(?:correct|right|true|the[ ]best|best)\b
+    | [ ](?P<strong_es>es[ ](?:la[ ])?(?:respuesta[ ]|opción[ ])?(?:correcta|verdadera)|(?:é
+    |está)[ ](?:a[ ])?(?:resposta[ ]|opção[ ]|alternativa[ ])?(?:corret[ao]|certa)
+    |è[ ](?:la[ ])?(?:risposta[ ])?(?:corretta|giusta|esatta))
+    | (?:{_ITS_TEXT}) [ ](?:is|are)[ ](?:\w+ly[ ]|thus[ ]|indeed[ ])?(?:correct|right|true
+    |the[ ]best|best)\b
     | [ ]?(?:이|가|은|는)[ ]?(?:가장[ ])?(?:맞|옳|적절|올바|알맞|타당)
     | [ ]?(?:が|は)[ ]?(?:正しい|適切) | [ ]?(?:项|項)?(?:是)?正确 )""",
     re.VERBOSE,
 )
 _HEDGED = re.compile(
-    r"(?:\b(?:if|whether|why|suppose|assume|assuming|unless|when|think|thought|that)(?:[ ]option|[ ]choice|[ ]the)?|n['’]t[ ]\w+|\bnot|만약)[ ]$",
+    r"(?:\b(?:if|whether|why|suppose|assume|assuming|unless|when|think|thought"
+    r"|that)(?:[ ]option|[ ]choice|[ ]the)?|n['’]t[ ]\w+|\bnot|만약)[ ]$",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
     r".{0,6}?(?:[이가은는]?[ ]?아니|아닙|아님|않|では?な|じゃな|不)|[ ](?:only[ ])?(?:if|when|for[ ]which)\b"
 )
 _NEGATIVE = re.compile(
-    r"\b(?:not|never|no|incorrect|wrong|false|eliminate[sd]?|ruled? out|cannot|neither|nor|unlikely|except)\b|n['’]t\b"
+    r"\b(?:not|never|no|incorrect|wrong|false|eliminate[sd]?|ruled? out|cannot|neither|nor"
+    r"|unlikely|except)\b|n['’]t\b"
     r"|아니|아닙|않|틀린|틀립|오답|nicht|kein|falsch|\bpas\b|incorrect|不|ない",
     re.IGNORECASE,
 )
 _CONCLUDED = re.compile(
-    r"""(?: (?:option|choice|answer|alternative|보기|선택지|选项|選項|選択肢|opción|alternativa|opção|opzione|antwort)[ ]?
+    r"""(?: (?:option|choice|answer|alternative|보기|선택지|选项|選項|選択肢|opción|alternativa|opção
+      |opzione|antwort)[ ]?
           (?P<named>\(?(?:(?-i:[A-Z])|\d{1,2})\)?(?![A-Za-z0-9_'’]))
       | (?P<bracketed>\([A-Z]\)) | (?P<circled>[①-⑳]) | (?P<numbered>\d{1,2})[ ]?[번番](?!째)
-      | (?<![a-z]) (?:so|thus|hence|therefore|is|be|it['’]s|that['’]s|to|with|as|choose|∴|⇒|→|=>|->|따라서|그러므로|所以|因此|故|よって|したがって|also|daher|somit|donc|tanto)
+      | (?<![a-z]) (?:so|thus|hence|therefore|is|be|it['’]s|that['’]s|to|with|as|choose|∴|⇒|→|=>
+      |->|따라서|그러므로|所以|因此|故|よって|したがって|also|daher|somit|donc|tanto)
           [,:]? [ ]? (?P<bare>(?-i:[A-HJ-Z]))(?=[\s.,;!)]*$) )""",
     re.IGNORECASE | re.VERBOSE,
 )
 _OPTION_LINE = re.compile(
-    r"[\s*_>-]*[(\[]?([A-Za-z]|\d{1,2}|[①-⑳ㄱ-ㅎ])(?:[).:\]]|(?<=[①-⑳]))\s*\S"
+    r"[\s*_>-]{0,20}[(\[]?([A-Za-z]|\d{1,2}|[①-⑳ㄱ-ㅎ])(?:[).:\]]|(?<=[①-⑳]))\s*\S"
 )
 _TOPIC = re.compile(r"[은는は][ ]?[:、]?[ ]?$")
 _CONCLUDING_LINES = 2

@@ -10,7 +10,8 @@ MOST_SENTENCE_CHARACTERS = 4_000
 
 EMPHASIS = re.compile(
     r"(?<![A-Za-z0-9_)])\*\*|\*\*(?![A-Za-z0-9_(])|`"
-    r"|</?(?:b|strong|em|i|u|p|span|div|font|center|mark|code|h\d|li|ul|ol|br|output|response|result|answer)(?:\s[^<>]{0,200})?/?>",
+    r"|</?(?:b|strong|em|i|u|p|span|div|font|center|mark|code|h\d|li|ul|ol|br|output|response"
+    r"|result|answer)(?:\s[^<>]{0,200})?/?>",
     re.IGNORECASE,
 )
 """Emphasis of Markdown and HTML; "2**3" holds none."""
@@ -42,7 +43,7 @@ _OPENERS = frozenset(
 _STOP = re.compile(r"[.!?](?=[\s*_\"'”’)\]]|$)|[。！？]")
 _OPENING_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "「": "」", "『": "』", "《": "》"}
 _AFTER_QUOTE = re.compile(
-    r"""[\s*_.]*(?: $ | [,;:!?(—–-] | [.]\s
+    r"""[\s*_.]{0,20}(?: $ | [,;:!?(—–-] | [.]\s
       | \s (?:because|since|as|which|by\s+virtue|and\s+not|for|in|so)\b
       | [은는이가를을]?\s?(?:입니다|이다|이에요|예요|이며|이고|이므로|라고)|です|である|だ)""",
     re.VERBOSE,
@@ -50,12 +51,15 @@ _AFTER_QUOTE = re.compile(
 
 _REASON = re.compile(
     r"""
-    [ ](?: because | since (?![ ]\d) | so[ ]that | due[ ]to | given[ ]that | rather[ ]than | instead[ ]of
-      | and[ ]not | weil | denn | da[ ]die | parce[ ]que?' | parce[ ]que | car[ ](?=[a-zéè]) | porque
+    [ ](?: because | since (?![ ]\d) | so[ ]that | due[ ]to | given[ ]that | rather[ ]than
+    | instead[ ]of
+      | and[ ]not | weil | denn | da[ ]die | parce[ ]que?' | parce[ ]que | car[ ](?=[a-zéè])
+      | porque
       | perché | as[ ](?:required|desired|expected|claimed|needed|shown|stated|we[ ]know) )\b
   | ,[ ]?(?: because | since | as | which | where | who | whose | so | thus | hence | therefore
       | meaning | making | giving | given | but | not | rather | considering | according | while
-      | though | although | after | when | namely | corresponding | (?:in|al)[ ]?(?:total|together|all)\b
+      | though | although | after | when | namely | corresponding | (?:in|al)[ ]?(?:total
+      |together|all)\b
       | and[ ](?:so|this|that|not|the|it|we|is|he|she|they)\b | while | whereas | assuming
       | et[ ]non | y[ ]no | weil | denn | nicht | car | ya[ ]que | puisque | pois )\b
   | ;[ ](?:the|this|that|it|so|all|other|option|because|since|we|a|an|therefore|hence|thus|not)\b
@@ -66,7 +70,8 @@ _REASON = re.compile(
 )
 _NAME = re.compile(r"(?:the |an? )?[A-Z]")
 _APPOSITION = re.compile(
-    r",\s(?:(?:the|a|an|one)\s[a-z]|(?:[a-z]+ed|built|written|made|born|won)\s(?:in|by|on|at|as|from)\b)"
+    r",\s(?:(?:the|a|an|one)\s[a-z]|(?:[a-z]+ed|built|written|made|born|won)\s(?:in|by|on|at"
+    r"|as|from)\b)"
     r"(?:(?!\sand\s)[^,])*$"
 )
 _POLITE = re.compile(
@@ -86,10 +91,12 @@ _GLOSS = re.compile(
     r"|(?<=[가-힣\u3040-\u9fff])\s?[(（][A-Za-z][^()（）]*[)）]$"
 )
 _CALCULATION = re.compile(
-    r"[$\d(\\-](?:[\d\s+*/×·÷().,$€%^-]|\\(?:times|cdot|div|left|right|%|\$)|[{}])*=(?P<right>[^=]+)"
+    r"[$\d(\\-](?:[\d\s+*/×·÷().,$€%^-]|\\(?:times|cdot|div|left|right|%|\$)"
+    r"|[{}]){1,80}=(?P<right>[^=]+)"
 )
 _FILLER = re.compile(
-    r"""(?:(?:,\s*)?(?:therefore|thus|then|hence|indeed|clearly|simply|actually|obviously|approximately
+    r"""(?:(?:,\s*)?(?:therefore|thus|then|hence|indeed|clearly|simply|actually|obviously
+      |approximately
       |roughly|exactly|precisely|probably|likely|most[ ]likely|definitely|certainly|in[ ]fact
       |of[ ]course|equal[ ]to|given[ ]by|going[ ]to[ ]be|approx\.?|nearly|almost|also|still|now|just
       |about|around|quite|always|only|once[ ]again|again|as[ ]expected|found[ ]to[ ]be
@@ -99,7 +106,8 @@ _FILLER = re.compile(
     re.VERBOSE,
 )
 _ABOUT = re.compile(
-    r"(?:(?:[Aa]bout|[Aa]pprox(?:imately|\.)?|[Rr]oughly|[Aa]round|[Ee]xactly|[Nn]early|[Aa]lmost)\s+"
+    r"(?:(?:[Aa]bout|[Aa]pprox(?:imately|\.)?|[Rr]oughly|[Aa]round|[Ee]xactly|[Nn]early"
+    r"|[Aa]lmost)\s+"
     r"|(?:약|대략|총|모두|전부|大约为?|大約|约为?|約|およそ|≈|~)\s*)(?=[\d$\\(.+-])"
 )
 _CLOSING_EMPHASIS = re.compile(r"^[*_]+(?=\s|$)")
@@ -110,8 +118,8 @@ _NOT = re.compile(
     r"(?:not|n't|n’t|never|nicht|pas|no es|não é|non è)\s+|不是|並非|并非", re.IGNORECASE
 )
 _BUT = re.compile(
-    r"(?:,?\s+(?:but(?: rather| instead)?|rather|instead|sondern|mais|sino|mas sim|ma|bensì)"
-    r"|[,;.]\s+(?:it['’]?s|it is|but it is|the answer is))\s+|[，,]?\s?而是",
+    r"(?:,?[ ](?:but(?: rather| instead)?|rather|instead|sondern|mais|sino|mas sim|ma|bensì)"
+    r"|[,;.][ ](?:it['’]?s|it is|but it is|the answer is))[ ]|[，,]?[ ]?而是",
     re.IGNORECASE,
 )
 _EAST_ASIAN_BUT = re.compile(

@@ -23,8 +23,10 @@ _WITHOUT_COMPATIBILITY = {
 _HANGUL_LETTERS = str.maketrans("ᄀᄂᄃᄅᄆᄇᄉᄋᄌᄎᄏᄐᄑᄒ", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅊㅋㅌㅍㅎ")
 
 _LATEX = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|boldsymbol|bm|emph|boxed"
-    r"|fbox|operatorname|underline|textcircled)\*?\s?(?=\{)|\\(?:left|right|quad|qquad|bf|rm|displaystyle)(?![a-z])"
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|boldsymbol|bm"
+    r"|emph|boxed"
+    r"|fbox|operatorname|underline|textcircled)\*?\s?(?=\{)|\\(?:left|right|quad|qquad|bf|rm"
+    r"|displaystyle)(?![a-z])"
     r"|\\[()\[\]]|\\?[{}]"
 )
 _LATEX_SPACE = re.compile(r"\\[ ,;:!]|~|\\\\")
@@ -35,9 +37,12 @@ _HANGUL = r"[ㄱ-ㅎ]"
 _SYLLABLE = r"[가나다라마바사아자차]"
 _ANY = rf"(?:{_ROMAN}|[A-Za-z]|[ivx]{{2,4}}|\d{{1,2}}|{_HANGUL}|{_SYLLABLE})"
 _NOUN = (
-    r"(?:options?|choices?|answers?|letters?|alternatives?|items?|statements?|numbers?|opción|opciones|la|el"
-    r"|l['’](?:option|opzione|alternative)|option|antwort(?:en)?|lösung|die|réponses?|respuestas?|risposta"
-    r"|alternativas?|opção|letra|lettre|buchstabe|(?-i:a)(?=[ ]\(?(?-i:[A-Z])\b)|the|both|only|number|no\.|선택지|보기|선지|정답은?|답은?|번호"
+    r"(?:options?|choices?|answers?|letters?|alternatives?|items?|statements?|numbers?|opción"
+    r"|opciones|la|el"
+    r"|l['’](?:option|opzione|alternative)|option|antwort(?:en)?|lösung|die|réponses?"
+    r"|respuestas?|risposta"
+    r"|alternativas?|opção|letra|lettre|buchstabe|(?-i:a)(?=[ ]\(?(?-i:[A-Z])\b)|the|both|only"
+    r"|number|no\.|선택지|보기|선지|정답은?|답은?|번호"
     r"|选项|選項|選択肢|答案)"
 )
 _LEAD = re.compile(
@@ -52,7 +57,8 @@ _LABEL = re.compile(
   | (?P<numbered>\d{{1,2}}|{_LETTER}|{_HANGUL}) [ ]? (?:번(?:째)?|番)
   | (?P<suffixed>{_ANY}) (?: [ ]?[)\]] [.:]? | [ ]?:(?!\d) | \.(?!\d)(?![ ]?[A-Za-z]\.) )
   | (?P<bare> {_ROMAN} | {_LETTER} | {_HANGUL} | \d{{1,2}}(?![\d°%]|[./:]\d|,\d{{3}})
-      | [a-z](?=\W*$|[ ](?:because|since)\b|[ ]?[,;&/][ ]?(?:and[ ])?[a-z]\b|[ ](?:and|or)[ ][a-z]\b)
+      | [a-z](?=\W*$|[ ](?:because|since)\b|[ ]?[,;&/][ ]?(?:and[ ])?[a-z]\b|[ ](?:and
+      |or)[ ][a-z]\b)
       | {_SYLLABLE}(?=\W*$|[ ]?[,、]) )
       (?![A-Za-z0-9_ㄱ-ㅎ]|['’][A-Za-z]|[-*^=#+][A-Za-z0-9])
     """,
@@ -69,9 +75,10 @@ _RUN = re.compile(r"[A-H](?:[ ]?[A-H]){1,7}(?![A-Za-z])|[ㄱ-ㅎ]{2,8}")
 # After a bare letter or number, a sentence may go on with these.
 _TAIL = re.compile(
     r"""
-    \W*$ | [ ]?[,;:!?…—–.。，；：！？→⇒] | [ ][-=][ ] | [ ]?[(（\[]
+    \W{0,40}$ | [ ]?[,;:!?…—–.。，；：！？→⇒] | [ ][-=][ ] | [ ]?[(（\[]
   | [ ](?: because|since|as|is|are|was|were|due|which|where|with|and|or|but|not|rather|instead|over
-      |for|by|given|seems|would|must|only|based|from|so|matches|best|correctly|weil|denn|ist|sind|car
+      |for|by|given|seems|would|must|only|based|from|so|matches|best|correctly|weil|denn|ist
+      |sind|car
       |parce|est|sont|porque|es|son|é|è|pois|perché )\b
   | [ ]?(?: 이|가|을|를|은|는|와|과|임|으?로|입니다|이다|다|이에요|예요|이며|이고|이므로|이?라고|이?라는
       |입니다만|이었다|이지만|인데|이어야|일|인|뿐이다|뿐입니다 )(?=\W|$)
@@ -79,8 +86,8 @@ _TAIL = re.compile(
     """,
     re.VERBOSE,
 )
-_ENDING = re.compile(r"\W*$|[ ]?(?:입니다|이다|이에요|예요|です|である)\W*$")
-_AFTER_I = re.compile(r"\W*$|[.,;)]|[ ](?:and|or|only)\b")
+_ENDING = re.compile(r"\W{0,40}$|[ ]?(?:입니다|이다|이에요|예요|です|である)\W*$")
+_AFTER_I = re.compile(r"\W{0,40}$|[.,;)]|[ ](?:and|or|only)\b")
 _NUMBER_TAIL = re.compile(r"[ ][-=][ ][(\\]?\d|[ ]?=")
 _NEGATED_TAIL = re.compile(
     r"""[ ]?(?: (?:is|are|was|were|seems?|looks?|sounds?|may|might|could|would|does|can|did|has)

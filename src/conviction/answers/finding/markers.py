@@ -29,16 +29,21 @@ _MIDDLE = r"""(?:
 )?"""
 _DRESS = r"""[*_"'”’\]】」』)}>]{0,4}[ ]?"""
 _COLON = r"(?: [:：] | =(?!=) | =?[-–—]>[ ]? | [-–—]{1,3}[ ] | [→⇒⟹] | \|[ ] )"
-_ADVERBS = r"(?:[ ](?:only|then|therefore|thus|have|now|to|likely|probably|clearly|simply|indeed|also)){0,3}"
+_ADVERBS = (
+    r"(?:[ ](?:only|then|therefore|thus|have|now|to|likely|probably|clearly|simply"
+    r"|indeed|also)){0,3}"
+)
 _IS = rf"""(?: is(?=n['’]t\b) | (?: is | was | are | were | equals | becomes | remains
   | (?:must|should|would|will|can|has|have|ought|could|might|may|seems?|appears?|turns[ ]out
       |comes[ ]out|works[ ]out) {_ADVERBS} [ ] be
   | (?:comes|works|turns)[ ]out[ ](?:to|as) | reduces[ ]to | simplifies[ ]to ) \b )"""
 
 _ENGLISH = rf"""
-    (?<![A-Za-z]) (?: answers? {_MIDDLE} (?: {_DRESS} {_COLON} | (?P<sentence_1>(?: [*_"']{{0,2}} [ ] {_IS} | ['’]s\b)) )
+    (?<![A-Za-z]) (?: answers? {_MIDDLE} (?: {_DRESS} {_COLON}
+    | (?P<sentence_1>(?: [*_"']{{0,2}} [ ] {_IS} | ['’]s\b)) )
       | answer (?=[ ]?\([A-Za-z0-9]\))
-      | final[ ] (?:result|solution|choice|decision|conclusion|output|response|prediction) {_MIDDLE} {_DRESS}
+      | final[ ] (?:result|solution|choice|decision|conclusion|output|response
+      |prediction) {_MIDDLE} {_DRESS}
         (?: {_COLON} | (?P<sentence_2> [ ]? {_IS}) ) )"""
 _EUROPEAN = rf"""
     (?<![^\W\d_]) (?: (?:end)?antwort(?:en)? | endergebnis | réponses? | reponses? | respuestas?
@@ -47,9 +52,12 @@ _EUROPEAN = rf"""
         |definitiva|certa|est|es)){{0,2}}? {_MIDDLE}
       (?: {_DRESS} {_COLON} | (?=[ ]?\([A-Za-z0-9]\))
         | (?P<sentence_7> [ ]n['’]est(?=[ ]pas) | (?=[ ](?:no[ ]es|não[ ]é|non[ ]è)[ ]) )
-        | (?P<sentence_3> [ ] (?: ist | lautet | wäre | sind | heißt | beträgt | muss | est | sont | serait
-            | doit[ ]être | devrait[ ]être | es | son | sería | será | debe[ ]ser | debería[ ]ser | é | são
-            | seria | deve[ ]ser | è | e' | sono | sarebbe | deve[ ]essere | is | adalah | là | to | jest ) \b ) )
+        | (?P<sentence_3> [ ] (?: ist | lautet | wäre | sind | heißt | beträgt | muss | est
+        | sont | serait
+            | doit[ ]être | devrait[ ]être | es | son | sería | será | debe[ ]ser
+            | debería[ ]ser | é | são
+            | seria | deve[ ]ser | è | e' | sono | sarebbe | deve[ ]essere | is | adalah | là
+            | to | jest ) \b ) )
   | (?: उत्तर | الإجابة | الجواب | תשובה ) {_DRESS} [:：]"""
 _ASIAN = rf"""
     (?<![가-힣]) (?:최종[ ]?|정)? (?:정답|해답|답변|답안|답) (?:[ ]?번호)? {_DRESS}
@@ -65,7 +73,7 @@ _KEYS = (
     "정답", "최종답", "해답", "답변", "답안", "답", "答", "正解", "解答", "回答", "endantwort",
 )  # fmt: skip
 _HEADER = re.compile(
-    r"""[^\w"]* (?:(?:the|my|la|die)[ ])? (?: (?:final|correct)[ ] )?
+    r"""[^\w"]{0,40} (?:(?:the|my|la|die)[ ])? (?: (?:final|correct)[ ] )?
     (?: answers? | (?:최종[ ]?)?(?:정답|답) | antwort | réponse(?:[ ]finale)? | respuesta(?:[ ]final)?
       | (?:最终|最終)?答案 | 答え | 正解 | 最終的な答え )
     (?:[ ]?[(（][^()（）]{0,60}[)）])? [^\w"]*""",
@@ -81,15 +89,18 @@ _NOT_THIS_ONE = re.compile(
 )
 # What follows a marker, but stands for the lines below it.
 _BELOW = re.compile(
-    r"(?:as follows|the following|below|given below|shown below|다음과 같\w*|아래와 같\w*|如下|以下|次の通り\w*)\W*",
+    r"(?:as follows|the following|below|given below|shown below|다음과 같\w*|아래와 같\w*|如下|以下"
+    r"|次の通り\w*)\W*",
     re.IGNORECASE,
 )
-_BULLET = re.compile(r"\s*[-*•·]\s+\S")
+_BULLET = re.compile(r"\s{0,40}[-*•·]\s\s{0,40}\S")
 
 # Results that only count where a value follows: "Result: 5", "The total is $29".
 _WEAK = re.compile(
-    rf"""(?<![^\W\d_]) (?: results? | solutions? | totals? | (?:sum|product|value|ergebnis|lösung|résultat
-        |resultado|risultato|solution)s? ) {_MIDDLE} (?: {_DRESS} {_COLON} | [ ] (?:{_IS} | ist | beträgt
+    rf"""(?<![^\W\d_]) (?: results? | solutions? | totals? | (?:sum|product|value|ergebnis
+      |lösung|résultat
+        |resultado|risultato|solution)s? ) {_MIDDLE} (?: {_DRESS} {_COLON} | [ ] (?:{_IS} | ist
+        | beträgt
         | est | es | é | è)\b )
   | (?:결과|값|합계|총합|합|结果|結果){_DRESS} (?: [:：=] | [는은이가](?![가-힣]) | [是为為は] )""",
     re.IGNORECASE | re.VERBOSE,

@@ -1,7 +1,8 @@
 """The final part of a trace: what is left without reasoning, turn markers and special tokens.
 
 Reasoning stands between marks, which differ by model family: `<think>`, `[THINK]`,
-`<seed:think>`, `◁think▷`, `<|begin_of_thought|>`, the channels of gpt-oss, and so on. A closing mark
+`<seed:think>`, `◁think▷`, `<|begin_of_thought
+|>`, the channels of gpt-oss, and so on. A closing mark
 without an opening one ends reasoning that began in the prompt. Reasoning that is never closed has
 no final part after it.
 """
@@ -32,7 +33,8 @@ _MARK = re.compile(
       )
     | (?P<opening>
         {_THOUGHT} \s? [>▷] | think \]
-      | \| (?: {_THOUGHT} | (?:begin|start) _ (?:of_)? {_THOUGHT} | {_THOUGHT} _(?:start|begin) ) \|>
+      | \| (?: {_THOUGHT} | (?:begin|start) _ (?:of_)? {_THOUGHT} | {_THOUGHT} _(?:start
+      |begin) ) \|>
       | unused94> (?:thought)? | \|im_start\|>think\b
       | \|channel\|> [^<\n]{{1,80}} {_CHANNEL}
       )

@@ -7,7 +7,8 @@ none.
 import re
 
 _PLACEHOLDER = re.compile(
-    r"""[\W_]*(?: (?:your|the|my|final|correct|insert|put)? [ _]? (?:final[ _])? (?:answer|result)s? (?:[ ]here)?
+    r"""[\W_]{0,20}(?: (?:your|the|my|final|correct|insert|put)? [ _]? (?:final[ _])? (?:answer
+      |result)s? (?:[ ]here)?
       | n/a | tbd | todo | \\[lc]?dots | 정답 | 답 | 答案 ) [\W_]*
     | [?.…_\s–—·"']+""",
     re.IGNORECASE | re.VERBOSE,
@@ -16,25 +17,31 @@ _CANNOT = (
     r"(?:can[’']?t|cannot|can[ ]not|could[ ]not|couldn[’']t|am[ ]unable[ ]to|am[ ]not[ ]able[ ]to)"
 )
 _FINDING = (
-    r"(?:determine|answer|find|solve|provide|give|tell|say|conclude|identify|help|assist|decide|calculate"
+    r"(?:determine|answer|find|solve|provide|give|tell|say|conclude|identify|help|assist"
+    r"|decide|calculate"
     r"|compute|choose|verify|access|confirm|select|pick|make|complete|proceed|see)"
 )
 _REFUSAL = re.compile(
     rf"""
-    \b(?:I|we)[ ](?:(?:really|simply|just|unfortunately|therefore|still|also)[ ])?{_CANNOT}[ ](?:\w+ly[ ])?{_FINDING}\b
+    \b(?:I|we)[ ](?:(?:really|simply|just|unfortunately|therefore|still
+    |also)[ ])?{_CANNOT}[ ](?:\w+ly[ ])?{_FINDING}\b
   | \bI(?:[ ]a|[’'])m[ ](?:\w+[ ])?(?:unable|not[ ]able)[ ]to\b
   | \bI(?:[ ]a|[’'])m[ ](?:\w+ly[ ])?(?:not[ ](?:\w+[ ])?(?:sure|certain)|unsure|uncertain)\b
-  | \bI[ ](?:do[ ]not|don[’']t)[ ](?:really[ ])?(?:know|have)(?:$|[.,;]|[ ](?:the|which|what|enough|how[ ]to|this|any)\b)
+  | \bI[ ](?:do[ ]not|don[’']t)[ ](?:really[ ])?(?:know|have)(?:$|[.,;]|[ ](?:the|which|what
+  |enough|how[ ]to|this|any)\b)
   | ^(?:{_CANNOT}|unable[ ]to)[ ]{_FINDING}\b
   | \b(?:impossible|not[ ]possible)[ ]to[ ](?:determine|answer|tell|say|find|know|give)\b
-  | \b(?:not[ ]enough|insufficient)[ ](?:\w+[ ])?(?:information|data|context|details?)[ ](?:\w+[ ]){{0,3}}?to[ ]\w
+  | \b(?:not[ ]enough|insufficient)[ ](?:\w+[ ])?(?:information|data|context
+  |details?)[ ](?:\w+[ ]){{0,3}}?to[ ]\w
   | \b(?:answer|question|problem)[ ](?:cannot|can[’']?t|can[ ]not)[ ]be\b
   | ^(?:error|exception|traceback|warning)\b\s*[:(\[]
   | ^(?:I[’']?m[ ]sorry|I[ ]am[ ]sorry|sorry\b[,.!]|I[ ]apologi[sz]e|as[ ]an[ ]ai\b)
-  | 알[ ]수[ ]없(?:습니다|어요|네요|다$|었) | 모르겠 | 모릅니다 | 잘[ ]모르 | (?:답할|답변할|대답할|풀[ ]?|결정할|판단할|구할)[ ]?수[ ]없(?:습니다|어요|다$)
+  | 알[ ]수[ ]없(?:습니다|어요|네요|다$|었) | 모르겠 | 모릅니다 | 잘[ ]모르 | (?:답할|답변할|대답할|풀[ ]?|결정할|판단할
+  |구할)[ ]?수[ ]없(?:습니다|어요|다$)
   | 정보가[ ]부족
   | \bich[ ](?:weiß|kann)\b.{{0,60}}\bnicht\b | \bje[ ]ne[ ](?:sais|peux)\b
-  | ^no[ ](?:lo[ ])?sé\b | \bno[ ]puedo[ ](?:determinar|responder|saber) | \bnão[ ](?:sei|posso)\b | \bnon[ ](?:lo[ ])?so\b
+  | ^no[ ](?:lo[ ])?sé\b | \bno[ ]puedo[ ](?:determinar|responder|saber) | \bnão[ ](?:sei
+  |posso)\b | \bnon[ ](?:lo[ ])?so\b
   | 我(?:不知道|无法|不能|不确定|無法) | ^不知道 | 无法(?:回答|给出|解答) | 無法回答
   | [わ分]かりません | 答えられません | (?:判断|お答え|回答)できません
     """,
@@ -42,9 +49,11 @@ _REFUSAL = re.compile(
 )
 _FIRST_STEPS = re.compile(
     r"""(?:[Ll]et[’']?s|[Ll]et[ ](?:me|us))[ ][a-z]
-      | (?:[Ww]e|I)(?:[ ](?:need|have|must|can|will|should|first|know|are|start|want|use|get|may|see|would|could
+      | (?:[Ww]e|I)(?:[ ](?:need|have|must|can|will|should|first|know|are|start|want|use|get|may
+      |see|would|could
           |also|now|think|am)|[’'](?:ll|ve|d|re))[ ][a-z]
-      | (?:[Tt]o|[Ii]n[ ]order[ ]to)[ ](?:find|solve|determine|calculate|compute|answer|get|do|figure|work|see|begin)\b
+      | (?:[Tt]o|[Ii]n[ ]order[ ]to)[ ](?:find|solve|determine|calculate|compute|answer|get|do
+      |figure|work|see|begin)\b
       | [Ff]irst(?:ly)?,[ ] | [Ss]tep[ ](?:1|one|by)\b | [Bb]y[ ](?:following|using)\b
       | (?:as|in|at)[ ](?:follows|the[ ]form|the[ ]box|shown|stated|given)\b
       | (?:not|a[ ]bit|simple|clear|obvious|straightforward|tricky|unclear|simply[ ]put)\W*$""",

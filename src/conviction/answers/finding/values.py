@@ -11,7 +11,8 @@ from conviction.answers.finding.markers import after_leading_marker, after_marke
 from conviction.answers.formulas.markup import fold
 
 NUMBER = re.compile(
-    r"(?<![A-Za-z_\d.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?:/\d+)?%?"
+    r"(?<![A-Za-z_\d.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+"
+    r"|(?<=\d))(?:[eE][-+]?\d+)?(?:/\d+)?%?"
 )
 """A number as it stands in prose: sign, thousands, decimals, exponent, fraction, percent."""
 
@@ -30,12 +31,14 @@ _LAST_NUMBER = re.compile(
 )
 _ITS_SUM = re.compile(r"\([^()=]*=[^()]*\)[\s.]*$")
 _PLEASANTRY = re.compile(
-    r"""\W*(?:I[ ](?:really[ ])?hope|hope[ ](?:this|that|it)|let[ ]me[ ]know|please[ ]let|feel[ ]free
-      |if[ ]you[ ](?:have|need|would|want|like)|is[ ]there[ ]anything|thanks?\b|thank[ ]you|good[ ]luck
+    r"""\W{0,20}(?:I[ ](?:really[ ])?hope|hope[ ](?:this|that|it)|let[ ]me[ ]know|please[ ]let
+      |feel[ ]free
+      |if[ ]you[ ](?:have|need|would|want|like)|is[ ]there[ ]anything|thanks?\b|thank[ ]you
+      |good[ ]luck
       |have[ ]a[ ](?:nice|great|good)|도움이[ ]되|궁금한|더[ ]궁금|감사합니다|希望|お役に立)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_HEADING_NUMBER = re.compile(r"\d+[.):]\s+\D|(?:step|part|case)\b", re.IGNORECASE)
+_HEADING_NUMBER = re.compile(r"\d{1,3}[.):]\s+\D|(?:step|part|case)\b", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _LONGEST_VALUE = 400
 _QUANTITY = re.compile(
@@ -43,14 +46,18 @@ _QUANTITY = re.compile(
     r"(?:(?:,|\sand)?\s\d[\d,.]*(?:\s?[^\W\d_]{1,15}){1,2}){0,3}"
 )
 _FORMULA_WORD = re.compile(
-    r"\\(?:text|mathrm|operatorname)\s?\{[^{}]*\}|\\[A-Za-z]+|\b(?:sin|cos|tan|log|exp|and|or|mod)\b"
+    r"\\(?:text|mathrm|operatorname)\s?\{[^{}]*\}|\\[A-Za-z]+|\b(?:sin|cos|tan|log|exp|and|or"
+    r"|mod)\b"
 )
 _PROSE = re.compile(r"[^\W\d_]{2,}")
 _FORMULA_SIGN = re.compile(r"[\d\\=]")
 _VERB_BEFORE = re.compile(
-    r"""(?: [=≈:] | \b(?:is|are|was|were|equals?|has|have|had|costs?|pays?|paid|totals?|of|makes?|made|earns?
-      |earned|needs?|takes?|took|spends?|spent|gets?|got|with|receives?|gives?|for|sells?|sold|be|in) )
-      \s* (?:(?:a[ ]total[ ]of|about|approximately|only|exactly|still|just|now|up[ ]to)\s)? [\s$€£¥₩₹\\({*]*$""",
+    r"""(?: [=≈:] | \b(?:is|are|was|were|equals?|has|have|had|costs?|pays?|paid|totals?|of
+      |makes?|made|earns?
+      |earned|needs?|takes?|took|spends?|spent|gets?|got|with|receives?|gives?|for|sells?|sold
+      |be|in) )
+      \s? (?:(?:a[ ]total[ ]of|about|approximately|only|exactly|still|just|now
+      |up[ ]to)\s)? [\s$€£¥₩₹\\({*]{0,12}$""",
     re.VERBOSE,
 )
 _UNITS_AFTER = re.compile(r"[\s)}\\$*]*(?:(?:^|\s)[^\W\d_]+[²³]?[,;]?){0,5}[\s.!)}\\$*]*")
