@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # signs of many scripts
 """Short texts as answers: names, words, phrases."""
 
 import re
@@ -11,7 +12,8 @@ from conviction.answers.kinds import AnswerKind, PromptEnding
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _RAISED_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _COMPARED = str.maketrans({"≤": "<=", "≥": ">=", "≠": "!="})
-_COMMANDS = {"le": "<=", "leq": "<=", "ge": ">=", "geq": ">=", "ne": "!=", "neq": "!=", "lt": "<"} | {
+_COMMANDS = {"le": "<=", "leq": "<=", "ge": ">=", "geq": ">=", "lt": "<"} | {
+    "ne": "!=", "neq": "!=",
     "gt": ">", "times": "*", "cdot": "*", "div": "/", "pm": "±", "to": "→", "circ": "°",
     "rightarrow": "→", "degree": "°",
 }  # fmt: skip
@@ -39,7 +41,8 @@ _EMPTY_SYMBOLS = frozenset("`~|´¨™®©✓✔✅☑")
 class TextAnswers(AnswerKind):
     """Short texts, compared without case, punctuation, articles and ways of typing.
 
-    Signs that carry meaning stay: "C++" is not "C#", "AB-" not "AB+", "x<5" not "x>5", "-1" not "1".
+    Signs that carry meaning stay: "C++" is not "C#", "AB-" not "AB+", "x<5" not "x>5", "-1"
+    not "1".
     """
 
     name = "text"
@@ -95,8 +98,8 @@ def _means_something(plain: str, token: re.Match[str]) -> bool:
     before, after = plain[token.start() - 1 : token.start()], plain[token.end() : token.end() + 1]
     match sign:
         case "-":  # "AB-" and "-x", but not "ice-cream" or "Paris - France"
-            return (
-                before.isalnum() and not after.isalnum() or not before.strip() and after.isalnum()
+            return (before.isalnum() and not after.isalnum()) or (
+                not before.strip() and after.isalnum()
             )
         case "#":  # "C#", but not "#1"
             return before.isalpha()

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # words and signs of many scripts
 """Sentences that name a choice: "The correct option is (C)", "I choose C", "C가 정답입니다"."""
 
 import re
@@ -69,8 +70,8 @@ _AFTER = re.compile(
       |seems[ ]to[ ]be)[ ](?:\w+ly[ ]|indeed[ ]|thus[ ]){{0,2}}
         (?:the|my|our)[ ](?:[\w-]+[ ]){{0,4}}?(?P<strong_en>answer|option|choice|one|selection
         |response|alternative|statement)s?\b
-    | [ ]?(?:이|가|을|를|은|는|이[ ]바로|가[ ]바로|[ ]서울)?[ ]?(?P<strong_ko>정답|답(?:이[다며므]|입니|$|[ .])|선택[하합]
-    |고르|골라|고릅|고른|택하)
+    | [ ]?(?:이|가|을|를|은|는|이[ ]바로|가[ ]바로)?[ ]?
+      (?P<strong_ko>정답|답(?:이[다며므]|입니|$|[ .])|선택[하합]|고르|골라|고릅|고른|택하)
     | [ ]?(?:が|を|は)?[ ]?(?P<strong_ja>正解|答え|選び|選択し)
     | [ ]?(?:项|項)?[ ]?(?:是|为|為)?[ ]?(?P<strong_zh>正确(?:答案|选项|的)|正確)
     | [ ](?P<strong_de>ist[ ](?:die[ ]|daher[ ]|also[ ])*(?:richtig|korrekt)\w*)
@@ -90,7 +91,8 @@ _HEDGED = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r".{0,6}?(?:[이가은는]?[ ]?아니|아닙|아님|않|では?な|じゃな|不)|[ ](?:only[ ])?(?:if|when|for[ ]which)\b"
+    r".{0,6}?(?:[이가은는]?[ ]?아니|아닙|아님|않|では?な|じゃな|不)"
+    r"|[ ](?:only[ ])?(?:if|when|for[ ]which)\b"
 )
 _NEGATIVE = re.compile(
     r"\b(?:not|never|no|incorrect|wrong|false|eliminate[sd]?|ruled? out|cannot|neither|nor"
@@ -99,7 +101,8 @@ _NEGATIVE = re.compile(
     re.IGNORECASE,
 )
 _CONCLUDED = re.compile(
-    r"""(?: (?:option|choice|answer|alternative|보기|선택지|选项|選項|選択肢|opción|alternativa|opção
+    r"""(?: (?:option|choice|answer|alternative|보기|선택지|选项|選項|選択肢|opción
+          |alternativa|opção
       |opzione|antwort)[ ]?
           (?P<named>\(?(?:(?-i:[A-Z])|\d{1,2})\)?(?![A-Za-z0-9_'’]))
       | (?P<bracketed>\([A-Z]\)) | (?P<circled>[①-⑳]) | (?P<numbered>\d{1,2})[ ]?[번番](?!째)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # words and signs of many scripts
 r"""What answers are dressed in: emphasis, lists, formula delimiters, sentences around them.
 
 Every function takes linear time in the text that it is given.
@@ -26,20 +27,35 @@ _MOST_LAYERS = 12
 
 # Abbreviations after which a sentence goes on, and those after which it may.
 _TITLES = frozenset(
-    "st mt dr mr mrs ms mx prof rev gen col capt cpt lt sgt maj cmdr adm sen rep gov pres hon fr "
-    "ft vs messrs mme mlle sra sto sta approx ca cf fig eq nr vol dept univ op bros ste hr hrn "
-    "frau srta".split()
-)
-_ENDINGS = frozenset("jr sr inc ltd co corp etc ave blvd rd no al esq phd md plc llc gmbh".split())
+    (
+        "st", "mt", "dr", "mr", "mrs", "ms", "mx", "prof", "rev", "gen", "col", "capt", "cpt",
+        "lt", "sgt", "maj", "cmdr", "adm", "sen", "rep", "gov", "pres", "hon", "fr", "ft", "vs",
+        "messrs", "mme", "mlle", "sra", "sto", "sta", "approx", "ca", "cf", "fig", "eq", "nr",
+        "vol", "dept", "univ", "op", "bros", "ste", "hr", "hrn", "frau", "srta",
+    )
+)  # fmt: skip
+_ENDINGS = frozenset(
+    (
+        "jr", "sr", "inc", "ltd", "co", "corp", "etc", "ave", "blvd", "rd", "no", "al", "esq",
+        "phd", "md", "plc", "llc", "gmbh",
+    )
+)  # fmt: skip
 _OPENERS = frozenset(
-    "a also although an and another any as at based because both but by each even first for from "
-    "given he hence her here his hope however i if in is it its let like many more most my next "
-    "no not note now of on once one only option options or other our please recall remember she "
-    "since so some statement such that the their then there therefore these they this those though "
-    "thus to together unlike we what when where which while who why with without yes you your "
-    "다른 이 이는 따라서 왜냐하면 그 그러므로 하지만 das der die dies es weil denn le la les cela ce "
-    "c'est car parce el esto porque ya".split()
-)
+    (
+        "a", "also", "although", "an", "and", "another", "any", "as", "at", "based", "because",
+        "both", "but", "by", "each", "even", "first", "for", "from", "given", "he", "hence",
+        "her", "here", "his", "hope", "however", "i", "if", "in", "is", "it", "its", "let",
+        "like", "many", "more", "most", "my", "next", "no", "not", "note", "now", "of", "on",
+        "once", "one", "only", "option", "options", "or", "other", "our", "please", "recall",
+        "remember", "she", "since", "so", "some", "statement", "such", "that", "the", "their",
+        "then", "there", "therefore", "these", "they", "this", "those", "though", "thus", "to",
+        "together", "unlike", "we", "what", "when", "where", "which", "while", "who", "why",
+        "with", "without", "yes", "you", "your",
+        "다른", "이", "이는", "따라서", "왜냐하면", "그", "그러므로", "하지만",
+        "das", "der", "die", "dies", "es", "weil", "denn", "le", "la", "les", "cela", "ce",
+        "c'est", "car", "parce", "el", "esto", "porque", "ya",
+    )
+)  # fmt: skip
 _STOP = re.compile(r"[.!?](?=[\s*_\"'”’)\]]|$)|[。！？]")
 _OPENING_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "「": "」", "『": "』", "《": "》"}
 _AFTER_QUOTE = re.compile(
@@ -80,7 +96,7 @@ _POLITE = re.compile(
     r"|\s?(?:です|でした|でしょう|であります|だと思います|となります|になります|だと考えられます)$"
 )
 _PLAIN_ENDING = re.compile(
-    r"\s?(?:이다|이며|이고|이므로|이라는|이라고|이었다|이 된다|가 된다|이 됩니다|가 됩니다|인데|이지만)"
+    r"\s?(?:이다|이며|이고|이므로|이라는|이라고|이었다|인데|이지만|(?:이|가) (?:된다|됩니다))"
     r"(?:[\s,].*)?$|\s?(?:である|だ|となる|になる)$|(?<=[0-9A-Za-z)\]'\"])(?:다|임|요|야)$"
 )
 _BEFORE_PLAIN_ENDING = re.compile(r"[^가-힣](?:이다|다)$")
@@ -133,7 +149,7 @@ def one_line(text: str) -> str:
 
 
 def tidy(line: str) -> str:
-    """A line without emphasis, list marks, formula delimiters around it, and its final full stop."""
+    """A line without emphasis, list marks, formula delimiters, and its final full stop."""
     line = EMPHASIS.sub("", line).strip()
     if leading := _LEADING.match(line):
         line = line[leading.end() :]
@@ -229,27 +245,24 @@ def first_sentence(text: str) -> str:
 
 
 def _ends(text: str, at: int, mark: str) -> bool:
-    following = text[at + 1 : at + 40].lstrip(" *_\"'”’)]")
+    """Whether a full stop, or another mark, ends a sentence."""
+    following = text[at + 1 : at + 40].strip().lstrip(" *_\"'”’)]")
+    opens = not following or following.split(None, 1)[0].rstrip(",:;.").casefold() in _OPENERS
     if mark in "。！？":
         return True
-    opens = not following or following.split(None, 1)[0].rstrip(",:;.").casefold() in _OPENERS
     if mark in "!?":
         return bool(following) and opens and not following[0].islower()
     before = text[max(0, at - 24) : at]
-    word = before.rsplit(None, 1)[-1].lstrip("(\"'“‘*_") if before.strip() else ""
-    if word.endswith("."):
-        return False  # an ellipsis
+    words = before.split()
+    word = words[-1].lstrip("(\"'“‘*_") if words else ""
     short = word.casefold()
-    if short in _TITLES:
-        return not following
+    if word.endswith(".") or short in _TITLES:  # "..."; "St."
+        return not word.endswith(".") and not following
     if short in _ENDINGS:
         return opens or not following[0].islower()
-    initial = len(word) == 1 and word.isalpha() and word.isupper()
-    if initial and following:
+    if following and len(word) == 1 and word.isalpha() and word.isupper():
         return opens or not _in_a_name(before, following)
-    if "." in word and word.replace(".", "").isalpha():
-        return opens  # "U.S."
-    return True
+    return opens or "." not in word or not word.replace(".", "").isalpha()  # "U.S."
 
 
 def _in_a_name(before: str, following: str) -> bool:

@@ -1,4 +1,5 @@
-r"""The labels of choices: "C", "(c)", "C) Paris", "\text{(C)}", "③번", "ㄱ, ㄷ", "II", "A, B, and C"."""
+# ruff: noqa: RUF001  # words and signs of many scripts
+r"""The labels of choices: "C", "(c)", "C) Paris", "\text{(C)}", "③번", "ㄱ, ㄷ", "A, B, and C"."""
 
 import re
 import unicodedata
@@ -47,13 +48,15 @@ _NOUN = (
 )
 _LEAD = re.compile(
     rf"(?:(?:{_NOUN}|(?:the[ ])?(?:correct|right|best)(?:[ ](?:answer|option|choice|one))?"
-    rf"|is|are|는|은|definitely|clearly|therefore|thus|indeed|probably|likely|all[ ]of|namely|simply)"
+    rf"|is|are|는|은|definitely|clearly|therefore|thus|indeed|probably|likely|all[ ]of|namely"
+    rf"|simply)"
     rf"(?:[ :]+|(?<=[\u3000-\ud7ff])[ :]?|(?=[(\[])))+",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
     rf"""
-    [(\[{{<「『【〈"'“‘] [ ]? (?P<bracketed>{_ANY}) [ ]? [)\]}}>」』】〉"'”’] [ ]? (?:번(?:째)?|番|项|項)? [.:]?
+    [(\[{{<「『【〈"'“‘] [ ]? (?P<bracketed>{_ANY}) [ ]? [)\]}}>」』】〉"'”’] [ ]?
+      (?:번(?:째)?|番|项|項)? [.:]?
   | (?P<numbered>\d{{1,2}}|{_LETTER}|{_HANGUL}) [ ]? (?:번(?:째)?|番)
   | (?P<suffixed>{_ANY}) (?: [ ]?[)\]] [.:]? | [ ]?:(?!\d) | \.(?!\d)(?![ ]?[A-Za-z]\.) )
   | (?P<bare> {_ROMAN} | {_LETTER} | {_HANGUL} | \d{{1,2}}(?![\d°%]|[./:]\d|,\d{{3}})
@@ -80,7 +83,8 @@ _TAIL = re.compile(
       |for|by|given|seems|would|must|only|based|from|so|matches|best|correctly|weil|denn|ist
       |sind|car
       |parce|est|sont|porque|es|son|é|è|pois|perché )\b
-  | [ ]?(?: 이|가|을|를|은|는|와|과|임|으?로|입니다|이다|다|이에요|예요|이며|이고|이므로|이?라고|이?라는
+  | [ ]?(?: 이|가|을|를|은|는|와|과|임|으?로|입니다|이다|다|이에요|예요|이며|이고|이므로
+      |이?라고|이?라는
       |입니다만|이었다|이지만|인데|이어야|일|인|뿐이다|뿐입니다 )(?=\W|$)
   | [ ]?(?: です|である|だ|と|が|は|を|に|で|となり|になり|是|项|項|选|正确|對|对 )
     """,
@@ -93,7 +97,8 @@ _NEGATED_TAIL = re.compile(
     r"""[ ]?(?: (?:is|are|was|were|seems?|looks?|sounds?|may|might|could|would|does|can|did|has)
         (?: n['’]t | [ ]not(?![ ]only) | [ ](?:\w+[ ]){0,3}?(?:wrong|incorrect|false|trap|distractor
           |eliminated|ruled[ ]out|unlikely|invalid|impossible|misleading|unsure) )\b
-      | cannot\b | [이가은는]?[ ]?(?:아니|아닙|아님|틀[린립려]) | 不(?:是|对|對|正确) | (?:では|じゃ)な
+      | cannot\b | [이가은는]?[ ]?(?:아니|아닙|아님|틀[린립려])
+      | 不(?:是|对|對|正确) | (?:では|じゃ)な
       | (?:ist|est|es|é|è)[ ](?:nicht|pas|incorrecta?|falsch|fausse|errada?|sbagliata)
       | no[ ]es | n['’]est )""",
     re.VERBOSE | re.IGNORECASE,
@@ -135,26 +140,32 @@ def labels(answer: str, *, alone: bool = False) -> list[str]:
         tail = plain[found[0].end :]
         more = None if _NEGATED_TAIL.match(tail) else _more(dress, tail)
         return [] if more is None else _sorted([found[0].label, *more])
-    while found:
-        tail = plain[found[-1].end :]
-        # "B and C is a distractor", "B, C is wrong", "B; C and D contradict it"
-        if len(found) > 1 and _SINGULAR.match(tail):
-            found.pop()
-        elif _NEGATED_TAIL.match(tail):
+    while found and not (kept := _named(plain, found, alone=alone)):
+        if kept is None:
             return []
-        elif (
-            dress != "bare"
-            or (_ENDING if alone else _TAIL).match(tail)
-            or (not alone and _text_follows(found[-1].label, tail))
-        ):
-            break
-        else:
-            while found and found.pop().joined:
-                pass
-    last = found[-1].label if found else ""
-    wrong = last == "I" and not _AFTER_I.match(plain, found[-1].end)
-    wrong |= last.isdecimal() and dress == "bare" and bool(_NUMBER_TAIL.match(plain, found[-1].end))
-    return [] if wrong else _sorted([item.label for item in found])
+    return _sorted([item.label for item in found])
+
+
+def _named(plain: str, found: list[_Item], *, alone: bool) -> bool | None:
+    """Whether a sentence may go on after the last of the labels; None if it names none of them.
+
+    If not, the last ones are taken away, as in "B and C is a distractor", "B, C is wrong", "B; C
+    and D contradict it".
+    """
+    last, bare = found[-1], found[0].dress == "bare"
+    tail = plain[last.end :]
+    if len(found) > 1 and _SINGULAR.match(tail):
+        found.pop()
+        return False
+    number = bare and last.label.isdecimal() and _NUMBER_TAIL.match(tail)
+    if number or _NEGATED_TAIL.match(tail) or (last.label == "I" and not _AFTER_I.match(tail)):
+        return None
+    follows = (_ENDING if alone else _TAIL).match(tail)
+    if bare and not follows and (alone or not _text_follows(last.label, tail)):
+        while found and found.pop().joined:
+            pass
+        return False
+    return True
 
 
 def _sorted(found: list[str]) -> list[str]:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # words and signs of many scripts
 """Words that announce an answer: "The answer is", "정답:", "La respuesta es", and their like."""
 
 import re
@@ -62,19 +63,23 @@ _EUROPEAN = rf"""
 _ASIAN = rf"""
     (?<![가-힣]) (?:최종[ ]?|정)? (?:정답|해답|답변|답안|답) (?:[ ]?번호)? {_DRESS}
       (?: {_COLON} | (?P<sentence_4> [은이](?![가-힣]) {_DRESS} [:：]? )
-        | (?=[ ]?(?:[①-⑳❶-❿]|[(（][A-Za-z0-9][)）]|\d{{1,2}}번)) | (?P<sentence_5> [을를][ ]구하면 ) )
+        | (?=[ ]?(?:[①-⑳❶-❿]|[(（][A-Za-z0-9][)）]|\d{{1,2}}번))
+        | (?P<sentence_5> [을를][ ]구하면 ) )
   | (?: 答案 | 答え | 答 | 正解 | 解答 | 回答 ) {_DRESS}
-      (?: {_COLON} | (?P<sentence_6> (?=不是) | [应應]?[该該]?(?:[是为為]|就是) {_DRESS} [:：]? | [は]、? ) )"""
+      (?: {_COLON} | (?P<sentence_6> (?=不是) | [应應]?[该該]?(?:[是为為]|就是) {_DRESS} [:：]?
+        | [は]、? ) )"""
 MARKER = re.compile(rf"{_ENGLISH} | {_EUROPEAN} | {_ASIAN}", re.IGNORECASE | re.VERBOSE)
 """An announcement of the answer; a group whose name starts with "sentence" where it has a verb."""
 _KEYS = (
-    "answer", "final", "antwort", "ergebnis", "réponse", "reponse", "respuesta", "respost", "rispost",
-    "ответ", "antwoord", "odpowied", "cevap", "jawaban", "svar", "đáp án", "उत्तर", "الإ", "الج", "תש",
+    "answer", "final", "antwort", "ergebnis", "réponse", "reponse", "respuesta", "respost",
+    "rispost", "ответ", "antwoord", "odpowied", "cevap", "jawaban", "svar", "đáp án", "उत्तर",
+    "الإ", "الج", "תש",
     "정답", "최종답", "해답", "답변", "답안", "답", "答", "正解", "解答", "回答", "endantwort",
 )  # fmt: skip
 _HEADER = re.compile(
     r"""[^\w"]{0,40} (?:(?:the|my|la|die)[ ])? (?: (?:final|correct)[ ] )?
-    (?: answers? | (?:최종[ ]?)?(?:정답|답) | antwort | réponse(?:[ ]finale)? | respuesta(?:[ ]final)?
+    (?: answers? | (?:최종[ ]?)?(?:정답|답) | antwort | réponse(?:[ ]finale)?
+      | respuesta(?:[ ]final)?
       | (?:最终|最終)?答案 | 答え | 正解 | 最終的な答え )
     (?:[ ]?[(（][^()（）]{0,60}[)）])? [^\w"]*""",
     re.IGNORECASE | re.VERBOSE,
@@ -143,7 +148,7 @@ def announced(text: str) -> Iterator[Announced]:
             yield Announced(rest, sentence, number, match.start())
         if not found and len(line) < _LONGEST_HEADER and _HEADER.fullmatch(line):
             found = 1
-            yield Announced(_below(lines, number), False, number, 0)
+            yield Announced(_below(lines, number), sentence=False, line=number, column=0)
         left -= found
         if left <= 0:
             return

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # words and signs of many scripts
 """The final part of a trace: what is left without reasoning, turn markers and special tokens.
 
 Reasoning stands between marks, which differ by model family: `<think>`, `[THINK]`,
@@ -39,7 +40,7 @@ _MARK = re.compile(
       | \|channel\|> [^<\n]{{1,80}} {_CHANNEL}
       )
     | (?P<end>
-        \| (?: im_end | eo[tm]_id | eo[tsd] | end | end_?of_?(?:text|turn|solution) | return | pad
+        \| (?: im_end | eo[tm]_id | eo[tsd] | end(?!\|><\|start\|>assistant) | end_?of_?(?:text|turn|solution) | return | pad
              | end_of_turn_token | end_response | (?:end_?of_?)?user
              | (?: im_start | start | start_header_id ) \|>user (?: <\|end_header_id )? ) \|>
       | [|｜] (?: end[▁_]of[▁_]sentence | user ) [|｜]>
@@ -72,12 +73,12 @@ class Parts(NamedTuple):
 
 def parts(text: str) -> Parts:
     """The final part and the whole of a trace's text, each cut to its last `MOST_CHARACTERS`."""
-    final = _final(text)
-    return Parts(plain(final[-MOST_CHARACTERS:]), plain(text[-MOST_CHARACTERS:]))
+    whole = _plain(text)
+    return Parts(_final(whole)[-MOST_CHARACTERS:], whole[-MOST_CHARACTERS:])
 
 
-def plain(text: str) -> str:
-    """The text with "\\n" at the ends of lines and without characters that nobody sees."""
+def _plain(text: str) -> str:
+    """The text with line feeds at the ends of lines and without invisible characters."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if text.isascii() and "\0" not in text:

@@ -1,7 +1,8 @@
+# ruff: noqa: RUF001  # words and signs of many scripts
 """Words that stand where an answer should, but are none: refusals, placeholders, first steps.
 
-"Cannot be determined", "none of the above" and "no solution" are answers. "I cannot determine it" is
-none.
+"Cannot be determined", "none of the above" and "no solution" are answers; "I cannot determine it"
+is a refusal.
 """
 
 import re
@@ -36,7 +37,8 @@ _REFUSAL = re.compile(
   | \b(?:answer|question|problem)[ ](?:cannot|can[’']?t|can[ ]not)[ ]be\b
   | ^(?:error|exception|traceback|warning)\b\s*[:(\[]
   | ^(?:I[’']?m[ ]sorry|I[ ]am[ ]sorry|sorry\b[,.!]|I[ ]apologi[sz]e|as[ ]an[ ]ai\b)
-  | 알[ ]수[ ]없(?:습니다|어요|네요|다$|었) | 모르겠 | 모릅니다 | 잘[ ]모르 | (?:답할|답변할|대답할|풀[ ]?|결정할|판단할
+  | 알[ ]수[ ]없(?:습니다|어요|네요|다$|었) | 모르겠 | 모릅니다 | 잘[ ]모르
+  | (?:답할|답변할|대답할|풀[ ]?|결정할|판단할
   |구할)[ ]?수[ ]없(?:습니다|어요|다$)
   | 정보가[ ]부족
   | \bich[ ](?:weiß|kann)\b.{{0,60}}\bnicht\b | \bje[ ]ne[ ](?:sais|peux)\b

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # words and signs of many scripts
 """Answers that stand alone: last lines, last numbers, answer tags, code fences, JSON."""
 
 import json
@@ -85,7 +86,7 @@ def last_line(text: str) -> Iterator[str]:
         if len(bold) == 1 and len(raw) > len(bold[0]) + 12 and (found := tidy(bold[0])):
             yield found
         line = tidy(raw)
-        announced = after_leading_marker(line)
+        announced = after_leading_marker(one_line(line))
         yield line if announced is None else announced
         return
 
