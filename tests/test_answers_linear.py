@@ -34,6 +34,7 @@ TOKENS = (
 )  # fmt: skip
 """What models repeat when they loop, and what our patterns are made of."""
 STARTS = ("", "Answer: 5")
+_NOT_PATTERNS_OF_FINDING = frozenset({"formulas", "mathematical", "number", "worker"})
 LONG = 200_000
 SECONDS = 0.25
 GENEROUS = 3.0
@@ -68,8 +69,8 @@ def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
 
     seen: set[re.Pattern[str]] = set()
     for module in pkgutil.walk_packages(conviction.answers.__path__, "conviction.answers."):
-        if module.name.endswith(".worker"):
-            continue  # a program of its own
+        if module.name.split(".")[2] in _NOT_PATTERNS_OF_FINDING:
+            continue
         for name, value in vars(importlib.import_module(module.name)).items():
             for number, pattern in enumerate(within(value)):
                 if pattern not in seen:
@@ -91,7 +92,7 @@ def test_every_pattern_takes_linear_time_on_repeated_tokens(
     slow = [
         token
         for token in TOKENS
-        if not grows_linearly(lambda size, token=token: search(token, size), 2_000, 0.03)
+        if not grows_linearly(lambda size, token=token: search(token, size), 2_000, 0.02)
     ]
     assert slow == [], name
 

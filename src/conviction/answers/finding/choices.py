@@ -26,16 +26,16 @@ _LIST = (
 # What stands before a label.
 _BEFORE = re.compile(
     r"""
-    (?<![a-z]) (?: correct | right | best | true | final | most[ ]\w+ | \w+est | selected
+    (?<![a-z]) (?: correct | right | best | true | final | most[ ]\w{1,24} | [a-z]{2,16}est | selected
     | chosen | my | our
-        | proper | incorrect | false | wrong | untrue | odd[ ]one | only ) [ ] (?:[\w'’-]+[ ]){0,6}?
+        | proper | incorrect | false | wrong | untrue | odd[ ]one | only ) [ ] (?:[\w'’-]{1,24}[ ]){0,6}?
       (?: is | are | was | were | would[ ]be | must[ ]be | should[ ]be | will[ ]be
       | has[ ]to[ ]be ) \b [ ]?:?
   | (?<![a-z]) (?: (?:correct|right|best|selected|chosen|final|my|the)[ ] )?
       (?: option | choice | selection | pick | alternative | response | letter ) s? [ ]?
       (?: [:：=] | (?:is|are|would[ ]be|must[ ]be|should[ ]be)\b[ ]?:? )
   | (?<![a-z]) (?: option | choice | statement | answer | one | letter ) s? [ ](?:that|which)[ ]
-      (?:[\w'’-]+[ ]){1,7}? (?: is | are | would[ ]be | must[ ]be ) \b
+      (?:[\w'’-]{1,24}[ ]){1,7}? (?: is | are | would[ ]be | must[ ]be ) \b
   | (?<![a-z]) (?: correct | selected | chosen ) [ ]?[:：]
   | (?<![a-z]) (?: I | we ) (?:['’](?:d|ll|m))? (?:[ ](?:would|will|should|must|can|therefore
   |thus|so|then|am
@@ -47,13 +47,13 @@ _BEFORE = re.compile(
   | (?<![a-z]) let['’]?s[ ] (?:go[ ]with|choose|pick|select) \b
   | (?:^|[.,;:][ ]|so[ ]|thus[ ]|hence[ ]|therefore,?[ ]) (?:choose|select|pick|mark) \b
   | (?: richtige? | korrekte? | zutreffende? | beste
-  | passende ) [rsn]? [ ] (?:\w+[ ]){0,4}? (?:ist|lautet|wäre|sind) \b
+  | passende ) [rsn]? [ ] (?:\w{1,24}[ ]){0,4}? (?:ist|lautet|wäre|sind) \b
   | \bich[ ](?:wähle|entscheide[ ]mich[ ]für|nehme) \b
-  | (?: bonne | correcte | exacte | juste | vraie | meilleure ) s? [ ] (?:\w+[ ]){0,4}? (?:est
+  | (?: bonne | correcte | exacte | juste | vraie | meilleure ) s? [ ] (?:\w{1,24}[ ]){0,4}? (?:est
   |sont) \b | \bje[ ]choisis\b
   | (?: opción | alternativa | opção | opzione | correcta | verdadera | adecuada | correta
   | certa | corretta
-      | giusta | esatta ) s? [ ] (?:\w+[ ]){0,4}? (?:es|son|sería|é|são|seria|è|sono|sarebbe) \b
+      | giusta | esatta ) s? [ ] (?:\w{1,24}[ ]){0,4}? (?:es|son|sería|é|são|seria|è|sono|sarebbe) \b
   | \b(?:elijo|escojo|selecciono|escolho|scelgo)\b
   | (?:应该?|應該?|故|本题|本題|所以|因此|答案|我)?[选選](?:择|擇|项|項)?(?:为|為|是)?[ ]?[:：]?
   | 正确的?[^，。；\s]{0,12}[是为為][ ]?[:：]?
@@ -67,8 +67,8 @@ _AFTER = re.compile(
     rf"""
     (?P<labels>{_LIST}) (?:
       (?:{_ITS_TEXT}) [ ](?:is|are|must[ ]be|would[ ]be|should[ ]be
-      |seems[ ]to[ ]be)[ ](?:\w+ly[ ]|indeed[ ]|thus[ ]){{0,2}}
-        (?:the|my|our)[ ](?:[\w-]+[ ]){{0,4}}?(?P<strong_en>answer|option|choice|one|selection
+      |seems[ ]to[ ]be)[ ](?:\w{{1,20}}ly[ ]|indeed[ ]|thus[ ]){{0,2}}
+        (?:the|my|our)[ ](?:[\w-]{{1,24}}[ ]){{0,4}}?(?P<strong_en>answer|option|choice|one|selection
         |response|alternative|statement)s?\b
     | [ ]?(?:이|가|을|를|은|는|이[ ]바로|가[ ]바로)?[ ]?
       (?P<strong_ko>정답|답(?:이[다며므]|입니|$|[ .])|선택[하합]|고르|골라|고릅|고른|택하)
@@ -79,7 +79,7 @@ _AFTER = re.compile(
     | [ ](?P<strong_es>es[ ](?:la[ ])?(?:respuesta[ ]|opción[ ])?(?:correcta|verdadera)|(?:é
     |está)[ ](?:a[ ])?(?:resposta[ ]|opção[ ]|alternativa[ ])?(?:corret[ao]|certa)
     |è[ ](?:la[ ])?(?:risposta[ ])?(?:corretta|giusta|esatta))
-    | (?:{_ITS_TEXT}) [ ](?:is|are)[ ](?:\w+ly[ ]|thus[ ]|indeed[ ])?(?:correct|right|true
+    | (?:{_ITS_TEXT}) [ ](?:is|are)[ ](?:\w{{1,20}}ly[ ]|thus[ ]|indeed[ ])?(?:correct|right|true
     |the[ ]best|best)\b
     | [ ]?(?:이|가|은|는)[ ]?(?:가장[ ])?(?:맞|옳|적절|올바|알맞|타당)
     | [ ]?(?:が|は)[ ]?(?:正しい|適切) | [ ]?(?:项|項)?(?:是)?正确 )""",

@@ -40,7 +40,8 @@ _MARK = re.compile(
       | \|channel\|> [^<\n]{{1,80}} {_CHANNEL}
       )
     | (?P<end>
-        \| (?: im_end | eo[tm]_id | eo[tsd] | end(?!\|><\|start\|>assistant) | end_?of_?(?:text|turn|solution) | return | pad
+        \| (?: im_end | eo[tm]_id | eo[tsd] | end(?!\|><\|start\|>assistant) | return | pad
+             | end_?of_?(?:text|turn|solution)
              | end_of_turn_token | end_response | (?:end_?of_?)?user
              | (?: im_start | start | start_header_id ) \|>user (?: <\|end_header_id )? ) \|>
       | [|｜] (?: end[▁_]of[▁_]sentence | user ) [|｜]>

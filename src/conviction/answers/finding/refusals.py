@@ -25,15 +25,15 @@ _FINDING = (
 _REFUSAL = re.compile(
     rf"""
     \b(?:I|we)[ ](?:(?:really|simply|just|unfortunately|therefore|still
-    |also)[ ])?{_CANNOT}[ ](?:\w+ly[ ])?{_FINDING}\b
-  | \bI(?:[ ]a|[’'])m[ ](?:\w+[ ])?(?:unable|not[ ]able)[ ]to\b
-  | \bI(?:[ ]a|[’'])m[ ](?:\w+ly[ ])?(?:not[ ](?:\w+[ ])?(?:sure|certain)|unsure|uncertain)\b
+    |also)[ ])?{_CANNOT}[ ](?:\w{{1,20}}ly[ ])?{_FINDING}\b
+  | \bI(?:[ ]a|[’'])m[ ](?:\w{{1,24}}[ ])?(?:unable|not[ ]able)[ ]to\b
+  | \bI(?:[ ]a|[’'])m[ ](?:\w{{1,20}}ly[ ])?(?:not[ ](?:\w{{1,24}}[ ])?(?:sure|certain)|unsure|uncertain)\b
   | \bI[ ](?:do[ ]not|don[’']t)[ ](?:really[ ])?(?:know|have)(?:$|[.,;]|[ ](?:the|which|what
   |enough|how[ ]to|this|any)\b)
   | ^(?:{_CANNOT}|unable[ ]to)[ ]{_FINDING}\b
   | \b(?:impossible|not[ ]possible)[ ]to[ ](?:determine|answer|tell|say|find|know|give)\b
-  | \b(?:not[ ]enough|insufficient)[ ](?:\w+[ ])?(?:information|data|context
-  |details?)[ ](?:\w+[ ]){{0,3}}?to[ ]\w
+  | \b(?:not[ ]enough|insufficient)[ ](?:\w{{1,24}}[ ])?(?:information|data|context
+  |details?)[ ](?:\w{{1,24}}[ ]){{0,3}}?to[ ]\w
   | \b(?:answer|question|problem)[ ](?:cannot|can[’']?t|can[ ]not)[ ]be\b
   | ^(?:error|exception|traceback|warning)\b\s*[:(\[]
   | ^(?:I[’']?m[ ]sorry|I[ ]am[ ]sorry|sorry\b[,.!]|I[ ]apologi[sz]e|as[ ]an[ ]ai\b)
