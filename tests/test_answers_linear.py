@@ -33,7 +33,7 @@ TOKENS = (
     "选", "选项", "是", "は", "正しい", "。", "、", "x = 5\n", "$1 ",
 )  # fmt: skip
 """What models repeat when they loop, and what our patterns are made of."""
-STARTS = ("", "Answer: 5")
+STARTS = ("Answer: 5",)
 _NOT_PATTERNS_OF_FINDING = frozenset({"formulas", "mathematical", "number", "worker"})
 LONG = 200_000
 SECONDS = 0.25

@@ -16,7 +16,7 @@ from conviction.answers.mathematical import MathematicalAnswers
 pytest.importorskip("math_verify", reason="math-verify (extra `math`) is not installed")
 
 TABLES = Path(__file__).parent / "data" / "answers"
-MOST_WRONG = {"pairs": 69, "texts": 52}
+MOST_WRONG = {"pairs": 59, "texts": 5}
 """How many rows may be wrong. Lower it with every row that is mended; never raise it."""
 
 Row = tuple[str, ...]

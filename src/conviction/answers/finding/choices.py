@@ -26,9 +26,11 @@ _LIST = (
 # What stands before a label.
 _BEFORE = re.compile(
     r"""
-    (?<![a-z]) (?: correct | right | best | true | final | most[ ]\w{1,24} | [a-z]{2,16}est | selected
+    (?<![a-z]) (?: correct | right | best | true | final | most[ ]\w{1,24} | [a-z]{2,16}est
+    | selected
     | chosen | my | our
-        | proper | incorrect | false | wrong | untrue | odd[ ]one | only ) [ ] (?:[\w'’-]{1,24}[ ]){0,6}?
+        | proper | incorrect | false | wrong | untrue | odd[ ]one
+        | only ) [ ] (?:[\w'’-]{1,24}[ ]){0,6}?
       (?: is | are | was | were | would[ ]be | must[ ]be | should[ ]be | will[ ]be
       | has[ ]to[ ]be ) \b [ ]?:?
   | (?<![a-z]) (?: (?:correct|right|best|selected|chosen|final|my|the)[ ] )?
@@ -53,7 +55,8 @@ _BEFORE = re.compile(
   |sont) \b | \bje[ ]choisis\b
   | (?: opción | alternativa | opção | opzione | correcta | verdadera | adecuada | correta
   | certa | corretta
-      | giusta | esatta ) s? [ ] (?:\w{1,24}[ ]){0,4}? (?:es|son|sería|é|são|seria|è|sono|sarebbe) \b
+      | giusta | esatta ) s? [ ] (?:\w{1,24}[ ]){0,4}? (?:es|son|sería|é|são|seria|è|sono
+      |sarebbe) \b
   | \b(?:elijo|escojo|selecciono|escolho|scelgo)\b
   | (?:应该?|應該?|故|本题|本題|所以|因此|答案|我)?[选選](?:择|擇|项|項)?(?:为|為|是)?[ ]?[:：]?
   | 正确的?[^，。；\s]{0,12}[是为為][ ]?[:：]?
@@ -68,7 +71,8 @@ _AFTER = re.compile(
     (?P<labels>{_LIST}) (?:
       (?:{_ITS_TEXT}) [ ](?:is|are|must[ ]be|would[ ]be|should[ ]be
       |seems[ ]to[ ]be)[ ](?:\w{{1,20}}ly[ ]|indeed[ ]|thus[ ]){{0,2}}
-        (?:the|my|our)[ ](?:[\w-]{{1,24}}[ ]){{0,4}}?(?P<strong_en>answer|option|choice|one|selection
+        (?:the|my|our)[ ](?:[\w-]{{1,24}}[ ]){{0,4}}?(?P<strong_en>answer|option|choice|one
+        |selection
         |response|alternative|statement)s?\b
     | [ ]?(?:이|가|을|를|은|는|이[ ]바로|가[ ]바로)?[ ]?
       (?P<strong_ko>정답|답(?:이[다며므]|입니|$|[ .])|선택[하합]|고르|골라|고릅|고른|택하)

@@ -95,7 +95,8 @@ _AFTER_I = re.compile(r"\W{0,40}$|[.,;)]|[ ](?:and|or|only)\b")
 _NUMBER_TAIL = re.compile(r"[ ][-=][ ][(\\]?\d|[ ]?=")
 _NEGATED_TAIL = re.compile(
     r"""[ ]?(?: (?:is|are|was|were|seems?|looks?|sounds?|may|might|could|would|does|can|did|has)
-        (?: n['’]t | [ ]not(?![ ]only) | [ ](?:\w{1,24}[ ]){0,3}?(?:wrong|incorrect|false|trap|distractor
+        (?: n['’]t | [ ]not(?![ ]only) | [ ](?:\w{1,24}[ ]){0,3}?(?:wrong|incorrect|false|trap
+        |distractor
           |eliminated|ruled[ ]out|unlikely|invalid|impossible|misleading|unsure) )\b
       | cannot\b | [이가은는]?[ ]?(?:아니|아닙|아님|틀[린립려])
       | 不(?:是|对|對|正确) | (?:では|じゃ)な

@@ -27,7 +27,8 @@ _REFUSAL = re.compile(
     \b(?:I|we)[ ](?:(?:really|simply|just|unfortunately|therefore|still
     |also)[ ])?{_CANNOT}[ ](?:\w{{1,20}}ly[ ])?{_FINDING}\b
   | \bI(?:[ ]a|[’'])m[ ](?:\w{{1,24}}[ ])?(?:unable|not[ ]able)[ ]to\b
-  | \bI(?:[ ]a|[’'])m[ ](?:\w{{1,20}}ly[ ])?(?:not[ ](?:\w{{1,24}}[ ])?(?:sure|certain)|unsure|uncertain)\b
+  | \bI(?:[ ]a|[’'])m[ ](?:\w{{1,20}}ly[ ])?(?:not[ ](?:\w{{1,24}}[ ])?(?:sure|certain)|unsure
+  |uncertain)\b
   | \bI[ ](?:do[ ]not|don[’']t)[ ](?:really[ ])?(?:know|have)(?:$|[.,;]|[ ](?:the|which|what
   |enough|how[ ]to|this|any)\b)
   | ^(?:{_CANNOT}|unable[ ]to)[ ]{_FINDING}\b
