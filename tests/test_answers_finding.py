@@ -34,8 +34,11 @@ def test_the_expected_answer_is_found_in_every_text_of_our_own(name: str) -> Non
     for of_kind, text, expected in table("own_texts"):
         if of_kind == name:
             found = answers.extract(json.loads(text))
-            none = found is None or expected == "-"
-            if not (found is None and expected == "-" if none else equal(answers, found, expected)):
+            if found is None or expected == "-":
+                right = found is None and expected == "-"
+            else:
+                right = equal(answers, found, expected)
+            if not right:
                 wrong.append((text, found, expected))
     answers.close()
     assert wrong == []

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from time import thread_time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -64,7 +64,7 @@ def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
         if isinstance(value, re.Pattern):
             yield value
         elif isinstance(value, tuple | list):
-            for part in value:
+            for part in cast("tuple[Any, ...]", value):
                 yield from within(part)
 
     seen: set[re.Pattern[str]] = set()

@@ -146,7 +146,7 @@ def chosen(text: str) -> Iterator[str]:
                 yield said
             claims.append(_Claim(said, (found.line, found.column)))
             break
-    strong, weak = _sentences(text)
+    strong, weak = _sentences(text, claims[0].place[0] if claims else 0)
     yield from (claim.text for claim in sorted(claims + strong, key=_place, reverse=True))
     yield from (claim.text for claim in weak)
     yield from _concluded(text)
@@ -169,16 +169,18 @@ def _named(rest: str) -> str:
     )
 
 
-def _sentences(text: str) -> tuple[list[_Claim], list[_Claim]]:
-    """What the last sentences claim, strongly and weakly, the last first."""
+def _sentences(text: str, first_line: int) -> tuple[list[_Claim], list[_Claim]]:
+    """What the last sentences claim from a line on, strongly and weakly, the last first."""
     strong: list[_Claim] = []
     weak: list[_Claim] = []
     lines = text.split("\n")
     left = _CHARACTERS_OF_SENTENCES
-    for number in range(len(lines) - 1, -1, -1):
+    for number in range(len(lines) - 1, first_line - 1, -1):
+        if left <= 0:
+            break
         line = one_line(lines[number][-_CHARACTERS_OF_SENTENCES:])
-        left -= len(line)
-        if not line:
+        left -= len(line) + 1
+        if not _STANDING.search(line):
             continue
         for match in _last_matches(_BEFORE, line):
             rest = line[match.end() : match.end() + _LONGEST_REST]
@@ -191,7 +193,7 @@ def _sentences(text: str) -> tuple[list[_Claim], list[_Claim]]:
                 continue
             kinds = strong if match.lastgroup != "labels" else weak
             kinds.append(_Claim(match["labels"], (number, match.start())))
-        if left <= 0 or strong:
+        if strong:
             break
     return strong, weak[::-1]
 
