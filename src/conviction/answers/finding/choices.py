@@ -15,6 +15,9 @@ _PLAIN_LABEL = (
     r"(?:[(\[（][ ]?(?:[A-Za-z]|\d{1,2}|[ㄱ-ㅎ])[ ]?[)\]）]"
     r"|(?<![A-Za-z0-9_'’])[A-Z](?![A-Za-z0-9_'’])|[①-⑳]|\d{1,2}(?=[ ]?[번番])|[ㄱ-ㅎ])"
 )
+_ANY_LABEL = re.compile(
+    rf"{_PLAIN_LABEL}|\b[a-z]\b|\b\d{{1,2}}\b|[IVX]{{2}}|[A-H]{{2}}|[가나다라마]"
+)
 _STANDING = re.compile(rf"{_PLAIN_LABEL}(?![ ][a-z])")
 _ITS_NUMBER = r"(?:[ ]?(?:번|番))?"
 _ITS_TEXT = r"(?:[).:][ ][^.;!?]{1,80}?|[ ]?\([^()]{1,80}\))?"
@@ -180,7 +183,7 @@ def _sentences(text: str, first_line: int) -> tuple[list[_Claim], list[_Claim]]:
             break
         line = one_line(lines[number][-_CHARACTERS_OF_SENTENCES:])
         left -= len(line) + 1
-        if not _STANDING.search(line):
+        if not _ANY_LABEL.search(line):
             continue
         for match in _last_matches(_BEFORE, line):
             rest = line[match.end() : match.end() + _LONGEST_REST]
