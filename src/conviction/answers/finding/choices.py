@@ -16,7 +16,7 @@ _PLAIN_LABEL = (
     r"|(?<![A-Za-z0-9_'’])[A-Z](?![A-Za-z0-9_'’])|[①-⑳]|\d{1,2}(?=[ ]?[번番])|[ㄱ-ㅎ])"
 )
 _ANY_LABEL = re.compile(
-    rf"{_PLAIN_LABEL}|\b[a-z]\b|\b\d{{1,2}}\b|[IVX]{{2}}|[A-H]{{2}}|[가나다라마]"
+    rf"{_PLAIN_LABEL}|\b(?:[a-z]|\d{{1,2}})\W{{0,6}}$|[IVX]{{2}}|[A-H]{{2}}|[가나다라마](?![가-힣])"
 )
 _STANDING = re.compile(rf"{_PLAIN_LABEL}(?![ ][a-z])")
 _ITS_NUMBER = r"(?:[ ]?(?:번|番))?"
