@@ -55,7 +55,7 @@ _BEFORE = re.compile(
   | passende ) [rsn]? [ ] (?:\w{1,24}[ ]){0,4}? (?:ist|lautet|wäre|sind) \b
   | \bich[ ](?:wähle|entscheide[ ]mich[ ]für|nehme) \b
   | (?: bonne | correcte | exacte | juste | vraie | meilleure ) s? [ ] (?:\w{1,24}[ ]){0,4}? (?:est
-  |sont) \b | \bje[ ]choisis\b
+  |sont) \b | \bje[ ]choisis\b | \bc['’]est[ ](?:donc[ ])?(?:la[ ])?(?:réponse|option|proposition)\b
   | (?: opción | alternativa | opção | opzione | correcta | verdadera | adecuada | correta
   | certa | corretta
       | giusta | esatta ) s? [ ] (?:\w{1,24}[ ]){0,4}? (?:es|son|sería|é|são|seria|è|sono
@@ -81,7 +81,7 @@ _AFTER = re.compile(
       (?P<strong_ko>정답|답(?:이[다며므]|입니|$|[ .])|선택[하합]|고르|골라|고릅|고른|택하)
     | [ ]?(?:が|を|は)?[ ]?(?P<strong_ja>正解|答え|選び|選択し)
     | [ ]?(?:项|項)?[ ]?(?:是|为|為)?[ ]?(?P<strong_zh>正确(?:答案|选项|的)|正確)
-    | [ ](?P<strong_de>ist[ ](?:die[ ]|daher[ ]|also[ ])*(?:richtig|korrekt)\w*)
+    | [ ](?P<strong_de>(?:ist[ ](?:die[ ]|daher[ ]|also[ ]){{0,2}}|die[ ])(?:richtig|korrekt)e?)
     | [ ](?P<strong_fr>est[ ](?:donc[ ])?(?:la[ ])?(?:bonne|correcte?|exacte?|juste))
     | [ ](?P<strong_es>es[ ](?:la[ ])?(?:respuesta[ ]|opción[ ])?(?:correcta|verdadera)|(?:é
     |está)[ ](?:a[ ])?(?:resposta[ ]|opção[ ]|alternativa[ ])?(?:corret[ao]|certa)

@@ -105,6 +105,7 @@ _BEFORE_PLAIN_ENDING = re.compile(r"[^가-힣](?:이다|다)$")
 _GLOSS = re.compile(
     r"(?<=\w)\s\((?:the|a|an|in|also|aka|which|formerly|known|located|as|i\.e\.)\b[^()]*\)$"
     r"|(?<=[가-힣\u3040-\u9fff])\s?[(（][A-Za-z][^()（）]*[)）]$"
+    r"|(?<=\w)\s\(\d{4}\s?[-–]\s?\d{4}\)$"
 )
 _CALCULATION = re.compile(
     r"[$\d(\\-](?:[\d\s+*/×·÷().,$€%^-]|\\(?:times|cdot|div|left|right|%|\$)"

@@ -155,11 +155,12 @@ def _named(plain: str, found: list[_Item], *, alone: bool) -> bool | None:
     """
     last, bare = found[-1], found[0].dress == "bare"
     tail = plain[last.end :]
-    if len(found) > 1 and _SINGULAR.match(tail):
+    pronoun = last.label == "I" and not _AFTER_I.match(tail)
+    if len(found) > 1 and (pronoun or _SINGULAR.match(tail)):
         found.pop()
         return False
     number = bare and last.label.isdecimal() and _NUMBER_TAIL.match(tail)
-    if number or _NEGATED_TAIL.match(tail) or (last.label == "I" and not _AFTER_I.match(tail)):
+    if number or pronoun or _NEGATED_TAIL.match(tail):
         return None
     follows = (_ENDING if alone else _TAIL).match(tail)
     if bare and not follows and (alone or not _text_follows(last.label, tail)):
