@@ -203,3 +203,9 @@ def test_invisible_characters_change_no_answer(row: list[str], data: st.DataObje
 def test_strategies_give_candidates_until_one_is_accepted() -> None:
     text = "Answer: 7\nThen the answer is obvious."
     assert extract_answer(text, ["marker"], str.isdigit) == "7"
+
+
+def test_half_a_character_in_json_is_written_out() -> None:
+    answers = kind("json")
+    assert answers.canonical('"\\ud800"').encode()
+    assert answers.canonical('"\\ud800"') != answers.canonical('"\\ud801"')

@@ -26,7 +26,8 @@ class JsonAnswers(AnswerKind):
 
     def canonical(self, answer: str) -> str:
         """The value with sorted keys and exact numbers; other text as it stands."""
-        return _canonical(answer) or answer.strip() or "nothing"
+        form = _canonical(answer) or answer.strip() or "nothing"
+        return form.encode("utf-8", "backslashreplace").decode()  # "\\ud800" alone is no character
 
 
 def _canonical(text: str) -> str | None:
