@@ -121,19 +121,19 @@ def test_exact_numbers_fall_into_as_many_classes_as_there_are_numbers(
         assert len(set(keys)) == len(set(values))
 
 
-def test_everything_imports_without_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.startswith("math_verify")]:
+def test_everything_imports_without_mpmath(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("mpmath")]:
         monkeypatch.delitem(sys.modules, module)
     source = Path(__file__).parents[1] / "src" / "conviction" / "answers"
     importing = [
         path.name
         for path in source.rglob("*.py")
-        if "import math_verify" in path.read_text("utf-8")
+        if "import mpmath" in path.read_text("utf-8")
     ]
     assert importing == []
     for name in ("math", "number", "choice", "text", "json"):
         kind(name).canonical("1/2")
-    assert "math_verify" not in sys.modules
+    assert "mpmath" not in sys.modules
 
 
 def test_what_canonical_forms_decide_is_classified_without_waiting() -> None:
@@ -141,6 +141,6 @@ def test_what_canonical_forms_decide_is_classified_without_waiting() -> None:
     assert grouping.classify_at_once("0.5") == Answer("0.5", "1/2")
     assert grouping.classify_at_once("7") is not None
     assert grouping.classify_at_once("\\sin(2x)") is not None
-    # Two formulas that are written differently: only a comparison can tell.
-    assert grouping.classify_at_once("2\\sin(x)\\cos(x)") is None
-    assert grouping.classify_at_once("\\sin(2x)") is not None
+    assert grouping.classify_at_once("2\\sin(x)\\cos(x)") is not None
+    # What cannot be calculated may be equal to anything.
+    assert grouping.classify_at_once("9^{9^{9^9}}") is None

@@ -83,14 +83,31 @@ def test_numbers_are_exact() -> None:
     assert len({number.canonical(answer) for answer in answers}) == len(answers)
 
 
-def test_a_percentage_may_stand_for_its_number_or_its_hundredth() -> None:
+def test_a_percentage_is_the_number_before_its_sign() -> None:
     number = kind("number")
     percent, half, fifty, five = map(number.canonical, ("50%", "0.5", "50", "5"))
-    assert not number.decided(percent, half)
-    assert number.equivalent(percent, half)
-    assert number.equivalent(fifty, percent)
-    assert number.decided(percent, five)
-    assert number.decided(half, fifty)
+    assert percent == fifty
+    assert len({percent, half, five}) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("12 apples", "12"),
+        (r"\$5", "5"),
+        ("$1,234.50", "1234.5"),
+        ("about 3.5 kg", "3.5"),
+        ("1/3", "1/3"),
+        ("3천5백", "3500"),
+        ("25 %", "25%"),
+        ("2 hours 30 minutes", "2 hours 30 minutes"),
+        ("no idea", "no idea"),
+    ],
+)
+def test_a_number_is_shown_as_a_number_that_is_the_same_answer(answer: str, shown: str) -> None:
+    number = kind("number")
+    assert number.shown(answer) == shown
+    assert number.canonical(shown) == number.canonical(answer)
 
 
 @pytest.mark.parametrize(

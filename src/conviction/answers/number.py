@@ -1,31 +1,36 @@
 """Numbers as answers, compared exactly."""
 
 import re
+from fractions import Fraction
+from functools import lru_cache
 
 from conviction.answers.extraction import NUMBER
-from conviction.answers.formulas.markup import clean, fold, fold_words
-from conviction.answers.formulas.shapes import (
-    Form,
-    Shape,
-    certainly_differ,
-    leaf,
-    stand_for_the_same,
+from conviction.answers.formulas.forms import Form, Shape, words
+from conviction.answers.formulas.markup import clean, fold, fold_words, raised
+from conviction.answers.formulas.numerals import (
+    abbreviated,
+    amount_in_short,
+    joined_thousands,
+    written_out,
 )
+from conviction.answers.formulas.parsing import MOST_CHARACTERS
+from conviction.answers.formulas.quantities import read_quantity
+from conviction.answers.formulas.shapes import leaf
 from conviction.answers.kinds import AnswerKind
 
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
 _POINTS_AND_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d,])")
-_SPACED = re.compile(r"(?<=\d)[ '](?=\d{3}(?!\d))")
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _HAS_NUMBER = re.compile(r"\d|\\frac")
 _NUMBER = re.compile(rf"-?\s*\\frac\s*\{{?\d+\}}?\s*\{{?\d+\}}?|{NUMBER.pattern}")
+_ASIDE = re.compile(r"(?<=\S)\s+\([^()]*\)$")
+_PERCENT = re.compile(r"\d\s*\\?%")
 
 
 class NumberAnswers(AnswerKind):
     r"""One number: "1,234.50" is 1234.5, "\$5" and "12 apples" lose their unit, "1/2" is 0.5.
 
-    Where an answer holds several numbers, the first after the last "=" counts. "50%" may stand
-    for 0.5 or for 50.
+    Where an answer holds several numbers, the first after the last "=" counts; "2 hours 30 minutes",
+    "12:30" and "5 feet 6 inches" are one quantity each. "50%" is 50, and not 0.5.
     """
 
     name = "number"
@@ -37,29 +42,45 @@ class NumberAnswers(AnswerKind):
         return bool(_HAS_NUMBER.search(fold(answer)))
 
     def canonical(self, answer: str) -> str:
-        """An exact fraction such as "5" or "1/2", a percentage, or words where there is none."""
-        return _read(answer).text
+        """An exact fraction such as "5" or "1/2", a quantity, or words where there is none."""
+        return _read(answer).key
 
-    def decided(self, first: str, second: str) -> bool:
-        """True but for percentages, which may stand for two numbers."""
-        return "%" not in first + second or certainly_differ(_read(first), _read(second))
+    def shown(self, answer: str) -> str:
+        r"""Its number alone: "5" for "\$5" and "12" for "12 apples"; a percent sign stays."""
+        form = _read(answer)
+        if form.shape is not Shape.NUMBER or form.number is None:
+            return answer
+        plain = _decimal(form.number) if re.search(r"[.,]", answer) else str(form.number)
+        return f"{plain}%" if _PERCENT.search(answer) else plain
 
-    def equivalent(self, first: str, second: str) -> bool:
-        """Whether a percentage stands for a number."""
-        return stand_for_the_same(_read(first), _read(second))
+
+def _decimal(number: Fraction) -> str:
+    """A number as a decimal, if it has an end within twelve places."""
+    scaled = number * 10**12
+    if number.denominator == 1 or scaled.denominator != 1:
+        return str(number)
+    whole, places = divmod(abs(scaled.numerator), 10**12)
+    return f"{'-' if number < 0 else ''}{whole}.{f'{places:012}'.rstrip('0')}"
 
 
+@lru_cache(4096)
 def _read(answer: str) -> Form:
+    if len(answer) > MOST_CHARACTERS:
+        return words(" ".join(answer.split()))
     # Digits without thousands separators, and with a point before the decimals.
-    text = _POINTS_AND_COMMA.sub(lambda m: f"{m[1].replace('.', '')}.{m[2]}", fold(answer))
-    text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
-    text = clean(_SPACED.sub("", _DECIMAL_COMMA.sub(r"\1.\2", text)))
-    result = text.rpartition("=")[2].strip() or text
+    text = fold(raised(amount_in_short(abbreviated(answer))))
+    text = _POINTS_AND_COMMA.sub(lambda m: f"{m[1].replace('.', '')}.{m[2]}", text)
+    text = _DECIMAL_COMMA.sub(r"\1.\2", joined_thousands(text, everywhere=True))
+    text = written_out(clean(text))
+    if key := read_quantity(text):
+        return words(key)
+    result = _ASIDE.sub("", text)
+    result = result.rpartition("=")[2].strip() or result
     found = _NUMBER.search(result)
-    for candidate in (result, found.group() if found else ""):
-        form = leaf(candidate)
-        if form.shape in {Shape.NUMBER, Shape.PERCENT}:
+    for candidate in (result.strip("()[] "), found.group() if found else ""):
+        form = leaf(candidate) if candidate else words("")
+        if form.shape is Shape.NUMBER:
             return form
-        if form.shape is Shape.WORDS and candidate[:1].isdigit():
-            return form  # "8:30", or a number too large to write down
-    return Form(Shape.WORDS, fold_words(text) or answer or "nothing")
+        if form.shape is Shape.OTHER and candidate[:1].isdigit() and found and candidate == found[0]:
+            return words(candidate)  # a number too large to write down
+    return words(fold_words(text) or answer or "nothing")

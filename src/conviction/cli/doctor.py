@@ -79,7 +79,7 @@ def _machine() -> list[Finding]:
 def _extras() -> list[Finding]:
     return [
         _extra("embedded engine", "xllamacpp", "xllamacpp", "local"),
-        _extra("formulas compared", "math-verify", "math_verify", "math"),
+        _extra("formulas compared", "mpmath", "mpmath", "math"),
         vllm_here(),
         *map(_plugin, ENGINES.plugins()),
     ]

@@ -14,10 +14,10 @@ from zlib import crc32
 MOST_BITS = 12_000
 """Size of the largest whole numbers that are calculated exactly (about 3,600 digits)."""
 
+
 _LARGEST_RADICAND = 10_000_000
 _HALF = Fraction(1, 2)
-_CONSTANTS = {r"\pi": math.pi, "e": math.e, "i": 1j, r"\infty": math.inf}
-_TOLERANCE = 1e-5
+CONSTANTS: dict[str, complex] = {r"\pi": math.pi, "e": math.e, "i": 1j, r"\infty": math.inf}
 
 
 class TooLargeError(ArithmeticError):
@@ -128,6 +128,32 @@ def power(base: Node, exponent: Node) -> Node:  # noqa: PLR0911  # one for each 
     return Power(base, exponent)
 
 
+def solved_for(name: str, node: Node, names: Callable[[Node], frozenset[str]]) -> Node | None:
+    """What a variable is where `node` = 0, if it stands there to the first power only.
+
+    None if it does not, or where its coefficient depends on other variables.
+    """
+    slope, rest = split_linear(name, node, names) or (None, None)
+    if slope is None or rest is None or names(slope):
+        return None
+    return multiply([Fraction(-1), rest, power(slope, Fraction(-1))])
+
+
+def split_linear(
+    name: str, node: Node, names: Callable[[Node], frozenset[str]]
+) -> tuple[Node, Node] | None:
+    """`a` and `b` of `a` times the variable plus `b`; None if it is not of this form."""
+    slopes: list[Node] = []
+    rest: list[Node] = []
+    for coefficient, factors in _terms(node):
+        others = [factor for factor in factors if factor != Name(name)]
+        if any(name in names(factor) for factor in others):
+            return None
+        product = multiply([coefficient, *others])
+        (rest if len(others) == len(factors) else slopes).append(product)
+    return (add(slopes), add(rest)) if slopes else None
+
+
 def _rational_power(base: Fraction, exponent: Fraction) -> Node:
     if exponent.denominator == 1:
         return _whole_power(base, exponent.numerator)
@@ -230,6 +256,12 @@ def _render_call(function: str, arguments: list[str]) -> str:
         return f"\\l{function} {arguments[0]}\\r{function}"
     if function == "factorial":
         return f"({arguments[0]})!"
+    if function == "int":
+        name, low, high, body = arguments
+        return rf"\int_{{{low}}}^{{{high}}}({body})d{name}"
+    if function in {"sum", "prod"}:
+        name, low, high, body = arguments
+        return rf"\{function}_{{{name}={low}}}^{{{high}}}({body})"
     if function == "binom":
         return f"\\binom{{{arguments[0]}}}{{{arguments[1]}}}"
     if len(arguments) == 2:
@@ -290,17 +322,12 @@ def value_of(node: Node) -> complex | None:
     return value if cmath.isfinite(value) else None
 
 
-def differ_clearly(first: complex, second: complex) -> bool:
-    """Whether two values are further apart than rounding, or a rounded decimal, explains."""
-    return abs(first - second) > _TOLERANCE * max(1.0, abs(first), abs(second))
-
-
 def _value(node: Node) -> complex:
     match node:
         case Fraction():
             return complex(node)
         case Name(text):
-            return _CONSTANTS.get(text) or 0.3 + (crc32(text.encode()) % 10_007) / 7_000
+            return CONSTANTS.get(text) or 0.3 + (crc32(text.encode()) % 10_007) / 7_000
         case Power(base, exponent):
             return _value(base) ** _value(exponent)
         case Product(coefficient, factors):

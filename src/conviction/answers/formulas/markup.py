@@ -1,23 +1,32 @@
 r"""Markup and typing made plain: what is left says the same with fewer ways of saying it.
 
-Text in formulas (`\text{cm}`) is kept between double quotes, so that "cm" is no product of
-letters.
+Text in formulas (`\text{cm}`) is kept between double quotes, so that "cm" is not read as a
+product of letters.
 """
 
 import re
 import unicodedata
 
 _HYPHENS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"), "-")
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
+_INVISIBLE = dict.fromkeys(
+    (
+        *map(ord, "\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"),
+        *range(0x202A, 0x202F),  # directions of writing
+        *range(0x2066, 0x206A),
+    )
+)
 _TRANSLATION = {
     **_HYPHENS,
     **_INVISIBLE,
-    **str.maketrans("\u2044\u3002\u2018\u2019\u201c\u201d", "/.''\"\""),
+    **str.maketrans("\u2044\u3002\u2018\u2019\u201c\u201d\u066b\u3001", "/.''\"\".,"),
 }
 # NFKC turns "1½" into "11/2"; a space keeps the whole number apart.
 _VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215f])")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SUBSCRIPT_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
+_FOREIGN_DIGIT = re.compile(r"[^\W0-9]")
 _GREEK_LETTERS = "αβγδεθλμπρστφψωΓΔΘΛΠΣΦΨΩ"
 _GREEK_NAMES = (
     "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi psi omega "
@@ -32,58 +41,98 @@ _SYMBOLS = str.maketrans(
         "÷": "/",
         "≤": r"\le ",
         "≥": r"\ge ",
+        "≦": r"\le ",
+        "≧": r"\ge ",
         "≠": r"\ne ",
         "≈": r"\approx ",
+        "≡": r"\equiv ",
         "\N{UNION}": r"\cup ",
+        "∩": r"\cap ",
+        "\N{SET MINUS}": r"\setminus ",
+        "ℝ": r"\R ",
+        "ℤ": r"\Z ",
         "∈": r"\in ",
         "±": r"\pm ",
         "∅": r"\emptyset ",
+        "⌊": r"\lfloor ",
+        "⌋": r"\rfloor ",
+        "⌈": r"\lceil ",
+        "⌉": r"\rceil ",
+        "⟨": r"\langle ",
+        "⟩": r"\rangle ",
+        "〈": r"\langle ",
+        "〉": r"\rangle ",
+        "∫": r"\int ",
+        "℃": "°C",
+        "℉": "°F",
+        "º": "°",
+        "˚": "°",
     }
 )
 _TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|operatorname|"
-    r"boldsymbol|bm|emph)\*?\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|md|normal)?|math(?:rm|sf|tt)|mbox|operatorname|emph)\*?"
+    r"\s*\{([^{}]*)\}"
 )
+_TEXT_STYLE = re.compile(r"\\(?:textbf|textit|emph|text)\s*\{\s*\\(?=(?:text|math)[a-z]*\s*\{)")
+_ACCENT = re.compile(
+    r"\\(?:math(?:bf|it|bb|cal|scr|frak|normal)|vec|hat|widehat|overrightarrow|boldsymbol|bm|bold|"
+    r"underline)(?![A-Za-z])\s*(?:\{([^{}]*)\}|(\\?[A-Za-z]+|\d))"
+)
+_DOTLESS = re.compile(r"\\([ij])math(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,!:;])\s*(?=\d{3}(?!\d))")
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\cr\s*\[[^\[\]]*(?:mm|cm|pt|em|ex)\]", r"\\cr "),
+        (r"\\cr\s*\[[^\[\]]{0,9}(?:mm|cm|pt|em|ex)\]", r"\\cr "),
         (r'\^\s*(?:\{\s*"?\s*(?:st|nd|rd|th)\s*"?\s*\}|"(?:st|nd|rd|th)")', " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\(?:display|text|script)style(?![A-Za-z])", ""),
         (r"\\(?:boxed|fbox)(?![A-Za-z])", ""),
         (r"\\[()\[\]]|\\?\$", ""),
         (r"\\(?=[\d-])", ""),
-        (r"\\[,!:;> ]|\\q?quad(?![A-Za-z])|~", " "),
+        (r"\\[,!:;> ]|\\q?quad(?![A-Za-z])|~|\\(?:hspace|phantom)\{[^{}]*\}", " "),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])", "°"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\leq(?:slant)?(?![A-Za-z])|<=", r"\\le "),
-        (r"\\geq(?:slant)?(?![A-Za-z])|>=", r"\\ge "),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\\leq(?:slant|q)?(?![A-Za-z])|<=", r"\\le "),
+        (r"\\geq(?:slant|q)?(?![A-Za-z])|>=", r"\\ge "),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\*\*", "^"),
         (r"\\(?:times|ast)(?![A-Za-z])|\*|(?<=\d)\s*x\s*(?=10\^)", r"\\cdot "),
         (r"\\div(?![A-Za-z])", "/"),
-        (r"\\equiv(?![A-Za-z])", "="),
-        (r"\\(?:simeq|sim)(?![A-Za-z])", r"\\approx "),
-        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
-        (r"\\[lr]brace(?![A-Za-z])\s*", ""),
-        (r"\\[lr]?vert(?![A-Za-z])", "|"),
+        (r"\\(?:simeq|sim|thickapprox)(?![A-Za-z])", r"\\approx "),
+        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}|\{\s*\}", r"\\emptyset "),
+        (r"\\(?:backslash|smallsetminus)(?![A-Za-z])", r"\\setminus "),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\\[lr]?vert(?![A-Za-z])|\\mid(?![A-Za-z])", "|"),
+        (r"\\(?:land|wedge)(?![A-Za-z])", ' "and" '),
+        (r"\\(?:lor|vee)(?![A-Za-z])", ' "or" '),
+        (r"\\l?dots(?![A-Za-z])|\\cdots(?![A-Za-z])|…", "..."),
         (r"\\%", "%"),
     )
 )
 # Quoted texts, commands, and single characters.
 _TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|.', re.DOTALL)
-_OPENING = frozenset({"(", "[", "{", "\\{"})
-_CLOSING = frozenset({")", "]", "}", "\\}"})
+_OPENING = frozenset({"(", "[", "{", "\\{", r"\langle", r"\lfloor", r"\lceil"})
+_CLOSING = frozenset({")", "]", "}", "\\}", r"\rangle", r"\rfloor", r"\rceil"})
+_SETS_OF_NUMBERS = {"R": r"\R ", "Z": r"\Z ", "N": r"\N ", "Q": r"\Q ", "C": r"\C "}
 
 
 def fold(text: str) -> str:
-    """Full-width, minus-like, invisible and other compatibility characters made plain."""
+    """Full-width, minus-like, invisible and other compatibility characters made plain.
+
+    Digits of every script become those of ASCII.
+    """
     apart = _VULGAR_FRACTION.sub(" ", text)
-    return unicodedata.normalize("NFKC", apart.translate(_INVISIBLE)).translate(_TRANSLATION)
+    plain = unicodedata.normalize("NFKC", apart.translate(_INVISIBLE)).translate(_TRANSLATION)
+    return plain if plain.isascii() else _FOREIGN_DIGIT.sub(_ascii_digit, plain)
+
+
+def _ascii_digit(match: re.Match[str]) -> str:
+    return str(unicodedata.decimal(match.group(), match.group()))
 
 
 def fold_words(text: str) -> str:
@@ -98,18 +147,28 @@ def fold_words(text: str) -> str:
     return " ".join(words) or " ".join(folded.split()) or text
 
 
+def raised(text: str) -> str:
+    """Superscripts as exponents and subscripts as indices, so that "10⁶" is not 106."""
+    powers = _SUPERSCRIPT_RUN.sub(
+        lambda run: f"^{{{run.group().translate(_SUPERSCRIPTS)}}}", text
+    )
+    return _SUBSCRIPT_RUN.sub(
+        lambda run: f"_{{{run.group().translate(_SUBSCRIPTS)}}}", powers
+    )
+
+
 def clean(answer: str) -> str:
     """One line of plain markup, without delimiters, sizes, spacing and final punctuation."""
-    text = _SUPERSCRIPT_RUN.sub(
-        lambda run: f"^{{{run.group().translate(_SUPERSCRIPTS)}}}", answer.replace('"', " ")
-    )
-    text = fold(text.translate(_SYMBOLS)).replace("\n", " ")
+    text = raised(answer.replace('"', " "))
+    text = fold(text.translate(_SYMBOLS).replace("\n", " "))
     if "\\begin" in text:
         text = text.replace("\\\\", r"\cr ")
     else:
         # Some models escape every backslash twice.
         text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text).replace("\\\\", " ")
-    text = _THOUSANDS.sub("", _TEXT.sub(_quoted, text))
+    text = _without_bold(text)
+    text = _DOTLESS.sub(r" \1 ", text.replace('"', " "))
+    text = _THOUSANDS.sub("", _ACCENT.sub(_bare, _TEXT.sub(_quoted, _nested_style(text))))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     line = " ".join(text.split()).rstrip(",;: ").strip("` ")
@@ -117,30 +176,52 @@ def clean(answer: str) -> str:
     return line if line.endswith("..") else line.removesuffix(".").rstrip()
 
 
+def _without_bold(text: str) -> str:
+    r"""Text without the "**" of Markdown around words, as in "**73**"; "2**10" is a power."""
+    return re.sub(r"(?<![\w)}\]*])\*\*(?!\s)([^*]+)\*\*(?![\w({\[*\\])", r"\1", text)
+
+
+def _nested_style(text: str) -> str:
+    r"""`\textbf{\text{a}}` without its outer style; the brace it leaves is removed later."""
+    return _TEXT_STYLE.sub(r"{\\", text)
+
+
 def _quoted(match: re.Match[str]) -> str:
     content = " ".join(match.group(1).split())
     inner = content.strip("()[]. ")
     if len(inner) == 1 and inner.isascii() and inner.isalpha():
-        return f" {inner} "  # a variable in bold, or a choice
+        return f" ({inner}) " if content[:1] == "(" else f' "{inner}" '
     return f' "{content}" ' if content else " "
+
+
+def _bare(match: re.Match[str]) -> str:
+    inside = match.group(1) if match.group(1) is not None else match.group(2)
+    if match.group().startswith(r"\mathbb"):
+        return _SETS_OF_NUMBERS.get(inside, f" {inside} ")
+    return f" {inside} "
+
+
+def tokens(text: str) -> list[str]:
+    """Quoted texts, commands, and single characters."""
+    return _TOKEN.findall(text)
 
 
 def split(text: str, separators: frozenset[str]) -> list[str]:
     """The parts of `text` between separators that stand outside of all brackets."""
-    parts = [""]
+    parts: list[list[str]] = [[]]
     depth = 0
-    for token in _TOKEN.findall(text):
+    for token in tokens(text):
         depth += (token in _OPENING) - (token in _CLOSING)
         if depth <= 0 and token in separators:
-            parts.append("")
+            parts.append([])
         else:
-            parts[-1] += token
-    return [part.strip() for part in parts]
+            parts[-1].append(token)
+    return ["".join(part).strip() for part in parts]
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
     """Opening bracket, content and closing bracket, if one pair encloses all of `text`."""
-    found: list[str] = _TOKEN.findall(text)
+    found = tokens(text)
     if len(found) < 2 or found[0] not in _OPENING or found[-1] not in _CLOSING:
         return None
     depth = 0

@@ -11,6 +11,7 @@ from conviction.answers.formulas.algebra import (
     Call,
     Name,
     Node,
+    Product,
     TooLargeError,
     add,
     multiply,
@@ -43,6 +44,8 @@ _KNOWN_WORDS = {
 }
 _CLOSED_BY = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _LONGEST_PRODUCT_OF_LETTERS = 4
+_OF_ANGLES = frozenset({"sin", "cos", "tan", "sec", "csc", "cot"})
+_DEGREE = Product(Fraction(1, 180), (Name(r"\pi"),))
 
 
 class UnreadableError(ValueError):
@@ -90,6 +93,8 @@ class _Parser:
     def __init__(self, tokens: list[str]) -> None:
         self._tokens = [part for token in tokens for part in _letters(token)][::-1]
         self._depth = 0
+        self._bars = 0
+        self._angles = 0
 
     @property
     def next(self) -> str:
@@ -106,14 +111,10 @@ class _Parser:
             raise UnreadableError
 
     def sum(self) -> Node:
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            raise UnreadableError
         terms = [self.product()]
         while sign := self.accept("+", "-"):
             term = self.product()
             terms.append(term if sign == "+" else _negative(term))
-        self._depth -= 1
         return add(terms)
 
     def product(self) -> Node:
@@ -129,15 +130,20 @@ class _Parser:
                 return node
 
     def signed(self) -> Node:
-        if self.accept("+"):
-            return self.signed()
-        return _negative(self.signed()) if self.accept("-") else self.factor()
+        negative = False
+        while sign := self.accept("+", "-"):
+            negative ^= sign == "-"
+        node = self.factor()
+        return _negative(node) if negative else node
 
     def factor(self) -> Node:
         node = self.atom()
         while True:
             if self.accept("!"):
                 node = _factorial(node)
+            elif self.accept("°"):
+                # A right angle is 90 by itself, and half of pi within a function of angles.
+                node = multiply([node, _DEGREE]) if self._angles else node
             elif self.accept("^"):
                 return power(node, self.exponent())
             else:
@@ -146,50 +152,112 @@ class _Parser:
     def exponent(self) -> Node:
         if self.next in {"{", "("}:
             return self.group()
+        self._deeper()
         sign = self.accept("+", "-")
-        return _negative(self.factor()) if sign == "-" else self.factor()
+        node = self.factor()
+        self._depth -= 1
+        return _negative(node) if sign == "-" else node
 
     def atom(self) -> Node:
+        self._deeper()
+        node = self._atom()
+        self._depth -= 1
+        return node
+
+    def _deeper(self) -> None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise UnreadableError
+
+    def _atom(self) -> Node:
         token = self.next
         if token in _CLOSED_BY:
             return self.group()
         self.take()
-        if token[:1].isdigit() or (token[:1] == "." and len(token) > 1):
+        if token[0] in "0123456789" or (token[0] == "." and len(token) > 1):
             return exact(token)
         if token == "|":  # noqa: S105  # a bar
+            self._bars += 1
             node = self.sum()
+            self._bars -= 1
             self.expect("|")
             return abs(node) if isinstance(node, Fraction) else Call("abs", (node,))
+        if token == '"':  # noqa: S105  # a letter in roman type
+            letter = self.take()
+            self.expect('"')
+            return self.name(letter) if letter.isalpha() and len(letter) == 1 else _refuse()
         if len(token) == 1 and token.isascii() and token.isalpha():
             return self.name(token)
-        return self.command(token.removeprefix("\\")) if token[:1] == "\\" else _refuse()
+        return self.command(token.removeprefix("\\")) if token[0] == "\\" else _refuse()
 
-    def command(self, name: str) -> Node:  # noqa: PLR0911  # one for each command
+    def command(self, name: str) -> Node:
         if name in _GREEK:
             return self.name(f"\\{name}")
-        if name == "frac":
-            above = self.argument()
-            return multiply([above, power(self.argument(), Fraction(-1))])
-        if name == "sqrt":
-            degree = self.group() if self.next == "[" else Fraction(2)
-            return power(self.argument(), power(degree, Fraction(-1)))
-        if name == "root":
-            return power(self.atom(), Fraction(1, 2))
-        if name == "binom":
-            return _binomial(self.argument(), self.argument())
         if name in FUNCTIONS:
             return self.call(name)
-        return _refuse()
+        readers = {
+            "frac": self.fraction,
+            "sqrt": self.root,
+            "root": lambda: power(self.atom(), Fraction(1, 2)),
+            "binom": lambda: _binomial(self.argument(), self.argument()),
+            "int": self.integral,
+            "sum": lambda: self.series("sum"),
+            "prod": lambda: self.series("prod"),
+        }
+        return readers[name]() if name in readers else _refuse()
+
+    def fraction(self) -> Node:
+        above = self.argument()
+        return multiply([above, power(self.argument(), Fraction(-1))])
+
+    def root(self) -> Node:
+        degree = self.group() if self.next == "[" else Fraction(2)
+        return power(self.argument(), power(degree, Fraction(-1)))
+
+    def integral(self) -> Node:
+        r"""`\int_a^b f dx`; the differential stands at the end."""
+        self.expect("_")
+        low = self.argument()
+        self.expect("^")
+        high = self.argument()
+        inside: list[str] = []
+        depth = 0
+        while not (depth == 0 and self.next == "d" and len(self._tokens) > 1):
+            token = self.take()
+            depth += (token in _CLOSED_BY) - (token in _CLOSED_BY.values())
+            inside.append(token)
+        self.take()
+        variable = self.atom()
+        within = _Parser([])
+        within._tokens, within._depth = inside[::-1], self._depth  # noqa: SLF001  # its own kind
+        body = within.sum() if inside else Fraction(1)
+        if within.next or not isinstance(variable, Name):
+            raise UnreadableError
+        return Call("int", (variable, low, high, body))
+
+    def series(self, function: str) -> Node:
+        r"""`\sum_{k=1}^{n} f`."""
+        self.expect("_")
+        self.expect("{")
+        variable = self.atom()
+        self.expect("=")
+        low = self.sum()
+        self.expect("}")
+        self.expect("^")
+        high = self.argument()
+        if not isinstance(variable, Name):
+            raise UnreadableError
+        return Call(function, (variable, low, high, self.product()))
 
     def name(self, text: str) -> Node:
         if not self.accept("_"):
             return Name(text)
         if not self.accept("{"):
             return Name(f"{text}_{{{self.take()}}}")
-        inside = ""
+        inside: list[str] = []
         while (token := self.take()) != "}":
-            inside += token
-        return Name(f"{text}_{{{inside}}}") if "{" not in inside else _refuse()
+            inside.append(token)
+        return Name(f"{text}_{{{''.join(inside)}}}") if "{" not in inside else _refuse()
 
     def call(self, function: str) -> Node:
         exponent: Node = Fraction(1)
@@ -198,21 +266,36 @@ class _Parser:
             base.append(self.argument())
         if self.accept("^"):
             exponent = self.exponent()
-        if exponent == -1 or (base and function != "log"):
-            return _refuse()  # sin^{-1} may mean either
+        if base and function != "log":
+            return _refuse()
+        if exponent == -1:
+            if f"arc{function}" not in FUNCTIONS:
+                return _refuse()
+            function, exponent = f"arc{function}", Fraction(1)
+        self._angles += function in _OF_ANGLES
         if self.next in _CLOSED_BY:
             argument = self.group()
+            if self.accept("°") and function in _OF_ANGLES:
+                argument = multiply([argument, _DEGREE])
         else:
-            factors = [self.factor()]
+            factors = [self.signed()]
             while self._starts_factor() and self.next.removeprefix("\\") not in FUNCTIONS:
                 factors.append(self.factor())
             argument = multiply(factors)
+        self._angles -= function in _OF_ANGLES
         return power(Call(function, (*base, argument)), exponent)
 
     def group(self) -> Node:
+        self._deeper()
         opening = self.take()
+        bars, self._bars = self._bars, 0
         node = self.sum()
+        self._bars = bars
         self.expect(_CLOSED_BY[opening])
+        self._depth -= 1
+        if opening in {r"\lfloor", r"\lceil"}:
+            whole, up = (math.floor, "floor") if opening == r"\lfloor" else (math.ceil, "ceil")
+            return Fraction(whole(node)) if isinstance(node, Fraction) else Call(up, (node,))
         return node
 
     def argument(self) -> Node:
@@ -228,14 +311,17 @@ class _Parser:
     def _starts_factor(self) -> bool:
         token = self.next
         known = token[:1] == "\\" and token[1:] in _STARTING_COMMANDS
-        return known or token in {"(", "[", "{"} or token[:1].isalnum()
+        bar = token == "|" and not self._bars
+        return known or bar or token in {"(", "[", "{", '"'} or token[:1].isalnum()
 
 
 def _negative(node: Node) -> Node:
     return multiply([Fraction(-1), node])
 
 
-_STARTING_COMMANDS = _GREEK | FUNCTIONS | {"frac", "sqrt", "root", "lfloor", "lceil"}
+_STARTING_COMMANDS = _GREEK | FUNCTIONS | {
+    *("frac", "sqrt", "root", "lfloor", "lceil", "binom", "int", "sum", "prod")
+}
 
 
 def _letters(token: str) -> list[str]:

@@ -1,0 +1,325 @@
+"""Keys of formulas: their values at fixed points, to 20 digits (extra `math`).
+
+Two formulas are equal where their values are. Each is calculated once, with 60 digits, at four
+points that are the same for all formulas: the values are its key, so that equality of formulas is
+an equivalence, and nothing is compared pair by pair. Points with negative variables are among them:
+they tell sqrt(x^2) = |x| from x.
+
+Work is counted in steps and not in seconds, so that no verdict depends on the machine.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from functools import cache
+from hashlib import sha256
+from importlib import import_module
+from importlib.util import find_spec
+from math import prod
+from threading import Lock
+from typing import Any
+
+from conviction.answers.formulas.algebra import (
+    CONSTANTS,
+    Call,
+    Name,
+    Node,
+    Power,
+    Product,
+    Sum,
+    TooLargeError,
+)
+
+MOST_STEPS = 20_000
+"""Operations on numbers of 60 digits for one formula; they take less than a second."""
+
+_DIGITS = 60
+_KEY_DIGITS = 20
+_POINTS = ((1, 0.2), (1, 2.1), (-1, 0.4), (-1, 1.7))
+_ALL_NEGATIVE = 3
+_LARGEST_EXPONENT = 20_000  # bits of a power
+_LARGEST_ARGUMENT = 10.0**6
+_LARGEST_FACTORIAL = 5_000
+_MOST_TERMS = 2_000
+_BINDING = frozenset({"int", "sum", "prod"})
+_LOCK = Lock()
+"""mpmath changes the precision of its context while it integrates."""
+
+
+class UndefinedError(ArithmeticError):
+    """A formula has no value, or not at enough points."""
+
+
+def installed() -> bool:
+    """Whether mpmath, which calculates the values, can be imported."""
+    try:
+        return find_spec("mpmath") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def names(node: Node) -> frozenset[str]:
+    """The variables of a formula."""
+    match node:
+        case Fraction():
+            return frozenset()
+        case Name(text):
+            return frozenset() if text in CONSTANTS else frozenset({text})
+        case Power(base, exponent):
+            return names(base) | names(exponent)
+        case Product(_, parts) | Sum(parts):
+            return frozenset[str]().union(*map(names, parts))
+        case Call(function, arguments):
+            found = frozenset[str]().union(*map(names, arguments))
+            return found - names(arguments[0]) if function in _BINDING else found
+
+
+def key_of(node: Node) -> str:
+    """The key of an expression: an exact fraction, a decimal, or "formula" and a hash.
+
+    Raises:
+        ArithmeticError: it cannot be calculated within the bounds.
+    """
+    if isinstance(node, Fraction):
+        return str(node)
+    values = _values(node)
+    if len({_written(value) for value in values}) > 1:
+        return f"formula {_hash(values)}"
+    return _constant(values[0])
+
+
+def key_of_zeros(node: Node, *, sign: bool = False) -> str:
+    """The key of the equation `node` = 0, the same for all its multiples.
+
+    With `sign`, for all its positive multiples, as in inequalities.
+
+    Raises:
+        ArithmeticError: it cannot be calculated within the bounds.
+    """
+    values = _values(node)
+    first = next((value for value in values if value), None)
+    if first is None or None in values:
+        raise UndefinedError
+    size = abs(first) if sign else first
+    return _hash([value / size for value in values])
+
+
+def _values(node: Node) -> list[Any]:
+    """Values at all points; None where there is none."""
+    context = _context()
+    variables = names(node)
+    found: list[Any] = []
+    steps = _Steps()
+    with _LOCK:
+        for number in range(len(_POINTS)) if variables else [0]:
+            point = {name: _coordinate(name, number) for name in variables}
+            try:
+                found.append(_tidy(_Evaluation(context, point, steps).value(node)))
+            except TooLargeError:
+                raise
+            except (ArithmeticError, ValueError, TypeError):
+                found.append(None)
+    if sum(value is not None for value in found) < min(2, len(found)):
+        raise UndefinedError
+    return found
+
+
+def _hash(values: list[Any]) -> str:
+    return sha256("|".join(map(_written, values)).encode()).hexdigest()[:20]
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "-"
+    context = _context()
+    real, imaginary = (context.nstr(part, _KEY_DIGITS) for part in (value.real, value.imag))
+    return f"{real} + {imaginary} i" if value.imag else real
+
+
+def _constant(value: Any) -> str:
+    """An exact fraction, if the value is one to 30 digits, else 20 digits."""
+    if not value.imag and abs(value) < 10**15:
+        size = 10**40
+        exact = Fraction(int(_context().nint(value.real * size)), size)
+        near = exact.limit_denominator(10**9)
+        if abs(exact - near) < Fraction(1, 10**32):
+            return str(near)
+    return _written(value)
+
+
+@cache
+def _context() -> Any:
+    context = import_module("mpmath").MPContext()
+    context.dps = _DIGITS
+    return context
+
+
+@cache
+def _coordinate(name: str, point: int) -> Any:
+    """The value of a variable at a point: a number of 60 digits that no formula expects."""
+    sign, least = _POINTS[point]
+    digest = sha256(f"{name} {point}".encode()).digest()
+    share = _context().mpf(int.from_bytes(digest, "big")) / 2**256
+    negative = sign < 0 and (point == _ALL_NEGATIVE or digest[0] % 2 or len(name) == 1)
+    return (least + share) * (-1 if negative else 1)
+
+
+def _tidy(value: Any) -> Any:
+    """A value without a part that is only rounding."""
+    context = _context()
+    if not context.isfinite(value):
+        raise UndefinedError
+    size = abs(value) * context.mpf(10) ** -45
+    if abs(value.imag) <= size:
+        return context.mpf(value.real)
+    return context.mpc(0, value.imag) if abs(value.real) <= size else value
+
+
+class _Steps:
+    """Counts the work on one formula."""
+
+    def __init__(self) -> None:
+        self.left = MOST_STEPS
+
+    def take(self, steps: int = 1) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise TooLargeError
+
+
+class _Evaluation:
+    """The value of formulas at one point."""
+
+    def __init__(self, context: Any, point: Mapping[str, Any], steps: _Steps) -> None:
+        self._mp = context
+        self._point = dict(point)
+        self._steps = steps
+        self._integrating = 0
+
+    def value(self, node: Node) -> Any:
+        self._steps.take()
+        match node:
+            case Fraction():
+                return self._mp.mpf(node.numerator) / node.denominator
+            case Name(text):
+                return self._name(text)
+            case Power(base, exponent):
+                return self._power(base, exponent)
+            case Product(coefficient, factors):
+                return self.value(coefficient) * prod(map(self.value, factors))
+            case Sum(terms):
+                values = [self.value(term) for term in terms]
+                total = sum(values)
+                # What is left by cancellation beyond all digits is zero.
+                rounding = max(map(abs, values)) * self._mp.mpf(10) ** -45
+                return total if abs(total) > rounding else self._mp.mpf(0)
+            case Call(function, arguments):
+                if function in _BINDING:
+                    return self._bound(function, *arguments)
+                return self._call(function, [_tidy(self.value(one)) for one in arguments])
+
+    def _name(self, text: str) -> Any:
+        constants = {r"\pi": self._mp.pi, "e": self._mp.e, "i": self._mp.j}
+        if text == r"\infty":
+            return self._mp.inf
+        return +constants[text] if text in constants else self._point[text]
+
+    def _power(self, base: Node, exponent: Node) -> Any:
+        value, power = _tidy(self.value(base)), _tidy(self.value(exponent))
+        if not value:
+            if self._mp.re(power) <= 0:
+                raise UndefinedError
+            return value
+        if abs(power) * (1 + abs(self._mp.mag(value))) > _LARGEST_EXPONENT:
+            if self._integrating and self._mp.re(power * self._mp.log(value)) < 0:
+                return self._mp.mpf(0)  # far out, where nothing adds to an integral
+            raise TooLargeError
+        odd_root = isinstance(exponent, Fraction) and exponent.denominator % 2
+        if odd_root and not value.imag and value < 0:
+            # The cube root of -8 is -2.
+            root = (-value) ** power
+            return -root if exponent.numerator % 2 else root
+        return value**power
+
+    def _call(self, function: str, arguments: list[Any]) -> Any:
+        self._steps.take(3)
+        for argument in arguments:
+            limit = _LARGEST_FACTORIAL if function in _GROWING else _LARGEST_ARGUMENT
+            if abs(argument) > limit and function not in _STEADY:
+                raise TooLargeError
+        return _FUNCTIONS[function](self._mp, *arguments)
+
+    def _bound(self, function: str, variable: Node, low: Node, high: Node, body: Node) -> Any:
+        assert isinstance(variable, Name)  # noqa: S101  # the parser saw to it
+        name, begin, end = variable.text, self.value(low), self.value(high)
+        outside = self._point.get(name)
+
+        def at(value: Any) -> Any:
+            self._point[name] = value
+            return self.value(body)
+
+        try:
+            if function == "int":
+                self._integrating += 1
+                value, error = self._mp.quad(at, [begin, end], error=True)
+                self._integrating -= 1
+                if error > self._mp.mpf(10) ** -30 * max(1, abs(value)):
+                    raise UndefinedError
+                return value
+            values = [at(self._mp.mpf(number)) for number in _whole_numbers(begin, end)]
+            return sum(values) if function == "sum" else prod(values)
+        finally:
+            if outside is None:
+                self._point.pop(name, None)
+            else:
+                self._point[name] = outside
+
+
+def _whole_numbers(low: Any, high: Any) -> Iterator[int]:
+    if low.imag or high.imag or low != int(low) or high != int(high):
+        raise UndefinedError
+    if high - low > _MOST_TERMS:
+        raise TooLargeError
+    yield from range(int(low), int(high) + 1)
+
+
+def _rounded(up: bool) -> Callable[[Any, Any], Any]:  # noqa: FBT001  # one of two functions
+    def whole(mp: Any, value: Any) -> Any:
+        if value.imag:
+            raise UndefinedError
+        near = mp.nint(value)
+        # 2.999... of 45 digits is 3 that was rounded.
+        if abs(value - near) < mp.mpf(10) ** -40 * max(1, abs(value)):
+            return near
+        return mp.ceil(value) if up else mp.floor(value)
+
+    return whole
+
+
+def _log(mp: Any, *arguments: Any) -> Any:
+    # To some, "log" without a base is that of 10, to others that of e: here it is of neither, but
+    # all rules of logarithms hold.
+    if len(arguments) == 1:
+        return mp.log(arguments[0]) * _coordinate("log", 0)
+    return mp.log(arguments[1]) / mp.log(arguments[0])
+
+
+def _plain(name: str) -> Callable[[Any, Any], Any]:
+    return lambda mp, value: getattr(mp, name)(value)
+
+
+_GROWING = frozenset({"factorial", "binom", "exp", "sinh", "cosh", "tanh"})
+_STEADY = frozenset({"abs", "floor", "ceil", "ln", "log", "arctan"})
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        name: _plain(name)
+        for name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "exp")
+    },
+    **{f"arc{name}": _plain(f"a{name}") for name in ("sin", "cos", "tan")},
+    "ln": _plain("log"),
+    "log": _log,
+    "abs": lambda mp, value: mp.mpf(abs(value)),
+    "floor": _rounded(up=False),
+    "ceil": _rounded(up=True),
+    "factorial": _plain("factorial"),
+    "binom": lambda mp, above, below: mp.binomial(above, below),
+}
