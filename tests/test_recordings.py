@@ -446,7 +446,7 @@ def test_a_question_tells_how_many_of_its_traces_are_complete(tmp_path: Path) ->
 
 
 def test_the_answer_that_founded_a_class_represents_it_again_whatever_was_recorded_first() -> None:
-    # "50%" equals both others, so it would unite them if it came first.
+    # Keys of a version for which "50%" was 0.5; it is 50 today, and must not unite both.
     keys = {"50%": "0.5", "50": "50", "0.5": "0.5"}
     resumed = Labels(kind("number"), keys)
     assert resumed.answer("50.0").key == "50"

@@ -19,7 +19,7 @@ from conviction.answers.formulas.shapes import leaf
 from conviction.answers.kinds import AnswerKind
 
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
-_POINTS_AND_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d,])")
+_POINTS_AND_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d{1,3}(?: \d{3})+),(\d+)(?![\d,])")
 _HAS_NUMBER = re.compile(r"\d|\\frac")
 _NUMBER = re.compile(rf"-?\s*\\frac\s*\{{?\d+\}}?\s*\{{?\d+\}}?|{NUMBER.pattern}")
 _ASIDE = re.compile(r"(?<=\S)\s+\([^()]*\)$")
@@ -68,8 +68,9 @@ def _read(answer: str) -> Form:
     if len(answer) > MOST_CHARACTERS:
         return words(" ".join(answer.split()))
     # Digits without thousands separators, and with a point before the decimals.
-    text = fold(raised(amount_in_short(abbreviated(answer))))
-    text = _POINTS_AND_COMMA.sub(lambda m: f"{m[1].replace('.', '')}.{m[2]}", text)
+    text = fold(raised(answer)).strip()
+    text = amount_in_short(abbreviated(text).strip("$"))
+    text = _POINTS_AND_COMMA.sub(lambda m: f"{re.sub('[ .]', '', m[1])}.{m[2]}", text)
     text = _DECIMAL_COMMA.sub(r"\1.\2", joined_thousands(text, everywhere=True))
     text = written_out(clean(text))
     if key := read_quantity(text):

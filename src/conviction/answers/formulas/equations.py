@@ -24,6 +24,7 @@ from conviction.answers.formulas.forms import (
     words,
     zeros,
 )
+from conviction.answers.formulas.markup import pieces
 from conviction.answers.formulas.reals import Intervals, beyond, form_of, intersection
 from conviction.answers.formulas.values import names
 from fractions import Fraction
@@ -32,8 +33,8 @@ Read = Callable[[str], Form | None]
 
 _COORDINATES = ("z", "y", "x")
 _POLAR = ("r", r"\rho", r"\theta", r"\phi", "z")
-_COMPARISON = re.compile(r"(\\(?:le|ge|ne)(?![A-Za-z])|[<>])")
 _RELATIONS = {"<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
+COMPARISONS = frozenset(_RELATIONS)
 _REVERSED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
 _NAMES = re.compile(rf"\(\s*{_NAME.pattern}(?:\s*,\s*{_NAME.pattern})+\s*\)")
@@ -137,9 +138,9 @@ def _names_something(left: str) -> bool:
 
 def read_comparison(text: str, read: Read) -> Form:
     """An inequality or a chain of them: a set of real numbers where there is one variable."""
-    pieces = _COMPARISON.split(text)
-    sides = [read(side.strip()) for side in pieces[::2]]
-    relations = [_RELATIONS[relation] for relation in pieces[1::2]]
+    parts, between = pieces(text, COMPARISONS)
+    sides = [read(side) for side in parts]
+    relations = [_RELATIONS[relation] for relation in between]
     nodes = [side.node for side in sides if side and side.node is not None]
     if len(nodes) != len(sides):
         written = [side.key if side else "" for side in sides]

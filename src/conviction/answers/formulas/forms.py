@@ -65,7 +65,7 @@ def expression(node: Node, name: str = "") -> Form:
 
 
 def _calculated(node: Node) -> str:
-    if isinstance(node, Name) or node == MINUS_INFINITY:
+    if (isinstance(node, Name) and values.names(node)) or node in {INFINITY, MINUS_INFINITY}:
         return render(node)
     if not values.installed():
         return NOT_CALCULATED + render(node)

@@ -116,8 +116,8 @@ _REWRITES = tuple(
 )
 # Quoted texts, commands, and single characters.
 _TOKEN = re.compile(r'"[^"]*"|\\[A-Za-z]+|\\.|.', re.DOTALL)
-_OPENING = frozenset({"(", "[", "{", "\\{", r"\langle", r"\lfloor", r"\lceil"})
-_CLOSING = frozenset({")", "]", "}", "\\}", r"\rangle", r"\rfloor", r"\rceil"})
+_OPENING = frozenset({"(", "[", "{", "\\{", r"\langle", r"\lfloor", r"\lceil", r"\begin"})
+_CLOSING = frozenset({")", "]", "}", "\\}", r"\rangle", r"\rfloor", r"\rceil", r"\end"})
 _SETS_OF_NUMBERS = {"R": r"\R ", "Z": r"\Z ", "N": r"\N ", "Q": r"\Q ", "C": r"\C "}
 
 
@@ -208,15 +208,22 @@ def tokens(text: str) -> list[str]:
 
 def split(text: str, separators: frozenset[str]) -> list[str]:
     """The parts of `text` between separators that stand outside of all brackets."""
+    return pieces(text, separators)[0]
+
+
+def pieces(text: str, separators: frozenset[str]) -> tuple[list[str], list[str]]:
+    """The parts of `text` as `split` gives them, and the separators between them."""
     parts: list[list[str]] = [[]]
+    between: list[str] = []
     depth = 0
     for token in tokens(text):
         depth += (token in _OPENING) - (token in _CLOSING)
         if depth <= 0 and token in separators:
             parts.append([])
+            between.append(token)
         else:
             parts[-1].append(token)
-    return ["".join(part).strip() for part in parts]
+    return ["".join(part).strip() for part in parts], between
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:

@@ -13,7 +13,7 @@ _CURRENCY = (
 _CURRENCY_BEFORE = re.compile(rf'^(-?)\s*"?\s*{_CURRENCY}\s*"?\s*(?=[-+\d.])')
 _CURRENCY_AFTER = re.compile(rf'(?<=[\d.])\s*"?\s*(?:{_CURRENCY}|[원元円圆块])\s*"?$')
 _ABBREVIATED = re.compile(
-    rf"(?<![A-Za-z])\\?{_CURRENCY}\s*(\d[\d,]*(?:\.\d+)?)\s*([kKMBT]|bn|mn)n?(?![A-Za-z$])"
+    rf"(?<![A-Za-z])\\?{_CURRENCY}\s*(\d[\d,]*(?:\.\d+)?)\s*([kKMBT]|bn|mn)n?(?![A-Za-z]|\s*[-+*/^=_\\$(])"
 )
 _IN_SHORT = re.compile(r"(-?\d+(?:\.\d+)?)\s*([kKMB]|bn|mn)")
 _BRACKETS = re.compile(r"([(){}\[\]])")
@@ -44,7 +44,7 @@ _SCALES = {
 }
 _SCALE = "|".join(_SCALES)
 _SCALED = re.compile(
-    rf'(\d+(?:\.\d+)?)((?:\s*"?\s*(?:{_SCALE})s?(?![A-Za-z])\s*"?)+)(?:of(?![A-Za-z]))?', re.IGNORECASE
+    rf'(?<![\d.])(\d++(?:\.\d++)?)((?:\s*"?\s*(?:{_SCALE})s?(?![A-Za-z])\s*"?)+)(?:of(?![A-Za-z]))?', re.IGNORECASE
 )
 _SMALL = {"십": 10, "十": 10, "백": 100, "百": 100, "천": 1000, "千": 1000}
 _LARGE = {
@@ -70,7 +70,9 @@ _SHORT_END = re.compile(
     rf"(?<=[\d)}}])\s+{_SHORT_UNIT}(?:\s*(?:/|\\cdot)\s*{_SHORT_UNIT}){{0,2}}$"
 )
 _VARIABLE = re.compile(r"(?<![\\A-Za-z\d])[A-Za-z](?![A-Za-z])")
-_QUOTED = rf'"[^"]*"{_POWER}'
+_ENDS_NUMBER = re.compile(r"(?:[\d})°]|\\pi)\s*$")
+_LONGEST_UNIT = 100
+_QUOTED = rf'(?:"[^"]*"{_POWER}|\\frac\s*\{{\s*"[^"]*"\s*\}}\s*\{{\s*"[^"]*"{_POWER}\s*\}})'
 _QUOTED_END = re.compile(rf"(?:\s*(?:/|\\cdot)?\s*{_QUOTED})+$")
 _UNIT_END = re.compile(
     r"(?:(?<=[\d})°])|(?<=\\pi))(?:\s*(?:[kcm]m|[km]g|ml|ft|in|mi|min|hrs?|mph|kph|cents?|dollars?|"
@@ -187,23 +189,31 @@ def _joined(match: re.Match[str], *, everywhere: bool) -> str:
 def bare_number(text: str) -> str:
     """A number or formula without currency, unit and ordinal ending: "5 cm^2" is 5.
 
-    A percent sign goes, too: "25%" is 25, and so is not 0.25.
+    A percent sign goes, too: "25%" is 25, and not 0.25.
     """
-    text = _CURRENCY_AFTER.sub("", _CURRENCY_BEFORE.sub(r"\1", text.strip()))
+    text = _CURRENCY_BEFORE.sub(r"\1", text.strip())
+    start = max(0, len(text) - _LONGEST_UNIT)
+    head, tail = text[:start], text[start:]
+    if head.count('"') % 2:
+        return text  # the middle of a quoted text is not a unit
+    tail = _TEMPERATURE.sub("", _without_percent(_CURRENCY_AFTER.sub("", tail)))
+    quoted = _QUOTED_END.search(tail)
+    if quoted and _ENDS_NUMBER.search(tail[: quoted.start()]) and _unit(quoted[0]):
+        tail = tail[: quoted.start()]
+    short = _SHORT_END.search(tail)
+    if short and not _VARIABLE.search(head + tail[: short.start()]):
+        tail = tail[: short.start()]
+    end = _UNIT_END.search(tail)
+    if end and _unit(end[0]) and not any(map(known_word, re.findall("[A-Za-z]+", end[0]))):
+        tail = tail[: end.start()]
+    return (head + tail).strip()
+
+
+def _without_percent(text: str) -> str:
     percent = _PERCENT.search(text)
     if percent and re.fullmatch(r'[\s"\w-]*', text[percent.end() :]):
-        text = text[: percent.start()]
-    text = _TEMPERATURE.sub("", text)
-    quoted = _QUOTED_END.search(text)
-    if quoted and re.search(r"(?:[\d})°]|\\pi)\s*$", text[: quoted.start()]) and _unit(quoted[0]):
-        text = text[: quoted.start()]
-    short = _SHORT_END.search(text)
-    if short and not _VARIABLE.search(text[: short.start()]):
-        text = text[: short.start()]
-    end = _UNIT_END.search(text)
-    if end and _unit(end[0]) and not any(map(known_word, re.findall("[A-Za-z]+", end[0]))):
-        text = text[: end.start()]
-    return text.strip()
+        return text[: percent.start()]
+    return text
 
 
 def _unit(words: str) -> bool:

@@ -42,6 +42,7 @@ _KNOWN_WORDS = {
     **{f"a{name}": f"\\arc{name}" for name in ("sin", "cos", "tan")},
     "sqrt": r"\root",
 }
+_CHOOSE = re.compile(r"\{\s*([^{}\\]+?)\s*\\choose\s*([^{}\\]+?)\s*\}")
 _CLOSED_BY = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _LONGEST_PRODUCT_OF_LETTERS = 4
 _OF_ANGLES = frozenset({"sin", "cos", "tan", "sec", "csc", "cot"})
@@ -62,6 +63,7 @@ def parse(text: str) -> Node:
     if len(text) > MOST_CHARACTERS:
         raise UnreadableError
     text = _MIXED.sub(_mixed_number, _MIXED_PLAIN.sub(r"(\1+\2/\3)", text))
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
     parser = _Parser([match.group(1) for match in _TOKEN.finditer(text)])
     node = parser.sum()
     if parser.next:
@@ -95,13 +97,15 @@ class _Parser:
         self._depth = 0
         self._bars = 0
         self._angles = 0
+        self._last = ""
 
     @property
     def next(self) -> str:
         return self._tokens[-1] if self._tokens else ""
 
     def take(self) -> str:
-        return self._tokens.pop() if self._tokens else _refuse()
+        self._last = self._tokens.pop() if self._tokens else _refuse()
+        return self._last
 
     def accept(self, *choices: str) -> str:
         return self.take() if self.next in choices else ""
@@ -124,7 +128,7 @@ class _Parser:
                 node = multiply([node, self.signed()])
             elif self.accept("/"):
                 node = multiply([node, power(self.signed(), Fraction(-1))])
-            elif self._starts_factor() and not self.next[0].isdigit():
+            elif self._starts_factor() and (not self.next[0].isdigit() or self._last == "!"):
                 node = multiply([node, self.factor()])
             else:
                 return node
@@ -193,8 +197,6 @@ class _Parser:
     def command(self, name: str) -> Node:
         if name in _GREEK:
             return self.name(f"\\{name}")
-        if name in FUNCTIONS:
-            return self.call(name)
         readers = {
             "frac": self.fraction,
             "sqrt": self.root,
@@ -204,7 +206,9 @@ class _Parser:
             "sum": lambda: self.series("sum"),
             "prod": lambda: self.series("prod"),
         }
-        return readers[name]() if name in readers else _refuse()
+        if name in readers:
+            return readers[name]()
+        return self.call(name) if name in FUNCTIONS else _refuse()
 
     def fraction(self) -> Node:
         above = self.argument()

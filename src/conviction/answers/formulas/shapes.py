@@ -14,7 +14,7 @@ Everything else is exact: 0.333 is not 1/3.
 
 import re
 
-from conviction.answers.formulas.equations import read_comparison, read_equation, system
+from conviction.answers.formulas.equations import COMPARISONS, read_comparison, read_equation, system
 from conviction.answers.formulas.forms import (
     NOT_CALCULATED,
     UNREAD,
@@ -26,7 +26,7 @@ from conviction.answers.formulas.forms import (
     several,
     words,
 )
-from conviction.answers.formulas.markup import clean, enclosed, fold_words, split
+from conviction.answers.formulas.markup import clean, enclosed, fold_words, pieces, split
 from conviction.answers.formulas.numerals import (
     abbreviated,
     bare_number,
@@ -68,15 +68,16 @@ _CONDITION = re.compile(
     r'(?:\s|,|"|\()+((?:for\s+(?:all|any|every|each|some)|where|\\forall|with|단,)(?![A-Za-z]).*)$'
     r"|[\s,(]+([a-z]\s*\\in\s*\\[RZNQC]\s*\)?)$"
 )
-_DOMAIN = re.compile(
-    r"(?:for|all|any|every|each|some|real|integers?|natural|rational|complex|numbers?|constants?|"
-    r"values?|arbitrary|fixed|is|an?|are|in|of|the|and|where|be|positive|nonnegative|non|negative_not|"
-    r"with|forall|[RZNQCa-zA-Z]|단|상수|실수|정수|임의의)|[,\s\\\"(){}]|[는은가이]"
+_DOMAIN = frozenset(
+    "for all any every each some real reals integer integers natural rational complex number numbers "
+    "constant constants value values arbitrary fixed is are in of the and where be positive "
+    "a an nonnegative with forall 단 상수 실수 정수 임의의 상수이다 실수이다 정수이다 상수입니다".split()
 )
+_WORD = re.compile(r"[가-힣]+(?=[은는이가]\b)|\w+|[^\w\s\"\\(){},]+")
 _APPROX = frozenset({r"\approx"})
 _EQUALS = frozenset({"=", r"\in", r"\equiv"})
-_COMPARISONS = frozenset({"<", ">", r"\le", r"\ge", r"\ne"})
 _SET_OPERATIONS = frozenset({r"\cup", r"\cap", r"\setminus", '"U"'})
+_SETS = frozenset({Shape.SET, Shape.REALS})
 _LINES = {r"\R": LINE}
 
 
@@ -86,6 +87,8 @@ def read(answer: str) -> Form:
         return Form(Shape.OTHER, UNREAD + " ".join(answer.split()))
     try:
         text, condition = _without_condition(written_out(clean(abbreviated(answer))))
+        while (found := enclosed(text)) and found[0] == "{" and ", " not in found[1]:
+            text = found[1]
         form = _read(joined_thousands(_LABEL.sub("", text)))
     except (ArithmeticError, ValueError, RecursionError):
         form, condition = Form(Shape.OTHER, UNREAD + " ".join(answer.split())), ""
@@ -103,16 +106,18 @@ def _without_condition(text: str) -> tuple[str, str]:
     rest = text[: found.start()].rstrip(' ,"(')
     if rest.count('"') % 2:
         rest += '"'
-    if not _DOMAIN.sub("", said.replace('"', " ")):
+    if all(word in _DOMAIN or (len(word) == 1 and word.isalpha()) for word in _WORD.findall(said.lower())):
         return rest, ""
-    return rest, fold_words(said.replace('"', " "))
+    return rest, " ".join(said.replace('"', " ").casefold().split()).strip(" )")
 
 
 def _read(text: str, depth: int = 0) -> Form | None:
     """What a text is; None if nothing is left of it."""
     text = _ASIDE.sub("", text).strip()
-    if not text or depth > _DEEPEST:
-        return _unread(text) if text else None
+    if depth > _DEEPEST:
+        return Form(Shape.OTHER, UNREAD + "".join(text.split()))
+    if not text:
+        return None
     if key := read_quantity(text):
         return words(key)
     for reader in (_rows, _words, _congruence, _list, _approximation, _relation):
@@ -240,7 +245,7 @@ def _approximation(text: str, depth: int) -> Form | None:
 
 
 def _relation(text: str, depth: int) -> Form | None:
-    if len(split(text, _COMPARISONS)) > 1:
+    if len(split(text, COMPARISONS)) > 1:
         return read_comparison(text, lambda side: _read(side, depth + 1))
     sides = [side for side in split(text, _EQUALS) if side]
     if len(sides) > 1:
@@ -267,13 +272,12 @@ def _structure(text: str, depth: int) -> Form | None:
 
 
 def _set_operation(text: str, depth: int) -> Form | None:
-    pieces = split(text, _SET_OPERATIONS)
-    if len(pieces) < 2:  # noqa: PLR2004  # no operation
+    operands, operations = pieces(text, _SET_OPERATIONS)
+    if not operations:
         return None
-    operations = re.findall(r'\\cup|\\cap|\\setminus|"U"', text)
-    forms = [_read(piece, depth + 1) for piece in pieces]
+    forms = [_read(operand, depth + 1) for operand in operands]
     sets = [_reals(form) if form else None for form in forms]
-    if len(operations) == len(sets) - 1 and None not in sets:
+    if None not in sets:
         found, *others = [one for one in sets if one is not None]
         for operation, other in zip(operations, others, strict=True):
             if operation in {r"\cup", '"U"'}:
@@ -306,12 +310,11 @@ def _bracketed(opening: str, inside: str, closing: str, depth: int) -> Form | No
             return _read(condition[1], depth + 1)
     if opening == r"\{" or (opening == "{" and len(items) > 1):
         parts = [form for item in items if (form := _read(item, depth + 1))]
-        if depth and opening == r"\{" or len(parts) != 1:
-            return collection(Shape.SET, parts, "{", "}")
-        return parts[0]
+        if len(parts) == 1 and (not depth or opening == "{") and parts[0].shape not in _SETS:
+            return parts[0]
+        return collection(Shape.SET, parts, "{", "}")
     if len(items) == 1:
-        plain = opening == "{" or _words(inside) or enclosed(inside) or re.search(r"=|\\begin", inside)
-        return _read(inside, depth + 1) if plain else None
+        return _read(inside, depth + 1)
     parts = [form for item in items if (form := _read(item, depth + 1))]
     if len(parts) == 2 and (opening, closing) != ("(", ")") and opening != r"\langle":  # noqa: PLR2004
         if (found := real_interval(opening, *parts, closing)) is not None and found:
