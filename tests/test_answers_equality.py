@@ -114,7 +114,11 @@ def same(*texts: str, of: str = "math") -> bool:
     return len({answers.canonical(text) for text in texts}) == 1
 
 
-@given(st.integers(0, 99), st.text("0123456789", max_size=3), st.text("0123456789", min_size=1, max_size=6))
+@given(
+    st.integers(0, 99),
+    st.text("0123456789", max_size=3),
+    st.text("0123456789", min_size=1, max_size=6),
+)
 def test_a_repeating_decimal_is_its_fraction(whole: int, fixed: str, period: str) -> None:
     size = 10 ** len(fixed)
     value = whole + Fraction(int(fixed or 0), size)
@@ -156,7 +160,9 @@ MONTHS = "January February March April May June July August September October No
 def test_dates_are_one_in_several_spellings(month: int, day: int, other: int) -> None:
     name = MONTHS.split()[month - 1]
     date = f"{name} {day}"
-    assert same(date, f"{day} {name}", f"{name[:3]} {day}", f"{month}월 {day}일", f"the {day}th of {name}")
+    assert same(
+        date, f"{day} {name}", f"{name[:3]} {day}", f"{month}월 {day}일", f"the {day}th of {name}"
+    )
     assert same(date, f"{name} {other}") is (day == other)
     assert same(f"{date}, 2024", f"2024-{month:02}-{day:02}", f"2024년 {month}월 {day}일")
 
@@ -178,7 +184,10 @@ def test_money_of_many_countries_is_its_number(amount: int) -> None:
     rupees = ",".join([*pairs, tail])
     for of in KINDS:
         assert same(
-            *(form.format(f"{amount:,}") for form in ("{}", r"\${}", "€{}", "£{}", "USD {}", "{}원")),
+            *(
+                form.format(f"{amount:,}")
+                for form in ("{}", r"\${}", "€{}", "£{}", "USD {}", "{}원")
+            ),
             f"₹{rupees}",
             f"Rs. {rupees}",
             digits,
@@ -242,7 +251,11 @@ def test_a_condition_of_all_numbers_is_dropped_and_any_other_one_counts() -> Non
 TOWERS = [
     *("10^(5^5^5)", "9^{9^{9^9}}", r"10^{10^{10^{10}}}", "(((5!)!)!)!", "1000000!", "2^{10^{9}}"),
     *(r"\sum_{k=1}^{10^{12}} k", r"\prod_{k=1}^{10^9} k", r"\binom{10^{30}}{10^{29}}"),
-    *(r"e^{e^{e^{e^{10}}}}", r"\int_0^1 \int_0^1 \int_0^1 \sin(xyz) dx dy dz", r"x^{x^{x^{10^{10}}}}"),
+    *(
+        r"e^{e^{e^{e^{10}}}}",
+        r"\int_0^1 \int_0^1 \int_0^1 \sin(xyz) dx dy dz",
+        r"x^{x^{x^{10^{10}}}}",
+    ),
     *(r"\sin(10^{10^{6}})", r"\frac{1}{0}", r"\log_1 5", r"\int_0^{\infty} \sin(x^2) dx"),
     "(" * 500 + "x" + ")" * 500,
     "^".join("x" * 900),

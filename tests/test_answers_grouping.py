@@ -126,9 +126,7 @@ def test_everything_imports_without_mpmath(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delitem(sys.modules, module)
     source = Path(__file__).parents[1] / "src" / "conviction" / "answers"
     importing = [
-        path.name
-        for path in source.rglob("*.py")
-        if "import mpmath" in path.read_text("utf-8")
+        path.name for path in source.rglob("*.py") if "import mpmath" in path.read_text("utf-8")
     ]
     assert importing == []
     for name in ("math", "number", "choice", "text", "json"):

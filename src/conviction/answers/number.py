@@ -19,7 +19,9 @@ from conviction.answers.formulas.shapes import leaf
 from conviction.answers.kinds import AnswerKind
 
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
-_POINTS_AND_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d{1,3}(?: \d{3})+),(\d+)(?![\d,])")
+_POINTS_AND_COMMA = re.compile(
+    r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d{1,3}(?: \d{3})+),(\d+)(?![\d,])"
+)
 _HAS_NUMBER = re.compile(r"\d|\\frac")
 _NUMBER = re.compile(rf"-?\s*\\frac\s*\{{?\d+\}}?\s*\{{?\d+\}}?|{NUMBER.pattern}")
 _ASIDE = re.compile(r"(?<=\S)\s+\([^()]*\)$")
@@ -82,6 +84,11 @@ def _read(answer: str) -> Form:
         form = leaf(candidate) if candidate else words("")
         if form.shape is Shape.NUMBER:
             return form
-        if form.shape is Shape.OTHER and candidate[:1].isdigit() and found and candidate == found[0]:
+        if (
+            form.shape is Shape.OTHER
+            and candidate[:1].isdigit()
+            and found
+            and candidate == found[0]
+        ):
             return words(candidate)  # a number too large to write down
     return words(fold_words(text) or answer or "nothing")

@@ -128,30 +128,38 @@ def power(base: Node, exponent: Node) -> Node:  # noqa: PLR0911  # one for each 
     return Power(base, exponent)
 
 
-def solved_for(name: str, node: Node, names: Callable[[Node], frozenset[str]]) -> Node | None:
+def solved_for(unknown: Node, node: Node, names: Callable[[Node], frozenset[str]]) -> Node | None:
     """What a variable is where `node` = 0, if it stands there to the first power only.
 
     None if it does not, or where its coefficient depends on other variables.
     """
-    slope, rest = split_linear(name, node, names) or (None, None)
+    slope, rest = split_linear(unknown, node, names) or (None, None)
     if slope is None or rest is None or names(slope):
         return None
     return multiply([Fraction(-1), rest, power(slope, Fraction(-1))])
 
 
 def split_linear(
-    name: str, node: Node, names: Callable[[Node], frozenset[str]]
+    unknown: Node, node: Node, names: Callable[[Node], frozenset[str]]
 ) -> tuple[Node, Node] | None:
-    """`a` and `b` of `a` times the variable plus `b`; None if it is not of this form."""
+    """`a` and `b` of `a` times the unknown plus `b`; None if it is not of this form.
+
+    The unknown is a variable, or a function of variables that stand nowhere else.
+    """
     slopes: list[Node] = []
     rest: list[Node] = []
     for coefficient, factors in _terms(node):
-        others = [factor for factor in factors if factor != Name(name)]
-        if any(name in names(factor) for factor in others):
+        others = [factor for factor in factors if factor != unknown]
+        if any(names(unknown) & names(factor) for factor in others):
             return None
         product = multiply([coefficient, *others])
         (rest if len(others) == len(factors) else slopes).append(product)
     return (add(slopes), add(rest)) if slopes else None
+
+
+def factors_of(node: Node) -> list[Node]:
+    """All factors of the terms of a sum."""
+    return [factor for _, factors in _terms(node) for factor in factors]
 
 
 def _rational_power(base: Fraction, exponent: Fraction) -> Node:

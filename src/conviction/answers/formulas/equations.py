@@ -4,18 +4,21 @@ import re
 from collections.abc import Callable
 
 from conviction.answers.formulas.algebra import (
+    Call,
     Name,
     Node,
     Product,
     Sum,
     add,
+    factors_of,
     multiply,
     solved_for,
     split_linear,
     value_of,
 )
 from conviction.answers.formulas.forms import (
-    UNREAD,
+    INFINITY,
+    MINUS_INFINITY,
     Form,
     Shape,
     collection,
@@ -25,7 +28,7 @@ from conviction.answers.formulas.forms import (
     zeros,
 )
 from conviction.answers.formulas.markup import pieces
-from conviction.answers.formulas.reals import Intervals, beyond, form_of, intersection
+from conviction.answers.formulas.reals import Intervals, beyond, form_of, intersection, union
 from conviction.answers.formulas.values import names
 from fractions import Fraction
 
@@ -40,7 +43,10 @@ _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
 _NAMES = re.compile(rf"\(\s*{_NAME.pattern}(?:\s*,\s*{_NAME.pattern})+\s*\)")
 _OPERATOR = re.compile(r"[-+*/^<>|!\d]|\\(?:cdot|le|ge|ne|pm|frac|sqrt)(?![A-Za-z])")
 _ARGUMENTS = re.compile(r"_\{[^{}]*\}|_\w|(?<=[A-Za-z'})])\([^()]*\)|\^\{?-1\}?|'|\|")
-_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|d[a-z]/d[a-z]")
+_INDEFINITE = re.compile(r"\\int(?![A-Za-z])(?!\s*_)")
+_DERIVATIVE = re.compile(
+    r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|d[a-z]/d[a-z]"
+)
 
 
 def read_equation(sides: list[str], read: Read) -> Form | None:
@@ -48,6 +54,8 @@ def read_equation(sides: list[str], read: Read) -> Form | None:
     if len(sides) > 2:  # noqa: PLR2004  # a chain: its last part
         return read(sides[-1])
     left, right = sides
+    if _NAME.fullmatch(left) and _NAME.fullmatch(right):
+        left, right = sorted(sides, key=lambda side: (len(side), side))
     if _NAMES.fullmatch(left):
         return _assigned_tuple(left, right, read)
     if _names_something(left):
@@ -82,7 +90,7 @@ def _equation(difference: Node, name: str = "") -> Form:
     found = names(difference)
     coordinates = [one for one in _COORDINATES if one in found]
     for variable in coordinates or (sorted(found) if len(found) == 1 else []):
-        solution = solved_for(variable, difference, names)
+        solution = solved_for(Name(variable), difference, names)
         if solution is not None and (len(found) == 1 or names(solution) & set(_COORDINATES)):
             return expression(solution, name or variable)
     total = _total(difference)
@@ -127,7 +135,7 @@ def system(forms: list[Form]) -> Form:
 
 def _names_something(left: str) -> bool:
     """Whether a left side names what is on the right: "x", "f(2)", "area", "AB", "dy/dx"."""
-    if _DERIVATIVE.fullmatch(left):
+    if _DERIVATIVE.fullmatch(left) or _INDEFINITE.match(left):
         return True
     bare = _ARGUMENTS.sub("", left)
     if _OPERATOR.search(bare) or not re.search(r"[^\W\d_]", bare):
@@ -149,6 +157,7 @@ def read_comparison(text: str, read: Read) -> Form:
     pairs = [
         (add([one, multiply([Fraction(-1), other])]), relation)
         for one, relation, other in zip(nodes[:-1], relations, nodes[1:], strict=True)
+        if not {one, other} & {INFINITY, MINUS_INFINITY}
     ]
     variables = {name for difference, _ in pairs for name in names(difference)}
     if len(variables) == 1:
@@ -162,12 +171,27 @@ def read_comparison(text: str, read: Read) -> Form:
 
 def _solutions(name: str, difference: Node, relation: str) -> Intervals | None:
     """The numbers for which `difference` is in `relation` to 0."""
-    slope, _ = split_linear(name, difference, names) or (None, None)
-    solution = solved_for(name, difference, names)
+    size = next((one for one in factors_of(difference) if _is_size(one)), None)
+    unknown = Name(name) if size is None else size
+    slope, _ = split_linear(unknown, difference, names) or (None, None)
+    solution = solved_for(unknown, difference, names)
     value = value_of(slope) if slope is not None else None
     if solution is None or value is None or value.imag:
         return None
-    return beyond(expression(solution), _REVERSED[relation] if value.real < 0 else relation)
+    relation = _REVERSED[relation] if value.real < 0 else relation
+    if not isinstance(size, Call):
+        return beyond(expression(solution), relation)
+    # "|u| < c" is "u < c and u > -c", "|u| > c" is "u > c or u < -c".
+    inner = size.arguments[0]
+    above = _solutions(name, add([inner, multiply([Fraction(-1), solution])]), relation)
+    below = _solutions(name, add([inner, solution]), _REVERSED[relation])
+    if above is None or below is None:
+        return None
+    return union((above, below)) if relation in {">", ">="} else intersection((above, below))
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node, Call) and node.function == "abs"
 
 
 def _half(difference: Node, relation: str) -> Form:

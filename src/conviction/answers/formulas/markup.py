@@ -71,26 +71,32 @@ _SYMBOLS = str.maketrans(
 )
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|md|normal)?|math(?:rm|sf|tt)|mbox|operatorname|emph)\*?"
-    r"\s*\{([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _TEXT_STYLE = re.compile(r"\\(?:textbf|textit|emph|text)\s*\{\s*\\(?=(?:text|math)[a-z]*\s*\{)")
 _ACCENT = re.compile(
     r"\\(?:math(?:bf|it|bb|cal|scr|frak|normal)|vec|hat|widehat|overrightarrow|boldsymbol|bm|bold|"
     r"underline)(?![A-Za-z])\s*(?:\{([^{}]*)\}|(\\?[A-Za-z]+|\d))"
 )
+_STARRED = re.compile(r"\\(begin|end)\{([a-z]+)\*\}")
 _DOTLESS = re.compile(r"\\([ij])math(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,!:;])\s*(?=\d{3}(?!\d))")
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\cr\s*\[[^\[\]]{0,9}(?:mm|cm|pt|em|ex)\]", r"\\cr "),
+        (r"\\textsuperscript(?![A-Za-z])", "^"),
         (r'\^\s*(?:\{\s*"?\s*(?:st|nd|rd|th)\s*"?\s*\}|"(?:st|nd|rd|th)")', " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\(?:display|text|script)style(?![A-Za-z])", ""),
         (r"\\(?:boxed|fbox)(?![A-Za-z])", ""),
         (r"\\[()\[\]]|\\?\$", ""),
         (r"\\(?=[\d-])", ""),
-        (r"\\[,!:;> ]|\\q?quad(?![A-Za-z])|~|\\(?:hspace|phantom)\{[^{}]*\}", " "),
+        (r"\\!", ""),
+        (r"(?<=[a-zA-Z]) in (?=[\[({]|\\\{)", r"\\in "),
+        (r"\{\s*([^{}\\]+?)\s*\\choose\s*([^{}\\]+?)\s*\}", r"\\binom{\1}{\2}"),
+        (r"\\R\s*-\s*(?=\\\{)", r"\\R\\setminus "),
+        (r"\\[,:;> ]|\\q?quad(?![A-Za-z])|~|\\(?:hspace|phantom)\{[^{}]*\}", " "),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])", "°"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
@@ -149,12 +155,8 @@ def fold_words(text: str) -> str:
 
 def raised(text: str) -> str:
     """Superscripts as exponents and subscripts as indices, so that "10⁶" is not 106."""
-    powers = _SUPERSCRIPT_RUN.sub(
-        lambda run: f"^{{{run.group().translate(_SUPERSCRIPTS)}}}", text
-    )
-    return _SUBSCRIPT_RUN.sub(
-        lambda run: f"_{{{run.group().translate(_SUBSCRIPTS)}}}", powers
-    )
+    powers = _SUPERSCRIPT_RUN.sub(lambda run: f"^{{{run.group().translate(_SUPERSCRIPTS)}}}", text)
+    return _SUBSCRIPT_RUN.sub(lambda run: f"_{{{run.group().translate(_SUBSCRIPTS)}}}", powers)
 
 
 def clean(answer: str) -> str:
@@ -166,9 +168,10 @@ def clean(answer: str) -> str:
     else:
         # Some models escape every backslash twice.
         text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text).replace("\\\\", " ")
-    text = _without_bold(text)
+    text = _STARRED.sub(r"\\\1{\2}", _without_bold(text))
     text = _DOTLESS.sub(r" \1 ", text.replace('"', " "))
-    text = _THOUSANDS.sub("", _ACCENT.sub(_bare, _TEXT.sub(_quoted, _nested_style(text))))
+    text = _TEXT.sub(_quoted, _nested_style(text))
+    text = _THOUSANDS.sub("", _ACCENT.sub(_bare, _ACCENT.sub(_bare, text)))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     line = " ".join(text.split()).rstrip(",;: ").strip("` ")
@@ -178,6 +181,10 @@ def clean(answer: str) -> str:
 
 def _without_bold(text: str) -> str:
     r"""Text without the "**" of Markdown around words, as in "**73**"; "2**10" is a power."""
+    for mark in ("**", "__", "*", "_"):
+        inside = text.strip().removeprefix(mark).removesuffix(mark)
+        if len(text.strip()) == len(inside) + 2 * len(mark) and mark not in inside:
+            return inside
     return re.sub(r"(?<![\w)}\]*])\*\*(?!\s)([^*]+)\*\*(?![\w({\[*\\])", r"\1", text)
 
 
@@ -189,8 +196,10 @@ def _nested_style(text: str) -> str:
 def _quoted(match: re.Match[str]) -> str:
     content = " ".join(match.group(1).split())
     inner = content.strip("()[]. ")
-    if len(inner) == 1 and inner.isascii() and inner.isalpha():
-        return f" ({inner}) " if content[:1] == "(" else f' "{inner}" '
+    whole = content in {inner, f"({inner})", f"({inner}).", f"{inner}."}
+    if len(inner) == 1 and inner.isascii() and inner.isalpha() and whole:
+        bold = match.group().startswith((r"\textbf", r"\textit", r"\emph"))
+        return f" ({inner}) " if content[:1] == "(" else f" {inner} " if bold else f' "{inner}" '
     return f' "{content}" ' if content else " "
 
 

@@ -15,6 +15,7 @@ _CURRENCY_AFTER = re.compile(rf'(?<=[\d.])\s*"?\s*(?:{_CURRENCY}|[원元円圆�
 _ABBREVIATED = re.compile(
     rf"(?<![A-Za-z])\\?{_CURRENCY}\s*(\d[\d,]*(?:\.\d+)?)\s*([kKMBT]|bn|mn)n?(?![A-Za-z]|\s*[-+*/^=_\\$(])"
 )
+_FEET = re.compile(r"(?<!\d)(\d{1,3})\s?['’′]\s?(\d{1,2})\s?(?:[\"”″]|'')")
 _IN_SHORT = re.compile(r"(-?\d+(?:\.\d+)?)\s*([kKMB]|bn|mn)")
 _BRACKETS = re.compile(r"([(){}\[\]])")
 _DEPTH = {**dict.fromkeys("({[", 1), **dict.fromkeys(")}]", -1)}
@@ -23,7 +24,9 @@ _INDIAN = re.compile(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+|(?:'\d{3})+)(?![\d,])")
 _POINTS = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.])")
 _RUN_OF_DIGITS = r"(?<![\d.\\])(\d*)\.(\d*)"
-_OVERLINE = re.compile(_RUN_OF_DIGITS + r"\s*\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))(?:\.\.\.)?")
+_OVERLINE = re.compile(
+    _RUN_OF_DIGITS + r"\s*\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))(?:\.\.\.)?"
+)
 _DOT = r"\\dot\s*(?:\{\s*(\d)\s*\}|(\d))"
 _DOTS = re.compile(rf"{_RUN_OF_DIGITS}\s*{_DOT}(?:(\d*)\s*{_DOT})?")
 _IN_PARENTHESES = re.compile(rf"{_RUN_OF_DIGITS}\((\d+)\)(?:\.\.\.)?(?![\d.])")
@@ -44,7 +47,8 @@ _SCALES = {
 }
 _SCALE = "|".join(_SCALES)
 _SCALED = re.compile(
-    rf'(?<![\d.])(\d++(?:\.\d++)?)((?:\s*"?\s*(?:{_SCALE})s?(?![A-Za-z])\s*"?)+)(?:of(?![A-Za-z]))?', re.IGNORECASE
+    rf'(?<![\d.])(\d++(?:\.\d++)?)((?:\s*"?\s*(?:{_SCALE})s?(?![A-Za-z])\s*"?)+)(?:of(?![A-Za-z]))?',
+    re.IGNORECASE,
 )
 _SMALL = {"십": 10, "十": 10, "백": 100, "百": 100, "천": 1000, "千": 1000}
 _LARGE = {
@@ -66,13 +70,11 @@ _SHORT = (
 )
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _SHORT_UNIT = rf"(?:{_SHORT}){_POWER}"
-_SHORT_END = re.compile(
-    rf"(?<=[\d)}}])\s+{_SHORT_UNIT}(?:\s*(?:/|\\cdot)\s*{_SHORT_UNIT}){{0,2}}$"
-)
+_SHORT_END = re.compile(rf"(?<=[\d)}}])\s+{_SHORT_UNIT}(?:\s*(?:/|\\cdot)\s*{_SHORT_UNIT}){{0,2}}$")
 _VARIABLE = re.compile(r"(?<![\\A-Za-z\d])[A-Za-z](?![A-Za-z])")
 _ENDS_NUMBER = re.compile(r"(?:[\d})°]|\\pi)\s*$")
 _LONGEST_UNIT = 100
-_QUOTED = rf'(?:"[^"]*"{_POWER}|\\frac\s*\{{\s*"[^"]*"\s*\}}\s*\{{\s*"[^"]*"{_POWER}\s*\}})'
+_QUOTED = rf'(?:\\Omega|\\mu\s*"[^"]*"|"[^"]*"{_POWER}|\\frac\s*\{{\s*"[^"]*"\s*\}}\s*\{{\s*"[^"]*"{_POWER}\s*\}})'
 _QUOTED_END = re.compile(rf"(?:\s*(?:/|\\cdot)?\s*{_QUOTED})+$")
 _UNIT_END = re.compile(
     r"(?:(?<=[\d})°])|(?<=\\pi))(?:\s*(?:[kcm]m|[km]g|ml|ft|in|mi|min|hrs?|mph|kph|cents?|dollars?|"
@@ -93,6 +95,7 @@ _SIGN = re.compile(r"^(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
 
 def abbreviated(answer: str) -> str:
     """Money in thousands and millions written out: "$1.2M" becomes "1.2e6"."""
+    answer = _FEET.sub(r"\1 feet \2 inches", answer)
     return _ABBREVIATED.sub(
         lambda m: f"{m[1].replace(',', '')}e{_ABBREVIATIONS[m[2].upper()]}", answer
     )
@@ -182,7 +185,13 @@ def joined_thousands(text: str, *, everywhere: bool = False) -> str:
 
 
 def _joined(match: re.Match[str], *, everywhere: bool) -> str:
-    rupees = everywhere or match[0].endswith("000") or re.search(r"(?:₹|Rs\.?|INR)\s*$", match.string[max(0, match.start() - 9) : match.start()])
+    rupees = (
+        everywhere
+        or match[0].endswith("000")
+        or re.search(
+            r"(?:₹|Rs\.?|INR)\s*$", match.string[max(0, match.start() - 9) : match.start()]
+        )
+    )
     return re.sub("[ ,.']", "", match[0]) if rupees or match.re is not _INDIAN else match[0]
 
 

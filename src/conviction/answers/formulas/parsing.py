@@ -42,7 +42,6 @@ _KNOWN_WORDS = {
     **{f"a{name}": f"\\arc{name}" for name in ("sin", "cos", "tan")},
     "sqrt": r"\root",
 }
-_CHOOSE = re.compile(r"\{\s*([^{}\\]+?)\s*\\choose\s*([^{}\\]+?)\s*\}")
 _CLOSED_BY = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _LONGEST_PRODUCT_OF_LETTERS = 4
 _OF_ANGLES = frozenset({"sin", "cos", "tan", "sec", "csc", "cot"})
@@ -63,7 +62,6 @@ def parse(text: str) -> Node:
     if len(text) > MOST_CHARACTERS:
         raise UnreadableError
     text = _MIXED.sub(_mixed_number, _MIXED_PLAIN.sub(r"(\1+\2/\3)", text))
-    text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
     parser = _Parser([match.group(1) for match in _TOKEN.finditer(text)])
     node = parser.sum()
     if parser.next:
@@ -323,9 +321,11 @@ def _negative(node: Node) -> Node:
     return multiply([Fraction(-1), node])
 
 
-_STARTING_COMMANDS = _GREEK | FUNCTIONS | {
-    *("frac", "sqrt", "root", "lfloor", "lceil", "binom", "int", "sum", "prod")
-}
+_STARTING_COMMANDS = (
+    _GREEK
+    | FUNCTIONS
+    | {*("frac", "sqrt", "root", "lfloor", "lceil", "binom", "int", "sum", "prod")}
+)
 
 
 def _letters(token: str) -> list[str]:
@@ -339,7 +339,9 @@ def _letters(token: str) -> list[str]:
 def _factorial(node: Node) -> Node:
     if not isinstance(node, Fraction):
         return Call("factorial", (node,))
-    if node.denominator != 1 or node < 0:
+    if node.denominator != 1:
+        return Call("factorial", (node,))
+    if node < 0:
         return _refuse()
     if node > _LARGEST_FACTORIAL:
         raise TooLargeError

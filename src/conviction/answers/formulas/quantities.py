@@ -29,12 +29,18 @@ _MONTH = f"({'|'.join(sorted(_MONTHS, key=len, reverse=True))})\\.?"
 _WEEKDAY = r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?"
 _DAY = r"(\d{1,2})(?:st|nd|rd|th|\.)?"
 _TEENS = r"([12]\d{3})"
-_DAY_FIRST = re.compile(rf"{_WEEKDAY}(?:the\s+)?{_DAY}\s+(?:of\s+|de\s+)?{_MONTH}(?:,?\s+(?:de\s+)?{_TEENS})?")
+_DAY_FIRST = re.compile(
+    rf"{_WEEKDAY}(?:the\s+)?{_DAY}\s+(?:of\s+|de\s+)?{_MONTH}(?:,?\s+(?:de\s+)?{_TEENS})?"
+)
 _MONTH_FIRST = re.compile(rf"{_WEEKDAY}{_MONTH}\s+(?:the\s+)?{_DAY}(?:,?\s+{_TEENS})?")
 _EASTERN_DATE = re.compile(r"(?:(\d{4})\s*[년年]\s*)?(\d{1,2})\s*[월月]\s*(\d{1,2})\s*[일日号]")
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})\.?")
-_TIME = re.compile(r"(?:at\s+)?(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*([ap])\.?\s?m\.?")
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*(?:uhr|hrs|hours|o'clock))?")
+_TIME = re.compile(r"(?:at\s+)?(\d{1,2})(?:\s?:\s?(\d{2}))?(?::(\d{2}))?\s*([ap])\.?\s?m\.?")
+_NAMED_TIMES = {
+    **dict.fromkeys(("noon", "12 noon", "midday", "정오"), "time 12:00"),
+    **dict.fromkeys(("midnight", "12 midnight", "자정"), "time 0:00"),
+}
+_CLOCK = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?::(\d{2}))?(?:\s*(?:uhr|hrs|hours|o'clock))?")
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+")
 _WRITTEN_DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
 _EASTERN_TIME = re.compile(
@@ -69,8 +75,12 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
 _AMOUNT = r"-?\d+(?:\.\d+)?(?:/\d+)?"
 _UNIT_WORDS = r"[^\W\d_]+\.?(?:[ -][^\W\d_]+\.?){0,5}|[°'′″¢]"
 _ITEM = re.compile(rf"\s*({_AMOUNT})\s*({_UNIT_WORDS})\s*")
-_LABELLED = re.compile(rf"\s*([^\W\d_][^\W_]+(?:\s[^\W\d_]+){{0,3}})\s*[:=]?\s*({_AMOUNT})\s*([^\W\d_]*)\s*(?:[,;&]|\band\b|$)")
-_JOIN = re.compile(r"[,;&]?\s*(?:(?:and|또는|그리고|와|과|및|und|et|y)(?![^\W\d_])\s*)?|(?:와|과|하고|랑|이랑)\s*")
+_LABELLED = re.compile(
+    rf"\s*([^\W\d_][^\W_]+(?:\s[^\W\d_]+){{0,3}})\s*[:=]?\s*({_AMOUNT})\s*([^\W\d_]*)\s*(?:[,;&]|\band\b|$)"
+)
+_JOIN = re.compile(
+    r"[,;&]?\s*(?:(?:and|또는|그리고|와|과|및|und|et|y)(?![^\W\d_])\s*)?|(?:와|과|하고|랑|이랑)\s*"
+)
 _LAST_JOIN = re.compile(r"\s*[,;&]?\s*(?:and|그리고|와|과|및|하고|랑|이랑|und|et|y)?\s*$")
 _NOT_UNITS = frozenset(
     "e pi sqrt root x y z i more less than to times of plus minus mod modulo sin cos tan log ln or "
@@ -83,9 +93,13 @@ def read_quantity(text: str) -> str | None:
 
     `text` is cleaned by `markup.clean`.
     """
+    if text.casefold().strip('" ') in _NAMED_TIMES:
+        return _NAMED_TIMES[text.casefold().strip('" ')]
     if not re.search(r"\d", text) or len(text) > 400:  # noqa: PLR2004  # no sentence is a quantity
         return None
-    plain = " ".join(text.replace('"', " ").replace("°", " ° ").casefold().split()).strip("()[]{} .")
+    plain = " ".join(text.replace('"', " ").replace("°", " ° ").casefold().split()).strip(
+        "()[]{} ."
+    )
     for reader in _READERS:
         if key := reader(plain):
             return key
@@ -114,7 +128,9 @@ def _at(hour: int, minute: str | None, second: str | None) -> str:
 
 
 def _date(plain: str) -> str | None:
-    orders: Iterable[tuple[re.Pattern[str], Callable[[re.Match[str]], tuple[str | None, int, str]]]] = (
+    orders: Iterable[
+        tuple[re.Pattern[str], Callable[[re.Match[str]], tuple[str | None, int, str]]]
+    ] = (
         (_DAY_FIRST, lambda m: (m[3], _MONTHS[m[2]], m[1])),
         (_MONTH_FIRST, lambda m: (m[3], _MONTHS[m[1]], m[2])),
         (_EASTERN_DATE, lambda m: (m[1], int(m[2]), m[3])),

@@ -5,6 +5,7 @@ r"""Sets of real numbers: intervals, inequalities, unions, differences.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from math import inf, isfinite
 
 from conviction.answers.formulas.algebra import value_of
@@ -41,6 +42,7 @@ Intervals = tuple[tuple[Bound, Bound], ...]
 """Intervals that do not touch, in order."""
 
 LINE: Intervals = ((LOWEST, HIGHEST),)
+POSITIVE: Intervals = ((Bound(0.0, after=True, form=expression(Fraction(0))), HIGHEST),)
 
 
 def real(form: Form) -> float | None:

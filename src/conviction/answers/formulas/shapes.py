@@ -14,7 +14,12 @@ Everything else is exact: 0.333 is not 1/3.
 
 import re
 
-from conviction.answers.formulas.equations import COMPARISONS, read_comparison, read_equation, system
+from conviction.answers.formulas.equations import (
+    COMPARISONS,
+    read_comparison,
+    read_equation,
+    system,
+)
 from conviction.answers.formulas.forms import (
     NOT_CALCULATED,
     UNREAD,
@@ -35,9 +40,18 @@ from conviction.answers.formulas.numerals import (
 )
 from conviction.answers.formulas.parsing import MOST_CHARACTERS, UnreadableError, known_word, parse
 from conviction.answers.formulas.quantities import read_quantity
-from conviction.answers.formulas.reals import LINE, complement, form_of, intersection, intervals_of
-from conviction.answers.formulas.reals import interval as real_interval
-from conviction.answers.formulas.reals import union
+from conviction.answers.formulas.reals import (
+    LINE,
+    POSITIVE,
+    Intervals,
+    complement,
+    form_of,
+    intersection,
+    interval,
+    intervals_of,
+    union,
+)
+from conviction.answers.formulas.values import one_answer
 
 _DEEPEST = 6
 _OR = frozenset({'"or"', '", or"', '"or "'})
@@ -46,39 +60,48 @@ _SEPARATORS = frozenset({",", ";"}) | _OR | _AND
 _WORD_SEPARATOR = re.compile(
     r'(?<![A-Za-z"])(?:(or)|(?:and|sowie|und))(?![A-Za-z"])|(또는|혹은)|(?:그리고|및)(?![가-힣])'
 )
-_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
-_ROWS = re.compile(r"\\begin\{(cases|aligned|align\*?|gathered|split|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
+_MATRIX = re.compile(r"\\begin\{((?:[pbvBV]|small)?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
+_ROWS = re.compile(
+    r"\\begin\{(cases|aligned|align\*?|gathered|split|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}"
+)
+_NAMED_ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\[RZNQ])?")
 _BASED = re.compile(r'(\d[\dA-Z]*)\s*_\s*\{?\s*"?\s*(\w+)\s*"?\s*\}?')
 _LETTERS = re.compile(r"[^\W\d_]+(?:(?:\s|[-'.&]|\. )[^\W\d_]+)*")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
 # "xy" and "pqr", but neither "no" nor "dry".
 _PRODUCT = re.compile(
-    r"[^\Waeiou_]{1,2}|[^\Waeiouy_]{3}|ab|abc|ac|a[xyz]|[xyz]a|abx|xyz|abcd", re.ASCII | re.IGNORECASE
+    r"[^\Waeiou_]{1,2}|[^\Waeiouy_]{3}|ab|abc|ac|a[xyz]|[xyz]a|abx|xyz|abcd",
+    re.ASCII | re.IGNORECASE,
 )
 _ASIDE = re.compile(
     r"\s*\(\s*(?:=|\\approx|approx|about|i\.?e)[^()]*\)$"
     r"|(?<=\d)\s+\([^\W\d_]{2,}[^()\d+*/^=]*\)$"
 )
-_LABEL = re.compile(r"^\([A-H]\)\s+(?=[-\d\\.A-Za-z])")
+_LABEL = re.compile(r'^(?:\( ?"?[A-H]"? ?\)|"[A-H]\)")\s+(?=[-\d\\.A-Za-z])')
 _MODULUS = re.compile(
     r'\s*(?:\\pmod|\\bmod|\\mod|\(\s*\\?[bp]?mod|\(\s*"mod"|"?\(?\s*(?<![A-Za-z])modulo|(?<![A-Za-z])mod(?![A-Za-z])|"mod")'
     r'\s*"?\s*\{?\s*(.+?)\s*\}?\s*"?\s*\)?$'
 )
 _CONDITION = re.compile(
-    r'(?:\s|,|"|\()+((?:for\s+(?:all|any|every|each|some)|where|\\forall|with|단,)(?![A-Za-z]).*)$'
-    r"|[\s,(]+([a-z]\s*\\in\s*\\[RZNQC]\s*\)?)$"
+    r'(?:\s|,|"|\()+((?:for|where|if|\\forall|with|단,)(?![A-Za-z]).*)$'
+    r"|[\s,(]+([a-z]\s*\\in\s*\\[RZNQC]\s*\)?|\w\s+(?:is|are)\s[^()]*\))$"
 )
 _DOMAIN = frozenset(
     "for all any every each some real reals integer integers natural rational complex number numbers "
     "constant constants value values arbitrary fixed is are in of the and where be positive "
-    "a an nonnegative with forall 단 상수 실수 정수 임의의 상수이다 실수이다 정수이다 상수입니다".split()
+    "a an nonnegative with forall 은 는 이 가 단 상수 실수 정수 임의의 상수이다 실수이다 정수이다 상수입니다".split()
 )
-_WORD = re.compile(r"[가-힣]+(?=[은는이가]\b)|\w+|[^\w\s\"\\(){},]+")
+_PROSE = re.compile(r"(?:[^\W_]|[\s.,;'\"&]|(?<=[^\W\d_])[-:](?=[^\W\d_\s]))*")
+_WORD = re.compile(r"[가-힣]+(?=[은는이가]\b)|[A-Za-z](?=[은는이가])|\w+|[^\w\s\"\\(){},]+")
 _APPROX = frozenset({r"\approx"})
 _EQUALS = frozenset({"=", r"\in", r"\equiv"})
+_UNLIKE = re.compile(r"[A-Za-z]\s*\\ne(?![A-Za-z])\s*")
 _SET_OPERATIONS = frozenset({r"\cup", r"\cap", r"\setminus", '"U"'})
 _SETS = frozenset({Shape.SET, Shape.REALS})
-_LINES = {r"\R": LINE}
+_LINES: dict[str, Intervals] = {
+    r"\R": LINE,
+    **dict.fromkeys((r"\R^+", r"\R^{+}", r"\R_+", r"\R_{+}", r"\R_{>0}"), POSITIVE),
+}
 
 
 def read(answer: str) -> Form:
@@ -89,7 +112,8 @@ def read(answer: str) -> Form:
         text, condition = _without_condition(written_out(clean(abbreviated(answer))))
         while (found := enclosed(text)) and found[0] == "{" and ", " not in found[1]:
             text = found[1]
-        form = _read(joined_thousands(_LABEL.sub("", text)))
+        with one_answer():
+            form = _read(joined_thousands(_LABEL.sub("", text)))
     except (ArithmeticError, ValueError, RecursionError):
         form, condition = Form(Shape.OTHER, UNREAD + " ".join(answer.split())), ""
     if form is None or not form.key:
@@ -106,7 +130,10 @@ def _without_condition(text: str) -> tuple[str, str]:
     rest = text[: found.start()].rstrip(' ,"(')
     if rest.count('"') % 2:
         rest += '"'
-    if all(word in _DOMAIN or (len(word) == 1 and word.isalpha()) for word in _WORD.findall(said.lower())):
+    if all(
+        word in _DOMAIN or (len(word) == 1 and word.isalpha())
+        for word in _WORD.findall(said.lower())
+    ):
         return rest, ""
     return rest, " ".join(said.replace('"', " ").casefold().split()).strip(" )")
 
@@ -142,7 +169,10 @@ def _rows(text: str, depth: int) -> Form | None:
 def _lines(inside: str, depth: int) -> Form | None:
     lines = [line.strip(" ,;") for line in inside.split(r"\cr") if line.strip(" ,;")]
     cells = [[cell.strip(" ,") for cell in line.split("&")] for line in lines]
-    if any(len(line) > 1 and line[1][:1] not in {"=", "<", ">"} and "\\le" not in line[1][:3] for line in cells):
+    if any(
+        len(line) > 1 and line[1][:1] not in {"=", "<", ">"} and "\\le" not in line[1][:3]
+        for line in cells
+    ):
         pieces = [[_read(cell, depth + 1) for cell in line] for line in cells]
         rows = [collection(Shape.TUPLE, [c for c in row if c], "case (", ")") for row in pieces]
         return collection(Shape.SET, rows, "{", "}")
@@ -208,9 +238,11 @@ def _list(text: str, depth: int) -> Form | None:
     items = [item for item in split(marked, _SEPARATORS) if item]
     if len(items) < 2:  # noqa: PLR2004  # not a list
         return _read(items[0], depth + 1) if items and items[0] != text else None
-    forms = [(item, form) for item in items if (form := _read(item, depth + 1))]
-    any_of = len(split(marked, _OR)) > 1
-    return _joined([form for _, form in forms], marked, depth, any_of=any_of)
+    if unlike := _UNLIKE.match(items[0]):
+        # "x \ne 2, 3"
+        items[1:] = [item if len(item.split()) > 1 else unlike[0] + item for item in items[1:]]
+    forms = [form for item in items if (form := _read(item, depth + 1))]
+    return _joined(forms, marked, depth, any_of=len(split(marked, _OR)) > 1)
 
 
 def _joined(forms: list[Form], text: str, depth: int, *, any_of: bool) -> Form | None:
@@ -240,7 +272,9 @@ def _approximation(text: str, depth: int) -> Form | None:
         return None
     left = _read(exactly, depth + 1)
     last = split(exactly, _EQUALS)[-1]
-    told = left is not None and (left.number is not None or bool(re.search(r"\d|\\pi|\\sqrt", last)))
+    told = left is not None and (
+        left.number is not None or bool(re.search(r"\d|\\pi|\\sqrt", last))
+    )
     return left if told else _read(rounded[-1], depth + 1)
 
 
@@ -254,8 +288,8 @@ def _relation(text: str, depth: int) -> Form | None:
 
 
 def _structure(text: str, depth: int) -> Form | None:
-    if text in _LINES:
-        return form_of(_LINES[text])
+    if known := _LINES.get(text.replace(" ", "")):
+        return form_of(known)
     if text == r"\emptyset":
         return form_of(())
     if form := _set_operation(text, depth):
@@ -283,9 +317,7 @@ def _set_operation(text: str, depth: int) -> Form | None:
             if operation in {r"\cup", '"U"'}:
                 found = union((found, other))
             else:
-                found = intersection(
-                    (found, other if operation == r"\cap" else complement(other))
-                )
+                found = intersection((found, other if operation == r"\cap" else complement(other)))
         return form_of(found)
     parts = [form for form in forms if form]
     if set(operations) <= {r"\cup"}:
@@ -296,7 +328,7 @@ def _set_operation(text: str, depth: int) -> Form | None:
 def _reals(form: Form):  # type: ignore[no-untyped-def]
     """The set of real numbers that stands in a union: here, a pair is an open interval."""
     if form.shape is Shape.TUPLE and len(form.parts) == 2 and form.key.startswith("("):  # noqa: PLR2004
-        return real_interval("(", *form.parts, ")")
+        return interval("(", *form.parts, ")")
     return intervals_of(form)
 
 
@@ -306,7 +338,7 @@ def _bracketed(opening: str, inside: str, closing: str, depth: int) -> Form | No
     items = split(inside, frozenset({",", ";"}))
     if opening == r"\{":
         condition = split(inside, frozenset({"|", ":"}))
-        if len(condition) == 2 and len(items) == 1:  # noqa: PLR2004  # "{x | x > 2}"
+        if len(condition) == 2 and _NAMED_ELEMENT.fullmatch(condition[0]):  # noqa: PLR2004  # "{x | x > 2}"
             return _read(condition[1], depth + 1)
     if opening == r"\{" or (opening == "{" and len(items) > 1):
         parts = [form for item in items if (form := _read(item, depth + 1))]
@@ -317,7 +349,7 @@ def _bracketed(opening: str, inside: str, closing: str, depth: int) -> Form | No
         return _read(inside, depth + 1)
     parts = [form for item in items if (form := _read(item, depth + 1))]
     if len(parts) == 2 and (opening, closing) != ("(", ")") and opening != r"\langle":  # noqa: PLR2004
-        if (found := real_interval(opening, *parts, closing)) is not None and found:
+        if (found := interval(opening, *parts, closing)) is not None and found:
             return form_of(found)
         return collection(Shape.TUPLE, parts, opening, closing)
     return collection(Shape.TUPLE, parts, "(", ")")
@@ -340,7 +372,6 @@ def leaf(text: str) -> Form:
 
 
 def _unread(text: str) -> Form:
-    spaced = re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text)
-    # Plain words with marks between them are no formula.
-    plain = not re.search(r"[\\^=<>+*/|]", spaced)
-    return words(fold_words(text)) if plain else Form(Shape.OTHER, UNREAD + spaced)
+    if _PROSE.fullmatch(text):
+        return words(fold_words(text))
+    return Form(Shape.OTHER, UNREAD + re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text))

@@ -10,6 +10,8 @@ Work is counted in steps and not in seconds, so that no verdict depends on the m
 
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
@@ -30,11 +32,11 @@ from conviction.answers.formulas.algebra import (
 )
 
 MOST_STEPS = 20_000
-"""Operations on numbers of 60 digits for one formula; they take less than a second."""
+"""Operations on numbers of 60 digits for one answer; they take less than a second."""
 
 _DIGITS = 60
 _KEY_DIGITS = 20
-_POINTS = ((1, 0.2), (1, 2.1), (-1, 0.4), (-1, 1.7))
+_POINTS = ((1, 0.2), (1, 0.9), (-1, 0.4), (-1, 1.2))
 _ALL_NEGATIVE = 3
 _LARGEST_EXPONENT = 20_000  # bits of a power
 _LARGEST_ARGUMENT = 10.0**6
@@ -43,6 +45,16 @@ _MOST_TERMS = 2_000
 _BINDING = frozenset({"int", "sum", "prod"})
 _LOCK = Lock()
 """mpmath changes the precision of its context while it integrates."""
+
+
+@contextmanager
+def one_answer() -> Iterator[None]:
+    """All formulas that are calculated within it share `MOST_STEPS`."""
+    token = _STEPS.set(_Steps())
+    try:
+        yield
+    finally:
+        _STEPS.reset(token)
 
 
 class UndefinedError(ArithmeticError):
@@ -108,7 +120,7 @@ def _values(node: Node) -> list[Any]:
     context = _context()
     variables = names(node)
     found: list[Any] = []
-    steps = _Steps()
+    steps = _STEPS.get(None) or _Steps()
     with _LOCK:
         for number in range(len(_POINTS)) if variables else [0]:
             point = {name: _coordinate(name, number) for name in variables}
@@ -175,7 +187,7 @@ def _tidy(value: Any) -> Any:
 
 
 class _Steps:
-    """Counts the work on one formula."""
+    """Counts the work on the formulas of one answer."""
 
     def __init__(self) -> None:
         self.left = MOST_STEPS
@@ -184,6 +196,9 @@ class _Steps:
         self.left -= steps
         if self.left < 0:
             raise TooLargeError
+
+
+_STEPS: ContextVar[_Steps] = ContextVar("steps left for one answer")
 
 
 class _Evaluation:
@@ -241,7 +256,7 @@ class _Evaluation:
         return value**power
 
     def _call(self, function: str, arguments: list[Any]) -> Any:
-        self._steps.take(3)
+        self._steps.take(30 if function in _COSTLY else 3)
         for argument in arguments:
             limit = _LARGEST_FACTORIAL if function in _GROWING else _LARGEST_ARGUMENT
             if abs(argument) > limit and function not in _STEADY:
@@ -308,6 +323,7 @@ def _plain(name: str) -> Callable[[Any, Any], Any]:
 
 
 _GROWING = frozenset({"factorial", "binom", "exp", "sinh", "cosh", "tanh"})
+_COSTLY = frozenset({"factorial", "binom"})
 _STEADY = frozenset({"abs", "floor", "ceil", "ln", "log", "arctan"})
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
