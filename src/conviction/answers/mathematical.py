@@ -49,10 +49,11 @@ class MathematicalAnswers(AnswerKind):
         """That formulas could not be compared for want of mpmath, where that happened."""
         if not self._missed or values.installed():
             return ()
-        return (
+        missing = (
             "mpmath is not installed, so formulas count as equal only where their simple forms "
-            "agree. Install it with: pip install 'conviction[math]'",
+            "agree. Install it with: pip install 'conviction[math]'"
         )
+        return (missing,)
 
     @property
     def quick(self) -> bool:

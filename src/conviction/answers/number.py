@@ -31,8 +31,8 @@ _PERCENT = re.compile(r"\d\s*\\?%")
 class NumberAnswers(AnswerKind):
     r"""One number: "1,234.50" is 1234.5, "\$5" and "12 apples" lose their unit, "1/2" is 0.5.
 
-    Where an answer holds several numbers, the first after the last "=" counts; "2 hours 30 minutes",
-    "12:30" and "5 feet 6 inches" are one quantity each. "50%" is 50, and not 0.5.
+    Where an answer holds several numbers, the first after the last "=" counts; "2 hours 30
+    minutes", "12:30" and "5 feet 6 inches" are one quantity each. "50%" is 50, and not 0.5.
     """
 
     name = "number"

@@ -257,7 +257,7 @@ def render(node: Node) -> str:  # noqa: PLR0911  # one for each kind of node
             return "+".join(map(render, terms)).replace("+-", "-")
 
 
-def _render_call(function: str, arguments: list[str]) -> str:
+def _render_call(function: str, arguments: list[str]) -> str:  # noqa: PLR0911  # one for each
     if function == "abs":
         return f"|{arguments[0]}|"
     if function in {"floor", "ceil"}:

@@ -2,6 +2,7 @@ r"""Equations and inequalities: assigned names, lines either way round, chains, 
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
 from conviction.answers.formulas.algebra import (
     Call,
@@ -24,13 +25,11 @@ from conviction.answers.formulas.forms import (
     collection,
     expression,
     opened,
-    words,
     zeros,
 )
 from conviction.answers.formulas.markup import pieces
 from conviction.answers.formulas.reals import Intervals, beyond, form_of, intersection, union
 from conviction.answers.formulas.values import names
-from fractions import Fraction
 
 Read = Callable[[str], Form | None]
 
@@ -49,9 +48,11 @@ _DERIVATIVE = re.compile(
 )
 
 
-def read_equation(sides: list[str], read: Read) -> Form | None:
+def read_equation(  # noqa: PLR0911  # one for each case
+    sides: list[str], read: Read
+) -> Form | None:
     """What is left of an equation: a value, where one side only gives it a name."""
-    if len(sides) > 2:  # noqa: PLR2004  # a chain: its last part
+    if len(sides) > 2:  # a chain: its last part
         return read(sides[-1])
     left, right = sides
     if _NAME.fullmatch(left) and _NAME.fullmatch(right):
@@ -98,20 +99,23 @@ def _equation(difference: Node, name: str = "") -> Form:
 
 
 def _total(difference: Node) -> Fraction | None:
-    """ "m + n = 29" says 29: a sum of letters that are no coordinates, and a number."""
+    """What "m + n = 29" says, 29: a sum of letters that are no coordinates, and a number."""
     inner = difference
     if isinstance(inner, Product) and len(inner.factors) == 1:
         inner = inner.factors[0]
-    if not isinstance(inner, Sum) or not isinstance(inner.terms[0], Fraction):
+    if not isinstance(inner, Sum):
         return None
     number, *letters = inner.terms
+    if not isinstance(number, Fraction):
+        return None
     negative = {Product(Fraction(-1), (Name(name),)) for name in names(difference)}
-    lone = set(letters) == negative and not names(difference) & set(_COORDINATES)
-    return number if lone else None
+    if set(letters) != negative or names(difference) & set(_COORDINATES):
+        return None
+    return number
 
 
 def _assigned_tuple(left: str, right: str, read: Read) -> Form | None:
-    """ "(x, y) = (5, 3)", in the order of the names."""
+    """Such as "(x, y) = (5, 3)", in the order of the names."""
     form = read(right)
     variables = ["".join(name.split()) for name in left.strip("() ").split(",")]
     if form is None or form.shape is not Shape.TUPLE or len(form.parts) != len(variables):
@@ -141,7 +145,7 @@ def _names_something(left: str) -> bool:
     if _OPERATOR.search(bare) or not re.search(r"[^\W\d_]", bare):
         return False
     runs = re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", re.sub(r'"[^"]*"', "", bare))
-    return all(len(run) == 1 or len(run) > 3 or run.isupper() for run in runs)  # noqa: PLR2004
+    return all(len(run) == 1 or len(run) > 3 or run.isupper() for run in runs)
 
 
 def read_comparison(text: str, read: Read) -> Form:

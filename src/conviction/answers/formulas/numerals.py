@@ -15,7 +15,7 @@ _CURRENCY_AFTER = re.compile(rf'(?<=[\d.])\s*"?\s*(?:{_CURRENCY}|[원元円圆�
 _ABBREVIATED = re.compile(
     rf"(?<![A-Za-z])\\?{_CURRENCY}\s*(\d[\d,]*(?:\.\d+)?)\s*([kKMBT]|bn|mn)n?(?![A-Za-z]|\s*[-+*/^=_\\$(])"
 )
-_FEET = re.compile(r"(?<!\d)(\d{1,3})\s?['’′]\s?(\d{1,2})\s?(?:[\"”″]|'')")
+_FEET = re.compile(r"(?<!\d)(\d{1,3})\s?['\u2019\u2032]\s?(\d{1,2})\s?(?:[\"\u201d\u2033]|'')")
 _IN_SHORT = re.compile(r"(-?\d+(?:\.\d+)?)\s*([kKMB]|bn|mn)")
 _BRACKETS = re.compile(r"([(){}\[\]])")
 _DEPTH = {**dict.fromkeys("({[", 1), **dict.fromkeys(")}]", -1)}
@@ -74,7 +74,10 @@ _SHORT_END = re.compile(rf"(?<=[\d)}}])\s+{_SHORT_UNIT}(?:\s*(?:/|\\cdot)\s*{_SH
 _VARIABLE = re.compile(r"(?<![\\A-Za-z\d])[A-Za-z](?![A-Za-z])")
 _ENDS_NUMBER = re.compile(r"(?:[\d})°]|\\pi)\s*$")
 _LONGEST_UNIT = 100
-_QUOTED = rf'(?:\\Omega|\\mu\s*"[^"]*"|"[^"]*"{_POWER}|\\frac\s*\{{\s*"[^"]*"\s*\}}\s*\{{\s*"[^"]*"{_POWER}\s*\}})'
+_QUOTED = (
+    rf'(?:\\Omega|\\mu\s*"[^"]*"|"[^"]*"{_POWER}|'
+    rf'\\frac\s*\{{\s*"[^"]*"\s*\}}\s*\{{\s*"[^"]*"{_POWER}\s*\}})'
+)
 _QUOTED_END = re.compile(rf"(?:\s*(?:/|\\cdot)?\s*{_QUOTED})+$")
 _UNIT_END = re.compile(
     r"(?:(?<=[\d})°])|(?<=\\pi))(?:\s*(?:[kcm]m|[km]g|ml|ft|in|mi|min|hrs?|mph|kph|cents?|dollars?|"
@@ -86,8 +89,33 @@ _UNIT_END = re.compile(
 )
 _TEMPERATURE = re.compile(r'°\s*"?\s*[CFK]\s*"?$')
 _SAYS_MORE = frozenset(
-    "is are if when or and not no odd even prime mod modulo undefined positive negative than times "
-    "where for such each because with i".split()
+    [
+        "is",
+        "are",
+        "if",
+        "when",
+        "or",
+        "and",
+        "not",
+        "no",
+        "odd",
+        "even",
+        "prime",
+        "mod",
+        "modulo",
+        "undefined",
+        "positive",
+        "negative",
+        "than",
+        "times",
+        "where",
+        "for",
+        "such",
+        "each",
+        "because",
+        "with",
+        "i",
+    ]
 )
 _PERCENT = re.compile(r'\s*(?:%|"?\s*(?:percent|per cent|퍼센트|프로|Prozent|por ciento)\s*"?)')
 _SIGN = re.compile(r"^(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
@@ -102,7 +130,7 @@ def abbreviated(answer: str) -> str:
 
 
 def written_out(text: str) -> str:
-    """Repeating decimals as fractions, and numbers with their scales, as in "2만 5천", as digits."""
+    """Repeating decimals as fractions, and numbers with scales, such as "2만 5천", as digits."""
     if "." in text:
         text = _OVERLINE.sub(lambda m: _repeating(m[1], m[2], m[3] or m[4]), text)
         text = _DOTS.sub(_dotted, text)
@@ -124,7 +152,7 @@ def _dotted(match: re.Match[str]) -> str:
 
 
 def _going_on(match: re.Match[str]) -> str:
-    r""" "0.1666..." is 1/6: its end is there three times, or twice if it is longer than a digit."""
+    """1/6 for "0.1666...": its end is there three times, or twice if longer than a digit."""
     digits = match[2]
     for length in range(1, _LONGEST_PERIOD + 1):
         period = digits[-length:]
@@ -162,7 +190,7 @@ def _decimal(value: Fraction) -> str:
 
 
 def amount_in_short(answer: str) -> str:
-    """ "1.2M" and "3k" written out, where they are all of the answer."""
+    """Such as "1.2M" and "3k" written out, where they are all of the answer."""
     short = _IN_SHORT.fullmatch(answer.strip())
     return f"{short[1]}e{_ABBREVIATIONS[short[2].upper()]}" if short else answer
 
@@ -175,12 +203,12 @@ def joined_thousands(text: str, *, everywhere: bool = False) -> str:
     depth = 0
     parts: list[str] = []
     for piece in _BRACKETS.split(text):
-        if piece in _DEPTH:
-            depth += _DEPTH[piece]
-        elif depth <= 0 or everywhere:
+        depth += _DEPTH.get(piece, 0)
+        joined = piece
+        if piece not in _DEPTH and (depth <= 0 or everywhere):
             for pattern in (_INDIAN, _THOUSANDS, _POINTS):
-                piece = pattern.sub(partial(_joined, everywhere=everywhere), piece)
-        parts.append(piece)
+                joined = pattern.sub(partial(_joined, everywhere=everywhere), joined)
+        parts.append(joined)
     return "".join(parts)
 
 

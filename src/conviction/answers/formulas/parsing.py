@@ -95,7 +95,7 @@ class _Parser:
         self._depth = 0
         self._bars = 0
         self._angles = 0
-        self._last = ""
+        self._last = "nothing"
 
     @property
     def next(self) -> str:
@@ -231,7 +231,7 @@ class _Parser:
         self.take()
         variable = self.atom()
         within = _Parser([])
-        within._tokens, within._depth = inside[::-1], self._depth  # noqa: SLF001  # its own kind
+        within._tokens, within._depth = inside[::-1], self._depth
         body = within.sum() if inside else Fraction(1)
         if within.next or not isinstance(variable, Name):
             raise UnreadableError
@@ -313,7 +313,7 @@ class _Parser:
     def _starts_factor(self) -> bool:
         token = self.next
         known = token[:1] == "\\" and token[1:] in _STARTING_COMMANDS
-        bar = token == "|" and not self._bars
+        bar = token == "|" and not self._bars  # noqa: S105  # a bar
         return known or bar or token in {"(", "[", "{", '"'} or token[:1].isalnum()
 
 

@@ -55,25 +55,31 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
         "duration": {
             "s sec secs second seconds 초 秒 sekunde sekunden seconde secondes segundo segundos": 1,
             "m min mins minute minutes 분 分 分钟 minuten minuto minutos": 60,
-            "h hr hrs hour hours 시간 时间 時間 小时 小時 stunde stunden heure heures hora horas": 3600,
+            "h hr hrs hour hours 시간 时间 時間 小时 小時 stunde stunden heure heures hora": 3600,
             "d day days 일 天 日 tag tage jour jours día días": 86400,
             "week weeks wk wks 주 주일 周 woche wochen semaine semaines semana semanas": 604800,
         },
         "months": {"month months 개월 个月 ヶ月 monat monate mois mes meses": 1,
                    "year years yr yrs 년 年 jahr jahre an ans año años": 12},
-        "inches": {"in inch inches": 1, "ft foot feet": 12, "yd yard yards": 36, "mile miles mi": 63360},
+        "inches": {
+            "in inch inches": 1, "ft foot feet": 12, "yd yard yards": 36, "mi mile miles": 63360,
+        },
         "ounces": {"oz ounce ounces": 1, "lb lbs pound pounds": 16},
-        "millimetres": {"mm": 1, "cm centimeters centimeter 센티미터": 10, "meter meters metre metres 미터": 1000,
-                        "km kilometer kilometers 킬로미터": 10**6},
+        "millimetres": {
+            "mm": 1,
+            "cm centimeters centimeter 센티미터": 10,
+            "meter meters metre metres 미터": 1000,
+            "km kilometer kilometers 킬로미터": 10**6,
+        },
         "grams": {"g gram grams 그램": 1, "kg kilogram kilograms 킬로그램": 1000},
-        "seconds of arc": {'°  degree degrees 도': 3600, "' ′": 60, '″': 1},
+        "seconds of arc": {"°  degree degrees 도": 3600, "' \u2032": 60, "\u2033": 1},
         "cents": {"cent cents ¢": 1, "dollar dollars": 100},
     }.items()
     for units, size in sizes.items()
     for unit in units.split()
 }  # fmt: skip
 _AMOUNT = r"-?\d+(?:\.\d+)?(?:/\d+)?"
-_UNIT_WORDS = r"[^\W\d_]+\.?(?:[ -][^\W\d_]+\.?){0,5}|[°'′″¢]"
+_UNIT_WORDS = r"[^\W\d_]+\.?(?:[ -][^\W\d_]+\.?){0,5}|[°'\u2032\u2033¢]"
 _ITEM = re.compile(rf"\s*({_AMOUNT})\s*({_UNIT_WORDS})\s*")
 _LABELLED = re.compile(
     rf"\s*([^\W\d_][^\W_]+(?:\s[^\W\d_]+){{0,3}})\s*[:=]?\s*({_AMOUNT})\s*([^\W\d_]*)\s*(?:[,;&]|\band\b|$)"
@@ -83,8 +89,35 @@ _JOIN = re.compile(
 )
 _LAST_JOIN = re.compile(r"\s*[,;&]?\s*(?:and|그리고|와|과|및|하고|랑|이랑|und|et|y)?\s*$")
 _NOT_UNITS = frozenset(
-    "e pi sqrt root x y z i more less than to times of plus minus mod modulo sin cos tan log ln or "
-    "if is are".split()
+    [
+        "e",
+        "pi",
+        "sqrt",
+        "root",
+        "x",
+        "y",
+        "z",
+        "i",
+        "more",
+        "less",
+        "than",
+        "to",
+        "times",
+        "of",
+        "plus",
+        "minus",
+        "mod",
+        "modulo",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "or",
+        "if",
+        "is",
+        "are",
+    ]
 )
 
 
@@ -95,7 +128,7 @@ def read_quantity(text: str) -> str | None:
     """
     if text.casefold().strip('" ') in _NAMED_TIMES:
         return _NAMED_TIMES[text.casefold().strip('" ')]
-    if not re.search(r"\d", text) or len(text) > 400:  # noqa: PLR2004  # no sentence is a quantity
+    if not re.search(r"\d", text) or len(text) > 400:  # no sentence is a quantity
         return None
     plain = " ".join(text.replace('"', " ").replace("°", " ° ").casefold().split()).strip(
         "()[]{} ."
@@ -153,7 +186,7 @@ def _ratio(plain: str) -> str | None:
 def _listed(plain: str) -> str | None:
     """Amounts with units, as in "2 hours 30 minutes" or "3 dogs and 4 cats"."""
     items = _items(plain)
-    if len(items) < 2:  # noqa: PLR2004  # a single one loses its unit
+    if len(items) < 2:  # a single one loses its unit
         return None
     families = {_UNITS[unit][0] if unit in _UNITS else "" for _, unit in items}
     units = [unit for _, unit in items]
@@ -207,13 +240,13 @@ def _labelled(plain: str) -> str | None:
 
 def _amount(text: str) -> Fraction | None:
     try:
-        return Fraction(text) if len(text) < 40 else None  # noqa: PLR2004  # no count of things
+        return Fraction(text) if len(text) < 40 else None  # no count of things
     except ZeroDivisionError:
         return None
 
 
 def _singular(unit: str) -> str:
-    return unit.removesuffix("s") if len(unit) > 3 and not unit.endswith("ss") else unit  # noqa: PLR2004
+    return unit.removesuffix("s") if len(unit) > 3 and not unit.endswith("ss") else unit
 
 
 _READERS = (_time, _date, _ratio, _listed, _labelled)

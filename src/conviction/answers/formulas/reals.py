@@ -33,6 +33,7 @@ class Bound:
 
     @property
     def place(self) -> tuple[float, bool]:
+        """Where it is in the order of bounds."""
         return self.number, self.after
 
 

@@ -87,9 +87,56 @@ _CONDITION = re.compile(
     r"|[\s,(]+([a-z]\s*\\in\s*\\[RZNQC]\s*\)?|\w\s+(?:is|are)\s[^()]*\))$"
 )
 _DOMAIN = frozenset(
-    "for all any every each some real reals integer integers natural rational complex number numbers "
-    "constant constants value values arbitrary fixed is are in of the and where be positive "
-    "a an nonnegative with forall 은 는 이 가 단 상수 실수 정수 임의의 상수이다 실수이다 정수이다 상수입니다".split()
+    [
+        "for",
+        "all",
+        "any",
+        "every",
+        "each",
+        "some",
+        "real",
+        "reals",
+        "integer",
+        "integers",
+        "natural",
+        "rational",
+        "complex",
+        "number",
+        "numbers",
+        "constant",
+        "constants",
+        "value",
+        "values",
+        "arbitrary",
+        "fixed",
+        "is",
+        "are",
+        "in",
+        "of",
+        "the",
+        "and",
+        "where",
+        "be",
+        "positive",
+        "a",
+        "an",
+        "nonnegative",
+        "with",
+        "forall",
+        "은",
+        "는",
+        "이",
+        "가",
+        "단",
+        "상수",
+        "실수",
+        "정수",
+        "임의의",
+        "상수이다",
+        "실수이다",
+        "정수이다",
+        "상수입니다",
+    ]
 )
 _PROSE = re.compile(r"(?:[^\W_]|[\s.,;'\"&]|(?<=[^\W\d_])[-:](?=[^\W\d_\s]))*")
 _WORD = re.compile(r"[가-힣]+(?=[은는이가]\b)|[A-Za-z](?=[은는이가])|\w+|[^\w\s\"\\(){},]+")
@@ -189,14 +236,14 @@ def _matrix(kind: str, inside: str, depth: int) -> Form:
     return collection(Shape.MATRIX, parts, name, "")
 
 
-def _words(text: str, depth: int = 0) -> Form | None:
+def _words(text: str, depth: int = 0) -> Form | None:  # noqa: PLR0911  # one for each case
     """Words: a quoted text, or letters that are not the name of anything in a formula."""
     del depth
     unquoted = text.replace('"', " ").strip("() '")
     if _CAPITALS.fullmatch(unquoted) and not known_word(unquoted):
         return words(unquoted.casefold())  # "HTH" is a sequence
     plain = _LETTERS.fullmatch(unquoted) and re.search(r"[^\W\d_]{2}", unquoted)
-    wholly_quoted = text[:1] == '"' and text.count('"') == 2 and text.endswith('"')  # noqa: PLR2004
+    wholly_quoted = text[:1] == '"' and text.count('"') == 2 and text.endswith('"')
     if not plain and not (wholly_quoted and len(unquoted) > 1 and not re.search(r"[=\d]", text)):
         return None
     pieces = unquoted.split()
@@ -204,7 +251,7 @@ def _words(text: str, depth: int = 0) -> Form | None:
         return None
     folded = fold_words(unquoted)
     separators = {"and", "or", "또는", "그리고"}
-    if '"' not in text and separators & set(folded.split()) and all(len(p) < 4 for p in pieces):  # noqa: PLR2004
+    if '"' not in text and separators & set(folded.split()) and all(len(p) < 4 for p in pieces):
         return None  # "x or y", "A and B"
     if folded in {"empty set", "no solution", "no solutions", "없음", "해가 없다", "공집합"}:
         return form_of(())
@@ -236,7 +283,7 @@ def _residue(part: Form, size: object) -> Form:
 def _list(text: str, depth: int) -> Form | None:
     marked = _WORD_SEPARATOR.sub(lambda m: ' "or" ' if m[1] or m[2] else ' "and" ', text)
     items = [item for item in split(marked, _SEPARATORS) if item]
-    if len(items) < 2:  # noqa: PLR2004  # not a list
+    if len(items) < 2:  # not a list
         return _read(items[0], depth + 1) if items and items[0] != text else None
     if unlike := _UNLIKE.match(items[0]):
         # "x \ne 2, 3"
@@ -266,7 +313,7 @@ def _joined(forms: list[Form], text: str, depth: int, *, any_of: bool) -> Form |
 
 
 def _approximation(text: str, depth: int) -> Form | None:
-    r""" "2\sqrt{3} \approx 3.46" is exact on the left, "x \approx 3.46" says nothing there."""
+    r"""The left of "2\sqrt{3} \approx 3.46", which is exact, but the right of "x \approx 3.46"."""
     exactly, *rounded = split(text, _APPROX)
     if not rounded:
         return None
@@ -325,20 +372,22 @@ def _set_operation(text: str, depth: int) -> Form | None:
     return collection(Shape.TUPLE, parts, f"{' '.join(operations)} of ", "")
 
 
-def _reals(form: Form):  # type: ignore[no-untyped-def]
+def _reals(form: Form) -> Intervals | None:
     """The set of real numbers that stands in a union: here, a pair is an open interval."""
-    if form.shape is Shape.TUPLE and len(form.parts) == 2 and form.key.startswith("("):  # noqa: PLR2004
-        return interval("(", *form.parts, ")")
+    if form.shape is Shape.TUPLE and len(form.parts) == 2 and form.key.startswith("("):
+        return interval("(", form.parts[0], form.parts[1], ")")
     return intervals_of(form)
 
 
-def _bracketed(opening: str, inside: str, closing: str, depth: int) -> Form | None:
+def _bracketed(  # noqa: PLR0911  # one for each pair of brackets
+    opening: str, inside: str, closing: str, depth: int
+) -> Form | None:
     if opening in {r"\lfloor", r"\lceil"}:
         return None
     items = split(inside, frozenset({",", ";"}))
     if opening == r"\{":
         condition = split(inside, frozenset({"|", ":"}))
-        if len(condition) == 2 and _NAMED_ELEMENT.fullmatch(condition[0]):  # noqa: PLR2004  # "{x | x > 2}"
+        if len(condition) == 2 and _NAMED_ELEMENT.fullmatch(condition[0]):  # "{x | x > 2}"
             return _read(condition[1], depth + 1)
     if opening == r"\{" or (opening == "{" and len(items) > 1):
         parts = [form for item in items if (form := _read(item, depth + 1))]
@@ -348,8 +397,8 @@ def _bracketed(opening: str, inside: str, closing: str, depth: int) -> Form | No
     if len(items) == 1:
         return _read(inside, depth + 1)
     parts = [form for item in items if (form := _read(item, depth + 1))]
-    if len(parts) == 2 and (opening, closing) != ("(", ")") and opening != r"\langle":  # noqa: PLR2004
-        if (found := interval(opening, *parts, closing)) is not None and found:
+    if len(parts) == 2 and (opening, closing) != ("(", ")") and opening != r"\langle":
+        if found := interval(opening, parts[0], parts[1], closing):
             return form_of(found)
         return collection(Shape.TUPLE, parts, opening, closing)
     return collection(Shape.TUPLE, parts, "(", ")")

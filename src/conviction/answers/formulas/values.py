@@ -8,10 +8,10 @@ they tell sqrt(x^2) = |x| from x.
 Work is counted in steps and not in seconds, so that no verdict depends on the machine.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from fractions import Fraction
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
@@ -48,7 +48,7 @@ _LOCK = Lock()
 
 
 @contextmanager
-def one_answer() -> Iterator[None]:
+def one_answer() -> Generator[None]:
     """All formulas that are calculated within it share `MOST_STEPS`."""
     token = _STEPS.set(_Steps())
     try:
@@ -210,7 +210,8 @@ class _Evaluation:
         self._steps = steps
         self._integrating = 0
 
-    def value(self, node: Node) -> Any:
+    def value(self, node: Node) -> Any:  # noqa: PLR0911  # one for each kind of node
+        """The value of a formula; an ArithmeticError where it has none."""
         self._steps.take()
         match node:
             case Fraction():
@@ -225,7 +226,7 @@ class _Evaluation:
                 values = [self.value(term) for term in terms]
                 total = sum(values)
                 # What is left by cancellation beyond all digits is zero.
-                rounding = max(map(abs, values)) * self._mp.mpf(10) ** -45
+                rounding: Any = max(abs(value) for value in values) * self._mp.mpf(10) ** -45
                 return total if abs(total) > rounding else self._mp.mpf(0)
             case Call(function, arguments):
                 if function in _BINDING:
@@ -248,8 +249,8 @@ class _Evaluation:
             if self._integrating and self._mp.re(power * self._mp.log(value)) < 0:
                 return self._mp.mpf(0)  # far out, where nothing adds to an integral
             raise TooLargeError
-        odd_root = isinstance(exponent, Fraction) and exponent.denominator % 2
-        if odd_root and not value.imag and value < 0:
+        real = not value.imag and value < 0
+        if real and isinstance(exponent, Fraction) and exponent.denominator % 2:
             # The cube root of -8 is -2.
             root = (-value) ** power
             return -root if exponent.numerator % 2 else root
@@ -322,6 +323,14 @@ def _plain(name: str) -> Callable[[Any, Any], Any]:
     return lambda mp, value: getattr(mp, name)(value)
 
 
+def _absolute(mp: Any, value: Any) -> Any:
+    return mp.mpf(abs(value))
+
+
+def _binomial(mp: Any, above: Any, below: Any) -> Any:
+    return mp.binomial(above, below)
+
+
 _GROWING = frozenset({"factorial", "binom", "exp", "sinh", "cosh", "tanh"})
 _COSTLY = frozenset({"factorial", "binom"})
 _STEADY = frozenset({"abs", "floor", "ceil", "ln", "log", "arctan"})
@@ -333,9 +342,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"arc{name}": _plain(f"a{name}") for name in ("sin", "cos", "tan")},
     "ln": _plain("log"),
     "log": _log,
-    "abs": lambda mp, value: mp.mpf(abs(value)),
+    "abs": _absolute,
     "floor": _rounded(up=False),
     "ceil": _rounded(up=True),
     "factorial": _plain("factorial"),
-    "binom": lambda mp, above, below: mp.binomial(above, below),
+    "binom": _binomial,
 }
