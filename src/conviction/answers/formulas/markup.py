@@ -167,7 +167,8 @@ def clean(answer: str) -> str:
         text = text.replace("\\\\", r"\cr ")
     else:
         # Some models escape every backslash twice.
-        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text).replace("\\\\", " ")
+        text = re.sub(r"\\\\(?=[A-Za-z]{2}|[{}])", r"\\", text)
+        text = text.replace("\\\\", " ; " if text.count("=") > 1 else " ")
     text = _STARRED.sub(r"\\\1{\2}", _without_bold(text))
     text = _DOTLESS.sub(r" \1 ", text.replace('"', " "))
     text = _TEXT.sub(_quoted, _nested_style(text))

@@ -7,7 +7,7 @@ from functools import partial
 from conviction.answers.formulas.parsing import exact, known_word
 
 _CURRENCY = (
-    r"(?:(?:US|CA|AU|HK|NT|NZ|A|C|R|S)?\$|[€£¥₩₹₽₫฿₺₴₱₪₦]|Rs\.?(?=\s*-?[\d.])|"
+    r"(?:\$|[€£¥₩₹₽₫฿₺₴₱₪₦]|Rs\.?(?=\s*-?[\d.])|"
     r"(?:USD|EUR|GBP|JPY|KRW|INR|CNY|RMB|CHF|CAD|AUD|SGD|HKD|MXN|BRL|US)(?![A-Za-z]))"
 )
 _CURRENCY_BEFORE = re.compile(rf'^(-?)\s*"?\s*{_CURRENCY}\s*"?\s*(?=[-+\d.])')
@@ -16,6 +16,7 @@ _ABBREVIATED = re.compile(
     rf"(?<![A-Za-z])\\?{_CURRENCY}\s*(\d[\d,]*(?:\.\d+)?)\s*([kKMBT]|bn|mn)n?(?![A-Za-z]|\s*[-+*/^=_\\$(])"
 )
 _FEET = re.compile(r"(?<!\d)(\d{1,3})\s?['\u2019\u2032]\s?(\d{1,2})\s?(?:[\"\u201d\u2033]|'')")
+_DOLLARS = re.compile(r"(?<![A-Za-z])(?:US|CA|AU|HK|NT|NZ|A|C|R|S)\\?\$(?=\s?\d)")
 _IN_SHORT = re.compile(r"(-?\d+(?:\.\d+)?)\s*([kKMB]|bn|mn)")
 _BRACKETS = re.compile(r"([(){}\[\]])")
 _DEPTH = {**dict.fromkeys("({[", 1), **dict.fromkeys(")}]", -1)}
@@ -124,6 +125,7 @@ _SIGN = re.compile(r"^(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
 def abbreviated(answer: str) -> str:
     """Money in thousands and millions written out: "$1.2M" becomes "1.2e6"."""
     answer = _FEET.sub(r"\1 feet \2 inches", answer)
+    answer = _DOLLARS.sub("$", answer)
     return _ABBREVIATED.sub(
         lambda m: f"{m[1].replace(',', '')}e{_ABBREVIATIONS[m[2].upper()]}", answer
     )

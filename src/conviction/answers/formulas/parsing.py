@@ -142,6 +142,8 @@ class _Parser:
         node = self.atom()
         while True:
             if self.accept("!"):
+                if self.next == "!":
+                    return _refuse()  # every second factor, which is not the factorial twice
                 node = _factorial(node)
             elif self.accept("°"):
                 # A right angle is 90 by itself, and half of pi within a function of angles.

@@ -205,6 +205,9 @@ def _items(plain: str) -> list[tuple[Fraction, str]]:
     position = 0
     while position < len(plain):
         item = _ITEM.match(plain, position)
+        last = _LAST_AMOUNT.fullmatch(plain, position)
+        if item is None and last and found and all(unit in _UNITS for _, unit in found):
+            return [*found, (Fraction(last[1]), "more")]  # "2 hours 15"
         if item is None:
             return []
         words = _JOINED.sub("", item[2]).strip()
@@ -221,6 +224,7 @@ def _items(plain: str) -> list[tuple[Fraction, str]]:
     return found
 
 
+_LAST_AMOUNT = re.compile(r"\s*(\d{1,9})")
 _JOINED = re.compile(r"(?:\s+(?:and|und|et|y|그리고|및)|(?<=[가-힣])(?:와|과|하고|이랑|랑))$")
 
 

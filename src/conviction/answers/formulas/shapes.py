@@ -64,7 +64,7 @@ _MATRIX = re.compile(r"\\begin\{((?:[pbvBV]|small)?matrix|array)\}(?:\{[^{}]*\})
 _ROWS = re.compile(
     r"\\begin\{(cases|aligned|align\*?|gathered|split|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}"
 )
-_NAMED_ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\[RZNQ])?")
+_NAMED_ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\R)?")
 _BASED = re.compile(r'(\d[\dA-Z]*)\s*_\s*\{?\s*"?\s*(\w+)\s*"?\s*\}?')
 _LETTERS = re.compile(r"[^\W\d_]+(?:(?:\s|[-'.&]|\. )[^\W\d_]+)*")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
@@ -142,6 +142,9 @@ _PROSE = re.compile(r"(?:[^\W_]|[\s.,;'\"&]|(?<=[^\W\d_])[-:](?=[^\W\d_\s]))*")
 _WORD = re.compile(r"[가-힣]+(?=[은는이가]\b)|[A-Za-z](?=[은는이가])|\w+|[^\w\s\"\\(){},]+")
 _APPROX = frozenset({r"\approx"})
 _EQUALS = frozenset({"=", r"\in", r"\equiv"})
+# "x=1 y=2"
+_ASSIGNMENT = re.compile(r"[A-Za-z](?:_\w+)?\s?=\s?[^\s=]+")
+_ASSIGNMENTS = re.compile(rf"{_ASSIGNMENT.pattern}(?: {_ASSIGNMENT.pattern})+")
 _UNLIKE = re.compile(r"[A-Za-z]\s*\\ne(?![A-Za-z])\s*")
 _SET_OPERATIONS = frozenset({r"\cup", r"\cap", r"\setminus", '"U"'})
 _SETS = frozenset({Shape.SET, Shape.REALS})
@@ -329,6 +332,8 @@ def _relation(text: str, depth: int) -> Form | None:
     if len(split(text, COMPARISONS)) > 1:
         return read_comparison(text, lambda side: _read(side, depth + 1))
     sides = [side for side in split(text, _EQUALS) if side]
+    if len(sides) > 2 and _ASSIGNMENTS.fullmatch(text):
+        return _read(", ".join(_ASSIGNMENT.findall(text)), depth + 1)
     if len(sides) > 1:
         return read_equation(sides, lambda side: _read(side, depth + 1))
     return _read(sides[0], depth + 1) if sides and sides[0] != text else None
@@ -367,8 +372,8 @@ def _set_operation(text: str, depth: int) -> Form | None:
                 found = intersection((found, other if operation == r"\cap" else complement(other)))
         return form_of(found)
     parts = [form for form in forms if form]
-    if set(operations) <= {r"\cup"}:
-        return collection(Shape.SET, parts, "union of ", "")
+    if len(set(operations)) == 1 and operations[0] != r"\setminus":
+        return collection(Shape.SET, parts, f"{operations[0]} of ", "")
     return collection(Shape.TUPLE, parts, f"{' '.join(operations)} of ", "")
 
 
@@ -387,8 +392,8 @@ def _bracketed(  # noqa: PLR0911  # one for each pair of brackets
     items = split(inside, frozenset({",", ";"}))
     if opening == r"\{":
         condition = split(inside, frozenset({"|", ":"}))
-        if len(condition) == 2 and _NAMED_ELEMENT.fullmatch(condition[0]):  # "{x | x > 2}"
-            return _read(condition[1], depth + 1)
+        if len(condition) == 2:
+            return _described(condition[0], condition[1], depth)
     if opening == r"\{" or (opening == "{" and len(items) > 1):
         parts = [form for item in items if (form := _read(item, depth + 1))]
         if len(parts) == 1 and (not depth or opening == "{") and parts[0].shape not in _SETS:
@@ -402,6 +407,15 @@ def _bracketed(  # noqa: PLR0911  # one for each pair of brackets
             return form_of(found)
         return collection(Shape.TUPLE, parts, opening, closing)
     return collection(Shape.TUPLE, parts, "(", ")")
+
+
+def _described(element: str, condition: str, depth: int) -> Form | None:
+    """A set by what its elements have in common: "{x | x > 2}" is "x > 2"."""
+    form = _read(condition, depth + 1)
+    if form is None or _NAMED_ELEMENT.fullmatch(element):
+        return form
+    key = opened(f"set of {''.join(element.split())} where {form.key}", (form,))
+    return Form(Shape.OTHER, key)
 
 
 def leaf(text: str) -> Form:
