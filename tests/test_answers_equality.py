@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conviction.answers import AnswerKind, Grouping, is_correct, kind
+from conviction.answers.formulas import values
+from conviction.answers.formulas.algebra import Node
 
 pytest.importorskip("mpmath", reason="mpmath (extra `math`) is not installed")
 
@@ -90,7 +92,7 @@ def test_equality_is_the_same_in_both_directions_and_transitive(name: str) -> No
                 assert all(equal[b, c] is equal[a, c] for c in texts), (a, b)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_text_of_characters_from_the_tables_breaks_a_kind(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(KINDS))
@@ -247,6 +249,27 @@ def test_a_condition_of_all_numbers_is_dropped_and_any_other_one_counts() -> Non
     assert same("f(x)=3x", r"f(x)=3x \text{ for all real } x", "3x, where x is a real number")
     assert not same("3x where x is odd", "3x where x is even")
     assert not same(r"3x \text{ for all } x>0", r"3x \text{ for all } x<0")
+
+
+def test_each_answer_is_read_and_each_formula_calculated_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calculated: list[object] = []
+    key_of = values.key_of
+
+    def counted(node: Node) -> str:
+        calculated.append(node)
+        return key_of(node)
+
+    monkeypatch.setattr(values, "key_of", counted)
+    formulas = [rf"{n}+\sqrt{{{n}x}}" for n in range(2, 34)]
+    numbers = [f"{n % 40} apples" for n in range(448)]
+    grouping = Grouping(kind("math"))
+    answers = formulas * 2 + numbers
+    assert len(answers) == 512
+    found = {grouping.classify(text).key for text in answers}
+    assert len(found) == 32 + 40
+    assert len(calculated) == 32
 
 
 TOWERS = [

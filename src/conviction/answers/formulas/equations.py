@@ -69,8 +69,8 @@ def read_equation(  # noqa: PLR0911  # one for each case
     if one.node is None or other.node is None:
         key = opened("=".join(sorted((one.key, other.key))), (one, other))
         return Form(Shape.RELATION, key)
-    if one.number is not None and other.number is not None:
-        return other
+    if not names(one.node) and not names(other.node):
+        return other  # a calculation
     return _equation(add([one.node, multiply([Fraction(-1), other.node])]))
 
 

@@ -1,7 +1,7 @@
 """Answers as they were read: each has a key, and answers with equal keys are equal."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 
@@ -16,6 +16,9 @@ OPEN = (UNREAD, NOT_CALCULATED)
 
 INFINITY = Name(r"\infty")
 MINUS_INFINITY = Product(Fraction(-1), (INFINITY,))
+
+
+EITHER_SIGN = "either sign"
 
 
 class Shape(StrEnum):
@@ -41,7 +44,7 @@ class Form:
         parts: The elements of tuples, sets and matrices.
         node: The formula of numbers and expressions.
         name: What the answer was assigned to: "x" in "x = 5".
-        value: A set of real numbers, as `reals` has it.
+        value: A set of real numbers, as `reals` has it; `EITHER_SIGN` for two numbers by one sign.
     """
 
     shape: Shape
@@ -93,7 +96,10 @@ def words(text: str) -> Form:
 
 def collection(shape: Shape, parts: Sequence[Form], opening: str, closing: str) -> Form:
     """Parts between brackets; those of a set are sorted, and stay as often as they stand there."""
-    ordered = sorted(parts, key=lambda part: part.key) if shape is Shape.SET else list(parts)
+    ordered = list(parts)
+    if shape is Shape.SET:
+        pairs = [part.parts if part.value == EITHER_SIGN else (part,) for part in parts]
+        ordered = sorted((part for pair in pairs for part in pair), key=lambda part: part.key)
     key = opened(f"{opening}{', '.join(part.key for part in ordered)}{closing}", ordered)
     return Form(shape, key, tuple(ordered))
 
@@ -101,6 +107,11 @@ def collection(shape: Shape, parts: Sequence[Form], opening: str, closing: str) 
 def several(parts: Sequence[Form]) -> Form:
     """A list of answers: a set, or its only element."""
     return parts[0] if len(parts) == 1 else collection(Shape.SET, parts, "{", "}")
+
+
+def either_sign(parts: Sequence[Form]) -> Form:
+    r"""Both of "1 \pm 2", which are two elements of a set in which it stands."""
+    return replace(several(parts), value=EITHER_SIGN)
 
 
 def opened(key: str, parts: Iterable[Form]) -> str:

@@ -80,6 +80,8 @@ _QUOTED = (
     rf'\\frac\s*\{{\s*"[^"]*"\s*\}}\s*\{{\s*"[^"]*"{_POWER}\s*\}})'
 )
 _QUOTED_END = re.compile(rf"(?:\s*(?:/|\\cdot)?\s*{_QUOTED})+$")
+# "550gallons", but neither "2sinxcosx" nor the product "2abcd"
+_JOINED_UNIT = re.compile(r"(?<=[\d})])(?![a-z]*(?:sin|cos|tan|log|sqrt|exp))[a-z]{5,}$")
 _UNIT_END = re.compile(
     r"(?:(?<=[\d})°])|(?<=\\pi))(?:\s*(?:[kcm]m|[km]g|ml|ft|in|mi|min|hrs?|mph|kph|cents?|dollars?|"
     r"degrees?|units?|inches|inch|feet|foot|miles?|meters?|hours?|minutes?|seconds?|sec|years?|"
@@ -124,6 +126,9 @@ _SIGN = re.compile(r"^(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
 
 def abbreviated(answer: str) -> str:
     """Money in thousands and millions written out: "$1.2M" becomes "1.2e6"."""
+    inside = answer.strip().removeprefix("$").removesuffix("$")
+    if len(answer.strip()) == len(inside) + 2 and "$" not in inside:
+        answer = inside  # a formula between its delimiters
     answer = _FEET.sub(r"\1 feet \2 inches", answer)
     answer = _DOLLARS.sub("$", answer)
     return _ABBREVIATED.sub(
@@ -235,6 +240,7 @@ def bare_number(text: str) -> str:
     head, tail = text[:start], text[start:]
     if head.count('"') % 2:
         return text  # the middle of a quoted text is not a unit
+    tail = _JOINED_UNIT.sub("", tail)
     tail = _TEMPERATURE.sub("", _without_percent(_CURRENCY_AFTER.sub("", tail)))
     quoted = _QUOTED_END.search(tail)
     if quoted and _ENDS_NUMBER.search(tail[: quoted.start()]) and _unit(quoted[0]):

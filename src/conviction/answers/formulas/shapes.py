@@ -4,6 +4,7 @@ What is read generously, since all traces answer the same question:
 
 - a unit, a currency, a degree sign and a percent sign are left out of single numbers: "15 cm^2" and
   "\$15" are 15, "50%" is 50 and not 0.5;
+- so is the base of a number: "52_8" is 52, as many write it, and so is "52_9";
 - "x = 5" is 5, "x \in (0, 1)" is (0, 1), and a chain "a = b = 5" is its last part;
 - a list is a set, in which elements count as often as they stand there; a pair in parentheses keeps
   its order;
@@ -13,6 +14,7 @@ Everything else is exact: 0.333 is not 1/3.
 """
 
 import re
+from fractions import Fraction
 
 from conviction.answers.formulas.equations import (
     COMPARISONS,
@@ -21,11 +23,13 @@ from conviction.answers.formulas.equations import (
     system,
 )
 from conviction.answers.formulas.forms import (
+    EITHER_SIGN,
     NOT_CALCULATED,
     UNREAD,
     Form,
     Shape,
     collection,
+    either_sign,
     expression,
     opened,
     several,
@@ -145,6 +149,7 @@ _EQUALS = frozenset({"=", r"\in", r"\equiv"})
 # "x=1 y=2"
 _ASSIGNMENT = re.compile(r"[A-Za-z](?:_\w+)?\s?=\s?[^\s=]+")
 _ASSIGNMENTS = re.compile(rf"{_ASSIGNMENT.pattern}(?: {_ASSIGNMENT.pattern})+")
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
 _UNLIKE = re.compile(r"[A-Za-z]\s*\\ne(?![A-Za-z])\s*")
 _SET_OPERATIONS = frozenset({r"\cup", r"\cap", r"\setminus", '"U"'})
 _SETS = frozenset({Shape.SET, Shape.REALS})
@@ -156,6 +161,8 @@ _LINES: dict[str, Intervals] = {
 
 def read(answer: str) -> Form:
     """Read any text; what cannot be read has a key that says so, and nothing is ever raised."""
+    if _WHOLE.fullmatch(answer):
+        return expression(Fraction(answer))  # the most frequent answer needs no more
     if len(answer) > MOST_CHARACTERS:
         return Form(Shape.OTHER, UNREAD + " ".join(answer.split()))
     try:
@@ -346,15 +353,12 @@ def _structure(text: str, depth: int) -> Form | None:
         return form_of(())
     if form := _set_operation(text, depth):
         return form
-    if r"\pm" in text or r"\mp" in text:
+    found = enclosed(text)
+    if (r"\pm" in text or r"\mp" in text) and not (found and found[0] == r"\{"):
         above, below = text.replace(r"\pm", "+"), text.replace(r"\pm", "-")
         signs = (above.replace(r"\mp", "-"), below.replace(r"\mp", "+"))
-        return several([form for sign in signs if (form := _read(sign, depth + 1))])
-    if found := enclosed(text):
-        form = _bracketed(*found, depth)
-        if form:
-            return form
-    return leaf(text)
+        return either_sign([form for sign in signs if (form := _read(sign, depth + 1))])
+    return (_bracketed(*found, depth) if found else None) or leaf(text)
 
 
 def _set_operation(text: str, depth: int) -> Form | None:
@@ -396,8 +400,9 @@ def _bracketed(  # noqa: PLR0911  # one for each pair of brackets
             return _described(condition[0], condition[1], depth)
     if opening == r"\{" or (opening == "{" and len(items) > 1):
         parts = [form for item in items if (form := _read(item, depth + 1))]
-        if len(parts) == 1 and (not depth or opening == "{") and parts[0].shape not in _SETS:
-            return parts[0]
+        alone = parts[0] if len(parts) == 1 and (not depth or opening == "{") else None
+        if alone and (alone.name or alone.shape not in _SETS or alone.value == EITHER_SIGN):
+            return alone  # "{5}", "{x > 2}"
         return collection(Shape.SET, parts, "{", "}")
     if len(items) == 1:
         return _read(inside, depth + 1)
@@ -421,7 +426,9 @@ def _described(element: str, condition: str, depth: int) -> Form | None:
 def leaf(text: str) -> Form:
     """Read a single number, expression or word, cleaned by `markup.clean`."""
     if based := _BASED.fullmatch(text):
-        return words(f"{based.group(1)}_{{{based.group(2).casefold()}}}")
+        if not based[1].isdigit():
+            return words(based[1].casefold())
+        text = based[1]
     bare = bare_number(text)
     for candidate in dict.fromkeys((bare, text)):
         try:
