@@ -1,6 +1,7 @@
 """Numbers as answers, compared exactly."""
 
 import re
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 
@@ -67,8 +68,13 @@ def _decimal(number: Fraction) -> str:
 
 @lru_cache(4096)
 def _read(answer: str) -> Form:
-    if len(answer) > MOST_CHARACTERS:
-        return words(" ".join(answer.split()))
+    if len(answer) <= MOST_CHARACTERS:
+        with suppress(ArithmeticError, ValueError, RecursionError):
+            return _number(answer)
+    return words(" ".join(answer.split()) or "nothing")
+
+
+def _number(answer: str) -> Form:
     # Digits without thousands separators, and with a point before the decimals.
     text = fold(raised(answer)).strip()
     text = amount_in_short(abbreviated(text).strip("$"))

@@ -245,8 +245,8 @@ def _labelled(plain: str) -> str | None:
 def _amount(text: str) -> Fraction | None:
     try:
         return Fraction(text) if len(text) < 40 else None  # no count of things
-    except ZeroDivisionError:
-        return None
+    except (ValueError, ZeroDivisionError):
+        return None  # "0.5/3", "1/0"
 
 
 def _singular(unit: str) -> str:

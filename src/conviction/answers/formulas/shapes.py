@@ -146,7 +146,7 @@ _PROSE = re.compile(r"(?:[^\W_]|[\s.,;'\"&]|(?<=[^\W\d_])[-:](?=[^\W\d_\s]))*")
 _WORD = re.compile(r"[가-힣]+(?=[은는이가]\b)|[A-Za-z](?=[은는이가])|\w+|[^\w\s\"\\(){},]+")
 _APPROX = frozenset({r"\approx"})
 _EQUALS = frozenset({"=", r"\in", r"\equiv"})
-# "x=1 y=2"
+# As in "x=1 y=2", without a comma.
 _ASSIGNMENT = re.compile(r"[A-Za-z](?:_\w+)?\s?=\s?[^\s=]+")
 _ASSIGNMENTS = re.compile(rf"{_ASSIGNMENT.pattern}(?: {_ASSIGNMENT.pattern})+")
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
