@@ -91,36 +91,14 @@ _UNIT_END = re.compile(
     r"|\s+[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*|\s+[^\W\d_]{2}(?:\s+[^\W\d_]+)+|(?:st|nd|rd|th)\b.*)$"
 )
 _TEMPERATURE = re.compile(r'°\s*"?\s*[CFK]\s*"?$')
-_SAYS_MORE = frozenset(
-    [
-        "is",
-        "are",
-        "if",
-        "when",
-        "or",
-        "and",
-        "not",
-        "no",
-        "odd",
-        "even",
-        "prime",
-        "mod",
-        "modulo",
-        "undefined",
-        "positive",
-        "negative",
-        "than",
-        "times",
-        "where",
-        "for",
-        "such",
-        "each",
-        "because",
-        "with",
-        "i",
-    ]
+_MORE_WORDS = (
+    "is are if when or and not no odd even prime mod modulo undefined positive negative than "
+    "times where for such each because with i"
 )
-_PERCENT = re.compile(r'\s*(?:%|"?\s*(?:percent|per cent|퍼센트|프로|Prozent|por ciento)\s*"?)')
+_SAYS_MORE = frozenset(_MORE_WORDS.split())
+_PERCENT = re.compile(
+    r'\s*(?:%|"?\s*(?:percentage|percent|pct|per cent|퍼센트|프로|Prozent|por ciento)\s*"?)'
+)
 _SIGN = re.compile(r"^(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
 
 

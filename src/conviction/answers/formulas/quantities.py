@@ -88,37 +88,11 @@ _JOIN = re.compile(
     r"[,;&]?\s*(?:(?:and|또는|그리고|와|과|및|und|et|y)(?![^\W\d_])\s*)?|(?:와|과|하고|랑|이랑)\s*"
 )
 _LAST_JOIN = re.compile(r"\s*[,;&]?\s*(?:and|그리고|와|과|및|하고|랑|이랑|und|et|y)?\s*$")
-_NOT_UNITS = frozenset(
-    [
-        "e",
-        "pi",
-        "sqrt",
-        "root",
-        "x",
-        "y",
-        "z",
-        "i",
-        "more",
-        "less",
-        "than",
-        "to",
-        "times",
-        "of",
-        "plus",
-        "minus",
-        "mod",
-        "modulo",
-        "sin",
-        "cos",
-        "tan",
-        "log",
-        "ln",
-        "or",
-        "if",
-        "is",
-        "are",
-    ]
+_OTHER_WORDS = (
+    "e pi sqrt root x y z i more less than to times of plus minus mod modulo sin cos tan log "
+    "ln or if is are"
 )
+_NOT_UNITS = frozenset(_OTHER_WORDS.split())
 
 
 def read_quantity(text: str) -> str | None:

@@ -42,7 +42,8 @@ from conviction.answers.formulas.numerals import (
     joined_thousands,
     written_out,
 )
-from conviction.answers.formulas.parsing import MOST_CHARACTERS, UnreadableError, known_word, parse
+from conviction.answers.formulas.parsing import MOST_CHARACTERS, UnreadableError, parse
+from conviction.answers.formulas.prose import read_words, unread, without_condition
 from conviction.answers.formulas.quantities import read_quantity
 from conviction.answers.formulas.reals import (
     LINE,
@@ -70,13 +71,6 @@ _ROWS = re.compile(
 )
 _NAMED_ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\R)?")
 _BASED = re.compile(r'(\d[\dA-Z]*)\s*_\s*\{?\s*"?\s*(\w+)\s*"?\s*\}?')
-_LETTERS = re.compile(r"[^\W\d_]+(?:(?:\s|[-'.&]|\. )[^\W\d_]+)*")
-_CAPITALS = re.compile(r"[A-Z]{2,}")
-# "xy" and "pqr", but neither "no" nor "dry".
-_PRODUCT = re.compile(
-    r"[^\Waeiou_]{1,2}|[^\Waeiouy_]{3}|ab|abc|ac|a[xyz]|[xyz]a|abx|xyz|abcd",
-    re.ASCII | re.IGNORECASE,
-)
 _ASIDE = re.compile(
     r"\s*\(\s*(?:=|\\approx|approx|about|i\.?e)[^()]*\)$"
     r"|(?<=\d)\s+\([^\W\d_]{2,}[^()\d+*/^=]*\)$"
@@ -86,70 +80,18 @@ _MODULUS = re.compile(
     r'\s*(?:\\pmod|\\bmod|\\mod|\(\s*\\?[bp]?mod|\(\s*"mod"|"?\(?\s*(?<![A-Za-z])modulo|(?<![A-Za-z])mod(?![A-Za-z])|"mod")'
     r'\s*"?\s*\{?\s*(.+?)\s*\}?\s*"?\s*\)?$'
 )
-_CONDITION = re.compile(
-    r'(?:\s|,|"|\()+((?:for|where|if|\\forall|with|단,)(?![A-Za-z]).*)$'
-    r"|[\s,(]+([a-z]\s*\\in\s*\\[RZNQC]\s*\)?|\w\s+(?:is|are)\s[^()]*\))$"
-)
-_DOMAIN = frozenset(
-    [
-        "for",
-        "all",
-        "any",
-        "every",
-        "each",
-        "some",
-        "real",
-        "reals",
-        "integer",
-        "integers",
-        "natural",
-        "rational",
-        "complex",
-        "number",
-        "numbers",
-        "constant",
-        "constants",
-        "value",
-        "values",
-        "arbitrary",
-        "fixed",
-        "is",
-        "are",
-        "in",
-        "of",
-        "the",
-        "and",
-        "where",
-        "be",
-        "positive",
-        "a",
-        "an",
-        "nonnegative",
-        "with",
-        "forall",
-        "은",
-        "는",
-        "이",
-        "가",
-        "단",
-        "상수",
-        "실수",
-        "정수",
-        "임의의",
-        "상수이다",
-        "실수이다",
-        "정수이다",
-        "상수입니다",
-    ]
-)
-_PROSE = re.compile(r"(?:[^\W_]|[\s.,;'\"&]|(?<=[^\W\d_])[-:](?=[^\W\d_\s]))*")
-_WORD = re.compile(r"[가-힣]+(?=[은는이가]\b)|[A-Za-z](?=[은는이가])|\w+|[^\w\s\"\\(){},]+")
 _APPROX = frozenset({r"\approx"})
 _EQUALS = frozenset({"=", r"\in", r"\equiv"})
 # As in "x=1 y=2", without a comma.
 _ASSIGNMENT = re.compile(r"[A-Za-z](?:_\w+)?\s?=\s?[^\s=]+")
 _ASSIGNMENTS = re.compile(rf"{_ASSIGNMENT.pattern}(?: {_ASSIGNMENT.pattern})+")
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
+_QUOTED_NUMBER = re.compile(r'"[^"]*\d[^"]*"')
+_ALL_BUT = re.compile(
+    r'"?(?:all|any)\s+reals?(?:\s+numbers?)?\s+(?:except|other than|excluding|but)(?:\s+for)?"?'
+    r"\s+(.+)",
+    re.IGNORECASE,
+)
 _UNLIKE = re.compile(r"[A-Za-z]\s*\\ne(?![A-Za-z])\s*")
 _SET_OPERATIONS = frozenset({r"\cup", r"\cap", r"\setminus", '"U"'})
 _SETS = frozenset({Shape.SET, Shape.REALS})
@@ -166,7 +108,7 @@ def read(answer: str) -> Form:
     if len(answer) > MOST_CHARACTERS:
         return Form(Shape.OTHER, UNREAD + " ".join(answer.split()))
     try:
-        text, condition = _without_condition(written_out(clean(abbreviated(answer))))
+        text, condition = without_condition(written_out(clean(abbreviated(answer))))
         while (found := enclosed(text)) and found[0] == "{" and ", " not in found[1]:
             text = found[1]
         with one_answer():
@@ -178,24 +120,7 @@ def read(answer: str) -> Form:
     return Form(form.shape, f"{form.key} where {condition}") if condition else form
 
 
-def _without_condition(text: str) -> tuple[str, str]:
-    """Text without a condition at its end, and the condition unless it only says "for all"."""
-    found = _CONDITION.search(text)
-    if found is None or not text[: found.start()].strip(' "'):
-        return text, ""
-    said = found[1] or found[2]
-    rest = text[: found.start()].rstrip(' ,"(')
-    if rest.count('"') % 2:
-        rest += '"'
-    if all(
-        word in _DOMAIN or (len(word) == 1 and word.isalpha())
-        for word in _WORD.findall(said.lower())
-    ):
-        return rest, ""
-    return rest, " ".join(said.replace('"', " ").casefold().split()).strip(" )")
-
-
-def _read(text: str, depth: int = 0) -> Form | None:
+def _read(text: str, depth: int = 0) -> Form | None:  # noqa: PLR0911  # one for each case
     """What a text is; None if nothing is left of it."""
     text = _ASIDE.sub("", text).strip()
     if depth > _DEEPEST:
@@ -204,7 +129,12 @@ def _read(text: str, depth: int = 0) -> Form | None:
         return None
     if key := read_quantity(text):
         return words(key)
-    for reader in (_rows, _words, _congruence, _list, _approximation, _relation):
+    if _QUOTED_NUMBER.fullmatch(text):
+        return _read(text.strip('" '), depth + 1)
+    if (but := _ALL_BUT.fullmatch(text)) and (form := _read(but[1], depth + 1)):
+        some = intervals_of(form)
+        return words(fold_words(text)) if some is None else form_of(complement(some))
+    for reader in (_rows, _prose, _congruence, _list, _approximation, _relation):
         if form := reader(text, depth):
             return form
     return _structure(text, depth)
@@ -246,28 +176,9 @@ def _matrix(kind: str, inside: str, depth: int) -> Form:
     return collection(Shape.MATRIX, parts, name, "")
 
 
-def _words(text: str, depth: int = 0) -> Form | None:  # noqa: PLR0911  # one for each case
-    """Words: a quoted text, or letters that are not the name of anything in a formula."""
+def _prose(text: str, depth: int) -> Form | None:
     del depth
-    unquoted = text.replace('"', " ").strip("() '")
-    if _CAPITALS.fullmatch(unquoted) and not known_word(unquoted):
-        return words(unquoted.casefold())  # "HTH" is a sequence
-    plain = _LETTERS.fullmatch(unquoted) and re.search(r"[^\W\d_]{2}", unquoted)
-    wholly_quoted = text[:1] == '"' and text.count('"') == 2 and text.endswith('"')
-    if not plain and not (wholly_quoted and len(unquoted) > 1 and not re.search(r"[=\d]", text)):
-        return None
-    pieces = unquoted.split()
-    if '"' not in text and (all(map(known_word, pieces)) or _PRODUCT.fullmatch(unquoted)):
-        return None
-    folded = fold_words(unquoted)
-    separators = {"and", "or", "또는", "그리고"}
-    if '"' not in text and separators & set(folded.split()) and all(len(p) < 4 for p in pieces):
-        return None  # "x or y", "A and B"
-    if folded in {"empty set", "no solution", "no solutions", "없음", "해가 없다", "공집합"}:
-        return form_of(())
-    if folded in {"all real numbers", "all reals", "모든 실수", "real numbers"}:
-        return form_of(LINE)
-    return words(folded) if folded else None
+    return read_words(text)
 
 
 def _congruence(text: str, depth: int) -> Form | None:
@@ -438,10 +349,4 @@ def leaf(text: str) -> Form:
         except (ArithmeticError, RecursionError):
             # Too large to calculate, or undefined.
             return Form(Shape.OTHER, NOT_CALCULATED + "".join(candidate.split()))
-    return _words(text) or _unread(text)
-
-
-def _unread(text: str) -> Form:
-    if _PROSE.fullmatch(text):
-        return words(fold_words(text))
-    return Form(Shape.OTHER, UNREAD + re.sub(r"\s+(?=\W)|(?<=[^\w\s])\s+", "", text))
+    return read_words(text) or unread(text)
