@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from conviction.answers import kind
@@ -80,15 +81,18 @@ def main() -> None:
         for path in (sorted(argument.glob("*.jsonl")) if argument.is_dir() else [argument])
     ]
     answers = kind("math")
+    numbers = kind("number")
     total = wrong = read = misread = 0
     for path in paths:
         for gold in dict.fromkeys(golds(path)):
             key = answers.canonical(gold)
-            for text in dresses(gold):
+            kinds = (answers, numbers) if NUMBER.fullmatch(gold) else (answers,)
+            for text, compared in product(dresses(gold), kinds):
                 total += 1
-                if answers.canonical(text) != key:
+                found = compared.canonical(text)
+                if found != compared.canonical(gold):
                     wrong += 1
-                    print(f"{path.stem}: {gold!r} is not {text!r}: {answers.canonical(text)!r}")
+                    print(f"{path.stem}, {compared.name}: {gold!r} is not {text!r}: {found!r}")
             for sentence in SENTENCES:
                 read += 1
                 found = answers.extract(sentence.format(gold))

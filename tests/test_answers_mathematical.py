@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from conviction.answers import Grouping
 from conviction.answers.formulas.algebra import render
+from conviction.answers.formulas.forms import OPEN
 from conviction.answers.formulas.parsing import UnreadableError, parse
 from conviction.answers.mathematical import MathematicalAnswers
 
@@ -326,4 +327,66 @@ def test_answers_are_found_in_solutions_written_as_those_of_math_are(
         if not equal(answers, gold, answers.extract(solution(gold, end)) or "")
     ]
     assert len(golds) * len(ENDS) > 500
+    assert missed == []
+
+
+GOLDS = [
+    *("7", "-12", "3.5", "1,234", r"\frac{3}{7}", r"-\frac{11}{2}", r"2\sqrt{5}", r"\sqrt{13}"),
+    *(r"\frac{\sqrt{3}}{2}", r"6\pi", r"\frac{\pi}{4}", r"3+2i", r"x^2-5x+6", r"(x+1)(x-2)", "p-q"),
+    *(r"\left(3, \frac{\pi}{2}\right)", r"(-1, 4, 0)", "2, 3, 5", r"1 \pm \sqrt{19}", r"[0, 7)"),
+    *(
+        r"(-\infty, 2) \cup (5, \infty)",
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+        "90^\\circ",
+    ),
+    *(
+        "52_8",
+        r"\text{Evelyn}",
+        r"\text{(C)}",
+        "y = 2x + 3",
+        "x^2 + y^2 = 9",
+        r"\frac{x+2}{x-1}",
+        "2^{99}",
+    ),
+    *(
+        r"\cot x",
+        r"\log_2 5",
+        r"\binom{9}{4}",
+        r"e^{2}",
+        r"x \equiv 3 \pmod{7}",
+        r"0.\overline{27}",
+    ),
+]
+DRESSES = [
+    *("{}", "${}$", "$${}$$", r"\({}\)", r"\[{}\]", r"\boxed{{{}}}", r"$\boxed{{{}}}$", " {}. "),
+    *("**{}**", r"$\displaystyle {}$", "${}$.", r"\fbox{{{}}}", "{}\n", "`{}`", "${}$,"),
+]
+REWRITES = [
+    (r"\frac", r"\dfrac"),
+    (r"\left", ""),
+    (r"\pi", "π"),
+    (r"\infty", "∞"),
+    ("-", "\N{MINUS SIGN}"),
+    (r"\cup", "\N{UNION}"),
+    (" ", r"\,"),
+    ("pmatrix", "bmatrix"),
+    (r"\pm ", "±"),
+]
+
+
+@needs_mpmath
+def test_gold_answers_equal_themselves_in_every_dress(answers: MathematicalAnswers) -> None:
+    missed, total = list[str](), 0
+    for gold in [*GOLDS, *(form.replace("#", number) for form, number in product(FORMS, "38"))]:
+        key = answers.canonical(gold)
+        assert not key.startswith(OPEN), gold
+        spellings = {
+            gold,
+            *(gold.replace(old, new) for old, new in REWRITES if r"\right" not in gold),
+        }
+        for text in sorted(spellings):
+            total += len(DRESSES)
+            dressed = [dress.format(text) for dress in DRESSES]
+            missed += [one for one in dressed if answers.canonical(one) != key]
+    assert total > 2_500
     assert missed == []

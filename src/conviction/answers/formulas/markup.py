@@ -80,7 +80,7 @@ _ACCENT = re.compile(
 )
 _STARRED = re.compile(r"\\(begin|end)\{([a-z]+)\*\}")
 _DOTLESS = re.compile(r"\\([ij])math(?![A-Za-z])")
-_THOUSANDS = re.compile(r"(?<=\d) ?(?:\{ ?, ?\}|,\\!|\\[,!:;])\s*(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d) ?(?:\{ ?, ?\}|,\\!(?:\\[,!])*|\\[,!:;])\s*(?=\d{3}(?!\d))")
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (

@@ -21,7 +21,8 @@ _CONDITION = re.compile(
 _DOMAIN_WORDS = (
     "for all any every each some real reals integer integers natural rational complex number "
     "numbers constant constants value values arbitrary fixed is are in of the and where be "
-    "positive a an nonnegative with forall 은 는 이 가 단 상수 실수 정수 임의의 상수이다 실수이다 정수이다 상수입니다"
+    "positive a an nonnegative with forall "
+    "은 는 이 가 단 상수 실수 정수 임의의 상수이다 실수이다 정수이다 상수입니다"
 )
 _DOMAIN = frozenset(_DOMAIN_WORDS.split())
 _PROSE = re.compile(r"(?:[^\W_]|[\s.,;'\"&]|(?<=[^\W\d_])[-:](?=[^\W\d_\s]))*")
