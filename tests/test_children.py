@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -13,7 +12,6 @@ import anyio
 import pytest
 from variables import names_of_variables
 
-from conviction.answers.mathematical import FormulaComparer
 from conviction.children import child_environment, secrets_hidden
 from conviction.engines.local.server import LlamaServer
 from conviction.lab.workers import each_question
@@ -47,20 +45,6 @@ def test_they_can_be_hidden_for_a_while_but_for_those_that_are_needed() -> None:
     with secrets_hidden("HF_"):
         assert [name for name in KEYS if name in os.environ] == ["HF_TOKEN"]
     assert KEYS.items() <= os.environ.items()
-
-
-@pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc")
-def test_the_process_that_compares_formulas_has_no_keys() -> None:
-    comparer = FormulaComparer(seconds_per_pair=20.0)
-    try:
-        assert comparer.equivalent(r"\log_{2}(8)", "3")
-        worker: Any = comparer._worker
-        held = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
-    finally:
-        comparer.close()
-    assert b"KEYBOARD" in held
-    assert b"secret" not in held
 
 
 def test_the_processes_of_the_lab_have_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
