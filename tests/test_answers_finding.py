@@ -28,7 +28,7 @@ def equal(answers: AnswerKind, first: str, second: str) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_expected_answer_is_found_in_every_text_of_our_own(name: str) -> None:
-    pytest.importorskip("math_verify", reason="math-verify (extra `math`) is not installed")
+    pytest.importorskip("mpmath", reason="mpmath (extra `math`) is not installed")
     answers = kind(name)
     wrong: list[tuple[str, str | None, str]] = []
     for of_kind, text, expected in table("own_texts"):

@@ -80,7 +80,7 @@ def _number(answer: str) -> Form:
     text = amount_in_short(abbreviated(text).strip("$"))
     text = _POINTS_AND_COMMA.sub(lambda m: f"{re.sub('[ .]', '', m[1])}.{m[2]}", text)
     text = _DECIMAL_COMMA.sub(r"\1.\2", joined_thousands(text, everywhere=True))
-    text = written_out(clean(text))
+    text = written_out(clean(text)).rstrip("!? ")  # "42!" is said, not calculated
     if key := read_quantity(text):
         return words(key)
     result = _ASIDE.sub("", text)
