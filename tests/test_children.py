@@ -24,8 +24,15 @@ KEYS = {
     "HF_TOKEN": "secret-4",
     "AWS_SECRET_ACCESS_KEY": "secret-5",
     "db_password": "secret-6",
+    "PGPASSWORD": "secret-7",
+    "ACCESS_TOKENS": "secret-8",
 }
-OTHERS = {"TOKENIZERS_PARALLELISM": "false", "KEYBOARD": "de", "PIP_INDEX_URL": "http://x"}
+OTHERS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "KEYBOARD": "de",
+    "PIP_INDEX_URL": "http://x",
+    "PWD": "/",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx2
 import pytest
 from pydantic import ValidationError
 from server_app import Served, endless, engine_of, served, until
@@ -202,6 +203,13 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
         whole = len((await server.http.get("/openapi.json")).content)
     # The rest is what the system had taken for the client.
     assert size < requests * whole // 2
+
+
+def test_clients_close_kept_connections_before_the_server_does() -> None:
+    # A request on a connection that the server is just closing is lost.
+    usual = httpx2.Limits().keepalive_expiry
+    assert usual is not None
+    assert Limits().idle_seconds > 2 * usual
 
 
 class Listed:

@@ -10,7 +10,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 _SECRET = re.compile(
-    r"(?:^|_)(?:API_?KEYS?|KEYS?|TOKEN|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE
+    r"(?:^|_)(?:API_?KEYS?|KEYS?|TOKENS?|SECRETS?|CREDENTIALS?|PASSPHRASE)$|PASSW(?:OR)?D$",
+    re.IGNORECASE,
 )
 
 

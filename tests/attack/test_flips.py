@@ -279,6 +279,17 @@ def test_check_says_what_is_whole_and_what_is_not(
     assert all(f"damaged: {tmp_path / name}" in told.replace("\n", "") for name in names), told
 
 
+def test_check_does_not_take_a_file_that_was_just_made_for_a_damaged_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pool.db").touch()  # as a full disk or a kill leaves it
+    assert run(["check", str(tmp_path / "pool.db")]) == 0
+    assert "nothing was written" in capsys.readouterr().err
+    record(tmp_path)
+    assert run(["check", str(tmp_path / "pool.db")]) == 0
+    assert "15 traces" in capsys.readouterr().err
+
+
 def test_check_says_which_files_carry_no_checksums(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.markup import escape
 
 from conviction.cli import ExitCode
 from conviction.cli.progress import counted, messages
-from conviction.cli.terminal import safe
-from conviction.database import connect_reader, explained, is_database
+from conviction.cli.terminal import shown
+from conviction.database import connect_reader, explained, is_blank, is_database
 from conviction.engines.openai.facts import FACTS
 from conviction.errors import ConvictionError, InvalidSettingError, RecordingError
 from conviction.evaluation.stored import RUN, read_run
@@ -68,16 +67,16 @@ def check(*files: Path, quiet: Annotated[bool, Parameter(alias="-q", negative=""
             )
     console, whole = messages(quiet=False), True
     for place in places:
-        name = escape(safe(str(place)))
+        name = shown(place)
         try:
             found = checked(place)
         except ConvictionError as error:
             found = Checked(problems=(error.problem,))
         for problem in found.problems:
-            console.print(f"[red]damaged:[/] {name}: {escape(safe(problem))}")
+            console.print(f"[red]damaged:[/] {name}: {shown(problem)}")
         if not found.problems and not quiet:
             note = f"; {found.note}" if found.note else ""
-            console.print(f"whole: {name}, {escape(safe(found.held))}{note}.")
+            console.print(f"whole: {name}, {shown(found.held)}{note}.")
         whole = whole and not found.problems
     return 0 if whole else ExitCode.FAILED
 
@@ -100,6 +99,9 @@ def checked(path: Path) -> Checked:
 
 
 def _store(path: Path) -> Checked:
+    with explained(f"read {path}", path):
+        if is_blank(path):
+            return Checked("an empty file: nothing was written, or all of it is lost")
     with explained(f"read {path}", path), closing(connect_reader(path)) as connection:
         (code,) = connection.execute("PRAGMA application_id").fetchone()
     if code not in _KINDS:

@@ -90,7 +90,8 @@ class Limits(BaseModel):
         header_bytes: Size of a request's head: its first line and its headers.
         header_seconds: Time for a request's head, from when the connection was made or, for a
             later request, from its first byte.
-        idle_seconds: Time between an answer and the first byte of the next request.
+        idle_seconds: Time between an answer and the first byte of the next request; longer than
+            clients keep a connection, or a request would meet one that is just being closed.
         body_seconds: Time for a request's body.
         body_rate: Bytes per second that a body has to come with, after `header_seconds`.
         send_seconds: Time in which a client has to take something of its answer.
@@ -103,7 +104,7 @@ class Limits(BaseModel):
     connections: Count = 1000
     header_bytes: Count = 16 << 10
     header_seconds: Seconds = 10.0
-    idle_seconds: Seconds = 5.0
+    idle_seconds: Seconds = 20.0
     body_seconds: Seconds = 60.0
     body_rate: Count = 4096
     send_seconds: Seconds = 60.0

@@ -28,6 +28,7 @@ from typing import Any, cast
 import msgspec
 
 from conviction.core import FinishReason, Tally, Trace
+from conviction.display import shortened
 from conviction.events import (
     Event,
     RunFinished,
@@ -240,7 +241,7 @@ class Tape:
             counts += f" ({stopped} stopped early)"
         parts = [f"{self._run['policy'].get('name', '')}: {counts}"]
         if self.tally.leader is not None:
-            answer = _short(" ".join(self.tally.leader.text.split()), _PROGRESS_ANSWER)
+            answer = shortened(" ".join(self.tally.leader.text.split()), _PROGRESS_ANSWER)
             parts.append(f"{answer} leads with {self.tally.share:.0%} of the vote")
         return "; ".join([*parts, f"{self.tokens:,} tokens"]) + "."
 
@@ -280,9 +281,9 @@ class Tape:
         end: Frame = {"at": self._at, "finish": str(trace.finish), "tokens": trace.tokens}
         if trace.answer is not None:
             key, text = trace.answer.key, trace.answer.text
-            end |= {"answer": _short(text), "class": self._class(key, text)}
+            end |= {"answer": shortened(text, _LONGEST), "class": self._class(key, text)}
         if trace.error:
-            end["error"] = _short(trace.error)
+            end["error"] = shortened(trace.error, _LONGEST)
         taped.finish(end)
         if standing.window is not None:
             self._choose(standing.window)
@@ -351,7 +352,7 @@ class Tape:
     def _class(self, key: str, text: str) -> int:
         if key not in self._classes:
             self._classes[key] = len(self._classes)
-            self._histories["answers"].append(_short(text))
+            self._histories["answers"].append(shortened(text, _LONGEST))
         return self._classes[key]
 
     def _news(self) -> Frame:
@@ -378,17 +379,13 @@ def _verdict(verdict: Verdict) -> Frame:
     del whole["traces"], whole["question"]
     for entry in (whole, *whole["tally"]):
         if entry["answer"] is not None:
-            entry["answer"] = _short(entry["answer"], _MOST_ANSWER)
-    whole["tied"] = [_short(one, _MOST_ANSWER) for one in whole["tied"]]
+            entry["answer"] = shortened(entry["answer"], _MOST_ANSWER)
+    whole["tied"] = [shortened(one, _MOST_ANSWER) for one in whole["tied"]]
     return whole | {
         "voters": sorted(verdict.tally.voters),
         "started": len(verdict.traces),
         "finishes": {str(reason): count for reason, count in verdict.finishes().items()},
     }
-
-
-def _short(text: str, most: int = _LONGEST) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _text_size(value: object) -> int:
