@@ -327,6 +327,19 @@ async def test_the_log_cannot_be_forged(caplog: pytest.LogCaptureFixture) -> Non
     assert re.fullmatch(r"\S+ - GET /x%20200%200\.001s\S+ 404 \d\.\d+s", lines[-1])
 
 
+@pytest.mark.anyio
+async def test_no_request_fills_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with served() as server:
+        caplog.set_level(logging.INFO)
+        headers = {"baggage": "forged\x9b2J," * 900}
+        answer = await server.http.request("X" * 2000, "/" + "a" * 5000, headers=headers)
+        assert answer.status_code == 404
+    records = [one for one in caplog.records if one.name.startswith(("conviction", "opentele"))]
+    lines = [one.getMessage() for one in records]
+    assert any("/aaa" in line for line in lines)
+    assert all(len(line) < 1000 and "forged" not in line for line in lines)
+
+
 def test_what_else_is_logged_stays_on_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     with logging_to_stderr(quiet=False):
         error = ValueError("x\n2026-01-01 00:00:00 forged\x1b[2J")

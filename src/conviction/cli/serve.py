@@ -338,7 +338,8 @@ def logging_to_stderr(*, quiet: bool) -> Generator[None]:
     """Let the server log on stderr, a line per request and what fails; then all is as before."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Indented("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logs = [logging.getLogger(name) for name in ("conviction.server", "uvicorn", "asyncio")]
+    names = ("conviction.server", "uvicorn", "asyncio", "aiohttp", "opentelemetry")
+    logs = [logging.getLogger(name) for name in names]
     before = [(log, log.handlers, log.propagate, log.level) for log in logs]
     for log in logs:
         log.handlers = [handler]

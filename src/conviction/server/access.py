@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from conviction.display import shortened
 from conviction.errors import InvalidSettingError
 from conviction.server.failures import LOGGER, RequestError, failure_response
 from conviction.server.telemetry import Metrics
@@ -36,6 +37,8 @@ _HOST = re.compile(
 )
 _SHARED_PATHS = ("/v1/", "/health")
 _PRINTED = "/:@!$&'()*+,;=~"
+_MOST_LOGGED = 300
+"""Characters of a path in the log; a head may have many thousand."""
 _PATHS_WITH_KEYS = ("/v1/", "/api/", "/metrics")
 _TIMED_PATHS = ("/v1/chat/completions", "/v1/completions")
 _READING: Final = ("GET", "HEAD", "OPTIONS")
@@ -292,7 +295,9 @@ class AccessLog(Middleware):
                     self._metrics.first_byte(seconds, stream=message.get("more_body", False))
             await send(message)
 
-        token = context.attach(extract(dict(Headers(scope=scope))))
+        headers = dict(Headers(scope=scope))
+        headers.pop("baggage", None)  # Nothing here uses it, and its parser logs what is wrong.
+        token = context.attach(extract(headers))
         try:
             await self.app(scope, receive, watch)
         except Exception:
@@ -300,12 +305,16 @@ class AccessLog(Middleware):
             raise
         finally:
             context.detach(token)
-            address = scope["client"][0] if scope.get("client") else "-"
+            address = _logged(scope["client"][0]) if scope.get("client") else "-"
             client = scope.get("conviction.client") or "-"
-            # A blank in a path would forge the fields behind it.
-            path = quote(scope["path"], safe=_PRINTED, errors="replace")
-            method, seconds = scope["method"], perf_counter() - began
+            method, path = _logged(scope["method"]), _logged(scope["path"])
+            seconds = perf_counter() - began
             LOGGER.info("%s %s %s %s %d %.3fs", address, client, method, path, status, seconds)
+
+
+def _logged(field: str) -> str:
+    """A field of a line of the log, without blanks, which would forge the fields behind it."""
+    return quote(shortened(field, _MOST_LOGGED), safe=_PRINTED, errors="replace")
 
 
 def _parsed(text: str, source: str) -> dict[str, str]:
