@@ -329,9 +329,9 @@ async def test_the_log_cannot_be_forged(caplog: pytest.LogCaptureFixture) -> Non
 
 @pytest.mark.anyio
 async def test_no_request_fills_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    async with served() as server:
-        caplog.set_level(logging.INFO)
-        headers = {"baggage": "forged\x9b2J," * 900}
+    caplog.set_level(logging.INFO)
+    async with served(engine_of(7)) as server:
+        headers = {b"baggage": b"forged\x9b2J," * 900}
         answer = await server.http.request("X" * 2000, "/" + "a" * 5000, headers=headers)
         assert answer.status_code == 404
     records = [one for one in caplog.records if one.name.startswith(("conviction", "opentele"))]

@@ -7,9 +7,11 @@ import socket
 import weakref
 from collections.abc import Generator
 from contextlib import closing, suppress
+from itertools import pairwise
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx2
 import pytest
@@ -18,7 +20,7 @@ from server_app import Served, endless, engine_of, served, until
 
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import OverloadedError
-from conviction.server.bodies import Memory, parsed_size
+from conviction.server.bodies import BodyGuard, Memory, parsed_size
 from conviction.server.connections import Connections, accept_errors_counted
 from conviction.server.failures import RequestError
 from conviction.server.request_schema import ChatRequest
@@ -184,6 +186,32 @@ async def test_one_request_too_many_is_refused_and_health_is_not() -> None:
         assert int(refused.headers["retry-after"]) >= 1
         assert (await server.http.get("/health")).status_code == 200
         tasks.cancel_scope.cancel()
+
+
+async def test_large_bodies_are_parsed_one_after_another_with_time_between_them() -> None:
+    turns, seen = 0, list[int]()
+    scope = {"type": "http", "path": "/v1/chat/completions", "headers": []}
+    body = b"[" + b"{}," * 20_000 + b"{}]"
+
+    async def parse(*_: object) -> None:
+        seen.append(turns)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(_: object) -> None:
+        raise AssertionError
+
+    memory = Memory(1 << 30)
+    guard = BodyGuard(parse, most_bytes=1 << 20, most_requests=9, limits=Limits(), memory=memory)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(guard, scope, receive, send)
+        while len(seen) < 5:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+    assert min(later - sooner for sooner, later in pairwise(seen)) > 3, seen
+    assert memory.taken == 0
 
 
 async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:

@@ -23,6 +23,10 @@ MOST_DEPTH = 64
 _VALUE_BYTES = 256
 """Memory of a value beside its text: about that of an object with one field."""
 
+_PARSED_AT_ONCE = 256 << 10
+_SECONDS_PER_BYTE = 12e-9
+"""Time to parse and to check a request, by the memory that it takes."""
+
 _SMALL = 64 << 10
 _LARGE_SHARE = 0.75
 _COLLECTED_BYTES = 32 << 20
@@ -75,29 +79,34 @@ class Memory:
 
 
 class MemoryShare:
-    """The memory of one request; made by `Memory.share`."""
+    """The memory of one request; made by `Memory.share`.
+
+    Attributes:
+        taken: Bytes that it has.
+    """
 
     def __init__(self, memory: Memory) -> None:
+        self.taken = 0
         self._memory = memory
-        self._taken = 0
 
     def take(self, more: int) -> None:
         """Take so many bytes more; OverloadedError if there are not enough."""
-        self._memory.take(more, self._taken)
-        self._taken += more
+        self._memory.take(more, self.taken)
+        self.taken += more
 
     def free(self) -> None:
         """Give all of it back."""
-        self._memory.taken -= self._taken
-        self._memory.collect(self._taken)
-        self._taken = 0
+        self._memory.taken -= self.taken
+        self._memory.collect(self.taken)
+        self.taken = 0
 
 
 class BodyGuard(Middleware):
     """Reads the whole body of a request before anything else.
 
     It refuses a body that is too large, comes too slowly, or has too many values; and a request
-    that is one too many, be it by memory or by number.
+    that is one too many, be it by memory or by number. What comes next parses a body at once, so
+    large ones are passed on one after another, with as much time for all else between them.
 
     Args:
         app: What comes next.
@@ -116,6 +125,7 @@ class BodyGuard(Middleware):
         self._limits = limits
         self._memory = memory
         self._answering = 0
+        self._turn = anyio.Lock()
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its body, or refuse it."""
@@ -127,6 +137,9 @@ class BodyGuard(Middleware):
         with self._memory.share() as share:
             try:
                 messages.append(await self._read(scope, receive, share))
+                if share.taken > _PARSED_AT_ONCE:
+                    async with self._turn:
+                        await anyio.sleep(2 * _SECONDS_PER_BYTE * share.taken)
                 self._check_number(scope)
             except ConvictionError as error:
                 await failure_response(error)(scope, receive, send)
