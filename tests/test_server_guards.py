@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from conviction.cli.serve import logging_to_stderr
 from conviction.engines.scripted import Script, ScriptedEngine
 from conviction.errors import EngineUnavailableError, InvalidSettingError
 from conviction.server.access import check_bound, host_check, read_keys, readable_by_others
+from conviction.server.app import create_app
 from conviction.server.failures import RequestError
+from conviction.server.settings import Settings
 
 KEYS = {"a-key-of-ann": "ann", "a-key-of-bob": "bob"}
 
@@ -359,3 +362,30 @@ async def test_questions_and_answers_are_logged_where_that_was_asked_for(
         await server.chat("My secret is 42")
     assert "asked: My secret is 42" in caplog.text
     assert "answered: So it is. Answer: 7" in caplog.text
+
+
+class Counting(list[tuple[bytes, bytes]]):
+    """Headers that count how often they are looked through."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        self.looks += 1
+        return super().__iter__()
+
+
+@pytest.mark.anyio
+async def test_many_headers_are_not_looked_through_once_for_each() -> None:
+    headers = Counting([(b"host", b"localhost"), *((b"a%d" % i, b"b") for i in range(1400))])
+    scope = {"type": "http", "method": "GET", "path": "/nothing", "headers": headers}
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await create_app(Settings(), engine_of(7))(scope, receive, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 404
+    assert headers.looks < 50
