@@ -591,3 +591,32 @@ def test_check_says_which_row_is_damaged_and_how_many_are_whole(tmp_path: Path) 
             "row 3 of table notes is damaged",
             "table notes holds 4 whole rows, and 5 were written",
         )
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_what_another_program_is_just_writing_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, done: bool
+) -> None:
+    with StoreWriter(tmp_path / "book", NOTES) as writer:
+        with writer.transaction():
+            writer.insert("notes", **note(1))
+        copies = {name: (tmp_path / name).read_bytes() for name in ("book", "book-wal")}
+    for name, data in copies.items():
+        (tmp_path / name).write_bytes(data)
+    log, whole = tmp_path / "book-wal", copies["book-wal"]
+    log.write_bytes(whole[:-2000] + bytes(2000))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError  # as in a folder of somebody else
+
+    def wait(_: float) -> None:
+        if done:
+            log.write_bytes(whole)
+
+    monkeypatch.setattr(database, "TemporaryLock", refuse)
+    monkeypatch.setattr(time, "sleep", wait)
+    if done:
+        assert len(read(tmp_path / "book")) == 1
+    else:
+        with pytest.raises(RecordingError, match="is damaged"):
+            read(tmp_path / "book")

@@ -21,6 +21,7 @@ from conviction.files import TemporaryLock
 
 _SECONDS_TO_WAIT = 30.0
 _TRIES = 25
+_LOOKS = 4
 _LOG_HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -147,7 +148,16 @@ def _take_up(path: Path) -> None:
     except BlockingIOError:
         return
     except OSError:
-        check_log(path)
+        # Not ours to lock, so another program may be writing; what it has half written looks
+        # damaged until it is done.
+        for looks_left in reversed(range(_LOOKS)):
+            try:
+                check_log(path)
+                break
+            except RecordingError:
+                if not looks_left:
+                    raise
+                time.sleep(0.05)
         return
     try:
         mend_log(path)
