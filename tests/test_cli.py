@@ -267,7 +267,7 @@ def test_a_question_comes_from_stdin_or_a_file_as_well(
     arguments = {"-": ["-"], "pipe": [], "file": ["--file", str(file)], "file -": ["-f", "-"]}
     assert run(["think", *arguments[via], "--policy", "single"]) == 0
     assert asked[0].startswith("몇 마리입니까?\n\n")
-    assert "\\boxed{}" in asked[0]
+    assert "\\boxed{값}" in asked[0]
 
 
 async def _note(asked: list[str], text: str) -> None:

@@ -13,7 +13,12 @@ from conviction.answers import kind
 from conviction.core import FinishReason, InvalidSettingError, Question, Sampling, Trace
 from conviction.engines.base import Chunk, Engine, TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
-from conviction.errors import CannotContinueError, ContextOverflowError, StreamError
+from conviction.errors import (
+    CannotContinueError,
+    ContextOverflowError,
+    NothingGeneratedError,
+    StreamError,
+)
 from conviction.lab.candidates import parse
 from conviction.lab.comparison import runnable
 from conviction.lab.replay import PlayedTrace, replay
@@ -136,10 +141,15 @@ class TestAContinuedTrace:
             asked.append(request)
             return Script.even(text, tokens=tokens)
 
-        verdict = await think(ScriptedEngine(script), Then(), sampling=Sampling(max_tokens=9))
+        asking = think(ScriptedEngine(script), Then(), sampling=Sampling(max_tokens=9))
+        if tokens:
+            verdict = await asking
+            assert [one.continues for one in verdict.traces] == [None, 0]
+            assert verdict.tally.voters <= {0}
+        else:
+            with pytest.raises(NothingGeneratedError):
+                await asking
         assert [(one.prefix, one.sampling.max_tokens) for one in asked] == [("", 9)] * 2
-        assert [one.continues for one in verdict.traces] == [None, 0]
-        assert verdict.tally.voters <= {0}
 
     async def test_whose_beginning_names_the_answer_has_it_if_it_adds_none(self) -> None:
         boxed = r"So \boxed{8}. Let me look at that once more, slowly."

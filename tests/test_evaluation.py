@@ -106,7 +106,7 @@ async def test_every_question_gets_a_line_with_its_verdict_and_its_cost(tmp_path
     found = lines(tmp_path / "run")
     assert [line["id"] for line in found] == ["q0", "q1", "q2"]
     assert [line["correct"] for line in found] == [False, True, False]
-    assert {line["answer"] for line in found} == {"10.0"}
+    assert {line["answer"] for line in found} == {"10"}
     assert {(line["share"], line["ended"], line["tokens"]) for line in found} == {(1, "budget", 8)}
     assert [line["lead"] for line in found] == pytest.approx([0.875] * 3)
     assert {line["votes"] for line in found} == {2}

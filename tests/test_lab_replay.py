@@ -16,7 +16,7 @@ from conviction.confidence import Metric, measure
 from conviction.core import FinishReason, Question, Tally, Trace
 from conviction.engines.base import TraceRequest
 from conviction.engines.scripted import Script, ScriptedEngine
-from conviction.errors import InvalidSettingError, MissingLogprobsError
+from conviction.errors import InvalidSettingError, MissingLogprobsError, NothingGeneratedError
 from conviction.gate import Gate
 from conviction.lab.replay import PlayedTrace, replay
 from conviction.policies import (
@@ -196,6 +196,10 @@ def test_traces_that_are_empty_or_of_unknown_confidence_are_replayed_as_they_run
     # One after another, so that no two of them end at the same moment.
     try:
         check_agreement(policy, played, PACES, concurrency=1)
+    except NothingGeneratedError:
+        # The traces that were asked for: a replay has no answer there either.
+        assert any(not one.confidences.size for one in played)
+        assert replay(policy, recorded(played, PACES), concurrency=1).tokens == 0
     except MissingLogprobsError:
         # The first that has tokens knows nothing of them, which tells of an engine without.
         first = next(one for one in played if one.confidences.size)

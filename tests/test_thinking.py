@@ -504,12 +504,12 @@ class TestEndingEarly:
         assert (str(again), again.ended, again.unexplained) == (str(caught.value), "time", False)
         assert str(again.engine) == str(caught.value.engine)
 
-    async def test_a_whole_trace_without_a_single_token_failed(self) -> None:
+    async def test_traces_without_a_single_token_are_no_verdict(self) -> None:
         async def empty(request: TraceRequest) -> AsyncGenerator[Chunk, None]:
             del request
             yield Chunk(finish=FinishReason.STOP)
 
-        with pytest.raises(AllTracesFailedError, match="without a single token"):
+        with pytest.raises(NothingGeneratedError, match="without a single token"):
             await think(Odd(empty), Majority(budget=2))
 
     async def test_a_cancelled_caller_gets_its_cancellation_and_no_stream_stays_open(self) -> None:

@@ -35,7 +35,7 @@ _WRONG_SIGN = (
 _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 _MEND = "Mend the cause and ask again; nothing was answered."
 _MOST_NOTES = 8
-_EMPTY = "the stream ended without a single token"
+_EMPTY = "traces ended without a single token"
 
 
 def no_logprobs(engine: Engine, policy: Policy, found: str) -> MissingLogprobsError:
@@ -133,8 +133,6 @@ class VerdictBuilder:
         confidences = live.confidences()
         if measure(Metric.MEAN, confidences, window=1) < 0:
             finish, live.error = FinishReason.ERROR, _WRONG_SIGN
-        elif live.finish in _WHOLE and not confidences.size and len(text) == len(live.prefix):
-            finish, live.error = FinishReason.ERROR, _EMPTY
         answer = None
         if finish in _WHOLE:
             if self._setup.counted and len(text) > len(live.prefix) and not confidences.size:
@@ -211,7 +209,8 @@ class VerdictBuilder:
         """The error of a run that ended before its first token, or lost all that had come."""
         engine = self._engine.failure
         errors = [trace.error for trace in self.traces.values() if trace.error]
-        causes = [engine.problem] if engine else [*errors, *self._lost][-1:]
+        empty = any(trace.finish in _WHOLE for trace in self.traces.values())
+        causes = [engine.problem] if engine else [*errors, *self._lost, *[_EMPTY] * empty][-1:]
         if ended == "time":
             when, remedy = f"the time limit, {seconds:.1f} s", "Allow more time, and ask again"
         else:

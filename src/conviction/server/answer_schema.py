@@ -176,6 +176,7 @@ _FAILURES: Final = {
     500: "The server failed.",
     502: "The engine failed.",
     503: "Too many requests wait, or the server is about to end; see Retry-After.",
+    504: "The time limit came before the first token.",
 }
 
 
