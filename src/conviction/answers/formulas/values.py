@@ -1,9 +1,10 @@
-"""Keys of formulas: their values at fixed points, to 20 digits (extra `math`).
+"""Keys of formulas: their values at fixed points, to 70 digits (extra `math`).
 
-Two formulas are equal where their values are. Each is calculated once, with 60 digits, at four
+Two formulas are equal where their values are. Each is calculated once, with 120 digits, at a few
 points that are the same for all formulas: the values are its key, so that equality of formulas is
 an equivalence, and nothing is compared pair by pair. Points with negative variables are among them:
-they tell sqrt(x^2) = |x| from x.
+they tell sqrt(x^2) = |x| from x. Far points tell |x - 100| from 100 - x, and whole numbers tell a
+number rounded up from one more than that rounded down.
 
 Work is counted in steps and not in seconds, so that no verdict depends on the machine.
 """
@@ -16,9 +17,9 @@ from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
-from math import prod
+from math import log, log2, prod
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from conviction.answers.formulas.algebra import (
     CONSTANTS,
@@ -32,19 +33,45 @@ from conviction.answers.formulas.algebra import (
 )
 
 MOST_STEPS = 20_000
-"""Operations on numbers of 60 digits for one answer; they take less than a second."""
+"""Operations on numbers of 120 digits for one answer; they take about a second."""
 
-_DIGITS = 60
-_KEY_DIGITS = 20
-_POINTS = ((1, 0.2), (1, 0.9), (-1, 0.4), (-1, 1.2))
-_ALL_NEGATIVE = 3
+_KEY_DIGITS = 70
+_DIGITS = 120
+_MORE_DIGITS = 500
+"""For formulas of which cancellation leaves too few digits of the usual ones."""
+_ROUNDING = 20
+"""Digits at the end of a value that may be wrong."""
 _LARGEST_EXPONENT = 20_000  # bits of a power
-_LARGEST_ARGUMENT = 10.0**6
+_LARGEST_POWER = 10**12
+_LARGEST_ARGUMENT = 10.0**8
 _LARGEST_FACTORIAL = 5_000
 _MOST_TERMS = 2_000
 _BINDING = frozenset({"int", "sum", "prod"})
 _LOCK = Lock()
 """mpmath changes the precision of its context while it integrates."""
+
+
+class _Place(NamedTuple):
+    """Where the variables of formulas are at one point: from `least` on, `span` far at most."""
+
+    least: float
+    span: float
+    negative: Literal["none", "some", "all"] = "none"
+    whole: bool = False
+
+
+_POINTS = (
+    _Place(0.2, 1),
+    _Place(0.9, 1),
+    _Place(0.4, 1, negative="some"),
+    _Place(1.2, 1, negative="all"),
+    _Place(3, 9),
+    _Place(110, 90),
+    _Place(110, 90, negative="all"),
+    _Place(7, 300, whole=True),
+)
+_NEAR = 4
+"""At these points, a formula must have a value within the bounds."""
 
 
 @contextmanager
@@ -55,6 +82,10 @@ def one_answer() -> Generator[None]:
         yield
     finally:
         _STEPS.reset(token)
+
+
+class _TooFewDigitsError(ArithmeticError):
+    """What is left of numbers that cancel each other may be an error of rounding."""
 
 
 class UndefinedError(ArithmeticError):
@@ -94,6 +125,11 @@ def key_of(node: Node) -> str:
     if isinstance(node, Fraction):
         return str(node)
     values = _values(node)
+    for name in names(node):  # such as (x^2 + x)/(x + 1), which is x
+        if all(
+            _written(value) == _written(_coordinate(name, at)) for at, value in enumerate(values)
+        ):
+            return name
     if len({_written(value) for value in values}) > 1:
         return f"formula {_hash(values)}"
     return _constant(values[0])
@@ -109,15 +145,14 @@ def key_of_zeros(node: Node, *, sign: bool = False) -> str:
     """
     values = _values(node)
     first = next((value for value in values if value), None)
-    if first is None or None in values:
+    if first is None or None in values[:_NEAR]:
         raise UndefinedError
     size = abs(first) if sign else first
-    return _hash([value / size for value in values])
+    return _hash([value if value is None else value / size for value in values])
 
 
 def _values(node: Node) -> list[Any]:
     """Values at all points; None where there is none."""
-    context = _context()
     variables = names(node)
     found: list[Any] = []
     steps = _STEPS.get(None) or _Steps()
@@ -125,14 +160,26 @@ def _values(node: Node) -> list[Any]:
         for number in range(len(_POINTS)) if variables else [0]:
             point = {name: _coordinate(name, number) for name in variables}
             try:
-                found.append(_tidy(_Evaluation(context, point, steps).value(node)))
+                found.append(_value_at(point, node, steps))
             except TooLargeError:
-                raise
+                if number < _NEAR or steps.left < 0:
+                    raise
+                found.append(None)
             except (ArithmeticError, ValueError, TypeError):
                 found.append(None)
     if sum(value is not None for value in found) < min(2, len(found)):
         raise UndefinedError
     return found
+
+
+def _value_at(point: Mapping[str, Any], node: Node, steps: "_Steps") -> Any:
+    """The value at a point, with more digits where cancellation leaves too few."""
+    context = _context()
+    try:
+        return _tidy(_Evaluation(context, point, steps).value(node))
+    except _TooFewDigitsError:
+        with context.workdps(_MORE_DIGITS):
+            return _tidy(_Evaluation(context, point, steps).value(node))
 
 
 def _hash(values: list[Any]) -> str:
@@ -148,12 +195,13 @@ def _written(value: Any) -> str:
 
 
 def _constant(value: Any) -> str:
-    """An exact fraction, if the value is one to 30 digits, else 20 digits."""
+    """An exact fraction, if the value is one to nearly all digits, else its first digits."""
     if not value.imag and abs(value) < 10**15:
-        size = 10**40
+        size = 10 ** (_DIGITS - _ROUNDING)
         exact = Fraction(int(_context().nint(value.real * size)), size)
         near = exact.limit_denominator(10**9)
-        if abs(exact - near) < Fraction(1, 10**32):
+        # A number near 0 is as exact as any other: e^{-1000} is not 0.
+        if (near or not value) and abs(exact - near) < Fraction(10**6, size):
             return str(near)
     return _written(value)
 
@@ -167,12 +215,19 @@ def _context() -> Any:
 
 @cache
 def _coordinate(name: str, point: int) -> Any:
-    """The value of a variable at a point: a number of 60 digits that no formula expects."""
-    sign, least = _POINTS[point]
+    """The value of a variable at a point: a number that no formula expects."""
+    place = _POINTS[point]
     digest = sha256(f"{name} {point}".encode()).digest()
     share = _context().mpf(int.from_bytes(digest, "big")) / 2**256
-    negative = sign < 0 and (point == _ALL_NEGATIVE or digest[0] % 2 or len(name) == 1)
-    return (least + share) * (-1 if negative else 1)
+    value = place.least + share * place.span
+    some = place.negative == "some" and (digest[0] % 2 or len(name) == 1)
+    value = _context().floor(value) if place.whole else value
+    return -value if some or place.negative == "all" else value
+
+
+def _rounding(context: Any) -> Any:
+    """The share of a value that may be an error of rounding."""
+    return context.mpf(10) ** (_ROUNDING - context.dps)
 
 
 def _tidy(value: Any) -> Any:
@@ -180,7 +235,7 @@ def _tidy(value: Any) -> Any:
     context = _context()
     if not context.isfinite(value):
         raise UndefinedError
-    size = abs(value) * context.mpf(10) ** -45
+    size = abs(value) * _rounding(context)
     if abs(value.imag) <= size:
         return context.mpf(value.real)
     return context.mpc(0, value.imag) if abs(value.real) <= size else value
@@ -224,10 +279,7 @@ class _Evaluation:
                 return self.value(coefficient) * prod(map(self.value, factors))
             case Sum(terms):
                 values = [self.value(term) for term in terms]
-                total = sum(values)
-                # What is left by cancellation beyond all digits is zero.
-                rounding: Any = max(abs(value) for value in values) * self._mp.mpf(10) ** -45
-                return total if abs(total) > rounding else self._mp.mpf(0)
+                return self._known(sum(values), max(map(abs, values)))
             case Call(function, arguments):
                 if function in _BINDING:
                     return self._bound(function, *arguments)
@@ -245,7 +297,9 @@ class _Evaluation:
             if self._mp.re(power) <= 0:
                 raise UndefinedError
             return value
-        if abs(power) * (1 + abs(self._mp.mag(value))) > _LARGEST_EXPONENT:
+        mantissa, exponent_of_two = self._mp.frexp(abs(value))
+        bits = exponent_of_two + log2(float(mantissa))
+        if abs(power) * abs(bits) > _LARGEST_EXPONENT or abs(power) > _LARGEST_POWER:
             if self._integrating and self._mp.re(power * self._mp.log(value)) < 0:
                 return self._mp.mpf(0)  # far out, where nothing adds to an integral
             raise TooLargeError
@@ -259,10 +313,21 @@ class _Evaluation:
     def _call(self, function: str, arguments: list[Any]) -> Any:
         self._steps.take(30 if function in _COSTLY else 3)
         for argument in arguments:
-            limit = _LARGEST_FACTORIAL if function in _GROWING else _LARGEST_ARGUMENT
+            limit = _LIMITS.get(function, _LARGEST_ARGUMENT)
             if abs(argument) > limit and function not in _STEADY:
                 raise TooLargeError
-        return _FUNCTIONS[function](self._mp, *arguments)
+        value = _FUNCTIONS[function](self._mp, *arguments)
+        if function in _WITH_ZEROS:  # the sine of a number near pi says little
+            return self._known(value, min(1, abs(arguments[-1])))
+        return value
+
+    def _known(self, value: Any, size: Any) -> Any:
+        """A value that was calculated from numbers of some size; 0 if it is only rounding."""
+        if abs(value) > size * self._mp.mpf(10) ** (_KEY_DIGITS + _ROUNDING - _DIGITS):
+            return value
+        if self._mp.dps < _MORE_DIGITS and not self._integrating:
+            raise _TooFewDigitsError
+        return value if abs(value) > size * _rounding(self._mp) else self._mp.mpf(0)
 
     def _bound(self, function: str, variable: Node, low: Node, high: Node, body: Node) -> Any:
         assert isinstance(variable, Name)  # noqa: S101  # the parser saw to it
@@ -278,7 +343,7 @@ class _Evaluation:
                 self._integrating += 1
                 value, error = self._mp.quad(at, [begin, end], error=True)
                 self._integrating -= 1
-                if error > self._mp.mpf(10) ** -30 * max(1, abs(value)):
+                if error > self._mp.mpf(10) ** -_KEY_DIGITS * max(1, abs(value)):
                     raise UndefinedError
                 return value
             values = [at(self._mp.mpf(number)) for number in _whole_numbers(begin, end)]
@@ -303,8 +368,8 @@ def _rounded(up: bool) -> Callable[[Any, Any], Any]:  # noqa: FBT001  # one of t
         if value.imag:
             raise UndefinedError
         near = mp.nint(value)
-        # 2.999... of 45 digits is 3 that was rounded.
-        if abs(value - near) < mp.mpf(10) ** -40 * max(1, abs(value)):
+        # 2.999... of 100 digits is 3 that was rounded.
+        if abs(value - near) < _rounding(mp) * max(1, abs(value)):
             return near
         return mp.ceil(value) if up else mp.floor(value)
 
@@ -331,9 +396,13 @@ def _binomial(mp: Any, above: Any, below: Any) -> Any:
     return mp.binomial(above, below)
 
 
-_GROWING = frozenset({"factorial", "binom", "exp", "sinh", "cosh", "tanh"})
+_LIMITS = {
+    **dict.fromkeys(("factorial", "binom"), _LARGEST_FACTORIAL),
+    **dict.fromkeys(("exp", "sinh", "cosh", "tanh"), _LARGEST_EXPONENT * log(2)),
+}
 _COSTLY = frozenset({"factorial", "binom"})
 _STEADY = frozenset({"abs", "floor", "ceil", "ln", "log", "arctan"})
+_WITH_ZEROS = frozenset({"sin", "cos", "tan", "sec", "csc", "cot", "ln", "arccos"})
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         name: _plain(name)
