@@ -101,6 +101,11 @@ DIFFERENT = [
     ("x=2, y=3", "x=3, y=2"),
     ("52_8", "528"),
     ("52_8", "42"),
+    ("52_8", "52"),
+    ("52_8", "52_9"),
+    ("1010_2", "1010"),
+    ("1010_2", "1010_3"),
+    ("1A_{16}", "1A_{12}"),
     ("east", "west"),
     ("east", "5"),
     ("x+y=5", "x"),
@@ -151,8 +156,18 @@ def test_no_slow_comparison_is_asked_for_what_is_plainly_different(
     assert answers.decided(other, one)
 
 
-@pytest.mark.parametrize(("first", "second"), [("52_8", "52"), (r"204_{5}", "204")])
-def test_a_base_may_go_without_saying(
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("52_8", "52_{8}"),
+        ("52_8", "(52)_8"),
+        ("1101_{(2)}", r"1101_{\text{two}}"),
+        (r"1A_{16}", r"1a_{16}"),
+        ("52_{10}", "52"),
+        ("52_8", "52 base 8"),
+    ],
+)
+def test_a_base_is_written_in_many_ways(
     answers: MathematicalAnswers, first: str, second: str
 ) -> None:
     assert equal(answers, first, second)

@@ -23,7 +23,7 @@ _ESCAPED = re.compile(r"\\([#%&$_])")
 _LOWERED = re.compile(r"(?<=[A-Za-z])_(?=\{?\d)|\^(?=\{?[-+])")
 
 # "U.S.", "J. R. R.", "Ph.D.": points after single letters, and between letters.
-_INITIALS = re.compile(r"(?<![^\W_])(?:[^\W\d_]\.\s?){2,}")
+_INITIALS = re.compile(r"(?<![^\W_])(?:[^\W\d_]\.\s?){2,}(?:(?<=\.)[^\W\d_](?![\w.]))?")
 _INNER_POINT = re.compile(r"(?<=[^\W\d_])\.(?=[^\W\d_])")
 _APOSTROPHE = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")

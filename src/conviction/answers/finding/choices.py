@@ -42,6 +42,9 @@ _BEFORE = re.compile(
   | (?<![a-z]) (?: option | choice | statement | answer | one | letter ) s? [ ](?:that|which)[ ]
       (?:[\w'’-]{1,24}[ ]){1,7}? (?: is | are | would[ ]be | must[ ]be ) \b
   | (?<![a-z]) (?: correct | selected | chosen ) [ ]?[:：]
+  | [;.,][ ] (?: so | thus | hence | therefore ),? [ ] (?= \(?(?-i:[A-H])\)?\W{0,9}$ )
+  | (?<![a-z]) (?: which | that | this | only | we['’]re | us ) [ ]
+      (?: leaves | left ) (?:[ ](?:us|only|with|just)){0,3} [ ]
   | (?<![a-z]) (?: I | we ) (?:['’](?:d|ll|m))? (?:[ ](?:would|will|should|must|can|therefore
   |thus|so|then|am
         |are|would[ ]therefore|have[ ]to|need[ ]to|go|going|ended[ ]up|ultimately|confidently)){0,3}
@@ -87,7 +90,8 @@ _AFTER = re.compile(
     |está)[ ](?:a[ ])?(?:resposta[ ]|opção[ ]|alternativa[ ])?(?:corret[ao]|certa)
     |è[ ](?:la[ ])?(?:risposta[ ])?(?:corretta|giusta|esatta))
     | (?:{_ITS_TEXT}) [ ](?:is|are)[ ](?:\w{{1,20}}ly[ ]|thus[ ]|indeed[ ])?(?:correct|right|true
-    |the[ ]best|best)\b
+    |the[ ]best|best|(?:the[ ])?closest)\b
+    | (?<=\b[Oo]nly[ ][A-Z])[ ](?:fits|works|remains|matches|holds|satisfies|is[ ]left)\b
     | [ ]?(?:이|가|은|는)[ ]?(?:가장[ ])?(?:맞|옳|적절|올바|알맞|타당)
     | [ ]?(?:が|は)[ ]?(?:正しい|適切) | [ ]?(?:项|項)?(?:是)?正确 )""",
     re.VERBOSE,

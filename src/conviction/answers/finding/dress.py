@@ -131,6 +131,13 @@ _CLOSING_EMPHASIS = re.compile(r"^[*_]+(?=\s|$)")
 _IT_IS = re.compile(
     r"(?:[Ii]t|[Tt]hat|[Tt]his)(?:[ ](?:is|was|must be|would be|should be)) (?!what\b)"
 )
+# "The sum is 120": the value is the answer.
+_SUBJECT = re.compile(
+    r"(?:[Tt]he|[Ii]ts|[Oo]ur)[ ](?:[\w'’-]{1,24}[ ]){1,8}?"
+    r"(?:is|are|was|equals|would[ ]be|must[ ]be)[ ]"
+    r"(?=[-+−]?[$€£¥₩]?\d|[$]|\\[(]|\\(?:frac|sqrt|boxed))"
+)
+_THINKING = re.compile(r"(?:I|we)[ ](?:think|believe|guess|would[ ]say),?[ ](?=\S)")
 _NOT = re.compile(
     r"(?:not|n't|n’t|never|nicht|pas|no es|não é|non è)\s+|不是|並非|并非", re.IGNORECASE
 )
@@ -190,8 +197,9 @@ def unhedged(rest: str, *, sentence: bool) -> str:
             rest = _without_filler(rest[other.end() :])
         if correction := _EAST_ASIAN_BUT.match(rest):
             rest = rest[correction.end() :]
-    if subject := _IT_IS.match(rest):
-        rest = rest[subject.end() :]
+    for opening in (_THINKING, _IT_IS, _SUBJECT):
+        if subject := opening.match(rest):
+            rest = rest[subject.end() :]
     if about := _ABOUT.match(rest):
         rest = rest[about.end() :]
     return rest

@@ -42,7 +42,8 @@ _NOUN = (
     r"|opciones|la|el"
     r"|l['’](?:option|opzione|alternative)|option|antwort(?:en)?|lösung|die|réponses?"
     r"|respuestas?|risposta"
-    r"|alternativas?|opção|letra|lettre|buchstabe|(?-i:a)(?=[ ]\(?(?-i:[A-Z])\b)|the|both|only"
+    r"|alternativas?|opção|letra|lettre|buchstabe|the|both|only"
+    r"|(?-i:a)(?=[ ](?:letra\b|\(?(?-i:[A-Z])\b))"
     r"|number|no\.|선택지|보기|선지|정답은?|답은?|번호"
     r"|选项|選項|選択肢|答案)"
 )
@@ -59,10 +60,11 @@ _LABEL = re.compile(
       (?:번(?:째)?|番|项|項)? [.:]?
   | (?P<numbered>\d{{1,2}}|{_LETTER}|{_HANGUL}) [ ]? (?:번(?:째)?|番)
   | (?P<suffixed>{_ANY}) (?: [ ]?[)\]] [.:]? | [ ]?:(?!\d) | \.(?!\d)(?![ ]?[A-Za-z]\.) )
-  | (?P<bare> {_ROMAN} | {_LETTER} | {_HANGUL} | \d{{1,2}}(?![\d°%]|[./:]\d|,\d{{3}})
+  | (?P<bare> {_ROMAN} | (?:viii|vii|iii|ii|iv|vi|ix)(?=\W*$) | {_LETTER} | {_HANGUL}
+      | \d{{1,2}}(?![\d°%]|[./:]\d|,\d{{3}})
       | [a-z](?=\W*$|[ ](?:because|since)\b|[ ]?[,;&/][ ]?(?:and[ ])?[a-z]\b|[ ](?:and
       |or)[ ][a-z]\b)
-      | {_SYLLABLE}(?=\W*$|[ ]?[,、]) )
+      | {_SYLLABLE}(?=(?:입니다|이다|이에요|예요|임)?\W*$|[ ]?[,、]) )
       (?![A-Za-z0-9_ㄱ-ㅎ]|['’][A-Za-z]|[-*^=#+][A-Za-z0-9])
     """,
     re.VERBOSE,
@@ -90,7 +92,7 @@ _TAIL = re.compile(
     """,
     re.VERBOSE,
 )
-_ENDING = re.compile(r"\W{0,40}$|[ ]?(?:입니다|이다|이에요|예요|です|である)\W*$")
+_ENDING = re.compile(r"[ ]?(?:입니다|이다|이에요|예요|です|である)?\W{0,40}$")
 _AFTER_I = re.compile(r"\W{0,40}$|[.,;)]|[ ](?:and|or|only)\b")
 _NUMBER_TAIL = re.compile(r"[ ][-=][ ][(\\]?\d|[ ]?=")
 _NEGATED_TAIL = re.compile(

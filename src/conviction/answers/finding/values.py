@@ -50,6 +50,7 @@ _FORMULA_WORD = re.compile(
     r"\\(?:text|mathrm|operatorname)\s?\{[^{}]*\}|\\[A-Za-z]+|\b(?:sin|cos|tan|log|exp|and|or"
     r"|mod)\b"
 )
+_INLINE_FORMULA = re.compile(r"\$[^$]{1,200}\$|\\\((?:[^\\]|\\[^()]){1,200}\\\)")
 _PROSE = re.compile(r"[^\W\d_]{2,}")
 _FORMULA_SIGN = re.compile(r"[\d\\=]")
 _VERB_BEFORE = re.compile(
@@ -61,7 +62,9 @@ _VERB_BEFORE = re.compile(
       |up[ ]to)\s)? [\s$€£¥₩₹\\({*]{0,12}$""",
     re.VERBOSE,
 )
-_UNITS_AFTER = re.compile(r"[\s)}\\$*]*(?:(?:^|\s)[^\W\d_]+[²³]?[,;]?){0,5}[\s.!)}\\$*]*")
+_UNITS_AFTER = re.compile(
+    r"[\s)}\\$*]{0,20}(?:(?:^|\s)[^\W\d_]{1,40}[²³]?[,;]?){0,5}[\s.!)}\\$*]{0,20}"
+)
 _ENDS_IN_KOREAN = re.compile(r"[\s가-힣A-Za-z/²³]{0,30}?(?:다|요)\W*")
 
 _TAG = re.compile(
@@ -126,13 +129,13 @@ def last_value(text: str) -> Iterator[str]:
             return
         if _is_value(plain):
             yield plain
-        numbers = list(_LAST_NUMBER.finditer(plain))
-        if numbers:
-            before, after = plain[: numbers[-1].start()], plain[numbers[-1].end() :]
-            if _ENDS_IN_KOREAN.fullmatch(after) or (
-                _VERB_BEFORE.search(before) and _UNITS_AFTER.fullmatch(after)
-            ):
-                yield numbers[-1].group().strip()
+        for found in (_INLINE_FORMULA, _LAST_NUMBER):
+            if values := list(found.finditer(plain)):
+                before, after = plain[: values[-1].start()], plain[values[-1].end() :]
+                if _ENDS_IN_KOREAN.fullmatch(after) or (
+                    _VERB_BEFORE.search(before[-_LONGEST_VALUE:]) and _UNITS_AFTER.fullmatch(after)
+                ):
+                    yield tidy(values[-1].group().strip())
 
 
 def _is_value(line: str) -> bool:

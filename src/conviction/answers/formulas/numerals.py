@@ -2,7 +2,6 @@ r"""Numbers as people write them: repeating decimals, thousands, scales, money, 
 
 import re
 from fractions import Fraction
-from functools import partial
 
 from conviction.answers.formulas.parsing import exact, known_word
 
@@ -90,7 +89,7 @@ _UNIT_END = re.compile(
     rf"(?:\s*/\s*\w+|\s*per\s+\w+)?{_POWER}"
     r"|\s+[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*|\s+[^\W\d_]{2}(?:\s+[^\W\d_]+)+|(?:st|nd|rd|th)\b.*)$"
 )
-_TEMPERATURE = re.compile(r'°\s*"?\s*[CFK]\s*"?$')
+_TEMPERATURE = re.compile(r'° ?"? ?[CFK] ?"?$')
 _MORE_WORDS = (
     "is are if when or and not no odd even prime mod modulo undefined positive negative than "
     "times where for such each because with i"
@@ -183,7 +182,7 @@ def amount_in_short(answer: str) -> str:
 def joined_thousands(text: str, *, everywhere: bool = False) -> str:
     """Digits without separators of thousands: "1,234" is 1234, and "1.234.567" is 1234567.
 
-    Unless `everywhere`, only outside of brackets, and "1,23,456" is a list unless it is of rupees.
+    So is "12,34,567", as Indians write it. Unless `everywhere`, only outside of brackets.
     """
     depth = 0
     parts: list[str] = []
@@ -192,20 +191,13 @@ def joined_thousands(text: str, *, everywhere: bool = False) -> str:
         joined = piece
         if piece not in _DEPTH and (depth <= 0 or everywhere):
             for pattern in (_INDIAN, _THOUSANDS, _POINTS):
-                joined = pattern.sub(partial(_joined, everywhere=everywhere), joined)
+                joined = pattern.sub(_joined, joined)
         parts.append(joined)
     return "".join(parts)
 
 
-def _joined(match: re.Match[str], *, everywhere: bool) -> str:
-    rupees = (
-        everywhere
-        or match[0].endswith("000")
-        or re.search(
-            r"(?:₹|Rs\.?|INR)\s*$", match.string[max(0, match.start() - 9) : match.start()]
-        )
-    )
-    return re.sub("[ ,.']", "", match[0]) if rupees or match.re is not _INDIAN else match[0]
+def _joined(match: re.Match[str]) -> str:
+    return re.sub("[ ,.']", "", match[0])
 
 
 def bare_number(text: str) -> str:

@@ -2,10 +2,11 @@
 
 import re
 
-from conviction.answers.formulas.forms import UNREAD, Form, Shape, words
+from conviction.answers.formulas.forms import UNREAD, Form, Shape, expression, words
 from conviction.answers.formulas.markup import fold_words
 from conviction.answers.formulas.parsing import known_word
 from conviction.answers.formulas.reals import LINE, form_of
+from conviction.answers.formulas.spoken import spoken_number
 
 _LETTERS = re.compile(r"[^\W\d_]+(?:(?:\s|[-'.&]|\. )[^\W\d_]+)*")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
@@ -58,6 +59,8 @@ def read_words(text: str) -> Form | None:  # noqa: PLR0911  # one for each case
     pieces = unquoted.split()
     if '"' not in text and (all(map(known_word, pieces)) or _PRODUCT.fullmatch(unquoted)):
         return None
+    if (number := spoken_number(unquoted)) is not None:
+        return expression(number)
     folded = fold_words(unquoted)
     separators = {"and", "or", "또는", "그리고"}
     if '"' not in text and separators & set(folded.split()) and all(len(p) < 4 for p in pieces):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from math import gcd, lcm
 
 _MONTHS = {
     name: number
@@ -87,7 +88,6 @@ _LABELLED = re.compile(
 _JOIN = re.compile(
     r"[,;&]?\s*(?:(?:and|또는|그리고|와|과|및|und|et|y)(?![^\W\d_])\s*)?|(?:와|과|하고|랑|이랑)\s*"
 )
-_LAST_JOIN = re.compile(r"\s*[,;&]?\s*(?:and|그리고|와|과|및|하고|랑|이랑|und|et|y)?\s*$")
 _OTHER_WORDS = (
     "e pi sqrt root x y z i more less than to times of plus minus mod modulo sin cos tan log "
     "ln or if is are"
@@ -117,7 +117,7 @@ def _time(plain: str) -> str | None:
     if found := _TIME.fullmatch(plain):
         hour, minute, second, half = found.groups()
         return _at(int(hour) % 12 + 12 * (half == "p"), minute, second) if int(hour) < 13 else None
-    if found := _CLOCK.fullmatch(plain):
+    if (found := _CLOCK.fullmatch(plain)) and int(found[1]) <= 24 and int(found[2]) < 60:
         return _at(int(found[1]), found[2], found[3])
     if found := _EASTERN_TIME.fullmatch(plain):
         half, hour, *minutes, second = found.groups()
@@ -154,7 +154,15 @@ def _date(plain: str) -> str | None:
 
 
 def _ratio(plain: str) -> str | None:
-    return "".join(plain.split()) if _RATIO.fullmatch(plain) else None
+    """A ratio in lowest terms: "6:4" is "3:2". What may be a time of day is one."""
+    if not _RATIO.fullmatch(plain):
+        return None
+    parts = [_amount(part.strip()) for part in plain.split(":")]
+    if not all(parts):
+        return "".join(plain.split())
+    found = [part for part in parts if part is not None]
+    whole = [int(part * lcm(*(one.denominator for one in found))) for part in found]
+    return "ratio " + ":".join(str(part // gcd(*whole)) for part in whole)
 
 
 def _listed(plain: str) -> str | None:
@@ -199,7 +207,7 @@ def _items(plain: str) -> list[tuple[Fraction, str]]:
 
 
 _LAST_AMOUNT = re.compile(r"\s*(\d{1,9})")
-_JOINED = re.compile(r"(?:\s+(?:and|und|et|y|그리고|및)|(?<=[가-힣])(?:와|과|하고|이랑|랑))$")
+_JOINED = re.compile(r"(?:\s(?:and|und|et|y|그리고|및)|(?<=[가-힣])(?:와|과|하고|이랑|랑))$")
 
 
 def _labelled(plain: str) -> str | None:

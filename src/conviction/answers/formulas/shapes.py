@@ -4,7 +4,7 @@ What is read generously, since all traces answer the same question:
 
 - a unit, a currency, a degree sign and a percent sign are left out of single numbers: "15 cm^2" and
   "\$15" are 15, "50%" is 50 and not 0.5;
-- so is the base of a number: "52_8" is 52, as many write it, and so is "52_9";
+- the base of a number counts: "52_8" is neither "52" nor "52_9", and "52_{10}" is 52;
 - "x = 5" is 5, "x \in (0, 1)" is (0, 1), and a chain "a = b = 5" is its last part;
 - a list is a set, in which elements count as often as they stand there; a pair in parentheses keeps
   its order;
@@ -42,7 +42,12 @@ from conviction.answers.formulas.numerals import (
     joined_thousands,
     written_out,
 )
-from conviction.answers.formulas.parsing import MOST_CHARACTERS, UnreadableError, parse
+from conviction.answers.formulas.parsing import (
+    MOST_CHARACTERS,
+    UnreadableError,
+    exact,
+    parse,
+)
 from conviction.answers.formulas.prose import read_words, unread, without_condition
 from conviction.answers.formulas.quantities import read_quantity
 from conviction.answers.formulas.reals import (
@@ -56,6 +61,7 @@ from conviction.answers.formulas.reals import (
     intervals_of,
     union,
 )
+from conviction.answers.formulas.spoken import spoken_number
 from conviction.answers.formulas.values import one_answer
 
 _DEEPEST = 6
@@ -70,7 +76,13 @@ _ROWS = re.compile(
     r"\\begin\{(cases|aligned|align\*?|gathered|split|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}"
 )
 _NAMED_ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\R)?")
-_BASED = re.compile(r'(\d[\dA-Z]*)\s*_\s*\{?\s*"?\s*(\w+)\s*"?\s*\}?')
+_LOGIC = re.compile(r"\\(?:l(?:and|or|not)|wedge|vee|neg)(?![A-Za-z])|[∧∨¬]")  # noqa: RUF001
+_COMPARED = re.compile(r"[<>=≤≥≠∈]|\\(?:[lg]eq?|neq?|in)(?![A-Za-z])")
+_DIGITS = r"-?\s?\d[\dA-Fa-f]*(?:\.[\dA-Fa-f]+)?"
+_BASED = re.compile(
+    rf'[({{]?\s*({_DIGITS})\s*[)}}]?\s*(?:_|"?\s*(?:in\s+)?base)\s*[({{]*\s*'
+    rf'(?:"?\s*(?:base\s+)?(\d{{1,2}}|[a-z]{{2,9}})\s*"?)\s*[)}}]*\s*"?'
+)
 _ASIDE = re.compile(
     r"\s*\(\s*(?:=|\\approx|approx|about|i\.?e)[^()]*\)$"
     r"|(?<=\d)\s+\([^\W\d_]{2,}[^()\d+*/^=]*\)$"
@@ -83,10 +95,10 @@ _MODULUS = re.compile(
 _APPROX = frozenset({r"\approx"})
 _EQUALS = frozenset({"=", r"\in", r"\equiv"})
 # As in "x=1 y=2", without a comma.
-_ASSIGNMENT = re.compile(r"[A-Za-z](?:_\w+)?\s?=\s?[^\s=]+")
+_ASSIGNMENT = re.compile(r"[A-Za-z](?:_\w{1,20})?\s?=\s?[^\s=]+")
 _ASSIGNMENTS = re.compile(rf"{_ASSIGNMENT.pattern}(?: {_ASSIGNMENT.pattern})+")
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
-_QUOTED_NUMBER = re.compile(r'"[^"]*\d[^"]*"')
+_QUOTED_NUMBER = re.compile(r'"[^"\d]*\d[^"]*"')
 _ALL_BUT = re.compile(
     r'"?(?:all|any)\s+reals?(?:\s+numbers?)?\s+(?:except|other than|excluding|but)(?:\s+for)?"?'
     r"\s+(.+)",
@@ -105,7 +117,7 @@ def read(answer: str) -> Form:
     """Read any text; what cannot be read has a key that says so, and nothing is ever raised."""
     if _WHOLE.fullmatch(answer):
         return expression(Fraction(answer))  # the most frequent answer needs no more
-    if len(answer) > MOST_CHARACTERS:
+    if len(answer) > MOST_CHARACTERS or (_LOGIC.search(answer) and not _COMPARED.search(answer)):
         return Form(Shape.OTHER, UNREAD + " ".join(answer.split()))
     try:
         text, condition = without_condition(written_out(clean(abbreviated(answer))))
@@ -127,6 +139,8 @@ def _read(text: str, depth: int = 0) -> Form | None:  # noqa: PLR0911  # one for
         return Form(Shape.OTHER, UNREAD + "".join(text.split()))
     if not text:
         return None
+    if based := read_based(text):
+        return based
     if key := read_quantity(text):
         return words(key)
     if _QUOTED_NUMBER.fullmatch(text):
@@ -334,12 +348,24 @@ def _described(element: str, condition: str, depth: int) -> Form | None:
     return Form(Shape.OTHER, key)
 
 
+def read_based(text: str) -> Form | None:
+    """A number with its base, such as "52_8" and "52 base 8"; None if it is none."""
+    found = _BASED.fullmatch(text)
+    if found is None:
+        return None
+    said = found[2].casefold()
+    base = spoken_number(said) if said.isalpha() else exact(said)
+    digits = "".join(found[1].split()).upper()
+    if base == 10 and not any(map(str.isalpha, digits)):
+        return expression(exact(digits))
+    sign = "-" if digits[:1] == "-" else ""
+    return words(f"{sign}{digits.lstrip('-0') or '0'} to base {said if base is None else base}")
+
+
 def leaf(text: str) -> Form:
     """Read a single number, expression or word, cleaned by `markup.clean`."""
-    if based := _BASED.fullmatch(text):
-        if not based[1].isdigit():
-            return words(based[1].casefold())
-        text = based[1]
+    if based := read_based(text):
+        return based
     bare = bare_number(text)
     for candidate in dict.fromkeys((bare, text)):
         try:

@@ -56,8 +56,10 @@ class _Place(NamedTuple):
 
     least: float
     span: float
-    negative: Literal["none", "some", "all"] = "none"
-    whole: bool = False
+    negative: Literal["none", "some", "others", "all"] = "none"
+    """Some and others overlap: of two variables, one is negative and the other is not."""
+    multiple_of: int = 0
+    """1 for whole numbers, 2 for even ones."""
 
 
 _POINTS = (
@@ -65,11 +67,17 @@ _POINTS = (
     _Place(0.9, 1),
     _Place(0.4, 1, negative="some"),
     _Place(1.2, 1, negative="all"),
-    _Place(3, 9),
+    _Place(3, 9, negative="others"),
     _Place(110, 90),
     _Place(110, 90, negative="all"),
-    _Place(7, 300, whole=True),
+    _Place(100, 400, multiple_of=1),
+    _Place(100, 400, multiple_of=2),
 )
+_INDICES = frozenset("ijklr")
+_OFTEN_SMALLER = 6
+"""How much smaller they are among whole numbers: of n things, k are chosen."""
+_SALT = 894
+"""So that hardly any two letters are at the same whole number."""
 _NEAR = 4
 """At these points, a formula must have a value within the bounds."""
 
@@ -217,12 +225,15 @@ def _context() -> Any:
 def _coordinate(name: str, point: int) -> Any:
     """The value of a variable at a point: a number that no formula expects."""
     place = _POINTS[point]
-    digest = sha256(f"{name} {point}".encode()).digest()
+    digest = sha256(f"{name} {_SALT}{point}".encode()).digest()
     share = _context().mpf(int.from_bytes(digest, "big")) / 2**256
     value = place.least + share * place.span
-    some = place.negative == "some" and (digest[0] % 2 or len(name) == 1)
-    value = _context().floor(value) if place.whole else value
-    return -value if some or place.negative == "all" else value
+    if place.multiple_of:
+        value /= _OFTEN_SMALLER if name in _INDICES else 1
+        value = _context().floor(value / place.multiple_of) * place.multiple_of
+    bits = ord(name[0]) + len(name)
+    negative = {"none": 0, "some": bits & 1, "others": bits & 2, "all": 1}
+    return -value if negative[place.negative] else value
 
 
 def _rounding(context: Any) -> Any:
@@ -279,7 +290,7 @@ class _Evaluation:
                 return self.value(coefficient) * prod(map(self.value, factors))
             case Sum(terms):
                 values = [self.value(term) for term in terms]
-                return self._known(sum(values), max(map(abs, values)))
+                return self._known(sum(values), max(abs(value) for value in values))
             case Call(function, arguments):
                 if function in _BINDING:
                     return self._bound(function, *arguments)
