@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conviction.answers import AnswerKind, broken_rules, kind, kinds, kinds_help
+from conviction.answers.finding.refusals import cannot_answer
 from conviction.answers.kinds import kind_help
 from conviction.cli.inputs import read_question
 from conviction.cli.progress import messages
@@ -134,7 +135,8 @@ def _answer(chosen: AnswerKind, text: str) -> tuple[str | None, str]:
     if (found := chosen.extract(text)) is not None:
         return found, "itself" if found == text.strip() else "found"
     bare = text.strip()
-    if bare and len(bare.splitlines()) == 1 and chosen.accepts(bare):
+    single = len(bare.splitlines()) == 1 and not cannot_answer(bare)
+    if single and chosen.accepts(bare):
         return bare, "itself"
     return None, "none"
 

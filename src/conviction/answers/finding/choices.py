@@ -130,7 +130,8 @@ _CONCLUDING_LINES = 2
 _LINES_BEFORE = 12
 _CHARACTERS_OF_SENTENCES = 1_200
 _LONGEST_REST = 400
-_MOST_CLAIMS = 16
+_LABEL_WITHIN = 80
+_MOST_CLAIMS = 8
 
 
 class _Claim(NamedTuple):
@@ -191,6 +192,8 @@ def _sentences(text: str, first_line: int) -> tuple[list[_Claim], list[_Claim]]:
             continue
         for match in _last_matches(_BEFORE, line):
             rest = line[match.end() : match.end() + _LONGEST_REST]
+            if not _ANY_LABEL.search(rest[:_LABEL_WITHIN]):
+                continue
             said = _named(unhedged(rest, sentence=True))
             if said and not (said[0].isdecimal() and _TOPIC.search(match.group())):
                 strong.append(_Claim(said, (number, match.start())))

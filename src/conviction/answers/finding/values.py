@@ -30,6 +30,7 @@ _LAST_NUMBER = re.compile(
         | \s?[천백십만억조]+(?:\s?\d[\d,]*\s?[천백십만억조]+){{0,6}}(?:\s?\d+)? )?""",
     re.VERBOSE,
 )
+_ALTERNATIVES = re.compile(r"[$€£]?\d[\d.,]{0,20} (?:or|to) [$€£]?\d[\d.,]{0,20}")
 _ITS_SUM = re.compile(r"\([^()=]*=[^()]*\)[\s.]*$")
 _PLEASANTRY = re.compile(
     r"""\W{0,20}(?:I[ ](?:really[ ])?hope|hope[ ](?:this|that|it)|let[ ]me[ ]know|please[ ]let
@@ -112,6 +113,9 @@ def last_number(text: str) -> Iterator[str]:
     for line in last_line(text):
         raised = _RAISED.sub(lambda run: "^" + run.group().translate(_SUPERSCRIPTS), line)
         plain = fold(raised)
+        if _ALTERNATIVES.fullmatch(plain):
+            yield plain
+            return
         numbers = [found.group() for found in _LAST_NUMBER.finditer(_ITS_SUM.sub("", plain))]
         numbers = numbers or [found.group() for found in _LAST_NUMBER.finditer(plain)]
         if numbers:

@@ -26,7 +26,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "012345678
 _SUPERSCRIPT_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUBSCRIPT_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
-_FOREIGN_DIGIT = re.compile(r"[^\W0-9]")
+_FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 _GREEK_LETTERS = "αβγδεθλμπρστφψωΓΔΘΛΠΣΦΨΩ"
 _GREEK_NAMES = (
     "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi psi omega "
