@@ -42,6 +42,7 @@ _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
 _NAMES = re.compile(rf"\(\s*{_NAME.pattern}(?:\s*,\s*{_NAME.pattern})+\s*\)")
 _OPERATOR = re.compile(r"[-+*/^<>|!\d]|\\(?:cdot|le|ge|ne|pm|frac|sqrt)(?![A-Za-z])")
 _ARGUMENTS = re.compile(r"_\{[^{}]*\}|_\w|(?<=[A-Za-z'})])\([^()]*\)|\^\{?-1\}?|'|\|")
+_SIZE_OF_UNKNOWN = re.compile(r"\|\s?[xyz]\s?\|")
 _INDEFINITE = re.compile(r"\\int(?![A-Za-z])(?!\s*_)")
 _DERIVATIVE = re.compile(
     r"\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)[^{}]*\}|d[a-z]/d[a-z]"
@@ -141,6 +142,8 @@ def _names_something(left: str) -> bool:
     """Whether a left side names what is on the right: "x", "f(2)", "area", "AB", "dy/dx"."""
     if _DERIVATIVE.fullmatch(left) or _INDEFINITE.match(left):
         return True
+    if _SIZE_OF_UNKNOWN.fullmatch(left):
+        return False  # "|x| = 3" says less than "x = 3"
     bare = _ARGUMENTS.sub("", left)
     if _OPERATOR.search(bare) or not re.search(r"[^\W\d_]", bare):
         return False

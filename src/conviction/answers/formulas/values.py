@@ -13,13 +13,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fractions import Fraction
-from functools import cache
 from hashlib import sha256
-from importlib import import_module
 from importlib.util import find_spec
 from math import log, log2, prod
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from conviction.answers.formulas.algebra import (
     CONSTANTS,
@@ -31,12 +29,18 @@ from conviction.answers.formulas.algebra import (
     Sum,
     TooLargeError,
 )
+from conviction.answers.formulas.points import (
+    DIGITS,
+    NEAR,
+    POINTS,
+    context_of_values,
+    coordinate,
+)
 
 MOST_STEPS = 20_000
 """Operations on numbers of 120 digits for one answer; they take about a second."""
 
 _KEY_DIGITS = 70
-_DIGITS = 120
 _MORE_DIGITS = 500
 """For formulas of which cancellation leaves too few digits of the usual ones."""
 _ROUNDING = 20
@@ -49,37 +53,6 @@ _MOST_TERMS = 2_000
 _BINDING = frozenset({"int", "sum", "prod"})
 _LOCK = Lock()
 """mpmath changes the precision of its context while it integrates."""
-
-
-class _Place(NamedTuple):
-    """Where the variables of formulas are at one point: from `least` on, `span` far at most."""
-
-    least: float
-    span: float
-    negative: Literal["none", "some", "others", "all"] = "none"
-    """Some and others overlap: of two variables, one is negative and the other is not."""
-    multiple_of: int = 0
-    """1 for whole numbers, 2 for even ones."""
-
-
-_POINTS = (
-    _Place(0.2, 1),
-    _Place(0.9, 1),
-    _Place(0.4, 1, negative="some"),
-    _Place(1.2, 1, negative="all"),
-    _Place(3, 9, negative="others"),
-    _Place(110, 90),
-    _Place(110, 90, negative="all"),
-    _Place(100, 400, multiple_of=1),
-    _Place(100, 400, multiple_of=2),
-)
-_INDICES = frozenset("ijklr")
-_OFTEN_SMALLER = 6
-"""How much smaller they are among whole numbers: of n things, k are chosen."""
-_SALT = 894
-"""So that hardly any two letters are at the same whole number."""
-_NEAR = 4
-"""At these points, a formula must have a value within the bounds."""
 
 
 @contextmanager
@@ -135,7 +108,7 @@ def key_of(node: Node) -> str:
     values = _values(node)
     for name in names(node):  # such as (x^2 + x)/(x + 1), which is x
         if all(
-            _written(value) == _written(_coordinate(name, at)) for at, value in enumerate(values)
+            _written(value) == _written(coordinate(name, at)) for at, value in enumerate(values)
         ):
             return name
     if len({_written(value) for value in values}) > 1:
@@ -153,7 +126,7 @@ def key_of_zeros(node: Node, *, sign: bool = False) -> str:
     """
     values = _values(node)
     first = next((value for value in values if value), None)
-    if first is None or None in values[:_NEAR]:
+    if first is None or None in values[:NEAR]:
         raise UndefinedError
     size = abs(first) if sign else first
     return _hash([value if value is None else value / size for value in values])
@@ -165,12 +138,12 @@ def _values(node: Node) -> list[Any]:
     found: list[Any] = []
     steps = _STEPS.get(None) or _Steps()
     with _LOCK:
-        for number in range(len(_POINTS)) if variables else [0]:
-            point = {name: _coordinate(name, number) for name in variables}
+        for number in range(len(POINTS)) if variables else [0]:
+            point = {name: coordinate(name, number) for name in variables}
             try:
                 found.append(_value_at(point, node, steps))
             except TooLargeError:
-                if number < _NEAR or steps.left < 0:
+                if number < NEAR or steps.left < 0:
                     raise
                 found.append(None)
             except (ArithmeticError, ValueError, TypeError):
@@ -182,7 +155,7 @@ def _values(node: Node) -> list[Any]:
 
 def _value_at(point: Mapping[str, Any], node: Node, steps: "_Steps") -> Any:
     """The value at a point, with more digits where cancellation leaves too few."""
-    context = _context()
+    context = context_of_values()
     try:
         return _tidy(_Evaluation(context, point, steps).value(node))
     except _TooFewDigitsError:
@@ -197,7 +170,7 @@ def _hash(values: list[Any]) -> str:
 def _written(value: Any) -> str:
     if value is None:
         return "-"
-    context = _context()
+    context = context_of_values()
     real, imaginary = (context.nstr(part, _KEY_DIGITS) for part in (value.real, value.imag))
     return f"{real} + {imaginary} i" if value.imag else real
 
@@ -205,35 +178,13 @@ def _written(value: Any) -> str:
 def _constant(value: Any) -> str:
     """An exact fraction, if the value is one to nearly all digits, else its first digits."""
     if not value.imag and abs(value) < 10**15:
-        size = 10 ** (_DIGITS - _ROUNDING)
-        exact = Fraction(int(_context().nint(value.real * size)), size)
+        size = 10 ** (DIGITS - _ROUNDING)
+        exact = Fraction(int(context_of_values().nint(value.real * size)), size)
         near = exact.limit_denominator(10**9)
         # A number near 0 is as exact as any other: e^{-1000} is not 0.
         if (near or not value) and abs(exact - near) < Fraction(10**6, size):
             return str(near)
     return _written(value)
-
-
-@cache
-def _context() -> Any:
-    context = import_module("mpmath").MPContext()
-    context.dps = _DIGITS
-    return context
-
-
-@cache
-def _coordinate(name: str, point: int) -> Any:
-    """The value of a variable at a point: a number that no formula expects."""
-    place = _POINTS[point]
-    digest = sha256(f"{name} {_SALT}{point}".encode()).digest()
-    share = _context().mpf(int.from_bytes(digest, "big")) / 2**256
-    value = place.least + share * place.span
-    if place.multiple_of:
-        value /= _OFTEN_SMALLER if name in _INDICES else 1
-        value = _context().floor(value / place.multiple_of) * place.multiple_of
-    bits = ord(name[0]) + len(name)
-    negative = {"none": 0, "some": bits & 1, "others": bits & 2, "all": 1}
-    return -value if negative[place.negative] else value
 
 
 def _rounding(context: Any) -> Any:
@@ -243,7 +194,7 @@ def _rounding(context: Any) -> Any:
 
 def _tidy(value: Any) -> Any:
     """A value without a part that is only rounding."""
-    context = _context()
+    context = context_of_values()
     if not context.isfinite(value):
         raise UndefinedError
     size = abs(value) * _rounding(context)
@@ -334,7 +285,7 @@ class _Evaluation:
 
     def _known(self, value: Any, size: Any) -> Any:
         """A value that was calculated from numbers of some size; 0 if it is only rounding."""
-        if abs(value) > size * self._mp.mpf(10) ** (_KEY_DIGITS + _ROUNDING - _DIGITS):
+        if abs(value) > size * self._mp.mpf(10) ** (_KEY_DIGITS + _ROUNDING - DIGITS):
             return value
         if self._mp.dps < _MORE_DIGITS and not self._integrating:
             raise _TooFewDigitsError
@@ -391,7 +342,7 @@ def _log(mp: Any, *arguments: Any) -> Any:
     # To some, "log" without a base is that of 10, to others that of e: here it is of neither, but
     # all rules of logarithms hold.
     if len(arguments) == 1:
-        return mp.log(arguments[0]) * _coordinate("log", 0)
+        return mp.log(arguments[0]) * coordinate("log", 0)
     return mp.log(arguments[1]) / mp.log(arguments[0])
 
 
