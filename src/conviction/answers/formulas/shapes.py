@@ -35,7 +35,7 @@ from conviction.answers.formulas.forms import (
     several,
     words,
 )
-from conviction.answers.formulas.markup import clean, enclosed, fold_words, pieces, split
+from conviction.answers.formulas.markup import clean, enclosed, fold, fold_words, pieces, split
 from conviction.answers.formulas.numerals import (
     abbreviated,
     bare_number,
@@ -77,6 +77,7 @@ _ROWS = re.compile(
 )
 _NAMED_ELEMENT = re.compile(r"[A-Za-z](?:\s*\\in\s*\\R)?")
 _LOGIC = re.compile(r"\\(?:l(?:and|or|not)|wedge|vee|neg)(?![A-Za-z])|[∧∨¬]")  # noqa: RUF001
+_AROUND_LOGIC = re.compile(r"\s|\$|\\[()\[\]]|\\boxed")
 _COMPARED = re.compile(r"[<>=≤≥≠∈]|\\(?:[lg]eq?|neq?|in)(?![A-Za-z])")
 _DIGITS = r"-?\s?\d[\dA-Fa-f]*(?:\.[\dA-Fa-f]+)?"
 _BASED = re.compile(
@@ -117,8 +118,10 @@ def read(answer: str) -> Form:
     """Read any text; what cannot be read has a key that says so, and nothing is ever raised."""
     if _WHOLE.fullmatch(answer):
         return expression(Fraction(answer))  # the most frequent answer needs no more
-    if len(answer) > MOST_CHARACTERS or (_LOGIC.search(answer) and not _COMPARED.search(answer)):
+    if len(answer) > MOST_CHARACTERS:
         return Form(Shape.OTHER, UNREAD + " ".join(answer.split()))
+    if _LOGIC.search(answer) and not _COMPARED.search(answer):
+        return Form(Shape.OTHER, UNREAD + _AROUND_LOGIC.sub("", fold(answer)).strip(".*`"))
     try:
         text, condition = without_condition(written_out(clean(abbreviated(answer))))
         while (found := enclosed(text)) and found[0] == "{" and ", " not in found[1]:
