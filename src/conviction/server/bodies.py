@@ -29,6 +29,9 @@ _SECONDS_PER_BYTE = 12e-9
 
 _SMALL = 64 << 10
 _LARGE_SHARE = 0.75
+_COMING_SHARE = 0.5
+_WAIT_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
 _COLLECTED_BYTES = 32 << 20
 _RETRY_SECONDS = 5
 _ALWAYS = "/health"
@@ -38,7 +41,8 @@ _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 class Memory:
     """Counts the memory that requests take, and refuses what is above `most` bytes.
 
-    Requests of more than 64 KiB may take three quarters, so that they do not keep out small ones.
+    Requests of more than 64 KiB may take three quarters, so that they do not keep out small ones;
+    and half until they are whole, so that those that are whole find room to be parsed.
     """
 
     def __init__(self, most: int) -> None:
@@ -55,9 +59,10 @@ class Memory:
         finally:
             share.free()
 
-    def take(self, more: int, taken: int) -> None:
+    def take(self, more: int, taken: int, *, whole: bool = True) -> None:
         """Take so many bytes for one that has some; OverloadedError if there are not enough."""
-        room = self._most if taken + more <= _SMALL else int(self._most * _LARGE_SHARE)
+        share = _LARGE_SHARE if whole else _COMING_SHARE
+        room = self._most if taken + more <= _SMALL else int(self._most * share)
         if self.taken + more > room:
             raise OverloadedError(
                 tried="take one more request",
@@ -89,10 +94,25 @@ class MemoryShare:
         self.taken = 0
         self._memory = memory
 
-    def take(self, more: int) -> None:
+    def take(self, more: int, *, whole: bool = True) -> None:
         """Take so many bytes more; OverloadedError if there are not enough."""
-        self._memory.take(more, self.taken)
+        self._memory.take(more, self.taken, whole=whole)
         self.taken += more
+
+    async def wait_for(self, more: int) -> None:
+        """Take so many bytes more, and wait some seconds until there are enough.
+
+        Refused at once, clients that ask again would take the memory that others are to be parsed
+        in, and none would get on.
+        """
+        end = anyio.current_time() + _WAIT_SECONDS
+        while True:
+            try:
+                return self.take(more)
+            except OverloadedError:
+                if anyio.current_time() >= end:
+                    raise
+            await anyio.sleep(_LOOK_SECONDS)
 
     def free(self) -> None:
         """Give all of it back."""
@@ -137,9 +157,13 @@ class BodyGuard(Middleware):
         with self._memory.share() as share:
             try:
                 messages.append(await self._read(scope, receive, share))
-                if share.taken > _PARSED_AT_ONCE:
+                parsed = parsed_size(messages[0].get("body", b""))
+                if share.taken + parsed > _PARSED_AT_ONCE:
                     async with self._turn:
+                        await share.wait_for(parsed)
                         await anyio.sleep(2 * _SECONDS_PER_BYTE * share.taken)
+                else:
+                    share.take(parsed)
                 self._check_number(scope)
             except ConvictionError as error:
                 await failure_response(error)(scope, receive, send)
@@ -171,7 +195,7 @@ class BodyGuard(Middleware):
                     if message["type"] != "http.request":
                         return message
                     piece: bytes = message.get("body", b"")
-                    share.take(len(piece))
+                    share.take(len(piece), whole=False)
                     body += piece
                     if not message.get("more_body", False) and len(body) <= self._most_bytes:
                         break
@@ -181,7 +205,6 @@ class BodyGuard(Middleware):
                 code="timeout",
                 status=408,
             ) from None
-        share.take(parsed_size(body))
         return {"type": "http.request", "body": bytes(body), "more_body": False}
 
     def _check_number(self, scope: Scope) -> None:
