@@ -175,7 +175,7 @@ def test_ctrl_c_shows_the_votes_so_far_and_exits_with_130(
     out, err = capsys.readouterr()
     assert out == "41\n"
     assert "Ended by interrupted" in err
-    assert "3 of 4 votes" in err
+    assert "3 of 4 votes" in err, err
     assert engine.running == 0
 
 

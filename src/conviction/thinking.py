@@ -66,6 +66,9 @@ def trace_seed(seed: int, question: str, trace: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
+_FROM_OUTSIDE = (OUT_OF_TOKENS, "interrupted", "time")
+
+
 async def deliberate(
     question: Question,
     *,
@@ -224,8 +227,8 @@ class _Run:
         """Let the policy act on a trace that ended, and pass its slot on."""
         trace = await self._builder.finish(live, self._live.values(), self._now())
         del self._live[live.id]
-        # A trace that was whole when the tokens ran out is paid for, so it counts.
-        if self._ended is None or (self._ended == OUT_OF_TOKENS and trace.complete):
+        # A trace that was whole when the run was ended from outside is paid for, so it counts.
+        if self._ended is None or (self._ended in _FROM_OUTSIDE and trace.complete):
             self._act(self._policy.on_finished(trace))
         if self._on_event:
             self._emit(TraceFinished(trace, self._policy.standing()))
