@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conviction.answers import KINDS, AnswerKind, broken_rules, kind, kinds
-from conviction.cli.answers import COMPARED, DECIDED, FAILED, SAME
+from conviction.answers.grouping import COMPARED, DECIDED, FAILED, SAME
 from conviction.cli.main import run
 
 

@@ -7,6 +7,14 @@ from time import thread_time
 from conviction.answers.kinds import AnswerKind
 from conviction.core import Answer
 
+SAME, DECIDED, COMPARED, FAILED = (
+    "same canonical form",
+    "their canonical forms differ",
+    "the kind compared them",
+    "they could not be compared",
+)
+"""Why two answers are, or are not, one vote."""
+
 BUDGET_SECONDS = 20.0
 """CPU time that comparisons may take for one question, in all."""
 
@@ -91,12 +99,22 @@ class Grouping:
         return bool(equal)
 
 
+def related(kind: AnswerKind, first: str, second: str) -> tuple[bool | None, str]:
+    """Whether two canonical forms mean the same, None if they could not be compared; and why.
+
+    May take a while.
+    """
+    if first == second:
+        return True, SAME
+    if kind.decided(first, second):
+        return False, DECIDED
+    equal = kind.equivalent(first, second)
+    return equal, FAILED if equal is None else COMPARED
+
+
 def compared(kind: AnswerKind, first: str, second: str) -> bool | None:
     """Whether two answers mean the same; None if they could not be compared. May take a while."""
-    one, other = kind.canonical(first), kind.canonical(second)
-    if one == other:
-        return True
-    return False if kind.decided(one, other) else kind.equivalent(one, other)
+    return related(kind, kind.canonical(first), kind.canonical(second))[0]
 
 
 def is_correct(kind: AnswerKind, answer: Answer | str | None, gold: str | None) -> bool:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from conviction.answers import AnswerKind, broken_rules, kind, kinds, kinds_help
 from conviction.answers.finding.refusals import cannot_answer
+from conviction.answers.grouping import related
 from conviction.answers.kinds import kind_help
 from conviction.cli.inputs import read_question
 from conviction.cli.progress import messages
@@ -21,14 +22,6 @@ from conviction.display import one_line, shortened
 _MOST_SHOWN = 200
 _MOST_CHECKED = 12
 """Texts up to which every pair is compared, both ways, to check the kind itself."""
-
-SAME, DECIDED, COMPARED, FAILED = (
-    "same canonical form",
-    "their canonical forms differ",
-    "the kind compared them",
-    "they could not be compared",
-)
-"""Why two texts are, or are not, one vote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +107,7 @@ def findings(chosen: AnswerKind, texts: Sequence[str]) -> Findings:
         canonical = chosen.canonical(found)
         joins, why, apart = None, "", list[Difference]()
         for number in first_of:
-            equal, why = _related(chosen, read[number - 1].canonical or "", canonical)
+            equal, why = related(chosen, read[number - 1].canonical or "", canonical)
             if equal:
                 joins = number
                 break
@@ -139,16 +132,6 @@ def _answer(chosen: AnswerKind, text: str) -> tuple[str | None, str]:
     if single and chosen.accepts(bare):
         return bare, "itself"
     return None, "none"
-
-
-def _related(chosen: AnswerKind, first: str, second: str) -> tuple[bool | None, str]:
-    """Whether two canonical forms are one vote, and why."""
-    if first == second:
-        return True, SAME
-    if chosen.decided(first, second):
-        return False, DECIDED
-    equal = chosen.equivalent(first, second)
-    return equal, FAILED if equal is None else COMPARED
 
 
 def _notes(chosen: AnswerKind, read: Sequence[ReadText]) -> Iterator[str]:
