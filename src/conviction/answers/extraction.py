@@ -17,7 +17,6 @@ from conviction.answers.finding.markers import after_marker
 from conviction.answers.finding.parts import parts
 from conviction.answers.finding.refusals import cannot_answer
 from conviction.answers.finding.values import (
-    NUMBER,
     after_hashes,
     in_fence,
     in_tag,
@@ -25,11 +24,8 @@ from conviction.answers.finding.values import (
     last_line,
     last_number,
     last_value,
-    refuse,
 )
 from conviction.registry import unknown_name
-
-__all__ = ["NUMBER", "STRATEGIES", "Strategy", "check_strategies", "extract_answer", "refuse"]
 
 Strategy = Callable[[str], Iterable[str]]
 """Takes a text and gives the answers that may be meant, the likeliest first."""

@@ -5,7 +5,7 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 
-from conviction.answers.extraction import NUMBER
+from conviction.answers.finding.values import NUMBER
 from conviction.answers.formulas.forms import Form, Shape, expression, words
 from conviction.answers.formulas.markup import clean, fold, fold_words, raised
 from conviction.answers.formulas.numerals import (

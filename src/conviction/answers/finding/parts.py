@@ -2,10 +2,9 @@
 """The final part of a trace: what is left without reasoning, turn markers and special tokens.
 
 Reasoning stands between marks, which differ by model family: `<think>`, `[THINK]`,
-`<seed:think>`, `◁think▷`, `<|begin_of_thought
-|>`, the channels of gpt-oss, and so on. A closing mark
-without an opening one ends reasoning that began in the prompt. Reasoning that is never closed has
-no final part after it.
+`<seed:think>`, `◁think▷`, `<|begin_of_thought|>`, the channels of gpt-oss, and so on. A closing
+mark without an opening one ends reasoning that began in the prompt. Reasoning that is never closed
+has no final part after it.
 """
 
 import re
