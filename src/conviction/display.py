@@ -28,6 +28,15 @@ def one_line(text: str) -> str:
     return " ".join(safe(text).split())
 
 
+def printable(text: str) -> str:
+    """For lines of a log: `text` with all that is not printable, line breaks too, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 def quoted(text: str | bytes, secret: str | None = None) -> str:
     """The beginning of what a server said, on one line, at most `MOST_QUOTED` characters.
 

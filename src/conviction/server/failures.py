@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from starlette.responses import JSONResponse, Response
 
-from conviction.display import quoted
+from conviction.display import printable, quoted
 from conviction.errors import (
     AllTracesFailedError,
     ContextOverflowError,
@@ -48,15 +48,6 @@ _TYPES: Final = {
 
 _LONGEST_NAME = 100
 """Characters of a field's name that is repeated; those of this server are shorter."""
-
-
-def printable(text: str) -> str:
-    """A text in which all characters that are not printable, line breaks too, are escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
 
 
 def _escape(record: logging.LogRecord) -> bool:
