@@ -19,6 +19,7 @@ from anyio.abc import Process
 from completion_events import STOP, event, json_answer, position, stream, usage
 from kept_runs import lines
 from scripted_server import Received, Step, serving
+from tens import data_set
 
 from conviction.backends.builtin import Embedded
 from conviction.cli.main import run
@@ -79,10 +80,7 @@ class Multiplier:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    path = tmp_path / "questions.jsonl"
-    rows = [{"question": f"What is {i} * 10?", "answer": str(i * 10)} for i in range(QUESTIONS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return data_set(tmp_path / "questions.jsonl", QUESTIONS)
 
 
 @pytest.mark.parametrize(

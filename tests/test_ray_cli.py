@@ -21,6 +21,7 @@ from completion_events import STOP, event, json_answer, position, stream, usage
 from kept_runs import lines
 from real_servers import RealServer, vllm_variables
 from scripted_server import Mark, Received, Step, serving
+from tens import data_set
 from vllm_models import TINY, model_folder
 
 from conviction.cli.main import run
@@ -72,10 +73,7 @@ class Multiplier:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    path = tmp_path / "questions.jsonl"
-    rows = [{"question": f"What is {i} * 10?", "answer": str(i * 10)} for i in range(QUESTIONS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return data_set(tmp_path / "questions.jsonl", QUESTIONS)
 
 
 def program(*arguments: object) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tens import data_set
 
 from conviction.database import is_blank
 from conviction.errors import ConvictionError
@@ -94,10 +95,7 @@ def kills(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    path = tmp_path / "questions.jsonl"
-    rows = [{"question": f"What is {i} * 10?", "answer": str(i * 10)} for i in range(QUESTIONS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return data_set(tmp_path / "questions.jsonl", QUESTIONS)
 
 
 SCRIPTED = ("-m", "scripted", "--delay", "0.003", "--answer", "number", "--quiet")

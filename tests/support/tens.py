@@ -1,8 +1,18 @@
 """Questions whose right answers are tens."""
 
+import json
+from pathlib import Path
+
 from conviction.evaluation.datasets import DatasetQuestion
 from conviction.evaluation.plan import PromptedQuestion
 from conviction.prompts import PromptStyle
+
+
+def data_set(path: Path, count: int) -> Path:
+    """The file, with questions 0, 1, … as a data set that the commands read."""
+    rows = [{"question": f"What is {i} * 10?", "answer": str(i * 10)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def questions(count: int) -> tuple[PromptedQuestion, ...]:
